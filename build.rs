@@ -1,0 +1,35 @@
+//! Compiles the C++ shim of `src/libtorch` and sets how the library finds libtorch.
+
+use std::env;
+use std::path::PathBuf;
+
+fn main() {
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-changed=src/libtorch/shim.cpp");
+    println!("cargo:rerun-if-changed=src/libtorch/shim.h");
+
+    let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) else {
+        println!("cargo:error=LIBTORCH is not set: build with `make build`, which fetches libtorch");
+        return;
+    };
+    let include = libtorch.join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        // The wheels of libtorch are built with the C++11 ABI since 2.6.
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // libtorch's headers are not free of warnings.
+        .warnings(false)
+        .file("src/libtorch/shim.cpp")
+        .compile("td_shim");
+
+    // The shipped library finds libtorch beside itself; what runs from the build folder
+    // (`target/release` and the folders in it) finds it where `make setup` put it.
+    for place in ["$ORIGIN", "$ORIGIN/../libtorch/lib", "$ORIGIN/../../libtorch/lib"] {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{place}");
+    }
+    let fetched = libtorch.join("lib");
+    println!("cargo:rustc-link-arg=-Wl,-rpath-link,{}", fetched.display());
+}

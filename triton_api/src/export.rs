@@ -1,0 +1,430 @@
+//! The entry points of a backend, generic over the types that implement it.
+//!
+//! [`export_backend!`](crate::export_backend) gives each of them its C name. Who owns what:
+//! the state pointer of a backend and of a model is an `Arc`, that of an instance a `Box` of an
+//! `InstanceCell`; Initialize leaks it into Triton's object and Finalize takes it back.
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::backend::{Backend, BackendContext, Instance, Model};
+use crate::error::{Error, check, non_null};
+use crate::instance::{InstanceContext, InstanceHandle};
+use crate::model::ModelContext;
+use crate::panic::{boundary, catch};
+use crate::request::RequestBatch;
+use crate::{log_error, log_info, sys};
+
+pub use sys::{
+    TRITONBACKEND_Backend, TRITONBACKEND_BackendAttribute, TRITONBACKEND_Model,
+    TRITONBACKEND_ModelInstance, TRITONBACKEND_Request, TRITONSERVER_Error,
+};
+
+type InstanceOf<B> = <<B as Backend>::Model as Model>::Instance;
+type RawError = *mut TRITONSERVER_Error;
+
+/// What stands behind the state pointer of an instance. Execute takes the lock, which nobody
+/// contends for; Ready reads the health in `handle` and never touches the instance itself.
+struct InstanceCell<I> {
+    handle: Arc<InstanceHandle>,
+    instance: Mutex<I>,
+}
+
+/// Emits the `TRITONBACKEND_*` symbols of a backend: the argument is the type that implements
+/// [`Backend`](crate::Backend). Use it once in a library.
+#[macro_export]
+macro_rules! export_backend {
+    ($backend:ty) => {
+        // The symbols are all that leaves this block.
+        #[allow(
+            unsafe_code,
+            reason = "the C ABI; each line passes on what Triton promises"
+        )]
+        const _: () = {
+            use $crate::export::{
+                self, TRITONBACKEND_Backend, TRITONBACKEND_BackendAttribute, TRITONBACKEND_Model,
+                TRITONBACKEND_ModelInstance, TRITONBACKEND_Request, TRITONSERVER_Error,
+            };
+
+            $crate::__entry_points! { $backend,
+                TRITONBACKEND_Initialize => initialize(
+                    backend: *mut TRITONBACKEND_Backend);
+                TRITONBACKEND_Finalize => finalize(
+                    backend: *mut TRITONBACKEND_Backend);
+                TRITONBACKEND_GetBackendAttribute => get_backend_attribute(
+                    backend: *mut TRITONBACKEND_Backend,
+                    attributes: *mut TRITONBACKEND_BackendAttribute);
+                TRITONBACKEND_ModelInitialize => model_initialize(
+                    model: *mut TRITONBACKEND_Model);
+                TRITONBACKEND_ModelFinalize => model_finalize(
+                    model: *mut TRITONBACKEND_Model);
+                TRITONBACKEND_ModelInstanceInitialize => model_instance_initialize(
+                    instance: *mut TRITONBACKEND_ModelInstance);
+                TRITONBACKEND_ModelInstanceFinalize => model_instance_finalize(
+                    instance: *mut TRITONBACKEND_ModelInstance);
+                TRITONBACKEND_ModelInstanceExecute => model_instance_execute(
+                    instance: *mut TRITONBACKEND_ModelInstance,
+                    requests: *mut *mut TRITONBACKEND_Request,
+                    request_count: u32);
+                TRITONBACKEND_ModelInstanceReady => model_instance_ready(
+                    instance: *mut TRITONBACKEND_ModelInstance);
+            }
+        };
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __entry_points {
+    ($backend:ty, $($symbol:ident => $function:ident($($arg:ident: $type:ty),*);)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $symbol($($arg: $type),*) -> *mut TRITONSERVER_Error {
+                // SAFETY: only Triton calls this, with what its API promises.
+                unsafe { export::$function::<$backend>($($arg),*) }
+            }
+        )*
+    };
+}
+
+/// `TRITONBACKEND_Initialize`.
+///
+/// # Safety
+///
+/// Called by Triton, with its live backend.
+pub unsafe fn initialize<B: Backend>(backend: *mut TRITONBACKEND_Backend) -> RawError {
+    boundary("TRITONBACKEND_Initialize", || {
+        let raw = non_null(backend, "backend")?;
+        check_api_version()?;
+        // SAFETY: the backend is live, and its state pointer is this library's alone.
+        unsafe {
+            let context = BackendContext::new(&raw)?;
+            let state = Arc::new(B::initialize(&context)?);
+            store(state, |state| {
+                sys::TRITONBACKEND_BackendSetState(backend, state)
+            })?;
+            log_info!("backend '{}' is initialized", context.name());
+        }
+        Ok(())
+    })
+}
+
+/// `TRITONBACKEND_Finalize`. Called after a failed Initialize too.
+///
+/// # Safety
+///
+/// Called by Triton, with its live backend, when it has no model left.
+pub unsafe fn finalize<B: Backend>(backend: *mut TRITONBACKEND_Backend) -> RawError {
+    boundary("TRITONBACKEND_Finalize", || {
+        non_null(backend, "backend")?;
+        // SAFETY: the state is null or what Initialize stored, and is taken only here.
+        unsafe {
+            let state = take(
+                |out| sys::TRITONBACKEND_BackendState(backend, out),
+                |state| sys::TRITONBACKEND_BackendSetState(backend, state),
+            )?;
+            if let Some(state) = state {
+                drop(Arc::from_raw(state.cast::<B>().as_ptr()));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// `TRITONBACKEND_GetBackendAttribute`.
+///
+/// # Safety
+///
+/// Called by Triton, with its live attributes.
+pub unsafe fn get_backend_attribute<B: Backend>(
+    _backend: *mut TRITONBACKEND_Backend,
+    attributes: *mut TRITONBACKEND_BackendAttribute,
+) -> RawError {
+    boundary("TRITONBACKEND_GetBackendAttribute", || {
+        let attributes = non_null(attributes, "backend attributes")?;
+        // SAFETY: the attributes are live.
+        unsafe {
+            check(
+                sys::TRITONBACKEND_BackendAttributeSetParallelModelInstanceLoading(
+                    attributes.as_ptr(),
+                    B::PARALLEL_INSTANCE_LOADING,
+                ),
+            )
+        }
+    })
+}
+
+/// `TRITONBACKEND_ModelInitialize`.
+///
+/// # Safety
+///
+/// Called by Triton, with its live model.
+pub unsafe fn model_initialize<B: Backend>(model: *mut TRITONBACKEND_Model) -> RawError {
+    boundary("TRITONBACKEND_ModelInitialize", || {
+        let raw = non_null(model, "model")?;
+        // SAFETY: the model is live and so is its backend, whose state Initialize stored.
+        unsafe {
+            let mut backend = std::ptr::null_mut();
+            check(sys::TRITONBACKEND_ModelBackend(model, &mut backend))?;
+            let backend = non_null(backend, "backend")?;
+            let backend: Arc<B> =
+                share(|out| sys::TRITONBACKEND_BackendState(backend.as_ptr(), out))?;
+            let mut context = ModelContext::new(&raw)?;
+            let state = Arc::new(B::Model::initialize(&backend, &mut context)?);
+            store(state, |state| {
+                sys::TRITONBACKEND_ModelSetState(model, state)
+            })
+        }
+    })
+}
+
+/// `TRITONBACKEND_ModelFinalize`. Called after a failed ModelInitialize too.
+///
+/// # Safety
+///
+/// Called by Triton, with its live model, when it has no instance left.
+pub unsafe fn model_finalize<B: Backend>(model: *mut TRITONBACKEND_Model) -> RawError {
+    boundary("TRITONBACKEND_ModelFinalize", || {
+        non_null(model, "model")?;
+        // SAFETY: the state is null or what ModelInitialize stored, and is taken only here.
+        unsafe {
+            let state = take(
+                |out| sys::TRITONBACKEND_ModelState(model, out),
+                |state| sys::TRITONBACKEND_ModelSetState(model, state),
+            )?;
+            if let Some(state) = state {
+                drop(Arc::from_raw(state.cast::<B::Model>().as_ptr()));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// `TRITONBACKEND_ModelInstanceInitialize`.
+///
+/// # Safety
+///
+/// Called by Triton, with its live instance.
+pub unsafe fn model_instance_initialize<B: Backend>(
+    instance: *mut TRITONBACKEND_ModelInstance,
+) -> RawError {
+    boundary("TRITONBACKEND_ModelInstanceInitialize", || {
+        let raw = non_null(instance, "model instance")?;
+        // SAFETY: the instance is live and so is its model, whose state ModelInitialize stored.
+        unsafe {
+            let mut model = std::ptr::null_mut();
+            check(sys::TRITONBACKEND_ModelInstanceModel(instance, &mut model))?;
+            let model = non_null(model, "model")?;
+            let state: Arc<B::Model> =
+                share(|out| sys::TRITONBACKEND_ModelState(model.as_ptr(), out))?;
+            let context = InstanceContext::new(&raw, model)?;
+            let cell = Box::new(InstanceCell {
+                instance: Mutex::new(InstanceOf::<B>::initialize(&state, &context)?),
+                handle: context.handle(),
+            });
+            let cell = Box::into_raw(cell);
+            check(sys::TRITONBACKEND_ModelInstanceSetState(
+                instance,
+                cell.cast(),
+            ))
+            .inspect_err(|_| drop(Box::from_raw(cell)))
+        }
+    })
+}
+
+/// `TRITONBACKEND_ModelInstanceFinalize`. Called after a failed ModelInstanceInitialize too.
+///
+/// # Safety
+///
+/// Called by Triton, with its live instance, which it neither executes nor asks any more.
+pub unsafe fn model_instance_finalize<B: Backend>(
+    instance: *mut TRITONBACKEND_ModelInstance,
+) -> RawError {
+    boundary("TRITONBACKEND_ModelInstanceFinalize", || {
+        non_null(instance, "model instance")?;
+        // SAFETY: the state is null or what ModelInstanceInitialize stored, and is taken only
+        // here.
+        unsafe {
+            let state = take(
+                |out| sys::TRITONBACKEND_ModelInstanceState(instance, out),
+                |state| sys::TRITONBACKEND_ModelInstanceSetState(instance, state),
+            )?;
+            if let Some(state) = state {
+                let cell = *Box::from_raw(state.cast::<InstanceCell<InstanceOf<B>>>().as_ptr());
+                // The instance ends its threads and slots, which may report statistics, and
+                // only then is Triton's instance forgotten: also if the drop panics.
+                let InstanceCell { handle, instance } = cell;
+                let _close = Close(&handle);
+                drop(instance);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// `TRITONBACKEND_ModelInstanceExecute`.
+///
+/// # Safety
+///
+/// Called by Triton, with its live instance and requests.
+pub unsafe fn model_instance_execute<B: Backend>(
+    instance: *mut TRITONBACKEND_ModelInstance,
+    requests: *mut *mut TRITONBACKEND_Request,
+    request_count: u32,
+) -> RawError {
+    const PLACE: &str = "TRITONBACKEND_ModelInstanceExecute";
+    let accepted = Cell::new(false);
+    let outcome = catch(PLACE, || {
+        // SAFETY: the state is what ModelInstanceInitialize stored; the requests are Triton's.
+        let (cell, batch) = unsafe {
+            let cell = instance_cell::<B>(instance)?;
+            cell.handle
+                .health
+                .check()
+                .map_err(|error| in_instance(error, &cell.handle))?;
+            let batch = RequestBatch::new(&cell.handle, requests, request_count, &accepted)?;
+            (cell, batch)
+        };
+        let mut state = cell.instance.lock().unwrap_or_else(PoisonError::into_inner);
+        // An inner ring: what panicked is half changed and must not be used again.
+        catch(PLACE, || state.execute(batch)).unwrap_or_else(|error| {
+            cell.handle.health.poison("it panicked while it executed");
+            Err(in_instance(error, &cell.handle))
+        })
+    });
+    let error = match (outcome.and_then(|ended| ended), accepted.get()) {
+        (Ok(()), true) => return std::ptr::null_mut(),
+        (Ok(()), false) if request_count == 0 => return std::ptr::null_mut(),
+        (Ok(()), false) => Error::internal(format!("{PLACE}: the requests were not accepted")),
+        // The requests are not Triton's any more and their slots answer them: an error returned
+        // now would have them answered and released twice.
+        (Err(error), true) => {
+            let _ = catch(PLACE, || {
+                log_error!("after the requests were accepted: {error}")
+            });
+            return std::ptr::null_mut();
+        }
+        (Err(error), false) => error,
+    };
+    error.into_raw()
+}
+
+/// `TRITONBACKEND_ModelInstanceReady`. May overlap with Execute, so it looks at the health only.
+///
+/// # Safety
+///
+/// Called by Triton, with its live instance.
+pub unsafe fn model_instance_ready<B: Backend>(
+    instance: *mut TRITONBACKEND_ModelInstance,
+) -> RawError {
+    boundary("TRITONBACKEND_ModelInstanceReady", || {
+        // SAFETY: the state is what ModelInstanceInitialize stored.
+        let cell = unsafe { instance_cell::<B>(instance) }?;
+        cell.handle
+            .health
+            .check()
+            .map_err(|error| in_instance(error, &cell.handle))
+    })
+}
+
+/// The server must speak the same major version and at least our minor one.
+fn check_api_version() -> Result<(), Error> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the results point to locals.
+    unsafe { check(sys::TRITONBACKEND_ApiVersion(&mut major, &mut minor))? };
+    let (our_major, our_minor) = (
+        sys::TRITONBACKEND_API_VERSION_MAJOR,
+        sys::TRITONBACKEND_API_VERSION_MINOR,
+    );
+    if major == our_major && minor >= our_minor {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "the server offers backend API {major}.{minor}; this backend needs {our_major}.{our_minor} \
+         or a later minor version"
+    )))
+}
+
+fn in_instance(error: Error, handle: &InstanceHandle) -> Error {
+    error.context(format_args!(
+        "model '{}', instance '{}'",
+        handle.model_name, handle.name
+    ))
+}
+
+/// Forgets Triton's instance when it goes out of scope.
+struct Close<'a>(&'a InstanceHandle);
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Leaks `state` into Triton's object.
+///
+/// # Safety
+///
+/// `set` stores the pointer in an object whose state is this library's alone.
+unsafe fn store<T>(state: Arc<T>, set: impl FnOnce(*mut c_void) -> RawError) -> Result<(), Error> {
+    let pointer = Arc::into_raw(state);
+    // SAFETY: an error means that it was not stored, so it is taken back.
+    unsafe { check(set(pointer.cast_mut().cast())).inspect_err(|_| drop(Arc::from_raw(pointer))) }
+}
+
+/// Another handle to a state that [`store`] leaked.
+///
+/// # Safety
+///
+/// `get` gives null or the pointer that was stored as a `T`, not taken yet.
+unsafe fn share<T>(get: impl FnOnce(*mut *mut c_void) -> RawError) -> Result<Arc<T>, Error> {
+    let mut pointer = std::ptr::null_mut();
+    // SAFETY: the caller vouches for the pointer; the count goes up for the new handle.
+    unsafe {
+        check(get(&mut pointer))?;
+        let pointer = non_null(pointer, "state")?.cast::<T>().as_ptr();
+        Arc::increment_strong_count(pointer);
+        Ok(Arc::from_raw(pointer))
+    }
+}
+
+/// The state of an object, which is null afterwards.
+///
+/// # Safety
+///
+/// `get` and `set` work on the state of one live object.
+unsafe fn take(
+    get: impl FnOnce(*mut *mut c_void) -> RawError,
+    set: impl FnOnce(*mut c_void) -> RawError,
+) -> Result<Option<NonNull<c_void>>, Error> {
+    let mut pointer = std::ptr::null_mut();
+    // SAFETY: the caller vouches for both.
+    unsafe {
+        check(get(&mut pointer))?;
+        check(set(std::ptr::null_mut()))?;
+    }
+    Ok(NonNull::new(pointer))
+}
+
+/// # Safety
+///
+/// `instance` is null or live, and its state null or what ModelInstanceInitialize stored; it
+/// is not finalized during `'a`.
+unsafe fn instance_cell<'a, B: Backend>(
+    instance: *mut TRITONBACKEND_ModelInstance,
+) -> Result<&'a InstanceCell<InstanceOf<B>>, Error> {
+    let instance = non_null(instance, "model instance")?;
+    let mut state = std::ptr::null_mut();
+    // SAFETY: the caller vouches for the handle and its state.
+    unsafe {
+        check(sys::TRITONBACKEND_ModelInstanceState(
+            instance.as_ptr(),
+            &mut state,
+        ))?;
+        Ok(non_null(state, "state of the instance")?
+            .cast::<InstanceCell<InstanceOf<B>>>()
+            .as_ref())
+    }
+}

@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""Writes what diffusers makes of the tiny checkpoints: the numbers that the Rust side is held to.
+
+Everything runs on the CPU in float32 with torch's defaults, as a plain diffusers user would run it. Each group is one
+safetensors file and one JSON manifest beside it (tokens: JSON only). README.md describes the formats.
+"""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import save_file
+from transformers.utils import logging as transformers_logging
+
+import picture_cases
+import scheduler_cases
+from text_cases import ENCODED_TEXTS, TOKENIZED_TEXTS
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_CHECKPOINTS = ROOT / "tests" / "checkpoints"
+DEFAULT_OUT = ROOT / "tests" / "goldens"
+
+FAMILIES = ("sd1", "sd2_base", "sd2_768v", "sd2_depth", "sd2_inpaint", "x4_upscaler")
+TEXT_FAMILIES = ("sd1", "sd2_base")
+# One family for each distinct VAE: the sd2 families share theirs.
+VAE_FAMILIES = ("sd1", "sd2_base", "x4_upscaler")
+
+
+class Checkpoints:
+    """The folders, each loaded once in float32."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.loaded = {}
+
+    def __getitem__(self, family):
+        if family not in self.loaded:
+            pipeline = DiffusionPipeline.from_pretrained(
+                self.folder / family, torch_dtype=torch.float32, local_files_only=True
+            )
+            pipeline.set_progress_bar_config(disable=True)
+            self.loaded[family] = pipeline
+        return self.loaded[family]
+
+
+def seeded(seed, *shape):
+    """Standard normal numbers from a generator of their own."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_group(out, group, tensors, manifest):
+    write_json(out / f"{group}.json", manifest)
+    file = out / f"{group}.safetensors"
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, file)
+    file.chmod(0o644)  # the writer leaves it readable by its owner only
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Groups
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def tokens(checkpoints, out):
+    """Token ids as the pipeline's `encode_prompt` makes them: padded or cut to 77."""
+    manifest = {}
+    for family in TEXT_FAMILIES:
+        tokenizer = checkpoints[family].tokenizer
+        if type(tokenizer).__name__ != "CLIPTokenizer" or tokenizer.fix_text is not None:
+            raise SystemExit("the reference is the slow CLIPTokenizer without ftfy")
+        limit = tokenizer.model_max_length
+        rows = []
+        for text in TOKENIZED_TEXTS:
+            ids = tokenizer(text, padding="max_length", max_length=limit, truncation=True).input_ids
+            whole = tokenizer(text, padding="longest").input_ids
+            rows.append({"text": text, "ids": ids, "truncated": len(whole) > limit})
+        manifest[family] = rows
+    write_json(out / "tokens.json", manifest)
+
+
+def text(checkpoints, out):
+    """Text embeddings, one `encode_prompt` call for each text."""
+    tensors, cases = {}, []
+    for family in TEXT_FAMILIES:
+        pipeline = checkpoints[family]
+        for clip_skip in (None, 1, 2):
+            rows = [
+                pipeline.encode_prompt(one, torch.device("cpu"), 1, False, clip_skip=clip_skip)[0]
+                for one in ENCODED_TEXTS
+            ]
+            name = f"{family}/" + ("last_hidden_state" if clip_skip is None else f"clip_skip_{clip_skip}")
+            tensors[name] = torch.cat(rows)
+            cases.append({"name": name, "checkpoint": family, "clip_skip": clip_skip, "texts": ENCODED_TEXTS})
+    write_group(out, "text", tensors, {"cases": cases})
+
+
+def unet(checkpoints, out):
+    """One UNet call for each family, latent size and number of rows; each row has a timestep of its own."""
+    tensors, cases = {}, []
+    for number, family in enumerate(FAMILIES):
+        model = checkpoints[family].unet
+        channels, width = model.config.in_channels, model.config.cross_attention_dim
+        hidden, timestep = f"{family}/encoder_hidden_states", f"{family}/timestep"
+        tensors[hidden] = seeded(100 + number, 2, 77, width)
+        tensors[timestep] = torch.tensor([981, 41])
+        labels = None
+        if model.config.num_class_embeds is not None:
+            labels = f"{family}/class_labels"
+            tensors[labels] = torch.tensor([20, 350])
+        # 10 x 12 cannot be halved three times: the up blocks get the sizes of the skip connections instead.
+        for height, width in ((8, 8), (8, 12), (10, 12)):
+            size = f"{family}/{height}x{width}"
+            tensors[f"{size}/sample"] = seeded(200 + number, 2, channels, height, width)
+            for rows in (1, 2):
+                output = f"{size}/rows{rows}"
+                tensors[output] = model(
+                    tensors[f"{size}/sample"][:rows],
+                    tensors[timestep][:rows],
+                    encoder_hidden_states=tensors[hidden][:rows],
+                    class_labels=None if labels is None else tensors[labels][:rows],
+                ).sample
+                cases.append(
+                    {
+                        "name": output,
+                        "checkpoint": family,
+                        "rows": rows,
+                        "sample": f"{size}/sample",
+                        "timestep": timestep,
+                        "encoder_hidden_states": hidden,
+                        "class_labels": labels,
+                        "output": output,
+                    }
+                )
+    write_group(out, "unet", tensors, {"cases": cases})
+
+
+def vae(checkpoints, out):
+    """`vae.decode` of raw latents (not divided by scaling_factor) and the moments that `vae.encode` predicts."""
+    tensors, cases = {}, []
+    for number, family in enumerate(VAE_FAMILIES):
+        model = checkpoints[family].vae
+        factor = 2 ** (len(model.config.block_out_channels) - 1)
+        for rows, height, width in ((1, 8, 8), (2, 5, 6)):
+            size = f"{family}/{rows}x{height}x{width}"
+            pixels = (rows, 3, height * factor, width * factor)
+            tensors[f"{size}/latents"] = seeded(300 + number, rows, 4, height, width) * 5
+            tensors[f"{size}/decoded"] = model.decode(tensors[f"{size}/latents"]).sample
+            tensors[f"{size}/image"] = seeded(400 + number, *pixels).mul(0.5).clamp(-1, 1)
+            tensors[f"{size}/moments"] = model.encode(tensors[f"{size}/image"]).latent_dist.parameters
+            for kind, source, output in (("decode", "latents", "decoded"), ("encode", "image", "moments")):
+                cases.append(
+                    {
+                        "name": f"{size}/{kind}",
+                        "checkpoint": family,
+                        "kind": kind,
+                        "input": f"{size}/{source}",
+                        "output": f"{size}/{output}",
+                    }
+                )
+    write_group(out, "vae", tensors, {"cases": cases})
+
+
+def schedulers(checkpoints, out):
+    """Trajectories over model outputs that are fixed in advance, so that nothing but the scheduler is tested."""
+    del checkpoints
+    outputs = seeded(500, scheduler_cases.MAX_CALLS, 1, 4, 4, 4)
+    sample = seeded(501, 1, 4, 4, 4)
+    noise = torch.Generator("cpu").manual_seed(scheduler_cases.SEED)
+    tensors = {
+        "model_outputs": outputs,
+        "sample": sample,
+        "noise": torch.stack([torch.randn((1, 4, 4, 4), generator=noise) for _ in range(scheduler_cases.MAX_CALLS)]),
+    }
+    cases, refused = [], []
+    for case in scheduler_cases.cases():
+        try:
+            scheduler, states = scheduler_cases.run(case, outputs, sample)
+        except Exception as error:  # what diffusers refuses is part of the answer
+            refused.append({**case, "reason": type(error).__name__})
+            continue
+        if not torch.isfinite(states).all():
+            refused.append({**case, "reason": "not finite"})
+            continue
+        name = case["name"]
+        tensors[f"{name}/timesteps"] = scheduler.timesteps
+        tensors[f"{name}/samples"] = states
+        # DDIM and PNDM have no sigmas.
+        if "sigmas" in vars(scheduler):
+            tensors[f"{name}/sigmas"] = scheduler.sigmas
+        cases.append({**case, "init_noise_sigma": float(scheduler.init_noise_sigma)})
+    write_group(out, "schedulers", tensors, {"cases": cases, "refused": refused})
+    for case in refused:
+        print(f"  refused: {case['class']} steps {case['num_inference_steps']} ({case['reason']}): {case['config']}")
+
+
+def pictures(checkpoints, out):
+    """Final pictures: one pipeline call for each row, as one request of one row is."""
+    tensors = {}
+    cases = picture_cases.cases()
+    for case in cases:
+        for number, row in enumerate(case["rows"]):
+            tensors[f"{case['name']}/{number}"] = picture_cases.run(checkpoints[case["checkpoint"]], row)
+    write_group(out, "pictures", tensors, {"cases": cases})
+
+
+GROUPS = {
+    "tokens": tokens,
+    "text": text,
+    "unet": unet,
+    "vae": vae,
+    "schedulers": schedulers,
+    "pictures": pictures,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoints", type=Path, default=DEFAULT_CHECKPOINTS)
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(arguments.checkpoints)
+    with torch.no_grad():
+        for group in arguments.only:
+            GROUPS[group](checkpoints, arguments.out)
+            print(f"{group}: written", flush=True)
+    write_json(
+        arguments.out / "reference.json",
+        {
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "diffusers": diffusers.__version__,
+            "numpy": np.__version__,
+            # Some of torch's kernels split their sums by thread: another number is another last bit.
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__.split("+")[0],
+            "transformers": transformers.__version__,
+        },
+    )
+    total = sum(path.stat().st_size for path in arguments.out.iterdir())
+    print(f"{total:,} bytes in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+//! What tch lacks of libtorch: generators of one's own, CUDA found at run time, its errors sorted.
+//!
+//! The only C++ of the project is `shim.cpp` in this folder.
+
+pub mod cuda;
+mod error;
+mod generator;
+
+pub use error::is_out_of_memory;
+pub use generator::Generator;

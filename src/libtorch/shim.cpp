@@ -1,0 +1,85 @@
+#include "shim.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/randn.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <utility>
+
+struct td_generator {
+  at::Generator inner;
+};
+
+namespace {
+
+char *copy_message(const char *text) noexcept {
+  char *message = static_cast<char *>(std::malloc(std::strlen(text) + 1));
+  // Without memory for the message the process cannot say anything useful.
+  if (message == nullptr) std::abort();
+  std::strcpy(message, text);
+  return message;
+}
+
+// Runs `body`; turns whatever it throws into a message.
+template <typename Body>
+char *guarded(Body &&body) noexcept {
+  try {
+    std::forward<Body>(body)();
+    return nullptr;
+  } catch (const c10::Error &error) {
+    return copy_message(error.what_without_backtrace());
+  } catch (const std::exception &error) {
+    return copy_message(error.what());
+  } catch (...) {
+    return copy_message("libtorch threw something that is not an exception");
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void td_message_free(char *message) noexcept { std::free(message); }
+
+char *td_generator_new(uint64_t seed, td_generator **out) noexcept {
+  return guarded([&] {
+    *out = new td_generator{at::make_generator<at::CPUGeneratorImpl>(seed)};
+  });
+}
+
+void td_generator_free(td_generator *generator) noexcept { delete generator; }
+
+char *td_randn(td_generator *generator, const int64_t *sizes, size_t rank,
+               int dtype, void **out) noexcept {
+  return guarded([&] {
+    at::Tensor noise =
+        at::randn(at::IntArrayRef(sizes, rank), generator->inner,
+                  at::TensorOptions().dtype(static_cast<at::ScalarType>(dtype)));
+    *out = new at::Tensor(std::move(noise));
+  });
+}
+
+bool td_cuda_is_linked() noexcept {
+  return c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA);
+}
+
+char *td_cuda_set_device(int index) noexcept {
+  return guarded([&] {
+    c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
+        ->setDevice(c10::Device(c10::DeviceType::CUDA,
+                                static_cast<c10::DeviceIndex>(index)));
+  });
+}
+
+char *td_cuda_empty_cache() noexcept {
+  return guarded(
+      [&] { at::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache(); });
+}
+
+}  // extern "C"

@@ -1,0 +1,35 @@
+// What tch lacks of libtorch, behind a C ABI.
+//
+// Every function is noexcept: a C++ exception becomes a message that the caller
+// frees with td_message_free; NULL means success.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+typedef struct td_generator td_generator;
+
+void td_message_free(char *message) noexcept;
+
+// A new CPU generator (mt19937) seeded as torch.Generator("cpu").manual_seed does.
+char *td_generator_new(uint64_t seed, td_generator **out) noexcept;
+void td_generator_free(td_generator *generator) noexcept;
+
+// Standard normal noise of the given shape, drawn on the CPU from `generator`.
+// `dtype` is a c10::ScalarType. `*out` receives a new at::Tensor* that the
+// caller owns.
+char *td_randn(td_generator *generator, const int64_t *sizes, size_t rank,
+               int dtype, void **out) noexcept;
+
+// True once libtorch's CUDA library is in the process and has registered itself.
+bool td_cuda_is_linked() noexcept;
+
+// Makes `index` the calling thread's current CUDA device.
+char *td_cuda_set_device(int index) noexcept;
+
+// Gives the CUDA caching allocator's unused blocks back to the driver.
+char *td_cuda_empty_cache() noexcept;
+
+}  // extern "C"

@@ -1,0 +1,250 @@
+//! CLIP's text encoder.
+//!
+//! Source: transformers `models/clip/modeling_clip.py` (`CLIPTextTransformer`), after Radford et al.,
+//! "Learning Transferable Visual Models From Natural Language Supervision" (2021).
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use super::attention::scaled_dot_product_attention;
+use super::layers::{Embedding, LayerNorm, Linear, Rows};
+use crate::error::{Error, Result};
+use crate::weights::{WeightPath, Weights};
+
+/// The activation between a layer's two products.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// x·Φ(x), exactly (Stable Diffusion 2).
+    Gelu,
+    /// x·σ(1.702·x) (Stable Diffusion 1).
+    QuickGelu,
+}
+
+/// `text_encoder/config.json`, with transformers' names and defaults.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct ClipTextConfig {
+    /// Entries of the token table.
+    pub vocab_size: i64,
+    /// Size of the hidden states and of the result.
+    pub hidden_size: i64,
+    /// Size between a layer's two products.
+    pub intermediate_size: i64,
+    /// Layers. Stable Diffusion 2 ships one fewer than its text encoder was trained with, since it
+    /// uses the last but one.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: i64,
+    /// The longest text, in tokens.
+    pub max_position_embeddings: i64,
+    /// Activation.
+    pub hidden_act: Activation,
+    /// Epsilon of the norms.
+    pub layer_norm_eps: f64,
+    /// Whether padding is masked, which no Stable Diffusion 1 or 2 asks for.
+    pub use_attention_mask: bool,
+}
+
+impl Default for ClipTextConfig {
+    /// transformers' defaults (`CLIPTextConfig`).
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+            use_attention_mask: false,
+        }
+    }
+}
+
+impl ClipTextConfig {
+    /// Checks that the parts fit each other and that nothing is asked for that we do not do.
+    ///
+    /// # Errors
+    /// `InvalidArgument` or `Unsupported`, naming the key.
+    pub fn check(&self) -> Result<()> {
+        let invalid =
+            |what: &str| Err(Error::invalid_argument(format!("text_encoder/config.json: {what}")));
+        let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size];
+        if sizes.iter().any(|&n| !(1..=1 << 20).contains(&n)) {
+            return invalid("a size is out of range (1 to 1048576)");
+        }
+        if !(1..=1024).contains(&self.num_hidden_layers) {
+            return invalid("num_hidden_layers is out of range (1 to 1024)");
+        }
+        if !(3..=1 << 16).contains(&self.max_position_embeddings) {
+            return invalid("max_position_embeddings is out of range (3 to 65536)");
+        }
+        if self.num_attention_heads < 1 || self.hidden_size % self.num_attention_heads != 0 {
+            return invalid("num_attention_heads does not divide hidden_size");
+        }
+        if self.use_attention_mask {
+            return Err(Error::unsupported(
+                "text_encoder/config.json: use_attention_mask is set to a value that is not supported",
+            ));
+        }
+        Ok(())
+    }
+}
+
+struct SelfAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    heads: i64,
+}
+
+impl SelfAttention {
+    fn new(path: &WeightPath<'_>, size: i64, heads: i64) -> Result<Self> {
+        let linear = |name: &str| Linear::new(&path.sub(name), size, size);
+        Ok(Self {
+            q_proj: linear("q_proj")?,
+            k_proj: linear("k_proj")?,
+            v_proj: linear("v_proj")?,
+            out_proj: linear("out_proj")?,
+            heads,
+        })
+    }
+
+    fn forward(&self, input: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let (rows, tokens, size) = input.size3()?;
+        let head = size / self.heads;
+        let split = |projection: &Linear| -> Result<Tensor> {
+            let projected = projection.forward(input, Rows::WHOLE)?;
+            Ok(projected.f_view([rows, tokens, -1, head])?.f_transpose(1, 2)?)
+        };
+        let (q, k, v) = (split(&self.q_proj)?, split(&self.k_proj)?, split(&self.v_proj)?);
+        let scale = (head as f64).powf(-0.5);
+        let attended = scaled_dot_product_attention(&q, &k, &v, Some(mask), Some(scale))?;
+        let joined = attended.f_transpose(1, 2)?.f_contiguous()?.f_reshape([rows, tokens, size])?;
+        self.out_proj.forward(&joined, Rows::WHOLE)
+    }
+}
+
+struct EncoderLayer {
+    layer_norm1: LayerNorm,
+    self_attn: SelfAttention,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    activation: Activation,
+}
+
+impl EncoderLayer {
+    fn new(path: &WeightPath<'_>, config: &ClipTextConfig) -> Result<Self> {
+        let (size, inner) = (config.hidden_size, config.intermediate_size);
+        let mlp = path.sub("mlp");
+        Ok(Self {
+            layer_norm1: LayerNorm::new(&path.sub("layer_norm1"), size, config.layer_norm_eps)?,
+            self_attn: SelfAttention::new(&path.sub("self_attn"), size, config.num_attention_heads)?,
+            layer_norm2: LayerNorm::new(&path.sub("layer_norm2"), size, config.layer_norm_eps)?,
+            fc1: Linear::new(&mlp.sub("fc1"), size, inner)?,
+            fc2: Linear::new(&mlp.sub("fc2"), inner, size)?,
+            activation: config.hidden_act,
+        })
+    }
+
+    fn forward(&self, input: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let attended = self.self_attn.forward(&self.layer_norm1.forward(input)?, mask)?;
+        let hidden = input.f_add(&attended)?;
+        let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?, Rows::WHOLE)?;
+        let inner = match self.activation {
+            Activation::Gelu => inner.f_gelu("none")?,
+            Activation::QuickGelu => inner.f_mul(&inner.f_mul_scalar(1.702)?.f_sigmoid()?)?,
+        };
+        Ok(hidden.f_add(&self.fc2.forward(&inner, Rows::WHOLE)?)?)
+    }
+}
+
+/// transformers' `CLIPTextModel`.
+pub struct ClipTextModel {
+    config: ClipTextConfig,
+    token_embedding: Embedding,
+    position_embedding: Embedding,
+    layers: Vec<EncoderLayer>,
+    final_layer_norm: LayerNorm,
+}
+
+impl ClipTextModel {
+    /// Builds the model that `config` describes from `weights`, all of which it must use.
+    ///
+    /// Tensors may begin with `text_model.` (transformers 4) or not (transformers 5).
+    ///
+    /// # Errors
+    /// A tensor that is missing, left over or of another shape.
+    pub fn new(config: ClipTextConfig, weights: Weights) -> Result<Self> {
+        let weights = weights
+            .renamed(|name| name.strip_prefix("text_model.").map(str::to_owned))
+            // Numbers from 0 on, which old versions of transformers saved as a buffer.
+            .ignoring(|name| name.ends_with("embeddings.position_ids"));
+        let model = Self::read(config, &weights)?;
+        weights.finish()?;
+        Ok(model)
+    }
+
+    fn read(config: ClipTextConfig, weights: &Weights) -> Result<Self> {
+        let path = weights.root();
+        let size = config.hidden_size;
+        let embeddings = path.sub("embeddings");
+        let layers = path.sub("encoder").sub("layers");
+        Ok(Self {
+            token_embedding: Embedding::new(&embeddings.sub("token_embedding"), config.vocab_size, size)?,
+            position_embedding: Embedding::new(
+                &embeddings.sub("position_embedding"),
+                config.max_position_embeddings,
+                size,
+            )?,
+            layers: (0..config.num_hidden_layers)
+                .map(|index| EncoderLayer::new(&layers.sub(index), &config))
+                .collect::<Result<_>>()?,
+            final_layer_norm: LayerNorm::new(&path.sub("final_layer_norm"), size, config.layer_norm_eps)?,
+            config,
+        })
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &ClipTextConfig {
+        &self.config
+    }
+
+    /// int64 token ids `[rows, tokens]` to `[rows, tokens, hidden_size]`, leaving out the last
+    /// `clip_skip` layers; the final norm is applied in any case.
+    ///
+    /// # Errors
+    /// Ids outside of the vocabulary, more tokens than positions, or out of memory.
+    pub fn forward(&self, input_ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
+        let (_, tokens) = input_ids.size2()?;
+        let device = input_ids.device();
+        let positions = Tensor::f_arange(tokens, (Kind::Int64, device))?.f_unsqueeze(0)?;
+        let mut hidden = self
+            .token_embedding
+            .forward(input_ids)?
+            .f_add(&self.position_embedding.forward(&positions)?)?;
+        let mask = causal_mask(tokens, hidden.kind(), device)?;
+        let layers = self.layers.len().saturating_sub(clip_skip);
+        for layer in &self.layers[..layers] {
+            hidden = layer.forward(&hidden, &mask)?;
+        }
+        self.final_layer_norm.forward(&hidden)
+    }
+}
+
+/// `[1, 1, tokens, tokens]`: zero up to each token's own place, the lowest number of the dtype
+/// beyond (`_create_4d_causal_attention_mask` in transformers `modeling_attn_mask_utils.py`).
+fn causal_mask(tokens: i64, kind: Kind, device: tch::Device) -> Result<Tensor> {
+    let lowest = match kind {
+        Kind::Half => -65504.0,
+        Kind::BFloat16 => -3.389_531_389_251_535_5e38,
+        _ => f64::from(f32::MIN),
+    };
+    Ok(Tensor::f_full([tokens, tokens], lowest, (kind, device))?
+        .f_triu(1)?
+        .f_view([1, 1, tokens, tokens])?)
+}

@@ -1,0 +1,44 @@
+//! From safetensors files to tensors on a device.
+//!
+//! [`Component`] finds and maps the files, [`Weights`] hands out tensors by the names that the
+//! checkpoint uses and keeps account of them: a tensor that is missing, has another shape, or is
+//! left over fails the load by name.
+
+mod component;
+mod file;
+mod path;
+mod shared;
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+pub use component::Component;
+pub use file::TensorFile;
+pub use path::{WeightPath, Weights};
+pub use shared::Shared;
+
+/// The longest configuration file that is read, in bytes. The longest of the supported folders is
+/// a tokenizer's `vocab.json` of 1 MB.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+
+/// Reads a JSON file of a model folder.
+///
+/// # Errors
+/// `NotFound` if it cannot be read, `InvalidArgument` if it is not the JSON that is wanted; both
+/// name the file.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let cannot_read = |error| Error::not_found(format!("{}: {error}", path.display()));
+    let length = std::fs::metadata(path).map_err(cannot_read)?.len();
+    if length > MAX_JSON_BYTES {
+        return Err(Error::invalid_argument(format!(
+            "{}: {length} bytes, more than {MAX_JSON_BYTES}",
+            path.display()
+        )));
+    }
+    let text = std::fs::read_to_string(path).map_err(cannot_read)?;
+    serde_json::from_str(&text)
+        .map_err(|error| Error::invalid_argument(format!("{}: {error}", path.display())))
+}

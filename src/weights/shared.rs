@@ -1,0 +1,52 @@
+//! Loaded models, shared between instances.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A model that never writes to its own tensors.
+///
+/// # Safety
+/// Nothing that takes `&self` may write to a tensor that the model holds (in-place operations,
+/// `set_requires_grad`, `set_data`, ...), and the model has no interior mutability.
+pub unsafe trait Frozen: Send {}
+
+// SAFETY: each of these models holds tensors and numbers alone, and its only methods are `forward`,
+// `encode` and `decode`, which read their weights through libtorch's functional operations.
+unsafe impl Frozen for crate::models::ClipTextModel {}
+// SAFETY: as above.
+unsafe impl Frozen for crate::models::UNet2DConditionModel {}
+// SAFETY: as above.
+unsafe impl Frozen for crate::models::AutoencoderKl {}
+
+/// A loaded model that several threads read.
+///
+/// tch's tensors may be sent to another thread but not shared between threads, since any tensor can
+/// be written through a shared reference. A [`Frozen`] model writes to none.
+pub struct Shared<T: Frozen>(Arc<T>);
+
+// SAFETY: `T` is reached by shared reference only and, being `Frozen`, reads only; libtorch permits
+// concurrent reads of one tensor, and its reference counts are atomic.
+unsafe impl<T: Frozen> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Frozen> Sync for Shared<T> {}
+
+impl<T: Frozen> Shared<T> {
+    /// Shares a model.
+    pub fn new(model: T) -> Self {
+        Self(Arc::new(model))
+    }
+}
+
+impl<T: Frozen> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: Frozen> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}

@@ -1,0 +1,172 @@
+//! Song et al., "Denoising Diffusion Implicit Models" (2020).
+//!
+//! Source: diffusers `schedulers/scheduling_ddim.py`.
+
+use serde::Deserialize;
+use tch::Tensor;
+
+use super::config::{PredictionType, RawConfig, TimestepSpacing};
+use super::noise_schedule::{BetasConfig, to_vec};
+use super::scalar::{pow, root};
+use super::spacing::{descending_to_zero, linspace, rounded};
+use super::threshold::Thresholding;
+use super::{Plan, Scheduler, at, check_steps, past_the_end};
+use crate::error::Result;
+use crate::libtorch::Generator;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+struct Keys {
+    #[serde(flatten)]
+    betas: BetasConfig,
+    #[serde(flatten)]
+    thresholding: Thresholding,
+    clip_sample: bool,
+    clip_sample_range: f64,
+    set_alpha_to_one: bool,
+    steps_offset: i64,
+    prediction_type: PredictionType,
+    timestep_spacing: TimestepSpacing,
+}
+
+impl Default for Keys {
+    /// diffusers' defaults.
+    fn default() -> Self {
+        Self {
+            betas: BetasConfig::default(),
+            thresholding: Thresholding::default(),
+            clip_sample: true,
+            clip_sample_range: 1.0,
+            set_alpha_to_one: true,
+            steps_offset: 0,
+            prediction_type: PredictionType::Epsilon,
+            timestep_spacing: TimestepSpacing::Leading,
+        }
+    }
+}
+
+/// `DDIMScheduler`.
+#[derive(Clone, Debug)]
+pub struct DdimConfig {
+    keys: Keys,
+    alphas_cumprod: Vec<f32>,
+}
+
+impl DdimConfig {
+    /// Reads the keys of the class.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming the key.
+    pub fn read(raw: &RawConfig) -> Result<Self> {
+        let keys: Keys = raw.read()?;
+        Ok(Self { alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?, keys })
+    }
+
+    /// The state at the start of a run.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a number of steps that the training timesteps do not hold.
+    pub fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
+        let train = self.keys.betas.num_train_timesteps;
+        let steps = plan.num_inference_steps;
+        check_steps(steps, train)?;
+        let ratio = train / steps as i64;
+        let timesteps: Vec<i64> = match self.keys.timestep_spacing {
+            TimestepSpacing::Linspace => {
+                let mut timesteps = rounded(&linspace(0.0, (train - 1) as f64, steps));
+                timesteps.reverse();
+                timesteps
+            }
+            TimestepSpacing::Leading => {
+                (0..steps as i64).rev().map(|i| i * ratio + self.keys.steps_offset).collect()
+            }
+            TimestepSpacing::Trailing => {
+                let noisy = descending_to_zero(train as f64, train as f64 / steps as f64);
+                rounded(&noisy).into_iter().map(|t| t - 1).collect()
+            }
+        };
+        for &timestep in &timesteps {
+            at(&self.alphas_cumprod, timestep)?;
+        }
+        Ok(Box::new(Ddim {
+            config: self.clone(),
+            eta: plan.eta as f32,
+            step_ratio: ratio,
+            timesteps,
+            index: 0,
+        }))
+    }
+}
+
+struct Ddim {
+    config: DdimConfig,
+    eta: f32,
+    step_ratio: i64,
+    timesteps: Vec<i64>,
+    index: usize,
+}
+
+impl Ddim {
+    /// ᾱ of the step after this one.
+    fn previous_alpha(&self, timestep: i64) -> Result<f32> {
+        let previous = timestep - self.step_ratio;
+        if previous >= 0 {
+            at(&self.config.alphas_cumprod, previous)
+        } else if self.config.keys.set_alpha_to_one {
+            Ok(1.0)
+        } else {
+            at(&self.config.alphas_cumprod, 0)
+        }
+    }
+}
+
+impl Scheduler for Ddim {
+    fn timesteps(&self) -> &[i64] {
+        &self.timesteps
+    }
+
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
+        let timestep = *self.timesteps.get(self.index).ok_or_else(past_the_end)?;
+        self.index += 1;
+        let keys = &self.config.keys;
+        let alpha = at(&self.config.alphas_cumprod, timestep)?;
+        let alpha_previous = self.previous_alpha(timestep)?;
+        let beta = 1.0 - alpha;
+        let (root_alpha, root_beta) = (root(alpha)?, root(beta)?);
+        let times = |tensor: &Tensor, factor: f32| tensor.f_mul_scalar(f64::from(factor));
+
+        // Formula (12): the predicted sample and the predicted noise.
+        let (mut pred_original, pred_epsilon) = match keys.prediction_type {
+            PredictionType::Epsilon => {
+                let noiseless = sample.f_sub(&times(model_output, root_beta)?)?;
+                (noiseless.f_div_scalar(f64::from(root_alpha))?, model_output.shallow_clone())
+            }
+            PredictionType::Sample => {
+                let noise = sample.f_sub(&times(model_output, root_alpha)?)?;
+                (model_output.shallow_clone(), noise.f_div_scalar(f64::from(root_beta))?)
+            }
+            PredictionType::VPrediction => (
+                times(sample, root_alpha)?.f_sub(&times(model_output, root_beta)?)?,
+                times(model_output, root_alpha)?.f_add(&times(sample, root_beta)?)?,
+            ),
+        };
+        if keys.thresholding.thresholding {
+            pred_original = keys.thresholding.apply(&pred_original)?;
+        } else if keys.clip_sample {
+            pred_original = pred_original.f_clamp(-keys.clip_sample_range, keys.clip_sample_range)?;
+        }
+
+        // Formula (16).
+        let variance = ((1.0 - alpha_previous) / beta) * (1.0 - alpha / alpha_previous);
+        let std_dev = self.eta * root(variance)?;
+        let direction = times(&pred_epsilon, root(1.0 - alpha_previous - pow(std_dev, 2.0)?)?)?;
+        let previous = times(&pred_original, root(alpha_previous)?)?.f_add(&direction)?;
+        if self.eta > 0.0 {
+            let noise = generator
+                .randn(&model_output.size(), model_output.kind())?
+                .f_to_device(model_output.device())?;
+            return Ok(previous.f_add(&times(&noise, std_dev)?)?);
+        }
+        Ok(previous)
+    }
+}

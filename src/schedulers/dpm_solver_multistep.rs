@@ -1,0 +1,433 @@
+//! Lu et al., "DPM-Solver" and "DPM-Solver++" (2022).
+//!
+//! Source: diffusers `schedulers/scheduling_dpmsolver_multistep.py`.
+
+use serde::Deserialize;
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use super::config::{PredictionType, RawConfig, TimestepSpacing};
+use super::noise_schedule::{BetasConfig, to_vec};
+use super::scalar::{exp, log, pow, root, sqrt};
+use super::spacing::{descending_to_zero, linspace, rounded};
+use super::threshold::Thresholding;
+use super::{Plan, Scheduler, check_steps, past_the_end};
+use crate::error::{Error, Result};
+use crate::libtorch::Generator;
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+enum AlgorithmType {
+    #[serde(rename = "dpmsolver")]
+    DpmSolver,
+    /// `deis` is what a DEIS scheduler's configuration says; diffusers takes it as this one.
+    #[serde(rename = "dpmsolver++", alias = "deis")]
+    DpmSolverPlusPlus,
+    #[serde(rename = "sde-dpmsolver")]
+    SdeDpmSolver,
+    #[serde(rename = "sde-dpmsolver++")]
+    SdeDpmSolverPlusPlus,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+enum SolverType {
+    /// The other names are those of other schedulers' solvers; diffusers takes them as this one.
+    #[serde(alias = "logrho", alias = "bh1", alias = "bh2")]
+    Midpoint,
+    Heun,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+enum FinalSigmas {
+    Zero,
+    SigmaMin,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+struct Keys {
+    #[serde(flatten)]
+    betas: BetasConfig,
+    #[serde(flatten)]
+    thresholding: Thresholding,
+    solver_order: usize,
+    prediction_type: PredictionType,
+    algorithm_type: AlgorithmType,
+    solver_type: SolverType,
+    lower_order_final: bool,
+    euler_at_final: bool,
+    final_sigmas_type: FinalSigmas,
+    lambda_min_clipped: f64,
+    timestep_spacing: TimestepSpacing,
+    steps_offset: i64,
+}
+
+impl Default for Keys {
+    /// diffusers' defaults.
+    fn default() -> Self {
+        Self {
+            betas: BetasConfig::default(),
+            thresholding: Thresholding::default(),
+            solver_order: 2,
+            prediction_type: PredictionType::Epsilon,
+            algorithm_type: AlgorithmType::DpmSolverPlusPlus,
+            solver_type: SolverType::Midpoint,
+            lower_order_final: true,
+            euler_at_final: false,
+            final_sigmas_type: FinalSigmas::Zero,
+            lambda_min_clipped: f64::NEG_INFINITY,
+            timestep_spacing: TimestepSpacing::Linspace,
+            steps_offset: 0,
+        }
+    }
+}
+
+/// `DPMSolverMultistepScheduler`.
+#[derive(Clone, Debug)]
+pub struct DpmSolverMultistepConfig {
+    keys: Keys,
+    alphas_cumprod: Vec<f32>,
+    /// √((1−ᾱ)/ᾱ) of every training timestep.
+    sigmas: Vec<f32>,
+}
+
+impl DpmSolverMultistepConfig {
+    /// Reads the keys of the class.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming the key; `Unsupported` for the switches that are not done.
+    pub fn read(raw: &RawConfig) -> Result<Self> {
+        raw.require_off(&[
+            ("use_karras_sigmas", json!(false)),
+            ("use_exponential_sigmas", json!(false)),
+            ("use_beta_sigmas", json!(false)),
+            ("use_lu_lambdas", json!(false)),
+            ("use_flow_sigmas", json!(false)),
+            ("use_dynamic_shifting", json!(false)),
+            ("variance_type", json!("fixed_small")),
+        ])?;
+        let keys: Keys = raw.read()?;
+        if !(1..=3).contains(&keys.solver_order) {
+            return Err(Error::invalid_argument("scheduler_config.json: solver_order must be 1, 2 or 3"));
+        }
+        let noise_prediction =
+            matches!(keys.algorithm_type, AlgorithmType::DpmSolver | AlgorithmType::SdeDpmSolver);
+        if noise_prediction && keys.final_sigmas_type == FinalSigmas::Zero {
+            return Err(Error::invalid_argument(
+                "scheduler_config.json: final_sigmas_type zero does not go with this algorithm_type; sigma_min does",
+            ));
+        }
+        if keys.algorithm_type == AlgorithmType::SdeDpmSolver && keys.solver_order == 3 {
+            return Err(Error::unsupported(
+                "scheduler_config.json: solver_order 3 is not supported with algorithm_type sde-dpmsolver",
+            ));
+        }
+        let mut alphas_cumprod = to_vec(&keys.betas.alphas_cumprod()?)?;
+        if keys.betas.rescale_betas_zero_snr
+            && let Some(last) = alphas_cumprod.last_mut()
+        {
+            // Close to 0 without being 0, so that the first sigma is finite.
+            *last = 2f32.powi(-24);
+        }
+        // `(..) ** 0.5` over all of them at once, as the scheduler's constructor does.
+        let quotients: Vec<f32> = alphas_cumprod.iter().map(|alpha| (1.0 - alpha) / alpha).collect();
+        let sigmas = to_vec(&Tensor::f_from_slice(&quotients)?.f_pow_tensor_scalar(0.5)?)?;
+        Ok(Self { keys, alphas_cumprod, sigmas })
+    }
+
+    /// The state at the start of a run.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for steps that the training timesteps do not hold.
+    pub fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
+        let timesteps = match &plan.timesteps {
+            Some(timesteps) => timesteps.clone(),
+            None => self.timesteps(plan.num_inference_steps)?,
+        };
+        let all = &self.sigmas;
+        let last = all.len().saturating_sub(1);
+        // `np.interp` over whole numbers: the sigma at that place, or at the nearest end.
+        let mut sigmas: Vec<f32> = timesteps
+            .iter()
+            .filter_map(|&t| all.get(usize::try_from(t).unwrap_or(0).min(last)).copied())
+            .collect();
+        sigmas.push(match self.keys.final_sigmas_type {
+            FinalSigmas::Zero => 0.0,
+            FinalSigmas::SigmaMin => {
+                let first = self.alphas_cumprod.first().copied().unwrap_or(1.0);
+                root((1.0 - first) / first)?
+            }
+        });
+        Ok(Box::new(DpmSolverMultistep {
+            index: first_index(&timesteps),
+            keys: self.keys.clone(),
+            timesteps,
+            sigmas,
+            outputs: Vec::new(),
+            lower_order_nums: 0,
+            calls: 0,
+        }))
+    }
+
+    fn timesteps(&self, steps: usize) -> Result<Vec<i64>> {
+        let train = self.keys.betas.num_train_timesteps;
+        check_steps(steps, train)?;
+        let last = train - self.clipped()?;
+        Ok(match self.keys.timestep_spacing {
+            TimestepSpacing::Linspace => {
+                let ascending = rounded(&linspace(0.0, (last - 1) as f64, steps + 1));
+                ascending.into_iter().skip(1).rev().collect()
+            }
+            TimestepSpacing::Leading => {
+                let ratio = last / (steps as i64 + 1);
+                (1..=steps as i64).rev().map(|i| i * ratio + self.keys.steps_offset).collect()
+            }
+            TimestepSpacing::Trailing => {
+                let noisy = descending_to_zero(last as f64, train as f64 / steps as f64);
+                rounded(&noisy).into_iter().map(|t| t - 1).collect()
+            }
+        })
+    }
+
+    /// How many of the noisiest timesteps lie below `lambda_min_clipped`.
+    fn clipped(&self) -> Result<i64> {
+        let mut clipped = 0;
+        for &alpha in &self.alphas_cumprod {
+            let lambda = log(alpha.sqrt())? - log((1.0 - alpha).sqrt())?;
+            if f64::from(lambda) < self.keys.lambda_min_clipped {
+                clipped += 1;
+            }
+        }
+        Ok(clipped)
+    }
+}
+
+/// Where the first step begins: at the second of two equal timesteps, so that a run that starts in
+/// the middle does not skip a sigma (`index_for_timestep`).
+fn first_index(timesteps: &[i64]) -> usize {
+    usize::from(timesteps.len() > 1 && timesteps.first() == timesteps.get(1))
+}
+
+/// One noise level, in the terms of the papers.
+struct Level {
+    alpha: f32,
+    sigma: f32,
+    lambda: f32,
+}
+
+impl Level {
+    fn new(sigma: f32) -> Result<Self> {
+        let alpha = 1.0 / root(pow(sigma, 2.0)? + 1.0)?;
+        let sigma = sigma * alpha;
+        Ok(Self { alpha, sigma, lambda: log(alpha)? - log(sigma)? })
+    }
+}
+
+struct DpmSolverMultistep {
+    keys: Keys,
+    timesteps: Vec<i64>,
+    /// One more than timesteps.
+    sigmas: Vec<f32>,
+    /// The last outputs of the network, converted, oldest first; at most `solver_order`.
+    outputs: Vec<Tensor>,
+    lower_order_nums: usize,
+    index: usize,
+    calls: usize,
+}
+
+/// `a·x`.
+fn times(x: &Tensor, a: f32) -> Result<Tensor> {
+    Ok(x.f_mul_scalar(f64::from(a))?)
+}
+
+impl Scheduler for DpmSolverMultistep {
+    fn timesteps(&self) -> &[i64] {
+        &self.timesteps
+    }
+
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
+        if self.calls >= self.timesteps.len() {
+            return Err(past_the_end());
+        }
+        self.calls += 1;
+        let steps = self.timesteps.len();
+        let keys = &self.keys;
+        let few = keys.lower_order_final && steps < 15;
+        let lower_order_final = self.index + 1 == steps
+            && (keys.euler_at_final || few || keys.final_sigmas_type == FinalSigmas::Zero);
+        let lower_order_second = self.index + 2 == steps && few;
+
+        let output = self.convert(model_output, sample)?;
+        let kind = output.kind();
+        if self.outputs.len() == keys.solver_order {
+            drop(self.outputs.remove(0));
+        }
+        self.outputs.push(output);
+
+        let sample = sample.f_to_kind(Kind::Float)?;
+        let stochastic = matches!(
+            keys.algorithm_type,
+            AlgorithmType::SdeDpmSolver | AlgorithmType::SdeDpmSolverPlusPlus
+        );
+        let noise = stochastic
+            .then(|| -> Result<Tensor> {
+                let noise = generator.randn(&sample.size(), Kind::Float)?;
+                Ok(noise.f_to_device(sample.device())?)
+            })
+            .transpose()?;
+
+        let order = if keys.solver_order == 1 || self.lower_order_nums < 1 || lower_order_final {
+            1
+        } else if keys.solver_order == 2 || self.lower_order_nums < 2 || lower_order_second {
+            2
+        } else {
+            3
+        };
+        let next = self.update(order, &sample, noise.as_ref())?;
+        self.lower_order_nums = (self.lower_order_nums + 1).min(keys.solver_order);
+        self.index += 1;
+        Ok(next.f_to_kind(kind)?)
+    }
+}
+
+impl DpmSolverMultistep {
+    fn level(&self, back: usize) -> Result<Level> {
+        let index = (self.index + 1).checked_sub(back).ok_or_else(past_the_end)?;
+        Level::new(*self.sigmas.get(index).ok_or_else(past_the_end)?)
+    }
+
+    /// What the solver integrates: the predicted sample (++), or the predicted noise.
+    fn convert(&self, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        let Level { alpha, sigma, .. } = self.level(1)?;
+        let over = |x: Tensor, a: f32| x.f_div_scalar(f64::from(a));
+        let thresholding = &self.keys.thresholding;
+        match self.keys.algorithm_type {
+            AlgorithmType::DpmSolverPlusPlus | AlgorithmType::SdeDpmSolverPlusPlus => {
+                let x0 = match self.keys.prediction_type {
+                    PredictionType::Epsilon => over(sample.f_sub(&times(output, sigma)?)?, alpha)?,
+                    PredictionType::Sample => output.shallow_clone(),
+                    PredictionType::VPrediction => {
+                        times(sample, alpha)?.f_sub(&times(output, sigma)?)?
+                    }
+                };
+                if thresholding.thresholding { thresholding.apply(&x0) } else { Ok(x0) }
+            }
+            AlgorithmType::DpmSolver | AlgorithmType::SdeDpmSolver => {
+                let epsilon = match self.keys.prediction_type {
+                    PredictionType::Epsilon => output.shallow_clone(),
+                    PredictionType::Sample => over(sample.f_sub(&times(output, alpha)?)?, sigma)?,
+                    PredictionType::VPrediction => {
+                        times(output, alpha)?.f_add(&times(sample, sigma)?)?
+                    }
+                };
+                if !thresholding.thresholding {
+                    return Ok(epsilon);
+                }
+                let x0 = over(sample.f_sub(&times(&epsilon, sigma)?)?, alpha)?;
+                let x0 = thresholding.apply(&x0)?;
+                Ok(over(sample.f_sub(&times(&x0, alpha)?)?, sigma)?)
+            }
+        }
+    }
+
+    /// The output `back` calls ago.
+    fn output(&self, back: usize) -> Result<&Tensor> {
+        self.outputs.len().checked_sub(back + 1).and_then(|i| self.outputs.get(i)).ok_or_else(past_the_end)
+    }
+
+    /// The update of the given order: a sum of the sample, the differences of the outputs up to that
+    /// order, and noise, each with its factor.
+    fn update(&self, order: usize, sample: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
+        let (t, s0) = (self.level(0)?, self.level(1)?);
+        let h = t.lambda - s0.lambda;
+        let d0 = self.output(0)?;
+        // The differences D1 and D2 of the papers.
+        let (d1, d2) = match order {
+            1 => (None, None),
+            2 => {
+                let h0 = s0.lambda - self.level(2)?.lambda;
+                let r0 = h0 / h;
+                (Some(times(&d0.f_sub(self.output(1)?)?, 1.0 / r0)?), None)
+            }
+            _ => {
+                let (s1, s2) = (self.level(2)?, self.level(3)?);
+                let (r0, r1) = ((s0.lambda - s1.lambda) / h, (s1.lambda - s2.lambda) / h);
+                let (m1, m2) = (self.output(1)?, self.output(2)?);
+                let d1_0 = times(&d0.f_sub(m1)?, 1.0 / r0)?;
+                let d1_1 = times(&m1.f_sub(m2)?, 1.0 / r1)?;
+                let difference = d1_0.f_sub(&d1_1)?;
+                let d1 = d1_0.f_add(&times(&difference, r0 / (r0 + r1))?)?;
+                (Some(d1), Some(times(&difference, 1.0 / (r0 + r1))?))
+            }
+        };
+        let terms = self.factors(&t, &s0, h, order)?;
+        let mut next = times(sample, terms.sample)?.f_add(&times(d0, terms.d0)?)?;
+        for (difference, factor) in [(&d1, terms.d1), (&d2, terms.d2)] {
+            if let Some(difference) = difference {
+                next = next.f_add(&times(difference, factor)?)?;
+            }
+        }
+        if let Some(noise) = noise {
+            next = next.f_add(&times(noise, terms.noise)?)?;
+        }
+        Ok(next)
+    }
+
+    /// The factors of an update. A factor that diffusers subtracts is negated here, which is exact.
+    fn factors(&self, t: &Level, s0: &Level, h: f32, order: usize) -> Result<Factors> {
+        let heun = self.keys.solver_type == SolverType::Heun || order == 3;
+        let factors = match self.keys.algorithm_type {
+            AlgorithmType::DpmSolverPlusPlus => {
+                let e = exp(-h)? - 1.0;
+                Factors {
+                    sample: t.sigma / s0.sigma,
+                    d0: -(t.alpha * e),
+                    d1: if heun { t.alpha * (e / h + 1.0) } else { -(0.5 * (t.alpha * e)) },
+                    d2: -(t.alpha * ((e + h) / pow(h, 2.0)? - 0.5)),
+                    noise: 0.0,
+                }
+            }
+            AlgorithmType::DpmSolver => {
+                let e = exp(h)? - 1.0;
+                Factors {
+                    sample: t.alpha / s0.alpha,
+                    d0: -(t.sigma * e),
+                    d1: if heun { -(t.sigma * (e / h - 1.0)) } else { -(0.5 * (t.sigma * e)) },
+                    d2: -(t.sigma * ((e - h) / pow(h, 2.0)? - 0.5)),
+                    noise: 0.0,
+                }
+            }
+            AlgorithmType::SdeDpmSolverPlusPlus => {
+                let e = 1.0 - exp(-2.0 * h)?;
+                let d2 = (e - 2.0 * h) / pow(2.0 * h, 2.0)? - 0.5;
+                Factors {
+                    sample: t.sigma / s0.sigma * exp(-h)?,
+                    d0: t.alpha * e,
+                    d1: if heun { t.alpha * (e / (-2.0 * h) + 1.0) } else { 0.5 * (t.alpha * e) },
+                    d2: t.alpha * d2,
+                    noise: t.sigma * sqrt(e)?,
+                }
+            }
+            AlgorithmType::SdeDpmSolver => {
+                let e = exp(h)? - 1.0;
+                Factors {
+                    sample: t.alpha / s0.alpha,
+                    d0: -(2.0 * (t.sigma * e)),
+                    d1: if heun { -(2.0 * (t.sigma * (e / h - 1.0))) } else { -(t.sigma * e) },
+                    d2: 0.0,
+                    noise: t.sigma * sqrt(exp(2.0 * h)? - 1.0)?,
+                }
+            }
+        };
+        Ok(factors)
+    }
+}
+
+struct Factors {
+    sample: f32,
+    d0: f32,
+    d1: f32,
+    d2: f32,
+    noise: f32,
+}

@@ -1,0 +1,47 @@
+//! Dynamic thresholding of a predicted sample.
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use crate::error::Result;
+
+/// The keys of dynamic thresholding (Saharia et al., "Imagen", 2022), with diffusers' defaults.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Thresholding {
+    /// Whether it is on.
+    pub thresholding: bool,
+    /// The quantile of absolute values that becomes the bound.
+    pub dynamic_thresholding_ratio: f64,
+    /// The largest bound.
+    pub sample_max_value: f64,
+}
+
+impl Default for Thresholding {
+    fn default() -> Self {
+        Self { thresholding: false, dynamic_thresholding_ratio: 0.995, sample_max_value: 1.0 }
+    }
+}
+
+impl Thresholding {
+    /// The sample of shape `[rows, ..]`, clamped to each row's bound and divided by it
+    /// (`_threshold_sample` in diffusers' `schedulers/scheduling_ddpm.py`).
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn apply(&self, sample: &Tensor) -> Result<Tensor> {
+        let (kind, shape) = (sample.kind(), sample.size());
+        let rows = shape.first().copied().unwrap_or(1);
+        let flat = match kind {
+            Kind::Float | Kind::Double => sample.f_reshape([rows, -1])?,
+            _ => sample.f_to_kind(Kind::Float)?.f_reshape([rows, -1])?,
+        };
+        let bound = flat
+            .f_abs()?
+            .f_quantile_scalar(self.dynamic_thresholding_ratio, 1, false, "linear")?
+            .f_clamp(1.0, self.sample_max_value)?
+            .f_unsqueeze(1)?;
+        let clamped = flat.f_clamp_tensor(Some(&bound.f_neg()?), Some(&bound))?;
+        Ok(clamped.f_div(&bound)?.f_reshape(&shape[..])?.f_to_kind(kind)?)
+    }
+}

@@ -1,0 +1,120 @@
+//! The way into the engine: back-pressure, and the end.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// How often a task that waits for room is asked whether it is still wanted.
+const CANCEL_POLL: Duration = Duration::from_millis(20);
+
+struct State<T> {
+    /// Let in, not yet taken by the engine.
+    waiting: VecDeque<T>,
+    /// Rows of all tasks that were let in and have not left.
+    rows: usize,
+    /// Set once: why nothing is let in any more.
+    closed: Option<Error>,
+}
+
+/// A door that lets tasks in while there is room for their rows.
+pub struct Admission<T> {
+    max_rows: usize,
+    state: Mutex<State<T>>,
+    /// Rung when a task is let in, leaves, or the door closes.
+    changed: Condvar,
+}
+
+impl<T> Admission<T> {
+    /// A door to a room of `max_rows` rows.
+    pub fn new(max_rows: usize) -> Self {
+        let state = State { waiting: VecDeque::new(), rows: 0, closed: None };
+        Self { max_rows, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// The rows that there is room for.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Lets `task` in as soon as there is room; a task that is wider than the room gets in when it is
+    /// empty.
+    ///
+    /// # Errors
+    /// Gives the task back if `is_cancelled` says so while it waits, or if the door is closed.
+    pub fn enter(
+        &self,
+        task: T,
+        rows: usize,
+        is_cancelled: impl Fn(&T) -> bool,
+    ) -> std::result::Result<(), (T, Error)> {
+        let mut state = self.lock();
+        loop {
+            if let Some(reason) = &state.closed {
+                let reason = reason.clone();
+                return Err((task, reason));
+            }
+            if state.rows == 0 || state.rows.saturating_add(rows) <= self.max_rows {
+                state.rows += rows;
+                state.waiting.push_back(task);
+                self.changed.notify_all();
+                return Ok(());
+            }
+            // Asked without the lock: the answer may come from another library.
+            drop(state);
+            if is_cancelled(&task) {
+                return Err((task, Error::cancelled("the request was cancelled")));
+            }
+            state = self.wait_a_little(self.lock());
+        }
+    }
+
+    /// Everything that was let in since the last call. With `idle` it waits for something; `None`
+    /// means that the door is closed.
+    pub fn take(&self, idle: bool) -> Option<Vec<T>> {
+        let mut state = self.lock();
+        while idle && state.waiting.is_empty() && state.closed.is_none() {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.closed.is_some() {
+            return None;
+        }
+        Some(state.waiting.drain(..).collect())
+    }
+
+    /// Gives `rows` back.
+    pub fn leave(&self, rows: usize) {
+        let mut state = self.lock();
+        state.rows = state.rows.saturating_sub(rows);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Lets nothing in any more. The first reason stays.
+    pub fn close(&self, reason: Error) {
+        self.lock().closed.get_or_insert(reason);
+        self.changed.notify_all();
+    }
+
+    /// Why the door is closed, and what was let in and never taken.
+    pub fn leftovers(&self) -> (Option<Error>, Vec<T>) {
+        let mut state = self.lock();
+        let waiting = state.waiting.drain(..).collect();
+        (state.closed.clone(), waiting)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_a_little<'a>(&self, state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
+        self.changed.wait_timeout(state, CANCEL_POLL).unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+/// The error for whatever is in flight when the engine ends.
+pub fn closing(reason: Option<Error>) -> Error {
+    reason.unwrap_or_else(|| Error::unavailable("the engine has ended"))
+}
+

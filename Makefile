@@ -1,0 +1,63 @@
+# Every target sets up what it needs; `make help` lists them. tch's C++ takes minutes to compile, so that the library,
+# the tests and the lints share one profile (release).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO := tools/cargo.sh
+PYTHON_VENV := .venv/bin/python
+PARITY := $(CURDIR)/target/parity
+# The environment with diffusers, for parity and bench. Set it to use one that exists already.
+REFERENCE_VENV ?= $(CURDIR)/.venv-reference
+# CUDA=1 puts libtorch's CUDA libraries into dist/backends/diffusion too (3 GB are downloaded the first time).
+CUDA ?=
+# Further arguments for pytest and for the cargo tests: make test PYTEST_ARGS='-k cancel' TEST_ARGS='--test goldens'
+PYTEST_ARGS ?=
+TEST_ARGS ?=
+
+.PHONY: help setup setup-reference build backend demo test test-rust test-e2e lint parity bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install the pinned packages into .venv and link target/libtorch
+	@tools/setup.sh
+
+setup-reference: ## make .venv-reference with diffusers (3 GB), for parity and bench
+	@REFERENCE_VENV='$(REFERENCE_VENV)' tools/setup_reference.sh
+
+build: setup ## target/release/libtriton_diffusion.so
+	$(CARGO) build --release
+
+backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=dist/backends
+	@CUDA='$(CUDA)' tools/backend.sh
+
+demo: backend ## start a server with a tiny checkpoint, send a prompt, write demo.png
+	@$(PYTHON_VENV) tools/demo.py
+
+# In this order: test-rust builds the library with planned failures in it, test-e2e builds and serves it without.
+test: test-rust ## all tests: Rust, and end to end against a real tritonserver
+	@$(MAKE) --no-print-directory test-e2e
+
+test-rust: setup
+	$(CARGO) test --release --workspace --features triton-diffusion/fault-injection $(TEST_ARGS)
+
+test-e2e: backend
+	$(PYTHON_VENV) -m pytest tests/e2e $(PYTEST_ARGS)
+
+lint: setup ## rustfmt, clippy and rustdoc, warnings as errors
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/fault-injection -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
+
+parity: setup setup-reference ## run diffusers and this backend on this machine and demand equal bytes
+	'$(REFERENCE_VENV)/bin/python' tools/reference/make_goldens.py --out '$(PARITY)'
+	TRITON_DIFFUSION_PARITY='$(PARITY)' $(CARGO) test --release --features fault-injection --test goldens -- --nocapture
+
+bench: backend setup-reference ## compare with diffusers in Triton's Python backend, in one server run
+	$(PYTHON_VENV) benches/load_time.py --reference-venv '$(REFERENCE_VENV)'
+
+clean: ## remove what was built; the virtual environments stay
+	rm -rf target dist demo.png

@@ -1,0 +1,266 @@
+"""Starts a tritonserver on loopback, waits until it is ready, and ends it.
+
+Used by the demo, the benches and the end-to-end tests. The server is the one that the nvidia-pytriton package of this
+Python environment carries, or the program that the variable TRITONSERVER names.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BACKENDS = ROOT / "dist" / "backends"
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+class ServerError(RuntimeError):
+    """The server could not be found, did not start, or ended early."""
+
+
+def find_tritonserver():
+    """The path of the tritonserver program."""
+    named = os.environ.get("TRITONSERVER")
+    if named:
+        return pathlib.Path(named)
+    package = pytriton_folder()
+    if package is not None:
+        program = package / "tritonserver" / "bin" / "tritonserver"
+        if program.exists():
+            return program
+    found = shutil.which("tritonserver")
+    if found:
+        return pathlib.Path(found)
+    raise ServerError("no tritonserver found: run 'make setup', or set TRITONSERVER to the program")
+
+
+def pytriton_folder():
+    """The folder of the nvidia-pytriton package, found without importing it; None if it is not installed."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return pathlib.Path(list(spec.submodule_search_locations)[0])
+
+
+def free_ports(count):
+    """`count` different TCP ports that are free on loopback at this moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _end_with_parent():
+    # A server must not outlive the test run that started it, however that run ends.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class TritonServer:
+    """One tritonserver process; use it as a context manager.
+
+    model_repository: folder of models. log_path: file for the server's output. models: names to load at the start (the
+    other models are loaded with the model control API). backends: the backend folder. arguments: further
+    command-line arguments. environment: variables to set for the server (None as a value unsets one). sagemaker: also
+    serve the SageMaker routes; that front end has no option for its address, so the caller decides in `environment`
+    how it is kept off the network. ready_timeout: seconds to wait for readiness.
+    """
+
+    def __init__(
+        self,
+        model_repository,
+        log_path,
+        models=(),
+        backends=BACKENDS,
+        arguments=(),
+        environment=None,
+        sagemaker=False,
+        ready_timeout=60.0,
+    ):
+        self.model_repository = pathlib.Path(model_repository)
+        self.log_path = pathlib.Path(log_path)
+        self.models = tuple(models)
+        self.backends = pathlib.Path(backends)
+        self.arguments = tuple(arguments)
+        self.environment = dict(environment or {})
+        self.sagemaker = sagemaker
+        self.ready_timeout = ready_timeout
+        self.process = None
+        self.http_port = self.grpc_port = self.metrics_port = self.sagemaker_port = None
+
+    @property
+    def http_address(self):
+        """host:port of the HTTP front end, as tritonclient takes it."""
+        return f"127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc_address(self):
+        """host:port of the gRPC front end, as tritonclient takes it."""
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def sagemaker_url(self):
+        """Address of the SageMaker front end."""
+        return f"http://127.0.0.1:{self.sagemaker_port}"
+
+    def command(self):
+        """The command line of the server."""
+        command = [
+            str(find_tritonserver()),
+            f"--model-repository={self.model_repository}",
+            f"--backend-directory={self.backends}",
+            "--model-control-mode=explicit",
+            # A model that fails to load is reported for that model; the server serves the others.
+            "--exit-on-error=false",
+            "--strict-readiness=false",
+            "--exit-timeout-secs=20",
+            "--http-address=127.0.0.1",
+            f"--http-port={self.http_port}",
+            "--grpc-address=127.0.0.1",
+            f"--grpc-port={self.grpc_port}",
+            "--metrics-address=127.0.0.1",
+            f"--metrics-port={self.metrics_port}",
+            "--metrics-interval-ms=200",
+        ]
+        if self.sagemaker:
+            command += ["--allow-sagemaker=true", f"--sagemaker-port={self.sagemaker_port}"]
+        command += [f"--load-model={name}" for name in self.models]
+        return command + list(self.arguments)
+
+    def start(self):
+        """Starts the server and waits for readiness; a port that was taken meanwhile is tried again with others."""
+        for attempt in range(3):
+            self.http_port, self.grpc_port, self.metrics_port, self.sagemaker_port = free_ports(4)
+            self._spawn()
+            try:
+                self._wait_ready()
+                return self
+            except ServerError:
+                taken = "ddress already in use" in self.log()
+                self.stop()
+                if not taken or attempt == 2:
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+        raise AssertionError("unreachable")
+
+    def _spawn(self):
+        environment = dict(os.environ)
+        for name, value in self.environment.items():
+            if value is None:
+                environment.pop(name, None)
+            else:
+                environment[name] = str(value)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=_end_with_parent,
+            )
+
+    def _wait_ready(self):
+        deadline = time.monotonic() + self.ready_timeout
+        while time.monotonic() < deadline:
+            code = self.process.poll()
+            if code is not None:
+                raise ServerError(f"tritonserver ended with status {code}:\n{self.log()[-4000:]}")
+            if self._front_ends_answer():
+                # Models are loaded before the front ends start: one that is not ready by now has failed to load.
+                missing = [name for name in self.models if not self.is_ready(name)]
+                if missing:
+                    raise ServerError(f"not loaded: {', '.join(missing)}\n{self.log()[-4000:]}")
+                return
+            time.sleep(0.05)
+        raise ServerError(f"tritonserver was not ready after {self.ready_timeout:.0f} s:\n{self.log()[-4000:]}")
+
+    def is_ready(self, model):
+        """True if the server says that the model is ready."""
+        return self._get_ok(f"http://{self.http_address}/v2/models/{model}/ready")
+
+    def _front_ends_answer(self):
+        # The front ends start one after the other, the metrics endpoint last; gRPC starts before HTTP.
+        urls = [f"http://{self.http_address}/v2/health/ready", f"http://127.0.0.1:{self.metrics_port}/metrics"]
+        if self.sagemaker:
+            urls.append(f"{self.sagemaker_url}/ping")
+        return all(self._get_ok(url) for url in urls)
+
+    @staticmethod
+    def _get_ok(url):
+        try:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                return reply.status == 200
+        except (urllib.error.URLError, ConnectionError, TimeoutError, OSError):
+            return False
+
+    def is_alive(self):
+        """True while the process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self, timeout=40.0):
+        """Ends the server: SIGTERM first, SIGKILL if it is still there after `timeout` seconds. Returns its status."""
+        if self.process is None:
+            return None
+        process, self.process = self.process, None
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        return process.returncode
+
+    def log(self):
+        """Everything that the server has printed."""
+        try:
+            return self.log_path.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def metrics(self):
+        """The text of the metrics endpoint."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as reply:
+            return reply.read().decode()
+
+    def metric(self, name, **labels):
+        """The sum of the samples of a metric that carry all these labels; None if there is no such sample."""
+        values = [value for got, value in parse_samples(self.metrics(), name) if labels.items() <= got.items()]
+        return sum(values) if values else None
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+def parse_samples(text, name):
+    """The samples of one metric in Prometheus' text format, as (labels, value)."""
+    samples = []
+    for line in text.splitlines():
+        if not line.startswith(name) or line[len(name) : len(name) + 1] not in ("{", " "):
+            continue
+        head, _, value = line.rpartition(" ")
+        labels = {}
+        if "{" in head:
+            for pair in head[head.index("{") + 1 : head.rindex("}")].split(","):
+                key, _, quoted = pair.partition("=")
+                if key:
+                    labels[key.strip()] = quoted.strip().strip('"')
+        samples.append((labels, float(value)))
+    return samples

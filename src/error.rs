@@ -6,7 +6,7 @@
 //! healthy models.
 
 /// What this crate returns wherever something can fail.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why something failed. Cloneable, because one failed UNet call fails every job that shared it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,5 +1,10 @@
 //! A Triton Inference Server backend that serves Stable Diffusion from libtorch.
+//!
+//! One way through: `backend` takes requests from Triton, `request` turns them into plain values,
+//! `engine` decides which of them take the next step together, `pipeline` computes the steps with
+//! `models` and `schedulers`, `picture` encodes what comes out, and `backend` answers.
 
+pub mod backend;
 pub mod config;
 pub mod engine;
 pub mod error;
@@ -10,4 +15,11 @@ pub mod picture;
 pub mod pipeline;
 pub mod request;
 pub mod schedulers;
+pub mod telemetry;
 pub mod weights;
+
+// The unit tests need Triton's symbols at link time.
+#[cfg(test)]
+use triton_fake as _;
+
+triton_api::export_backend!(backend::BackendState);

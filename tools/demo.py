@@ -73,7 +73,7 @@ def main():
     parser.add_argument("--prompt", default="Infinity pool on top of a high rise overlooking Central Park")
     parser.add_argument(
         "--gen-args",
-        default='{"num_inference_steps": 50, "guidance_scale": 8, "height": 512, "width": 512, "seed": 7}',
+        default='{"num_inference_steps": 25, "guidance_scale": 8, "height": 256, "width": 256, "seed": 7}',
     )
     parser.add_argument("--checkpoint", type=pathlib.Path, default=ROOT / "tests" / "checkpoints" / "sd2_base")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "demo.png")

@@ -67,7 +67,9 @@ pub trait Pipeline: Send + 'static {
     fn relieve(&mut self);
 }
 
-/// Whoever waits for a job. Called on the engine's thread.
+/// Whoever waits for a job. Called on the engine's thread; while the task waits to be let in, and if it
+/// is turned away, on the thread that submits it. No call may submit: the engine's thread would wait for
+/// room that only it can make.
 pub trait Client<Output>: Send {
     /// Whether the answer is no longer wanted. Asked between steps, and while the task waits.
     fn is_cancelled(&self) -> bool;
@@ -148,4 +150,4 @@ impl<P: Pipeline> Drop for Engine<P> {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -1,5 +1,9 @@
 //! The engine's thread.
+//!
+//! A panic anywhere on it ends the work. At every moment [`Worker`] holds whoever waits for an answer, so
+//! that [`Worker::end`] can give each of them one.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::admission::{Admission, closing};
@@ -8,38 +12,43 @@ use super::{Batch, Client, Observer, Pipeline, StepOutcome, Task};
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
 
+/// Whoever waits for an answer, and the rows that there is room for after it.
+struct Waiter<P: Pipeline> {
+    client: Box<dyn Client<P::Output>>,
+    rows: usize,
+}
+
 /// A job with its client.
 struct Active<P: Pipeline> {
     job: P::Job,
     batch: Batch,
-    client: Box<dyn Client<P::Output>>,
-    rows: usize,
+    waiter: Waiter<P>,
     /// Set when the job cannot go on.
     failed: Option<Error>,
 }
 
-/// Something of the pipeline panicked; its state is not to be trusted any more.
-struct Panicked;
-
-/// Works until the door closes or the pipeline panics; then answers everything that is left.
+/// Works until the door closes or something panics; then answers everything that is left.
 pub fn run<P: Pipeline>(pipeline: P, admission: &Admission<Task<P>>, observer: &dyn Observer) {
-    let mut worker = Worker { pipeline, admission, observer, active: Vec::new() };
-    if let Err(Panicked) = worker.work() {
-        observer.poisoned("a panic while a request was computed");
-        admission.close(Error::unavailable("the instance failed earlier and can no longer work"));
+    let mut worker = Worker {
+        pipeline,
+        admission,
+        observer,
+        arrived: VecDeque::new(),
+        in_hand: None,
+        active: Vec::new(),
+        concerned: Vec::new(),
+    };
+    if let Err(Panicked) = guarded(|| worker.work()) {
+        worker.poison();
     }
     worker.end();
 }
 
-struct Worker<'a, P: Pipeline> {
-    pipeline: P,
-    admission: &'a Admission<Task<P>>,
-    observer: &'a dyn Observer,
-    active: Vec<Active<P>>,
-}
+/// The state of what panicked is not to be trusted any more.
+struct Panicked;
 
-/// Runs a call of the pipeline. libtorch's failures are errors; a panic is a mistake of ours.
-fn guarded<T>(call: impl FnOnce() -> Result<T>) -> std::result::Result<Result<T>, Panicked> {
+/// libtorch's failures are errors; a panic is a mistake of ours.
+fn guarded<T>(call: impl FnOnce() -> T) -> std::result::Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
         // A payload may panic when it is dropped.
         std::mem::forget(payload);
@@ -47,113 +56,103 @@ fn guarded<T>(call: impl FnOnce() -> Result<T>) -> std::result::Result<Result<T>
     })
 }
 
+struct Worker<'a, P: Pipeline> {
+    pipeline: P,
+    admission: &'a Admission<Task<P>>,
+    observer: &'a dyn Observer,
+    /// Taken from the door and not looked at yet.
+    arrived: VecDeque<Task<P>>,
+    /// Whose job is being prepared, finished or dropped. If that panics, the fault is met here.
+    in_hand: Option<Waiter<P>>,
+    active: Vec<Active<P>>,
+    /// The jobs of `active` that the pipeline is called for. If it panics, they meet the fault.
+    concerned: Vec<usize>,
+}
+
 impl<P: Pipeline> Worker<'_, P> {
-    fn work(&mut self) -> std::result::Result<(), Panicked> {
-        if let Err(error) = guarded(|| self.pipeline.enter_thread())? {
+    fn work(&mut self) {
+        if let Err(error) = self.pipeline.enter_thread() {
             self.observer.poisoned("its thread cannot work on the device");
             self.admission.close(error);
         }
         while let Some(tasks) = self.admission.take(self.active.is_empty()) {
+            self.arrived.extend(tasks);
             self.drop_cancelled();
-            for task in tasks {
-                self.admit(task)?;
+            while let Some(task) = self.arrived.pop_front() {
+                self.admit(task);
             }
-            self.step_all()?;
-            self.retire()?;
+            // A job may have no steps at all.
+            self.retire();
+            self.step_all();
+            self.retire();
         }
-        Ok(())
     }
 
-    fn admit(&mut self, task: Task<P>) -> std::result::Result<(), Panicked> {
+    fn admit(&mut self, task: Task<P>) {
         let Task { request, rows, client } = task;
+        let Waiter { client, .. } = self.in_hand.insert(Waiter { client, rows });
         if client.is_cancelled() {
-            self.cancel(client, rows);
-            return Ok(());
+            return self.cancel();
         }
         client.started();
-        let prepared = guarded(|| {
-            fault::check(Point::Prepare)?;
-            self.pipeline.prepare(request)
-        });
-        match prepared {
-            Ok(Ok(job)) => {
-                let batch = self.pipeline.batch(&job);
-                self.active.push(Active { job, batch, client, rows, failed: None });
-                Ok(())
-            }
-            Ok(Err(error)) => {
-                if matches!(error, Error::OutOfMemory(_)) {
-                    self.pipeline.relieve();
+        match self.prepare(request) {
+            Ok((job, batch)) => {
+                if let Some(waiter) = self.in_hand.take() {
+                    self.active.push(Active { job, batch, waiter, failed: None });
                 }
-                self.answer(client, rows, Err(error));
-                Ok(())
             }
-            Err(Panicked) => {
-                self.answer(client, rows, Err(panicked()));
-                Err(Panicked)
-            }
+            Err(error) => self.conclude(Err(error)),
         }
+    }
+
+    fn prepare(&mut self, request: P::Request) -> Result<(P::Job, Batch)> {
+        fault::check(Point::Prepare)?;
+        let job = self.pipeline.prepare(request)?;
+        let batch = self.pipeline.batch(&job);
+        Ok((job, batch))
     }
 
     /// One step for every job.
-    fn step_all(&mut self) -> std::result::Result<(), Panicked> {
+    fn step_all(&mut self) {
         let batches: Vec<Batch> = self.active.iter().map(|active| active.batch.clone()).collect();
         for call in calls(&batches, self.admission.max_rows()) {
-            self.step_together(&call)?;
+            self.step_together(&call);
         }
-        Ok(())
     }
 
-    fn step_together(&mut self, members: &[usize]) -> std::result::Result<(), Panicked> {
-        match self.unet_call(members)? {
-            Ok(()) => Ok(()),
-            Err(error) if matches!(error, Error::OutOfMemory(_)) && members.len() > 1 => {
-                // No job has moved; each gets another chance with the device to itself.
-                self.pipeline.relieve();
-                for &member in members {
-                    if let Err(error) = self.unet_call(&[member])? {
-                        self.pipeline.relieve();
-                        self.fail(&[member], &error);
-                    }
-                }
-                Ok(())
-            }
-            Err(error) => {
-                if matches!(error, Error::OutOfMemory(_)) {
-                    self.pipeline.relieve();
-                }
-                self.fail(members, &error);
-                Ok(())
-            }
+    fn step_together(&mut self, members: &[usize]) {
+        let Err(error) = self.unet_call(members) else { return };
+        if !matches!(error, Error::OutOfMemory(_)) {
+            return self.fail(members, &error);
+        }
+        if let &[member] = members {
+            self.fail(&[member], &error);
+            return self.pipeline.relieve();
+        }
+        // No job has moved; each gets another chance with the device to itself.
+        self.pipeline.relieve();
+        for &member in members {
+            self.step_together(&[member]);
         }
     }
 
     /// One UNet call; the error is that of the call as a whole.
-    fn unet_call(&mut self, members: &[usize]) -> std::result::Result<Result<()>, Panicked> {
-        let Self { pipeline, active, .. } = self;
-        let mut jobs: Vec<&mut P::Job> = active
+    fn unet_call(&mut self, members: &[usize]) -> Result<()> {
+        self.concerned.extend_from_slice(members);
+        let mut jobs: Vec<&mut P::Job> = self
+            .active
             .iter_mut()
             .enumerate()
             .filter(|(index, _)| members.contains(index))
             .map(|(_, active)| &mut active.job)
             .collect();
-        let outcome = guarded(|| {
-            fault::check(Point::Step)?;
-            pipeline.step(&mut jobs)
-        });
-        match outcome {
-            Ok(Ok(outcome)) => {
-                let rows = members.iter().filter_map(|&i| self.active.get(i)).map(|a| a.batch.rows).sum();
-                self.observer.unet_call(members.len(), rows);
-                self.note(members, outcome);
-                Ok(Ok(()))
-            }
-            Ok(Err(error)) => Ok(Err(error)),
-            Err(Panicked) => {
-                self.fail(members, &panicked());
-                Err(Panicked)
-            }
-        }
+        let outcome = fault::check(Point::Step).and_then(|()| self.pipeline.step(&mut jobs));
+        self.concerned.clear();
+        let outcome = outcome?;
+        let rows = members.iter().filter_map(|&i| self.active.get(i)).map(|a| a.batch.rows).sum();
+        self.observer.unet_call(members.len(), rows);
+        self.note(members, outcome);
+        Ok(())
     }
 
     fn note(&mut self, members: &[usize], outcome: StepOutcome) {
@@ -173,71 +172,92 @@ impl<P: Pipeline> Worker<'_, P> {
     }
 
     /// Answers the jobs that are at their end, one way or the other.
-    fn retire(&mut self) -> std::result::Result<(), Panicked> {
+    fn retire(&mut self) {
         let mut index = 0;
         while let Some(active) = self.active.get(index) {
-            if active.failed.is_none() && !self.pipeline.is_done(&active.job) {
+            self.concerned.push(index);
+            let stays = active.failed.is_none() && !self.pipeline.is_done(&active.job);
+            self.concerned.clear();
+            if stays {
                 index += 1;
                 continue;
             }
-            let Active { job, client, rows, failed, .. } = self.active.remove(index);
+            let Active { job, waiter, failed, .. } = self.active.remove(index);
+            self.in_hand = Some(waiter);
             let outcome = match failed {
-                Some(error) => Ok(Err(error)),
-                None => guarded(|| {
-                    fault::check(Point::Finish)?;
-                    self.pipeline.finish(job)
-                }),
+                Some(error) => {
+                    // Its memory is free before anybody hears of it.
+                    drop(job);
+                    Err(error)
+                }
+                None => fault::check(Point::Finish).and_then(|()| self.pipeline.finish(job)),
             };
-            match outcome {
-                Ok(outcome) => {
-                    if matches!(outcome, Err(Error::OutOfMemory(_))) {
-                        self.pipeline.relieve();
-                    }
-                    self.answer(client, rows, outcome);
-                }
-                Err(Panicked) => {
-                    self.answer(client, rows, Err(panicked()));
-                    return Err(Panicked);
-                }
-            }
+            self.conclude(outcome);
         }
-        Ok(())
     }
 
     fn drop_cancelled(&mut self) {
-        let (cancelled, active) = std::mem::take(&mut self.active)
-            .into_iter()
-            .partition(|active| active.client.is_cancelled());
-        self.active = active;
-        for Active { client, rows, .. } in cancelled {
-            self.cancel(client, rows);
+        let mut index = 0;
+        while let Some(active) = self.active.get(index) {
+            if active.waiter.client.is_cancelled() {
+                let Active { job, waiter, .. } = self.active.remove(index);
+                self.in_hand = Some(waiter);
+                drop(job);
+                self.cancel();
+            } else {
+                index += 1;
+            }
         }
     }
 
-    fn cancel(&self, client: Box<dyn Client<P::Output>>, rows: usize) {
+    fn cancel(&mut self) {
         self.observer.cancelled();
-        self.answer(client, rows, Err(Error::cancelled("the request was cancelled")));
+        self.conclude(Err(Error::cancelled("the request was cancelled")));
     }
 
-    fn answer(&self, client: Box<dyn Client<P::Output>>, rows: usize, outcome: Result<P::Output>) {
+    /// Answers who is in hand.
+    fn conclude(&mut self, outcome: Result<P::Output>) {
+        if matches!(outcome, Err(Error::OutOfMemory(_))) {
+            self.pipeline.relieve();
+        }
+        if let Some(waiter) = self.in_hand.take() {
+            self.answer(waiter, outcome);
+        }
+    }
+
+    fn answer(&self, waiter: Waiter<P>, outcome: Result<P::Output>) {
         // Room first: whoever waits for it need not wait for the answer to be written.
-        self.admission.leave(rows);
-        client.answer(outcome);
+        self.admission.leave(waiter.rows);
+        waiter.client.answer(outcome);
     }
 
-    /// Everything that is left gets the reason why.
+    /// Tells of the panic, and that nothing can be let in, before anybody is answered.
+    fn poison(&mut self) {
+        let concerned = std::mem::take(&mut self.concerned);
+        self.fail(&concerned, &panicked());
+        let _ = guarded(|| self.observer.poisoned("a panic while a request was computed"));
+        self.admission.close(Error::unavailable("the instance failed earlier and can no longer work"));
+    }
+
+    /// Everything that is left gets the reason why. What is dropped or called here may be in pieces
+    /// after a panic; that one answer fails is no reason not to give the others.
     fn end(mut self) {
         let (reason, waiting) = self.admission.leftovers();
         let error = closing(reason);
-        for Active { client, rows, failed, .. } in std::mem::take(&mut self.active) {
-            self.answer(client, rows, Err(failed.unwrap_or_else(|| error.clone())));
+        if let Some(waiter) = self.in_hand.take() {
+            let _ = guarded(|| self.answer(waiter, Err(panicked())));
         }
-        for Task { client, rows, .. } in waiting {
-            self.answer(client, rows, Err(error.clone()));
+        for Active { job, waiter, failed, .. } in std::mem::take(&mut self.active) {
+            let _ = guarded(|| drop(job));
+            let _ = guarded(|| self.answer(waiter, Err(failed.unwrap_or_else(|| error.clone()))));
         }
-        // What the pipeline drops may be in pieces after a panic; nothing may leave this thread.
+        for task in std::mem::take(&mut self.arrived).into_iter().chain(waiting) {
+            let Task { request, rows, client } = task;
+            let _ = guarded(|| drop(request));
+            let _ = guarded(|| self.answer(Waiter { client, rows }, Err(error.clone())));
+        }
         let Self { pipeline, .. } = self;
-        let _ = catch_unwind(AssertUnwindSafe(move || drop(pipeline)));
+        let _ = guarded(|| drop(pipeline));
     }
 }
 

@@ -97,15 +97,16 @@ impl Component {
         if !folder.is_dir() {
             return Error::not_found(format!("{}: no such folder", folder.display()));
         }
-        let pickled = ["bin", "fp16.bin", "bin.index.json"].iter().any(|end| {
-            let pickle = if stem == "model" { "pytorch_model" } else { stem };
-            folder.join(format!("{pickle}.{end}")).exists()
-        });
-        if pickled {
+        let pickled_stem = if stem == "model" { "pytorch_model" } else { stem };
+        let pickle = ["bin", "fp16.bin", "bin.index.json"]
+            .iter()
+            .map(|end| folder.join(format!("{pickled_stem}.{end}")))
+            .find(|path| path.exists());
+        if let Some(pickle) = pickle {
             return Error::unsupported(format!(
-                "{}: holds only pickled weights (.bin), which can run code and are not read; convert them once \
-                 with diffusers: DiffusionPipeline.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)",
-                folder.display()
+                "{}: pickled weights can run code and are not read; convert them to safetensors once with diffusers: \
+                 DiffusionPipeline.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)",
+                pickle.display()
             ));
         }
         Error::not_found(format!(

@@ -39,6 +39,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
         )));
     }
     let text = std::fs::read_to_string(path).map_err(cannot_read)?;
-    serde_json::from_str(&text)
-        .map_err(|error| Error::invalid_argument(format!("{}: {error}", path.display())))
+    let mut json = serde_json::Deserializer::from_str(&text);
+    let value = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| Error::invalid_argument(format!("{}: {error}", path.display())))?;
+    json.end().map_err(|error| Error::invalid_argument(format!("{}: {error}", path.display())))?;
+    Ok(value)
 }

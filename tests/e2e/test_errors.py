@@ -11,7 +11,7 @@ PROMPT = f"{SECRET} in the evening"
 def models(repository, client):
     repository.add("sd_base")
     repository.add("any_dims", config(dims="[ -1 ]"))
-    repository.add("limited", config({"max_steps": "20", "max_pixels": str(64 * 64)}))
+    repository.add("limited", config({"max_steps": "20", "max_pixels": str(64 * 64), "default_gen_args": '{"num_inference_steps": 10}'}))
     client.load("sd_base", "any_dims", "limited")
 
 

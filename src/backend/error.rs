@@ -1,0 +1,18 @@
+//! Our errors as Triton's.
+
+use triton_api::ErrorCode;
+
+use crate::error::{Error, ErrorKind};
+
+/// The error that Triton gets, with the model's name before its words.
+pub fn to_triton(model: &str, error: &Error) -> triton_api::Error {
+    let code = match error.kind() {
+        ErrorKind::InvalidArgument => ErrorCode::InvalidArg,
+        ErrorKind::Unsupported => ErrorCode::Unsupported,
+        ErrorKind::NotFound => ErrorCode::NotFound,
+        ErrorKind::Unavailable => ErrorCode::Unavailable,
+        ErrorKind::Cancelled => ErrorCode::Cancelled,
+        ErrorKind::Internal => ErrorCode::Internal,
+    };
+    triton_api::Error::new(code, format!("model '{model}': {error}"))
+}

@@ -1,0 +1,104 @@
+//! An instance: one engine, and one thread that encodes and answers.
+
+use std::sync::Arc;
+
+use triton_api::{InstanceContext, InstanceKind, RequestBatch, Slot};
+
+use super::ModelState;
+use super::error::to_triton;
+use super::reply::{Reply, RowClient};
+use super::responder::Responder;
+use crate::engine::{Engine, Task};
+use crate::error::{Error, Result};
+use crate::pipeline::{Place, StableDiffusionPipeline};
+use crate::request::decode::decode;
+use crate::request::generate::RequestContext;
+use crate::schedulers;
+use crate::telemetry::EngineObserver;
+
+/// An instance of a model (`TRITONBACKEND_ModelInstance`).
+pub struct ModelInstanceState {
+    // In this order: the engine answers what is in flight when it is dropped, and the responder
+    // sends those answers before its thread ends.
+    engine: Engine<StableDiffusionPipeline>,
+    responder: Responder,
+    context: RequestContext,
+    model: Arc<ModelState>,
+}
+
+impl ModelInstanceState {
+    fn start(model: &Arc<ModelState>, context: &InstanceContext<'_>) -> Result<Self> {
+        let place = match context.kind() {
+            InstanceKind::Gpu => Place::Gpu(context.device_id()),
+            InstanceKind::Cpu | InstanceKind::Auto => Place::Cpu,
+            InstanceKind::Model => {
+                return Err(Error::unsupported(
+                    "instance_group: KIND_MODEL is not supported; KIND_GPU and KIND_CPU are",
+                ));
+            }
+        };
+        let components = model.components(place)?;
+        let (height, width) = components.default_size();
+        let request_context = RequestContext::new(
+            components.class,
+            model.parameters(),
+            height,
+            width,
+            components.num_text_layers(),
+            &schedulers::NAMES,
+        )?;
+        let observer = EngineObserver {
+            instance: context.name().to_owned(),
+            counters: model.counters(),
+            health: context.health(),
+        };
+        Ok(Self {
+            engine: Engine::start(
+                "diffusion-engine",
+                StableDiffusionPipeline::new(components),
+                request_context.limits().max_rows as usize,
+                Box::new(observer),
+            )?,
+            responder: Responder::start(model.name(), model.counters())?,
+            context: request_context,
+            model: Arc::clone(model),
+        })
+    }
+
+    /// Hands the rows of a request to the engine, or answers at once what is wrong with it.
+    fn submit(&self, mut slot: Slot) {
+        let rows =
+            decode(&slot.request(), self.model.inputs(), self.model.max_batch_size(), &self.context);
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => return slot.fail(&to_triton(self.model.name(), &error)),
+        };
+        slot.set_batch_size(rows.len() as u64);
+        let reply = Reply::new(slot, rows.len(), self.model.max_batch_size() > 0);
+        for (row, request) in rows.into_iter().enumerate() {
+            self.engine.submit(Task {
+                rows: request.rows(),
+                client: Box::new(RowClient::new(&reply, row, request.clone(), self.responder.sender())),
+                request,
+            });
+        }
+    }
+}
+
+impl triton_api::Instance for ModelInstanceState {
+    type Model = ModelState;
+
+    fn initialize(
+        model: &Arc<ModelState>,
+        context: &InstanceContext<'_>,
+    ) -> Result<Self, triton_api::Error> {
+        Self::start(model, context).map_err(|error| to_triton(model.name(), &error))
+    }
+
+    fn execute(&mut self, batch: RequestBatch<'_>) -> Result<(), triton_api::Error> {
+        for slot in batch.accept()? {
+            self.submit(slot);
+        }
+        Ok(())
+    }
+}

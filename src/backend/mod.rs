@@ -1,0 +1,34 @@
+//! Triton's life cycle, and nothing else: the backend, its models, their instances.
+
+mod error;
+mod instance;
+mod model;
+mod reply;
+mod responder;
+
+use triton_api::{BackendContext, log_info};
+
+use crate::telemetry::Families;
+
+pub use instance::ModelInstanceState;
+pub use model::ModelState;
+
+/// What the library holds once for all models (`TRITONBACKEND_Backend`).
+pub struct BackendState {
+    families: Families,
+}
+
+impl triton_api::Backend for BackendState {
+    type Model = ModelState;
+
+    fn initialize(context: &BackendContext<'_>) -> Result<Self, triton_api::Error> {
+        triton_api::panic::install_hook();
+        log_info!(
+            "backend '{}': triton-diffusion {} from {}",
+            context.name(),
+            env!("CARGO_PKG_VERSION"),
+            context.location().display()
+        );
+        Ok(Self { families: Families::register() })
+    }
+}

@@ -1,0 +1,127 @@
+//! A model: its configuration, and its weights on each device.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde_json::Value;
+use triton_api::{ModelContext, log_info, log_warn};
+
+use super::error::to_triton;
+use super::{BackendState, ModelInstanceState};
+use crate::config::{
+    ModelParameters, TEXT_TO_IMAGE_INPUTS, TensorSpec, complete_model_config, validate_model_config,
+};
+use crate::error::{Error, Result};
+use crate::fault::{self, Point};
+use crate::pipeline::{Components, ModelIndex, Place};
+use crate::telemetry::Counters;
+
+/// A loaded model (`TRITONBACKEND_Model`).
+pub struct ModelState {
+    name: String,
+    folder: PathBuf,
+    parameters: ModelParameters,
+    max_batch_size: u32,
+    counters: Arc<Counters>,
+    /// One copy of the weights for each device, however many instances are on it.
+    components: Mutex<HashMap<Place, Components>>,
+}
+
+impl ModelState {
+    /// The name under which Triton serves the model.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What `config.pbtxt` asks for.
+    pub fn parameters(&self) -> &ModelParameters {
+        &self.parameters
+    }
+
+    /// Triton's `max_batch_size`; 0 without a batch dimension.
+    pub fn max_batch_size(&self) -> u32 {
+        self.max_batch_size
+    }
+
+    /// The tensors that the model takes.
+    pub fn inputs(&self) -> &'static [TensorSpec] {
+        &TEXT_TO_IMAGE_INPUTS
+    }
+
+    /// The model's metrics.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// The model's parts on `place`, loaded by the first instance that asks.
+    ///
+    /// # Errors
+    /// What is wrong with the folder, or with the device.
+    pub fn components(&self, place: Place) -> Result<Components> {
+        // Held while loading: two instances of one device must not load twice.
+        let mut loaded = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(components) = loaded.get(&place) {
+            return Ok(components.clone());
+        }
+        fault::check(Point::Load)?;
+        let start = Instant::now();
+        let (components, warnings) = Components::load(&self.folder, &self.parameters, place)?;
+        for warning in warnings {
+            log_warn!("model '{}': {warning}", self.name);
+        }
+        log_info!(
+            "model '{}': {} on {place:?} loaded in {:.2} s, {}",
+            self.name,
+            components.class,
+            start.elapsed().as_secs_f64(),
+            components.scheduler_name()
+        );
+        loaded.insert(place, components.clone());
+        Ok(components)
+    }
+
+    fn read(backend: &BackendState, context: &mut ModelContext<'_>) -> Result<Self, triton_api::Error> {
+        let name = context.name().to_owned();
+        let fail = |error: &Error| to_triton(&name, error);
+        let mut config = context.config()?;
+        let parameters = config.get("parameters").unwrap_or(&Value::Null);
+        let (parameters, warnings) = ModelParameters::parse(parameters).map_err(|error| fail(&error))?;
+        for warning in warnings {
+            log_warn!("model '{name}': {warning}");
+        }
+        let folder = context.version_path().join(&parameters.checkpoint);
+        // A folder that is no model fails here, before its instances are made.
+        ModelIndex::read(&folder).map_err(|error| fail(&error))?;
+
+        if context.should_auto_complete()?
+            && let Some(completed) = complete_model_config(&config, &TEXT_TO_IMAGE_INPUTS)
+        {
+            context.set_config(&completed)?;
+            config = completed;
+        }
+        validate_model_config(&config, &TEXT_TO_IMAGE_INPUTS).map_err(|error| fail(&error))?;
+        let max_batch_size = config.get("max_batch_size").and_then(Value::as_u64).unwrap_or(0);
+        Ok(Self {
+            counters: Arc::new(backend.families.counters(&name, context.version())),
+            folder,
+            parameters,
+            max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),
+            components: Mutex::default(),
+            name,
+        })
+    }
+}
+
+impl triton_api::Model for ModelState {
+    type Backend = BackendState;
+    type Instance = ModelInstanceState;
+
+    fn initialize(
+        backend: &Arc<BackendState>,
+        context: &mut ModelContext<'_>,
+    ) -> Result<Self, triton_api::Error> {
+        Self::read(backend, context)
+    }
+}

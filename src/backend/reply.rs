@@ -1,0 +1,170 @@
+//! The answer to a Triton request, put together from its rows.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use triton_api::{OutputTensor, Slot};
+
+use super::error::to_triton;
+use super::responder::{Answer, Sender};
+use crate::config::OUTPUT_NAME;
+use crate::engine::Client;
+use crate::error::{Error, Result};
+use crate::pipeline::Generated;
+use crate::request::generate::GenerateRequest;
+
+/// What one row came to.
+pub struct Row {
+    /// The encoded pictures, in base64.
+    pub pictures: Vec<String>,
+    /// The seed that was used.
+    pub seed: u64,
+    /// UNet calls that the row took part in.
+    pub steps_run: usize,
+    /// Whether a prompt had more tokens than the text encoder takes.
+    pub prompt_truncated: bool,
+}
+
+struct State {
+    /// Gone once the request has been answered.
+    slot: Option<Slot>,
+    rows: Vec<Option<Row>>,
+    started: bool,
+}
+
+/// A Triton request whose rows are under way.
+///
+/// The first row that fails answers for all, and the others are given up.
+pub struct Reply {
+    state: Mutex<State>,
+    /// Whether the output has a batch dimension.
+    batched: bool,
+}
+
+impl Reply {
+    /// The reply to a request of this many rows.
+    pub fn new(slot: Slot, rows: usize, batched: bool) -> Arc<Self> {
+        let state = State {
+            slot: Some(slot),
+            rows: std::iter::repeat_with(|| None).take(rows).collect(),
+            started: false,
+        };
+        Arc::new(Self { state: Mutex::new(state), batched })
+    }
+
+    /// Puts a row in its place; the last one answers.
+    pub fn set_row(&self, index: usize, row: Result<Row>) {
+        let mut state = self.lock();
+        match row {
+            Ok(row) => {
+                if let Some(place) = state.rows.get_mut(index) {
+                    *place = Some(row);
+                }
+                if state.rows.iter().any(Option::is_none) {
+                    return;
+                }
+                let rows: Vec<Row> = state.rows.drain(..).flatten().collect();
+                let slot = state.slot.take();
+                drop(state);
+                if let Some(slot) = slot {
+                    self.respond(slot, &rows);
+                }
+            }
+            Err(error) => {
+                let slot = state.slot.take();
+                drop(state);
+                if let Some(slot) = slot {
+                    fail(slot, &error);
+                }
+            }
+        }
+    }
+
+    /// The computation is over for all rows but the encoding of this one.
+    pub fn computed(&self) {
+        if let Some(slot) = &mut self.lock().slot {
+            slot.mark_compute_end();
+        }
+    }
+
+    fn respond(&self, mut slot: Slot, rows: &[Row]) {
+        let pictures: Vec<&[u8]> =
+            rows.iter().flat_map(|row| &row.pictures).map(String::as_bytes).collect();
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let images = pictures.len() / rows.len().max(1);
+        let shape = if self.batched {
+            vec![count(rows.len()), count(images)]
+        } else {
+            vec![count(images)]
+        };
+        if let Err(error) = set_parameters(&mut slot, rows) {
+            return slot.fail(&error);
+        }
+        // Whatever went wrong has been told to the client or to the log.
+        let _ = slot.respond(&[OutputTensor::bytes(OUTPUT_NAME, &shape, &pictures)]);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `seed` and `steps_run` are numbers for one row, and texts of numbers with commas for several.
+fn set_parameters(slot: &mut Slot, rows: &[Row]) -> Result<(), triton_api::Error> {
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    if let [row] = rows {
+        slot.set_parameter("seed", number(row.seed))?;
+        slot.set_parameter("steps_run", number(row.steps_run as u64))?;
+    } else {
+        let list = |each: fn(&Row) -> String| rows.iter().map(each).collect::<Vec<_>>().join(",");
+        slot.set_parameter("seed", list(|row| row.seed.to_string()))?;
+        slot.set_parameter("steps_run", list(|row| row.steps_run.to_string()))?;
+    }
+    slot.set_parameter("cancelled", false)?;
+    slot.set_parameter("prompt_truncated", rows.iter().any(|row| row.prompt_truncated))
+}
+
+fn fail(mut slot: Slot, error: &Error) {
+    // Servers that send parameters with an error show what became of the request.
+    let _ = slot.set_parameter("cancelled", matches!(error, Error::Cancelled(_)));
+    let error = to_triton(slot.model_name(), error);
+    slot.fail(&error);
+}
+
+/// A row of a request, as the engine sees whoever waits for it.
+pub struct RowClient {
+    reply: Arc<Reply>,
+    row: usize,
+    request: GenerateRequest,
+    responder: Sender,
+}
+
+impl RowClient {
+    /// The client of row `row`.
+    pub fn new(reply: &Arc<Reply>, row: usize, request: GenerateRequest, responder: Sender) -> Self {
+        Self { reply: Arc::clone(reply), row, request, responder }
+    }
+}
+
+impl Client<Generated> for RowClient {
+    fn is_cancelled(&self) -> bool {
+        // A request without a slot has been answered already, by a row that failed.
+        self.reply.lock().slot.as_ref().is_none_or(Slot::is_cancelled)
+    }
+
+    fn started(&self) {
+        let mut state = self.reply.lock();
+        if !std::mem::replace(&mut state.started, true)
+            && let Some(slot) = &mut state.slot
+        {
+            slot.mark_compute_start();
+        }
+    }
+
+    fn answer(self: Box<Self>, outcome: Result<Generated>) {
+        let Self { reply, row, request, responder } = *self;
+        match outcome {
+            Ok(generated) => responder.send(Answer { reply, row, request, generated }),
+            Err(error) => reply.set_row(row, Err(error)),
+        }
+    }
+}

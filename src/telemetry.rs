@@ -1,0 +1,104 @@
+//! Metrics: what the engines do, at Triton's metrics endpoint.
+
+use std::sync::Arc;
+
+use triton_api::metrics::{Counter, CounterFamily};
+use triton_api::{Health, log_error, log_warn};
+
+use crate::engine::Observer;
+
+/// The metric families of the backend, each with the labels `model` and `version`.
+pub struct Families {
+    unet_calls: Option<CounterFamily>,
+    unet_rows: Option<CounterFamily>,
+    jobs_cancelled: Option<CounterFamily>,
+    pictures: Option<CounterFamily>,
+}
+
+impl Families {
+    /// Registers the families. A server without metrics is served without them.
+    pub fn register() -> Self {
+        let family = |name: &str, description: &str| {
+            CounterFamily::new(name, description)
+                .map_err(|error| log_warn!("diffusion: no metric {name}: {error}"))
+                .ok()
+        };
+        Self {
+            unet_calls: family("diffusion_unet_calls_total", "UNet calls"),
+            unet_rows: family("diffusion_unet_rows_total", "Rows of all UNet calls"),
+            jobs_cancelled: family(
+                "diffusion_jobs_cancelled_total",
+                "Picture requests that were dropped because their client had cancelled",
+            ),
+            pictures: family("diffusion_pictures_total", "Pictures that were made"),
+        }
+    }
+
+    /// The counters of one model.
+    pub fn counters(&self, model: &str, version: u64) -> Counters {
+        let version = version.to_string();
+        let labels = [("model", model), ("version", version.as_str())];
+        let counter = |family: &Option<CounterFamily>| {
+            family.as_ref().and_then(|family| {
+                family
+                    .counter(&labels)
+                    .map_err(|error| log_warn!("model '{model}': no metric: {error}"))
+                    .ok()
+            })
+        };
+        Counters {
+            unet_calls: counter(&self.unet_calls),
+            unet_rows: counter(&self.unet_rows),
+            jobs_cancelled: counter(&self.jobs_cancelled),
+            pictures: counter(&self.pictures),
+        }
+    }
+}
+
+/// The counters of one model; shared by its instances.
+pub struct Counters {
+    unet_calls: Option<Counter>,
+    unet_rows: Option<Counter>,
+    jobs_cancelled: Option<Counter>,
+    pictures: Option<Counter>,
+}
+
+impl Counters {
+    /// Counts pictures that were made.
+    pub fn pictures(&self, count: usize) {
+        add(&self.pictures, count);
+    }
+}
+
+fn add(counter: &Option<Counter>, amount: usize) {
+    if let Some(counter) = counter {
+        // A counter that cannot count is no reason to fail a request.
+        let _ = counter.add(amount as f64);
+    }
+}
+
+/// Tells Triton what an engine does.
+pub struct EngineObserver {
+    /// The instance's name, for the log.
+    pub instance: String,
+    /// The model's counters.
+    pub counters: Arc<Counters>,
+    /// The instance's health.
+    pub health: Arc<Health>,
+}
+
+impl Observer for EngineObserver {
+    fn unet_call(&self, _jobs: usize, rows: usize) {
+        add(&self.counters.unet_calls, 1);
+        add(&self.counters.unet_rows, rows);
+    }
+
+    fn cancelled(&self) {
+        add(&self.counters.jobs_cancelled, 1);
+    }
+
+    fn poisoned(&self, reason: &str) {
+        log_error!("instance '{}' can no longer work: {reason}", self.instance);
+        self.health.poison(reason);
+    }
+}

@@ -104,6 +104,12 @@ impl<T> Admission<T> {
         (state.closed.clone(), waiting)
     }
 
+    /// Whether anything is let in any more.
+    #[cfg(test)]
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed.is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -36,7 +36,7 @@ def test_unknown_key(client, key, nearest):
     assert "gen_args" in message
     assert key in message
     if nearest:
-        assert nearest in message.replace(key, "")
+        assert nearest in message.replace(f"`{key}`", "")
 
 
 def test_unknown_key_that_is_no_plain_identifier_is_not_quoted(client):

@@ -50,7 +50,10 @@ mod planned {
 
     /// Fails the next check of `point` in this process, once. Several plans are kept in order.
     pub fn plan(point: Point, fault: Fault) {
-        PLANNED.lock().unwrap_or_else(PoisonError::into_inner).push((point, fault));
+        PLANNED
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((point, fault));
     }
 
     /// Fails as planned for this point.

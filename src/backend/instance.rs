@@ -67,8 +67,12 @@ impl ModelInstanceState {
 
     /// Hands the rows of a request to the engine, or answers at once what is wrong with it.
     fn submit(&self, mut slot: Slot) {
-        let rows =
-            decode(&slot.request(), self.model.inputs(), self.model.max_batch_size(), &self.context);
+        let rows = decode(
+            &slot.request(),
+            self.model.inputs(),
+            self.model.max_batch_size(),
+            &self.context,
+        );
         let rows = match rows {
             Ok(rows) => rows,
             Err(error) => return slot.fail(&to_triton(self.model.name(), &error)),
@@ -78,7 +82,12 @@ impl ModelInstanceState {
         for (row, request) in rows.into_iter().enumerate() {
             self.engine.submit(Task {
                 rows: request.rows(),
-                client: Box::new(RowClient::new(&reply, row, request.clone(), self.responder.sender())),
+                client: Box::new(RowClient::new(
+                    &reply,
+                    row,
+                    request.clone(),
+                    self.responder.sender(),
+                )),
                 request,
             });
         }

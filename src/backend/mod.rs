@@ -29,6 +29,8 @@ impl triton_api::Backend for BackendState {
             env!("CARGO_PKG_VERSION"),
             context.location().display()
         );
-        Ok(Self { families: Families::register() })
+        Ok(Self {
+            families: Families::register(),
+        })
     }
 }

@@ -61,7 +61,10 @@ impl ModelState {
     /// What is wrong with the folder, or with the device.
     pub fn components(&self, place: Place) -> Result<Components> {
         // Held while loading: two instances of one device must not load twice.
-        let mut loaded = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self
+            .components
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(components) = loaded.get(&place) {
             return Ok(components.clone());
         }
@@ -82,12 +85,16 @@ impl ModelState {
         Ok(components)
     }
 
-    fn read(backend: &BackendState, context: &mut ModelContext<'_>) -> Result<Self, triton_api::Error> {
+    fn read(
+        backend: &BackendState,
+        context: &mut ModelContext<'_>,
+    ) -> Result<Self, triton_api::Error> {
         let name = context.name().to_owned();
         let fail = |error: &Error| to_triton(&name, error);
         let mut config = context.config()?;
         let parameters = config.get("parameters").unwrap_or(&Value::Null);
-        let (parameters, warnings) = ModelParameters::parse(parameters).map_err(|error| fail(&error))?;
+        let (parameters, warnings) =
+            ModelParameters::parse(parameters).map_err(|error| fail(&error))?;
         for warning in warnings {
             log_warn!("model '{name}': {warning}");
         }
@@ -102,7 +109,10 @@ impl ModelState {
             config = completed;
         }
         validate_model_config(&config, &TEXT_TO_IMAGE_INPUTS).map_err(|error| fail(&error))?;
-        let max_batch_size = config.get("max_batch_size").and_then(Value::as_u64).unwrap_or(0);
+        let max_batch_size = config
+            .get("max_batch_size")
+            .and_then(Value::as_u64)
+            .unwrap_or(0);
         Ok(Self {
             counters: Arc::new(backend.families.counters(&name, context.version())),
             folder,

@@ -48,7 +48,10 @@ impl Reply {
             rows: std::iter::repeat_with(|| None).take(rows).collect(),
             started: false,
         };
-        Arc::new(Self { state: Mutex::new(state), batched })
+        Arc::new(Self {
+            state: Mutex::new(state),
+            batched,
+        })
     }
 
     /// Puts a row in its place; the last one answers.
@@ -87,8 +90,11 @@ impl Reply {
     }
 
     fn respond(&self, mut slot: Slot, rows: &[Row]) {
-        let pictures: Vec<&[u8]> =
-            rows.iter().flat_map(|row| &row.pictures).map(String::as_bytes).collect();
+        let pictures: Vec<&[u8]> = rows
+            .iter()
+            .flat_map(|row| &row.pictures)
+            .map(String::as_bytes)
+            .collect();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let images = pictures.len() / rows.len().max(1);
         let shape = if self.batched {
@@ -120,7 +126,10 @@ fn set_parameters(slot: &mut Slot, rows: &[Row]) -> Result<(), triton_api::Error
         slot.set_parameter("steps_run", list(|row| row.steps_run.to_string()))?;
     }
     slot.set_parameter("cancelled", false)?;
-    slot.set_parameter("prompt_truncated", rows.iter().any(|row| row.prompt_truncated))
+    slot.set_parameter(
+        "prompt_truncated",
+        rows.iter().any(|row| row.prompt_truncated),
+    )
 }
 
 fn fail(mut slot: Slot, error: &Error) {
@@ -140,15 +149,29 @@ pub struct RowClient {
 
 impl RowClient {
     /// The client of row `row`.
-    pub fn new(reply: &Arc<Reply>, row: usize, request: GenerateRequest, responder: Sender) -> Self {
-        Self { reply: Arc::clone(reply), row, request, responder }
+    pub fn new(
+        reply: &Arc<Reply>,
+        row: usize,
+        request: GenerateRequest,
+        responder: Sender,
+    ) -> Self {
+        Self {
+            reply: Arc::clone(reply),
+            row,
+            request,
+            responder,
+        }
     }
 }
 
 impl Client<Generated> for RowClient {
     fn is_cancelled(&self) -> bool {
         // A request without a slot has been answered already, by a row that failed.
-        self.reply.lock().slot.as_ref().is_none_or(Slot::is_cancelled)
+        self.reply
+            .lock()
+            .slot
+            .as_ref()
+            .is_none_or(Slot::is_cancelled)
     }
 
     fn started(&self) {
@@ -161,9 +184,19 @@ impl Client<Generated> for RowClient {
     }
 
     fn answer(self: Box<Self>, outcome: Result<Generated>) {
-        let Self { reply, row, request, responder } = *self;
+        let Self {
+            reply,
+            row,
+            request,
+            responder,
+        } = *self;
         match outcome {
-            Ok(generated) => responder.send(Answer { reply, row, request, generated }),
+            Ok(generated) => responder.send(Answer {
+                reply,
+                row,
+                request,
+                generated,
+            }),
             Err(error) => reply.set_row(row, Err(error)),
         }
     }

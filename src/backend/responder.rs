@@ -63,7 +63,10 @@ impl Responder {
                 }
             })
             .map_err(|error| Error::internal(format!("no thread for the responder: {error}")))?;
-        Ok(Self { sender: Some(Sender(sender)), thread: Some(thread) })
+        Ok(Self {
+            sender: Some(Sender(sender)),
+            thread: Some(thread),
+        })
     }
 
     /// A way to the thread. The thread lives as long as any is left.
@@ -89,7 +92,12 @@ impl Drop for Responder {
 }
 
 fn respond(model: &str, counters: &Counters, answer: Answer) {
-    let Answer { reply, row, request, generated } = answer;
+    let Answer {
+        reply,
+        row,
+        request,
+        generated,
+    } = answer;
     reply.computed();
     let count = generated.pictures.len();
     let encoded = catch_unwind(AssertUnwindSafe(|| encode_row(model, &request, &generated)));

@@ -29,8 +29,16 @@ pub struct Admission<T> {
 impl<T> Admission<T> {
     /// A door to a room of `max_rows` rows.
     pub fn new(max_rows: usize) -> Self {
-        let state = State { waiting: VecDeque::new(), rows: 0, closed: None };
-        Self { max_rows, state: Mutex::new(state), changed: Condvar::new() }
+        let state = State {
+            waiting: VecDeque::new(),
+            rows: 0,
+            closed: None,
+        };
+        Self {
+            max_rows,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     /// The rows that there is room for.
@@ -75,7 +83,10 @@ impl<T> Admission<T> {
     pub fn take(&self, idle: bool) -> Option<Vec<T>> {
         let mut state = self.lock();
         while idle && state.waiting.is_empty() && state.closed.is_none() {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         if state.closed.is_some() {
             return None;
@@ -115,7 +126,10 @@ impl<T> Admission<T> {
     }
 
     fn wait_a_little<'a>(&self, state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
-        self.changed.wait_timeout(state, CANCEL_POLL).unwrap_or_else(PoisonError::into_inner).0
+        self.changed
+            .wait_timeout(state, CANCEL_POLL)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
     }
 }
 
@@ -123,4 +137,3 @@ impl<T> Admission<T> {
 pub fn closing(reason: Option<Error>) -> Error {
     reason.unwrap_or_else(|| Error::unavailable("the engine has ended"))
 }
-

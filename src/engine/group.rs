@@ -16,7 +16,9 @@ pub fn calls(batches: &[Batch], max_rows: usize) -> Vec<Vec<usize>> {
     let mut calls: Vec<(Vec<usize>, usize)> = Vec::new();
     for (index, batch) in batches.iter().enumerate() {
         let open = calls.iter_mut().find(|(jobs, rows)| {
-            jobs.first().and_then(|&first| batches.get(first)).is_some_and(|b| b.shape == batch.shape)
+            jobs.first()
+                .and_then(|&first| batches.get(first))
+                .is_some_and(|b| b.shape == batch.shape)
                 && *rows + batch.rows <= max_rows
         });
         match open {
@@ -36,7 +38,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn batch(rows: usize, side: i64) -> Batch {
-        Batch { rows, shape: vec![4, side, side] }
+        Batch {
+            rows,
+            shape: vec![4, side, side],
+        }
     }
 
     #[test]

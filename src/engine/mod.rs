@@ -122,14 +122,19 @@ impl<P: Pipeline> Engine<P> {
             .name(name.to_owned())
             .spawn(move || run::run(pipeline, &shared, observer.as_ref()))
             .map_err(|error| Error::internal(format!("no thread for the engine: {error}")))?;
-        Ok(Self { admission, thread: Some(thread) })
+        Ok(Self {
+            admission,
+            thread: Some(thread),
+        })
     }
 
     /// Hands a task over; blocks while the engine is full. The task's client gets its answer later, or
     /// at once if the engine is closed or the client cancels while it waits.
     pub fn submit(&self, task: Task<P>) {
         let rows = task.rows;
-        let outcome = self.admission.enter(task, rows, |task| task.client.is_cancelled());
+        let outcome = self
+            .admission
+            .enter(task, rows, |task| task.client.is_cancelled());
         match outcome {
             Ok(()) => {}
             Err((task, error)) => task.client.answer(Err(error)),
@@ -139,7 +144,8 @@ impl<P: Pipeline> Engine<P> {
 
 impl<P: Pipeline> Drop for Engine<P> {
     fn drop(&mut self) {
-        self.admission.close(Error::unavailable("the model is being unloaded"));
+        self.admission
+            .close(Error::unavailable("the model is being unloaded"));
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {

@@ -72,7 +72,8 @@ struct Worker<'a, P: Pipeline> {
 impl<P: Pipeline> Worker<'_, P> {
     fn work(&mut self) {
         if let Err(error) = self.pipeline.enter_thread() {
-            self.observer.poisoned("its thread cannot work on the device");
+            self.observer
+                .poisoned("its thread cannot work on the device");
             self.admission.close(error);
         }
         while let Some(tasks) = self.admission.take(self.active.is_empty()) {
@@ -89,7 +90,11 @@ impl<P: Pipeline> Worker<'_, P> {
     }
 
     fn admit(&mut self, task: Task<P>) {
-        let Task { request, rows, client } = task;
+        let Task {
+            request,
+            rows,
+            client,
+        } = task;
         let Waiter { client, .. } = self.in_hand.insert(Waiter { client, rows });
         if client.is_cancelled() {
             return self.cancel();
@@ -98,7 +103,12 @@ impl<P: Pipeline> Worker<'_, P> {
         match self.prepare(request) {
             Ok((job, batch)) => {
                 if let Some(waiter) = self.in_hand.take() {
-                    self.active.push(Active { job, batch, waiter, failed: None });
+                    self.active.push(Active {
+                        job,
+                        batch,
+                        waiter,
+                        failed: None,
+                    });
                 }
             }
             Err(error) => self.conclude(Err(error)),
@@ -114,14 +124,20 @@ impl<P: Pipeline> Worker<'_, P> {
 
     /// One step for every job.
     fn step_all(&mut self) {
-        let batches: Vec<Batch> = self.active.iter().map(|active| active.batch.clone()).collect();
+        let batches: Vec<Batch> = self
+            .active
+            .iter()
+            .map(|active| active.batch.clone())
+            .collect();
         for call in calls(&batches, self.admission.max_rows()) {
             self.step_together(&call);
         }
     }
 
     fn step_together(&mut self, members: &[usize]) {
-        let Err(error) = self.unet_call(members) else { return };
+        let Err(error) = self.unet_call(members) else {
+            return;
+        };
         if !matches!(error, Error::OutOfMemory(_)) {
             return self.fail(members, &error);
         }
@@ -149,7 +165,11 @@ impl<P: Pipeline> Worker<'_, P> {
         let outcome = fault::check(Point::Step).and_then(|()| self.pipeline.step(&mut jobs));
         self.concerned.clear();
         let outcome = outcome?;
-        let rows = members.iter().filter_map(|&i| self.active.get(i)).map(|a| a.batch.rows).sum();
+        let rows = members
+            .iter()
+            .filter_map(|&i| self.active.get(i))
+            .map(|a| a.batch.rows)
+            .sum();
         self.observer.unet_call(members.len(), rows);
         self.note(members, outcome);
         Ok(())
@@ -182,7 +202,12 @@ impl<P: Pipeline> Worker<'_, P> {
                 index += 1;
                 continue;
             }
-            let Active { job, waiter, failed, .. } = self.active.remove(index);
+            let Active {
+                job,
+                waiter,
+                failed,
+                ..
+            } = self.active.remove(index);
             self.in_hand = Some(waiter);
             let outcome = match failed {
                 Some(error) => {
@@ -235,8 +260,13 @@ impl<P: Pipeline> Worker<'_, P> {
     fn poison(&mut self) {
         let concerned = std::mem::take(&mut self.concerned);
         self.fail(&concerned, &panicked());
-        let _ = guarded(|| self.observer.poisoned("a panic while a request was computed"));
-        self.admission.close(Error::unavailable("the instance failed earlier and can no longer work"));
+        let _ = guarded(|| {
+            self.observer
+                .poisoned("a panic while a request was computed")
+        });
+        self.admission.close(Error::unavailable(
+            "the instance failed earlier and can no longer work",
+        ));
     }
 
     /// Everything that is left gets the reason why. What is dropped or called here may be in pieces
@@ -247,12 +277,22 @@ impl<P: Pipeline> Worker<'_, P> {
         if let Some(waiter) = self.in_hand.take() {
             let _ = guarded(|| self.answer(waiter, Err(panicked())));
         }
-        for Active { job, waiter, failed, .. } in std::mem::take(&mut self.active) {
+        for Active {
+            job,
+            waiter,
+            failed,
+            ..
+        } in std::mem::take(&mut self.active)
+        {
             let _ = guarded(|| drop(job));
             let _ = guarded(|| self.answer(waiter, Err(failed.unwrap_or_else(|| error.clone()))));
         }
         for task in std::mem::take(&mut self.arrived).into_iter().chain(waiting) {
-            let Task { request, rows, client } = task;
+            let Task {
+                request,
+                rows,
+                client,
+            } = task;
             let _ = guarded(|| drop(request));
             let _ = guarded(|| self.answer(Waiter { client, rows }, Err(error.clone())));
         }

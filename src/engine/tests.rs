@@ -1,6 +1,11 @@
 //! The engine over a pipeline that does as it is told.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
 mod fake;
 mod faults;
@@ -28,7 +33,10 @@ fn a_short_job_that_comes_later_ends_first() {
         assert_eq!(rig.step(), [1]);
     }
     assert_eq!(rig.answer(), (1, Ok((1, 6))));
-    assert_eq!(rig.log.get().observed, [(1, 1), (2, 2), (2, 2), (1, 1), (1, 1), (1, 1)]);
+    assert_eq!(
+        rig.log.get().observed,
+        [(1, 1), (2, 2), (2, 2), (1, 1), (1, 1), (1, 1)]
+    );
     rig.end();
 }
 
@@ -134,7 +142,10 @@ fn cancelled_before_it_starts() {
     assert_eq!(rig.step(), [1]);
     assert_eq!(rig.answer(), (1, Ok((1, 2))));
     let log = rig.log.get();
-    assert_eq!((log.started.as_slice(), log.prepared.as_slice()), (&[1][..], &[1][..]));
+    assert_eq!(
+        (log.started.as_slice(), log.prepared.as_slice()),
+        (&[1][..], &[1][..])
+    );
     assert_eq!(log.cancelled, 1);
     drop(log);
     rig.end();
@@ -184,7 +195,11 @@ fn the_end_answers_whoever_is_in_flight() {
     }
     rig.run();
     for (id, outcome) in rig.answers(3) {
-        assert_eq!(kind(&outcome), Some(ErrorKind::Unavailable), "{id}: {outcome:?}");
+        assert_eq!(
+            kind(&outcome),
+            Some(ErrorKind::Unavailable),
+            "{id}: {outcome:?}"
+        );
     }
     dropped.join().unwrap();
     rig.ended();

@@ -35,7 +35,9 @@ pub fn device(index: i32) -> Result<tch::Device> {
     load()?;
     let count = tch::Cuda::device_count();
     match usize::try_from(index) {
-        Ok(index) if i64::try_from(index).is_ok_and(|index| index < count) => Ok(tch::Device::Cuda(index)),
+        Ok(index) if i64::try_from(index).is_ok_and(|index| index < count) => {
+            Ok(tch::Device::Cuda(index))
+        }
         _ => Err(Error::unsupported(format!(
             "GPU {index} was asked for, but CUDA shows {count} device(s)"
         ))),
@@ -79,7 +81,9 @@ fn is_linked() -> bool {
 fn load() -> Result<()> {
     // One load at a time: the initialisers of the library fill process-wide registries.
     static LOADING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = LOADING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one_at_a_time = LOADING
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     if is_linked() {
         return Ok(());
     }
@@ -137,7 +141,8 @@ fn own_folder() -> Option<PathBuf> {
 
 /// Opens a library for good: what it registers stays referenced.
 fn open(path: &Path) -> std::result::Result<(), String> {
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path with a NUL".to_owned())?;
+    let name =
+        CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path with a NUL".to_owned())?;
     // SAFETY: a NUL-terminated path; the initialisers of libtorch's library run once, under LOADING.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if !handle.is_null() {
@@ -149,11 +154,18 @@ fn open(path: &Path) -> std::result::Result<(), String> {
         return Err(format!("{}: cannot be opened", path.display()));
     }
     // SAFETY: not null, NUL-terminated, valid until this thread's next dl call.
-    Err(unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
+    Err(unsafe { CStr::from_ptr(message) }
+        .to_string_lossy()
+        .into_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        reason = "a test fails by panicking"
+    )]
     use super::*;
     use crate::error::ErrorKind;
 

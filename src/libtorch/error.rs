@@ -46,6 +46,7 @@ impl From<TchError> for Error {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::expect_used, reason = "a test fails by panicking")]
     use super::*;
     use crate::error::ErrorKind;
 
@@ -56,8 +57,14 @@ mod tests {
         let error = from_message(cpu);
         assert!(matches!(error, Error::OutOfMemory(_)));
         assert!(!error.to_string().contains("#0"), "the backtrace stays out");
-        assert!(matches!(from_message("CUDA out of memory. Tried to allocate"), Error::OutOfMemory(_)));
-        assert_eq!(from_message("mat1 and mat2 shapes").kind(), ErrorKind::Internal);
+        assert!(matches!(
+            from_message("CUDA out of memory. Tried to allocate"),
+            Error::OutOfMemory(_)
+        ));
+        assert_eq!(
+            from_message("mat1 and mat2 shapes").kind(),
+            ErrorKind::Internal
+        );
     }
 
     #[test]

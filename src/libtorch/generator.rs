@@ -82,13 +82,23 @@ impl Generator {
             Kind::Float => 6,
             Kind::Double => 7,
             Kind::BFloat16 => 15,
-            other => return Err(Error::internal(format!("no normal noise of dtype {other:?}"))),
+            other => {
+                return Err(Error::internal(format!(
+                    "no normal noise of dtype {other:?}"
+                )));
+            }
         };
         let mut out = ptr::null_mut();
         // SAFETY: the generator is alive and borrowed for ourselves alone; `shape` is read for
         // `shape.len()` values; `out` is a place for one pointer.
         take(unsafe {
-            td_randn(self.inner.as_ptr(), shape.as_ptr(), shape.len(), dtype, &mut out)
+            td_randn(
+                self.inner.as_ptr(),
+                shape.as_ptr(),
+                shape.len(),
+                dtype,
+                &mut out,
+            )
         })?;
         if out.is_null() {
             return Err(Error::internal("libtorch gave no noise"));
@@ -108,6 +118,7 @@ impl Drop for Generator {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]
@@ -130,11 +141,22 @@ mod tests {
         let first = a.randn(&[16], Kind::Float).unwrap();
         let _ = other.randn(&[16], Kind::Float).unwrap();
         assert_eq!(first, b.randn(&[16], Kind::Float).unwrap());
-        assert_ne!(first, Generator::new(2).unwrap().randn(&[16], Kind::Float).unwrap());
+        assert_ne!(
+            first,
+            Generator::new(2)
+                .unwrap()
+                .randn(&[16], Kind::Float)
+                .unwrap()
+        );
     }
 
     #[test]
     fn a_refused_shape_is_an_error() {
-        assert!(Generator::new(0).unwrap().randn(&[-1], Kind::Float).is_err());
+        assert!(
+            Generator::new(0)
+                .unwrap()
+                .randn(&[-1], Kind::Float)
+                .is_err()
+        );
     }
 }

@@ -25,7 +25,9 @@ pub fn scaled_dot_product_attention(
     mask: Option<&Tensor>,
     scale: Option<f64>,
 ) -> Result<Tensor> {
-    Ok(Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, false, scale, false)?)
+    Ok(Tensor::f_scaled_dot_product_attention(
+        q, k, v, mask, 0.0, false, scale, false,
+    )?)
 }
 
 /// Attention with its projections (diffusers' `Attention`).
@@ -70,7 +72,12 @@ impl Attention {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn forward(&self, input: &Tensor, context: Option<&Tensor>, rows: Rows<'_>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        context: Option<&Tensor>,
+        rows: Rows<'_>,
+    ) -> Result<Tensor> {
         let context = context.unwrap_or(input);
         let q = self.to_q.forward(input, rows)?;
         let k = self.to_k.forward(context, rows)?;
@@ -78,14 +85,18 @@ impl Attention {
         let (batch, _, channels) = q.size3()?;
         let head = channels / self.heads;
         let split = |projected: Tensor| -> Result<Tensor> {
-            Ok(projected.f_view([batch, -1, self.heads, head])?.f_transpose(1, 2)?)
+            Ok(projected
+                .f_view([batch, -1, self.heads, head])?
+                .f_transpose(1, 2)?)
         };
         let (q, k, v) = (split(q)?, split(k)?, split(v)?);
         let attended = rows.each_with(&[&q, &k, &v], |piece| match piece {
             [q, k, v] => scaled_dot_product_attention(q, k, v, None, None),
             _ => Err(Error::internal("attention over other than three tensors")),
         })?;
-        let joined = attended.f_transpose(1, 2)?.f_reshape([batch, -1, channels])?;
+        let joined = attended
+            .f_transpose(1, 2)?
+            .f_reshape([batch, -1, channels])?;
         self.to_out.forward(&joined, rows)
     }
 }
@@ -130,11 +141,21 @@ struct BasicTransformerBlock {
 impl BasicTransformerBlock {
     fn new(path: &WeightPath<'_>, config: &Transformer2DConfig) -> Result<Self> {
         let (channels, context) = (config.channels, config.cross_attention_dim);
-        let own_context = if config.only_cross_attention { context } else { channels };
+        let own_context = if config.only_cross_attention {
+            context
+        } else {
+            channels
+        };
         let norm = |name| LayerNorm::new(&path.sub(name), channels, 1e-5);
         Ok(Self {
             norm1: norm("norm1")?,
-            attn1: Attention::new(&path.sub("attn1"), channels, own_context, config.heads, false)?,
+            attn1: Attention::new(
+                &path.sub("attn1"),
+                channels,
+                own_context,
+                config.heads,
+                false,
+            )?,
             norm2: norm("norm2")?,
             attn2: Attention::new(&path.sub("attn2"), channels, context, config.heads, false)?,
             norm3: norm("norm3")?,
@@ -145,9 +166,13 @@ impl BasicTransformerBlock {
 
     fn forward(&self, input: &Tensor, context: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
         let own_context = self.only_cross_attention.then_some(context);
-        let attended = self.attn1.forward(&self.norm1.forward(input)?, own_context, rows)?;
+        let attended = self
+            .attn1
+            .forward(&self.norm1.forward(input)?, own_context, rows)?;
         let hidden = attended.f_add(input)?;
-        let attended = self.attn2.forward(&self.norm2.forward(&hidden)?, Some(context), rows)?;
+        let attended = self
+            .attn2
+            .forward(&self.norm2.forward(&hidden)?, Some(context), rows)?;
         let hidden = attended.f_add(&hidden)?;
         let fed = self.ff.forward(&self.norm3.forward(&hidden)?, rows)?;
         Ok(fed.f_add(&hidden)?)
@@ -227,7 +252,9 @@ impl Transformer2DModel {
     pub fn forward(&self, input: &Tensor, context: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
         let (batch, channels, height, width) = input.size4()?;
         let to_tokens = |map: &Tensor| -> Result<Tensor> {
-            Ok(map.f_permute([0, 2, 3, 1])?.f_reshape([batch, height * width, channels])?)
+            Ok(map
+                .f_permute([0, 2, 3, 1])?
+                .f_reshape([batch, height * width, channels])?)
         };
         let to_map = |tokens: &Tensor| -> Result<Tensor> {
             Ok(tokens

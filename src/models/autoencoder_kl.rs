@@ -2,139 +2,23 @@
 //!
 //! Source: diffusers `models/autoencoders/autoencoder_kl.py`, `models/autoencoders/vae.py`.
 
-use serde::Deserialize;
 use tch::Tensor;
 
 use super::attention::scaled_dot_product_attention;
+use super::autoencoder_kl_config::AutoencoderKlConfig;
 use super::layers::{Conv2d, GroupNorm, Linear, Rows, silu};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::weights::{WeightPath, Weights};
 
 /// Epsilon of a VAE's norms (`resnet_eps` in `vae.py`).
 const EPS: f64 = 1e-6;
 
-/// `vae/config.json`, with diffusers' names and defaults.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct AutoencoderKlConfig {
-    /// Channels of the picture.
-    pub in_channels: i64,
-    /// Channels of the decoded picture.
-    pub out_channels: i64,
-    /// Channels of each block, outermost first; there is one halving fewer than blocks.
-    pub block_out_channels: Vec<i64>,
-    /// Resnets in a block of the encoder; the decoder's have one more.
-    pub layers_per_block: usize,
-    /// Channels of the latents.
-    pub latent_channels: i64,
-    /// Groups of the group norms.
-    pub norm_num_groups: i64,
-    /// What latents are multiplied by before the UNet sees them.
-    pub scaling_factor: f64,
-    /// Block types; only diffusers' plain ones are supported.
-    pub down_block_types: Vec<String>,
-    /// Block types; only diffusers' plain ones are supported.
-    pub up_block_types: Vec<String>,
-    /// Activation; only SiLU is supported.
-    pub act_fn: String,
-    /// A 1x1 convolution behind the encoder.
-    pub use_quant_conv: bool,
-    /// A 1x1 convolution before the decoder.
-    pub use_post_quant_conv: bool,
-    /// Attention in the middle block.
-    pub mid_block_add_attention: bool,
-    /// A shift of the latents, which no Stable Diffusion 1 or 2 has.
-    pub shift_factor: Option<f64>,
-    /// Statistics of the latents, which no Stable Diffusion 1 or 2 has.
-    pub latents_mean: Option<Vec<f64>>,
-    /// Statistics of the latents, which no Stable Diffusion 1 or 2 has.
-    pub latents_std: Option<Vec<f64>>,
-}
-
-impl Default for AutoencoderKlConfig {
-    /// diffusers' defaults.
-    fn default() -> Self {
-        Self {
-            in_channels: 3,
-            out_channels: 3,
-            block_out_channels: vec![64],
-            layers_per_block: 1,
-            latent_channels: 4,
-            norm_num_groups: 32,
-            scaling_factor: 0.18215,
-            down_block_types: vec!["DownEncoderBlock2D".to_owned()],
-            up_block_types: vec!["UpDecoderBlock2D".to_owned()],
-            act_fn: "silu".to_owned(),
-            use_quant_conv: true,
-            use_post_quant_conv: true,
-            mid_block_add_attention: true,
-            shift_factor: None,
-            latents_mean: None,
-            latents_std: None,
-        }
-    }
-}
-
-impl AutoencoderKlConfig {
-    /// Checks that the parts fit each other and that nothing is asked for that we do not do.
-    ///
-    /// # Errors
-    /// `InvalidArgument` or `Unsupported`, naming the key.
-    pub fn check(&self) -> Result<()> {
-        let invalid = |what: &str| Err(Error::invalid_argument(format!("vae/config.json: {what}")));
-        let unsupported = |key: &str| {
-            Err(Error::unsupported(format!(
-                "vae/config.json: {key} is set to a value that is not supported"
-            )))
-        };
-        let blocks = self.block_out_channels.len();
-        if !(1..=8).contains(&blocks) {
-            return invalid("block_out_channels must have 1 to 8 entries");
-        }
-        if self.down_block_types.len() != blocks || self.up_block_types.len() != blocks {
-            return invalid("down_block_types and up_block_types must be as long as block_out_channels");
-        }
-        if self.down_block_types.iter().any(|t| t != "DownEncoderBlock2D") {
-            return unsupported("down_block_types");
-        }
-        if self.up_block_types.iter().any(|t| t != "UpDecoderBlock2D") {
-            return unsupported("up_block_types");
-        }
-        if self.act_fn != "silu" {
-            return unsupported("act_fn");
-        }
-        if self.shift_factor.is_some() {
-            return unsupported("shift_factor");
-        }
-        if self.latents_mean.is_some() || self.latents_std.is_some() {
-            return unsupported("latents_mean");
-        }
-        let sizes = [self.in_channels, self.out_channels, self.latent_channels];
-        if self.block_out_channels.iter().chain(&sizes).any(|&n| !(1..=1 << 16).contains(&n)) {
-            return invalid("a channel count is out of range (1 to 65536)");
-        }
-        if !(1..=64).contains(&self.layers_per_block) {
-            return invalid("layers_per_block is out of range (1 to 64)");
-        }
-        if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
-            return invalid("scaling_factor must be a positive number");
-        }
-        Ok(())
-    }
-
-    /// Pixels per latent, along each side.
-    pub fn scale_factor(&self) -> i64 {
-        1 << (self.block_out_channels.len() - 1)
-    }
-
-    fn resnet(&self) -> ResnetConfig {
-        ResnetConfig { groups: self.norm_num_groups, eps: EPS, temb_channels: None }
-    }
-
-    fn ends(&self) -> (i64, i64) {
-        let first = self.block_out_channels.first().copied().unwrap_or_default();
-        (first, self.block_out_channels.last().copied().unwrap_or(first))
+fn resnet_config(config: &AutoencoderKlConfig) -> ResnetConfig {
+    ResnetConfig {
+        groups: config.norm_num_groups,
+        eps: EPS,
+        temb_channels: None,
     }
 }
 
@@ -161,11 +45,18 @@ impl MidAttention {
 
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
         let (rows, channels, height, width) = input.size4()?;
-        let tokens = input.f_view([rows, channels, height * width])?.f_transpose(1, 2)?;
-        let tokens = self.group_norm.forward(&tokens.f_transpose(1, 2)?)?.f_transpose(1, 2)?;
+        let tokens = input
+            .f_view([rows, channels, height * width])?
+            .f_transpose(1, 2)?;
+        let tokens = self
+            .group_norm
+            .forward(&tokens.f_transpose(1, 2)?)?
+            .f_transpose(1, 2)?;
         let head = |projection: &Linear| -> Result<Tensor> {
             let projected = projection.forward(&tokens, Rows::WHOLE)?;
-            Ok(projected.f_view([rows, -1, 1, channels])?.f_transpose(1, 2)?)
+            Ok(projected
+                .f_view([rows, -1, 1, channels])?
+                .f_transpose(1, 2)?)
         };
         let (q, k, v) = (head(&self.to_q)?, head(&self.to_k)?, head(&self.to_v)?);
         let attended = scaled_dot_product_attention(&q, &k, &v, None, None)?
@@ -190,13 +81,19 @@ impl MidBlock {
     fn new(path: &WeightPath<'_>, channels: i64, config: &AutoencoderKlConfig) -> Result<Self> {
         let resnet = |index| {
             let path = path.sub("resnets").sub(index);
-            ResnetBlock2D::new(&path, channels, channels, config.resnet())
+            ResnetBlock2D::new(&path, channels, channels, resnet_config(config))
         };
         Ok(Self {
             resnets: [resnet(0)?, resnet(1)?],
             attention: config
                 .mid_block_add_attention
-                .then(|| MidAttention::new(&path.sub("attentions").sub(0), channels, config.norm_num_groups))
+                .then(|| {
+                    MidAttention::new(
+                        &path.sub("attentions").sub(0),
+                        channels,
+                        config.norm_num_groups,
+                    )
+                })
                 .transpose()?,
         })
     }
@@ -222,7 +119,12 @@ fn resnets(
     (0..layers)
         .map(|index| {
             let inputs = if index == 0 { inputs } else { outputs };
-            ResnetBlock2D::new(&path.sub("resnets").sub(index), inputs, outputs, config.resnet())
+            ResnetBlock2D::new(
+                &path.sub("resnets").sub(index),
+                inputs,
+                outputs,
+                resnet_config(config),
+            )
         })
         .collect()
 }
@@ -254,7 +156,12 @@ impl Encoder {
             conv_in: Conv2d::same(&path.sub("conv_in"), config.in_channels, first)?,
             down_blocks,
             mid_block: MidBlock::new(&path.sub("mid_block"), last, config)?,
-            conv_norm_out: GroupNorm::new(&path.sub("conv_norm_out"), config.norm_num_groups, last, EPS)?,
+            conv_norm_out: GroupNorm::new(
+                &path.sub("conv_norm_out"),
+                config.norm_num_groups,
+                last,
+                EPS,
+            )?,
             conv_out: Conv2d::same(&path.sub("conv_out"), last, moments)?,
         })
     }
@@ -301,7 +208,12 @@ impl Decoder {
             conv_in: Conv2d::same(&path.sub("conv_in"), config.latent_channels, last)?,
             mid_block: MidBlock::new(&path.sub("mid_block"), last, config)?,
             up_blocks,
-            conv_norm_out: GroupNorm::new(&path.sub("conv_norm_out"), config.norm_num_groups, first, EPS)?,
+            conv_norm_out: GroupNorm::new(
+                &path.sub("conv_norm_out"),
+                config.norm_num_groups,
+                first,
+                EPS,
+            )?,
             conv_out: Conv2d::same(&path.sub("conv_out"), first, config.out_channels)?,
         })
     }
@@ -347,7 +259,9 @@ impl AutoencoderKl {
         let path = weights.root();
         let latents = config.latent_channels;
         let pointwise = |wanted: bool, name: &str, channels: i64| {
-            wanted.then(|| Conv2d::pointwise(&path.sub(name), channels, channels)).transpose()
+            wanted
+                .then(|| Conv2d::pointwise(&path.sub(name), channels, channels))
+                .transpose()
         };
         Ok(Self {
             encoder: Encoder::new(&path.sub("encoder"), &config)?,
@@ -393,8 +307,12 @@ impl AutoencoderKl {
 /// attention was an `AttentionBlock` once (`_convert_deprecated_attention_blocks` in
 /// `models/modeling_utils.py`).
 fn current_name(name: &str) -> Option<String> {
-    const NAMES: [(&str, &str); 4] =
-        [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
+    const NAMES: [(&str, &str); 4] = [
+        ("query", "to_q"),
+        ("key", "to_k"),
+        ("value", "to_v"),
+        ("proj_attn", "to_out.0"),
+    ];
     if !name.contains("mid_block.attentions.0.") {
         return None;
     }
@@ -415,8 +333,14 @@ mod tests {
             now("decoder.mid_block.attentions.0.proj_attn.weight"),
             "decoder.mid_block.attentions.0.to_out.0.weight"
         );
-        assert_eq!(now("encoder.mid_block.attentions.0.key.bias"), "encoder.mid_block.attentions.0.to_k.bias");
-        assert_eq!(now("encoder.mid_block.attentions.0.to_q.bias"), "encoder.mid_block.attentions.0.to_q.bias");
+        assert_eq!(
+            now("encoder.mid_block.attentions.0.key.bias"),
+            "encoder.mid_block.attentions.0.to_k.bias"
+        );
+        assert_eq!(
+            now("encoder.mid_block.attentions.0.to_q.bias"),
+            "encoder.mid_block.attentions.0.to_q.bias"
+        );
         assert_eq!(now("decoder.conv_in.weight"), "decoder.conv_in.weight");
     }
 }

@@ -69,8 +69,11 @@ impl ClipTextConfig {
     /// # Errors
     /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn check(&self) -> Result<()> {
-        let invalid =
-            |what: &str| Err(Error::invalid_argument(format!("text_encoder/config.json: {what}")));
+        let invalid = |what: &str| {
+            Err(Error::invalid_argument(format!(
+                "text_encoder/config.json: {what}"
+            )))
+        };
         let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size];
         if sizes.iter().any(|&n| !(1..=1 << 20).contains(&n)) {
             return invalid("a size is out of range (1 to 1048576)");
@@ -118,12 +121,21 @@ impl SelfAttention {
         let head = size / self.heads;
         let split = |projection: &Linear| -> Result<Tensor> {
             let projected = projection.forward(input, Rows::WHOLE)?;
-            Ok(projected.f_view([rows, tokens, -1, head])?.f_transpose(1, 2)?)
+            Ok(projected
+                .f_view([rows, tokens, -1, head])?
+                .f_transpose(1, 2)?)
         };
-        let (q, k, v) = (split(&self.q_proj)?, split(&self.k_proj)?, split(&self.v_proj)?);
+        let (q, k, v) = (
+            split(&self.q_proj)?,
+            split(&self.k_proj)?,
+            split(&self.v_proj)?,
+        );
         let scale = (head as f64).powf(-0.5);
         let attended = scaled_dot_product_attention(&q, &k, &v, Some(mask), Some(scale))?;
-        let joined = attended.f_transpose(1, 2)?.f_contiguous()?.f_reshape([rows, tokens, size])?;
+        let joined = attended
+            .f_transpose(1, 2)?
+            .f_contiguous()?
+            .f_reshape([rows, tokens, size])?;
         self.out_proj.forward(&joined, Rows::WHOLE)
     }
 }
@@ -143,7 +155,11 @@ impl EncoderLayer {
         let mlp = path.sub("mlp");
         Ok(Self {
             layer_norm1: LayerNorm::new(&path.sub("layer_norm1"), size, config.layer_norm_eps)?,
-            self_attn: SelfAttention::new(&path.sub("self_attn"), size, config.num_attention_heads)?,
+            self_attn: SelfAttention::new(
+                &path.sub("self_attn"),
+                size,
+                config.num_attention_heads,
+            )?,
             layer_norm2: LayerNorm::new(&path.sub("layer_norm2"), size, config.layer_norm_eps)?,
             fc1: Linear::new(&mlp.sub("fc1"), size, inner)?,
             fc2: Linear::new(&mlp.sub("fc2"), inner, size)?,
@@ -152,9 +168,13 @@ impl EncoderLayer {
     }
 
     fn forward(&self, input: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.layer_norm1.forward(input)?, mask)?;
+        let attended = self
+            .self_attn
+            .forward(&self.layer_norm1.forward(input)?, mask)?;
         let hidden = input.f_add(&attended)?;
-        let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?, Rows::WHOLE)?;
+        let inner = self
+            .fc1
+            .forward(&self.layer_norm2.forward(&hidden)?, Rows::WHOLE)?;
         let inner = match self.activation {
             Activation::Gelu => inner.f_gelu("none")?,
             Activation::QuickGelu => inner.f_mul(&inner.f_mul_scalar(1.702)?.f_sigmoid()?)?,
@@ -195,7 +215,11 @@ impl ClipTextModel {
         let embeddings = path.sub("embeddings");
         let layers = path.sub("encoder").sub("layers");
         Ok(Self {
-            token_embedding: Embedding::new(&embeddings.sub("token_embedding"), config.vocab_size, size)?,
+            token_embedding: Embedding::new(
+                &embeddings.sub("token_embedding"),
+                config.vocab_size,
+                size,
+            )?,
             position_embedding: Embedding::new(
                 &embeddings.sub("position_embedding"),
                 config.max_position_embeddings,
@@ -204,7 +228,11 @@ impl ClipTextModel {
             layers: (0..config.num_hidden_layers)
                 .map(|index| EncoderLayer::new(&layers.sub(index), &config))
                 .collect::<Result<_>>()?,
-            final_layer_norm: LayerNorm::new(&path.sub("final_layer_norm"), size, config.layer_norm_eps)?,
+            final_layer_norm: LayerNorm::new(
+                &path.sub("final_layer_norm"),
+                size,
+                config.layer_norm_eps,
+            )?,
             config,
         })
     }

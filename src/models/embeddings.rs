@@ -41,7 +41,11 @@ impl Timesteps {
             .f_to_kind(Kind::Float)?
             .f_mul(&exponent.f_exp()?.f_unsqueeze(0)?)?;
         let (sin, cos) = (angles.f_sin()?, angles.f_cos()?);
-        let embedding = if self.flip_sin_to_cos { [cos, sin] } else { [sin, cos] };
+        let embedding = if self.flip_sin_to_cos {
+            [cos, sin]
+        } else {
+            [sin, cos]
+        };
         let embedding = Tensor::f_cat(&embedding, -1)?;
         if self.channels % 2 == 1 {
             return Ok(embedding.f_constant_pad_nd([0, 1])?);

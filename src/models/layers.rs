@@ -87,7 +87,10 @@ impl Linear {
     /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, inputs: i64, outputs: i64) -> Result<Self> {
         let bias = Some(path.tensor("bias", &[outputs])?);
-        Ok(Self { weight: path.tensor("weight", &[outputs, inputs])?, bias })
+        Ok(Self {
+            weight: path.tensor("weight", &[outputs, inputs])?,
+            bias,
+        })
     }
 
     /// As [`Linear::new`], without bias.
@@ -95,7 +98,10 @@ impl Linear {
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn without_bias(path: &WeightPath<'_>, inputs: i64, outputs: i64) -> Result<Self> {
-        Ok(Self { weight: path.tensor("weight", &[outputs, inputs])?, bias: None })
+        Ok(Self {
+            weight: path.tensor("weight", &[outputs, inputs])?,
+            bias: None,
+        })
     }
 
     /// `[rows, .., inputs]` to `[rows, .., outputs]`.
@@ -121,7 +127,10 @@ impl Linear {
         let mut shape = input.size();
         let inputs = shape.pop().unwrap_or(1);
         shape.extend(self.weight.size().first());
-        let product = input.f_reshape([-1, inputs])?.f_mm(&self.weight.f_transpose(0, 1)?)?.f_view(&shape[..])?;
+        let product = input
+            .f_reshape([-1, inputs])?
+            .f_mm(&self.weight.f_transpose(0, 1)?)?
+            .f_view(&shape[..])?;
         match &self.bias {
             Some(bias) => Ok(product.f_add(bias)?),
             None => Ok(product),
@@ -212,7 +221,12 @@ impl GroupNorm {
             )));
         }
         let weight = path.tensor("weight", &[channels])?;
-        Ok(Self { weight, bias: path.tensor("bias", &[channels])?, groups, eps })
+        Ok(Self {
+            weight,
+            bias: path.tensor("bias", &[channels])?,
+            groups,
+            eps,
+        })
     }
 
     /// The shape of the input, `[rows, channels, ..]`.
@@ -220,7 +234,13 @@ impl GroupNorm {
     /// # Errors
     /// Out of memory.
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        Ok(input.f_group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)?)
+        Ok(input.f_group_norm(
+            self.groups,
+            Some(&self.weight),
+            Some(&self.bias),
+            self.eps,
+            true,
+        )?)
     }
 }
 
@@ -239,7 +259,12 @@ impl LayerNorm {
     /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, size: i64, eps: f64) -> Result<Self> {
         let weight = path.tensor("weight", &[size])?;
-        Ok(Self { weight, bias: path.tensor("bias", &[size])?, size, eps })
+        Ok(Self {
+            weight,
+            bias: path.tensor("bias", &[size])?,
+            size,
+            eps,
+        })
     }
 
     /// The shape of the input, `[rows, .., size]`.
@@ -247,7 +272,13 @@ impl LayerNorm {
     /// # Errors
     /// Out of memory.
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        Ok(input.f_layer_norm([self.size], Some(&self.weight), Some(&self.bias), self.eps, true)?)
+        Ok(input.f_layer_norm(
+            [self.size],
+            Some(&self.weight),
+            Some(&self.bias),
+            self.eps,
+            true,
+        )?)
     }
 }
 
@@ -262,7 +293,9 @@ impl Embedding {
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, entries: i64, size: i64) -> Result<Self> {
-        Ok(Self { weight: path.tensor("weight", &[entries, size])? })
+        Ok(Self {
+            weight: path.tensor("weight", &[entries, size])?,
+        })
     }
 
     /// int64 indices of any shape to `[.., size]`.
@@ -270,7 +303,13 @@ impl Embedding {
     /// # Errors
     /// An index outside of the table.
     pub fn forward(&self, indices: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::f_embedding(&self.weight, indices, -1, false, false)?)
+        Ok(Tensor::f_embedding(
+            &self.weight,
+            indices,
+            -1,
+            false,
+            false,
+        )?)
     }
 }
 
@@ -284,6 +323,7 @@ pub fn silu(input: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use tch::{Device, Kind};
 
@@ -293,19 +333,42 @@ mod tests {
 
     #[test]
     fn pieces_are_computed_as_if_alone() {
-        let conv = Conv2d { weight: noise(&[5, 4, 3, 3]), bias: noise(&[5]), stride: 1, padding: 1 };
-        let linear = Linear { weight: noise(&[7, 4]), bias: Some(noise(&[7])) };
+        let conv = Conv2d {
+            weight: noise(&[5, 4, 3, 3]),
+            bias: noise(&[5]),
+            stride: 1,
+            padding: 1,
+        };
+        let linear = Linear {
+            weight: noise(&[7, 4]),
+            bias: Some(noise(&[7])),
+        };
         let (a, b) = (noise(&[1, 4, 5, 7]), noise(&[2, 4, 5, 7]));
         let together = Tensor::cat(&[&a, &b], 0);
         let rows = Rows::apart(&[1, 2]);
         let joined = conv.forward(&together, rows).unwrap();
-        assert_eq!(joined.narrow(0, 0, 1), conv.forward(&a, Rows::WHOLE).unwrap());
-        assert_eq!(joined.narrow(0, 1, 2), conv.forward(&b, Rows::WHOLE).unwrap());
+        assert_eq!(
+            joined.narrow(0, 0, 1),
+            conv.forward(&a, Rows::WHOLE).unwrap()
+        );
+        assert_eq!(
+            joined.narrow(0, 1, 2),
+            conv.forward(&b, Rows::WHOLE).unwrap()
+        );
 
-        let (a, b) = (a.mean_dim([2, 3].as_slice(), false, Kind::Float), b.mean_dim([2, 3].as_slice(), false, Kind::Float));
+        let (a, b) = (
+            a.mean_dim([2, 3].as_slice(), false, Kind::Float),
+            b.mean_dim([2, 3].as_slice(), false, Kind::Float),
+        );
         let joined = linear.forward(&Tensor::cat(&[&a, &b], 0), rows).unwrap();
-        assert_eq!(joined.narrow(0, 0, 1), linear.forward(&a, Rows::WHOLE).unwrap());
-        assert_eq!(joined.narrow(0, 1, 2), linear.forward(&b, Rows::WHOLE).unwrap());
+        assert_eq!(
+            joined.narrow(0, 0, 1),
+            linear.forward(&a, Rows::WHOLE).unwrap()
+        );
+        assert_eq!(
+            joined.narrow(0, 1, 2),
+            linear.forward(&b, Rows::WHOLE).unwrap()
+        );
     }
 
     #[test]

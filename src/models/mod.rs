@@ -5,6 +5,7 @@
 
 mod attention;
 mod autoencoder_kl;
+mod autoencoder_kl_config;
 mod clip_text;
 mod embeddings;
 mod layers;
@@ -14,7 +15,8 @@ mod unet_2d_blocks;
 mod unet_2d_condition;
 mod unet_2d_config;
 
-pub use autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
+pub use autoencoder_kl::AutoencoderKl;
+pub use autoencoder_kl_config::AutoencoderKlConfig;
 pub use clip_text::{Activation, ClipTextConfig, ClipTextModel};
 pub use layers::Rows;
 pub use tokenizer::{ClipTokenizer, Tokens};

@@ -35,7 +35,12 @@ impl ResnetBlock2D {
     ///
     /// # Errors
     /// A tensor that is missing or of another shape.
-    pub fn new(path: &WeightPath<'_>, inputs: i64, outputs: i64, config: ResnetConfig) -> Result<Self> {
+    pub fn new(
+        path: &WeightPath<'_>,
+        inputs: i64,
+        outputs: i64,
+        config: ResnetConfig,
+    ) -> Result<Self> {
         Ok(Self {
             norm1: GroupNorm::new(&path.sub("norm1"), config.groups, inputs, config.eps)?,
             conv1: Conv2d::same(&path.sub("conv1"), inputs, outputs)?,
@@ -85,7 +90,9 @@ impl Upsample2D {
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, channels: i64) -> Result<Self> {
-        Ok(Self { conv: Conv2d::same(&path.sub("conv"), channels, channels)? })
+        Ok(Self {
+            conv: Conv2d::same(&path.sub("conv"), channels, channels)?,
+        })
     }
 
     /// `[rows, channels, height, width]` to twice that size, or to `size` (height, width) where an
@@ -93,7 +100,12 @@ impl Upsample2D {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn forward(&self, input: &Tensor, size: Option<(i64, i64)>, rows: Rows<'_>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        size: Option<(i64, i64)>,
+        rows: Rows<'_>,
+    ) -> Result<Tensor> {
         let (_, _, height, width) = input.size4()?;
         let (height, width) = size.unwrap_or((height * 2, width * 2));
         let larger = input.f_upsample_nearest2d([height, width], None, None)?;
@@ -115,7 +127,10 @@ impl Downsample2D {
     /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, channels: i64, padding: i64) -> Result<Self> {
         let conv = Conv2d::new(&path.sub("conv"), channels, channels, 3, 2, padding)?;
-        Ok(Self { conv, pad_end: padding == 0 })
+        Ok(Self {
+            conv,
+            pad_end: padding == 0,
+        })
     }
 
     /// `[rows, channels, height, width]` to half that size, rounded up.

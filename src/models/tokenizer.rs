@@ -53,8 +53,9 @@ impl ClipTokenizer {
         let mut inner = if vocab.exists() && merges.exists() {
             from_vocab_and_merges(&vocab, &merges, &special.eos)?
         } else if single.exists() {
-            Tokenizer::from_file(&single)
-                .map_err(|error| Error::invalid_argument(format!("{}: {error}", single.display())))?
+            Tokenizer::from_file(&single).map_err(|error| {
+                Error::invalid_argument(format!("{}: {error}", single.display()))
+            })?
         } else {
             return Err(Error::not_found(format!(
                 "{}: neither vocab.json with merges.txt nor tokenizer.json",
@@ -69,7 +70,9 @@ impl ClipTokenizer {
             .collect::<Vec<_>>();
         let invalid =
             |what: String| Error::invalid_argument(format!("{}: {what}", folder.display()));
-        inner.add_special_tokens(added).map_err(|error| invalid(error.to_string()))?;
+        inner
+            .add_special_tokens(added)
+            .map_err(|error| invalid(error.to_string()))?;
         let id = |token: &str| {
             inner
                 .token_to_id(token)
@@ -84,8 +87,15 @@ impl ClipTokenizer {
             )));
         }
         // Some folders say 1e30 for "no limit".
-        let limit = config.get("model_max_length").and_then(Value::as_f64).unwrap_or(77.0);
-        let max_length = if limit >= 3.0 { (limit as usize).min(max_positions) } else { 0 };
+        let limit = config
+            .get("model_max_length")
+            .and_then(Value::as_f64)
+            .unwrap_or(77.0);
+        let max_length = if limit >= 3.0 {
+            (limit as usize).min(max_positions)
+        } else {
+            0
+        };
         if max_length < 3 {
             return Err(invalid("model_max_length must be at least 3".to_owned()));
         }
@@ -114,16 +124,25 @@ impl ClipTokenizer {
         ids.extend(words.iter().take(room).map(|&id| i64::from(id)));
         ids.push(self.eos);
         ids.resize(self.max_length, self.pad);
-        Ok(Tokens { ids, truncated: words.len() > room })
+        Ok(Tokens {
+            ids,
+            truncated: words.len() > room,
+        })
     }
 }
 
 fn from_vocab_and_merges(vocab: &Path, merges: &Path, unknown: &str) -> Result<Tokenizer> {
     let invalid = |error: &dyn std::fmt::Display| {
-        Error::invalid_argument(format!("{}, {}: {error}", vocab.display(), merges.display()))
+        Error::invalid_argument(format!(
+            "{}, {}: {error}",
+            vocab.display(),
+            merges.display()
+        ))
     };
     let path = |path: &Path| {
-        path.to_str().map(str::to_owned).ok_or_else(|| invalid(&"a path that is not UTF-8"))
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| invalid(&"a path that is not UTF-8"))
     };
     let model = BPE::from_file(&path(vocab)?, &path(merges)?)
         .end_of_word_suffix("</w>".to_owned())
@@ -137,7 +156,9 @@ fn from_vocab_and_merges(vocab: &Path, merges: &Path, unknown: &str) -> Result<T
         NFC.into(),
         Lowercase.into(),
     ]);
-    tokenizer.with_normalizer(Some(normalizer)).map_err(|error| invalid(&error))?;
+    tokenizer
+        .with_normalizer(Some(normalizer))
+        .map_err(|error| invalid(&error))?;
     let words = Split::new(
         SplitPattern::Regex(WORDS.to_owned()),
         SplitDelimiterBehavior::Removed,
@@ -165,7 +186,9 @@ impl SpecialTokens {
     /// `tokenizer_config.json` alone where it lists the added tokens (transformers since 4.34), else
     /// `special_tokens_map.json` over it (`PreTrainedTokenizerBase._from_pretrained`).
     fn read(folder: &Path, config: &Value) -> Result<Self> {
-        let listed = config.get("added_tokens_decoder").and_then(Value::as_object);
+        let listed = config
+            .get("added_tokens_decoder")
+            .and_then(Value::as_object);
         let map_path = folder.join("special_tokens_map.json");
         let map: Value = if listed.is_none() && map_path.exists() {
             read_json(&map_path)?
@@ -189,6 +212,8 @@ impl SpecialTokens {
 /// A token's text: `"!"` or `{"content": "!", ...}`.
 fn content(token: Option<&Value>) -> Option<String> {
     let token = token?;
-    let text = token.as_str().or_else(|| token.get("content").and_then(Value::as_str))?;
+    let text = token
+        .as_str()
+        .or_else(|| token.get("content").and_then(Value::as_str))?;
     Some(text.to_owned())
 }

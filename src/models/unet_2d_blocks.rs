@@ -43,7 +43,12 @@ impl BlockConfig<'_> {
             eps: self.unet.norm_eps,
             temb_channels: Some(self.temb),
         };
-        ResnetBlock2D::new(&path.sub("resnets").sub(index), inputs, self.outputs, config)
+        ResnetBlock2D::new(
+            &path.sub("resnets").sub(index),
+            inputs,
+            self.outputs,
+            config,
+        )
     }
 
     /// One transformer a layer, or none.
@@ -79,7 +84,11 @@ impl DownBlock {
     pub fn new(path: &WeightPath<'_>, config: &BlockConfig<'_>) -> Result<Self> {
         let resnets = (0..config.layers)
             .map(|index| {
-                let inputs = if index == 0 { config.inputs } else { config.outputs };
+                let inputs = if index == 0 {
+                    config.inputs
+                } else {
+                    config.outputs
+                };
                 config.resnet(path, index, inputs)
             })
             .collect::<Result<_>>()?;
@@ -90,7 +99,11 @@ impl DownBlock {
                 Downsample2D::new(&path, config.outputs, config.unet.downsample_padding)
             })
             .transpose()?;
-        Ok(Self { resnets, attentions: config.attentions(path)?, downsampler })
+        Ok(Self {
+            resnets,
+            attentions: config.attentions(path)?,
+            downsampler,
+        })
     }
 
     /// Returns the feature map and pushes one skip a layer, and one after the change of size.
@@ -138,7 +151,9 @@ impl MidBlock {
             .attentions(path)?
             .into_iter()
             .enumerate()
-            .map(|(index, attention)| Ok((attention, config.resnet(path, index + 1, config.outputs)?)))
+            .map(|(index, attention)| {
+                Ok((attention, config.resnet(path, index + 1, config.outputs)?))
+            })
             .collect::<Result<_>>()?;
         Ok(Self { first, layers })
     }
@@ -178,7 +193,11 @@ impl UpBlock {
     pub fn new(path: &WeightPath<'_>, config: &BlockConfig<'_>, previous: i64) -> Result<Self> {
         let resnets = (0..config.layers)
             .map(|index| {
-                let skip = if index + 1 == config.layers { config.inputs } else { config.outputs };
+                let skip = if index + 1 == config.layers {
+                    config.inputs
+                } else {
+                    config.outputs
+                };
                 let from_below = if index == 0 { previous } else { config.outputs };
                 config.resnet(path, index, from_below + skip)
             })
@@ -187,7 +206,11 @@ impl UpBlock {
             .resample
             .then(|| Upsample2D::new(&path.sub("upsamplers").sub(0), config.outputs))
             .transpose()?;
-        Ok(Self { resnets, attentions: config.attentions(path)?, upsampler })
+        Ok(Self {
+            resnets,
+            attentions: config.attentions(path)?,
+            upsampler,
+        })
     }
 
     /// Takes one skip a layer from the end of `skips`.
@@ -204,7 +227,9 @@ impl UpBlock {
     ) -> Result<Tensor> {
         let mut hidden = input.shallow_clone();
         for (index, resnet) in self.resnets.iter().enumerate() {
-            let skip = skips.pop().ok_or_else(|| Error::internal("the UNet ran out of skips"))?;
+            let skip = skips
+                .pop()
+                .ok_or_else(|| Error::internal("the UNet ran out of skips"))?;
             hidden = Tensor::f_cat(&[hidden, skip], 1)?;
             hidden = resnet.forward(&hidden, Some(temb), rows)?;
             if let Some(attention) = self.attentions.get(index) {
@@ -215,7 +240,11 @@ impl UpBlock {
             // The next skip has the size to come back to: half of an odd size was rounded.
             Some(upsampler) => {
                 let size = skips.last().map(Tensor::size4).transpose()?;
-                upsampler.forward(&hidden, size.map(|(_, _, height, width)| (height, width)), rows)
+                upsampler.forward(
+                    &hidden,
+                    size.map(|(_, _, height, width)| (height, width)),
+                    rows,
+                )
             }
             None => Ok(hidden),
         }

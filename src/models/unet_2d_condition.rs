@@ -62,7 +62,9 @@ impl UNet2DConditionModel {
             transformer_layers: config.transformer_layers_per_block.at(index),
             cross_attention: match config.down_block_types[index] {
                 BlockType::CrossAttnDownBlock2D => true,
-                BlockType::DownBlock2D | BlockType::CrossAttnUpBlock2D | BlockType::UpBlock2D => false,
+                BlockType::DownBlock2D | BlockType::CrossAttnUpBlock2D | BlockType::UpBlock2D => {
+                    false
+                }
             },
             heads: config.attention_head_dim.at(index),
             only_cross_attention: config.only_cross_attention.at(index),
@@ -74,7 +76,10 @@ impl UNet2DConditionModel {
         let mut inputs = first;
         for (index, &outputs) in channels.iter().enumerate() {
             let config = block(index, inputs);
-            down_blocks.push(DownBlock::new(&path.sub("down_blocks").sub(index), &config)?);
+            down_blocks.push(DownBlock::new(
+                &path.sub("down_blocks").sub(index),
+                &config,
+            )?);
             inputs = outputs;
         }
 
@@ -101,7 +106,11 @@ impl UNet2DConditionModel {
                 resample: index + 1 < blocks,
                 ..block(mirrored, skip)
             };
-            up_blocks.push(UpBlock::new(&path.sub("up_blocks").sub(index), &config, previous)?);
+            up_blocks.push(UpBlock::new(
+                &path.sub("up_blocks").sub(index),
+                &config,
+                previous,
+            )?);
             previous = channels[mirrored];
         }
 
@@ -158,7 +167,10 @@ impl UNet2DConditionModel {
     }
 
     fn time_embedding(&self, input: &UNetInput<'_>, rows: Rows<'_>) -> Result<Tensor> {
-        let sinusoids = self.time_proj.forward(input.timesteps, rows)?.f_to_kind(input.sample.kind())?;
+        let sinusoids = self
+            .time_proj
+            .forward(input.timesteps, rows)?
+            .f_to_kind(input.sample.kind())?;
         let temb = self.time_embedding.forward(&sinusoids, rows)?;
         match (&self.class_embedding, input.class_labels) {
             (Some(classes), Some(labels)) => Ok(temb.f_add(&classes.forward(labels)?)?),

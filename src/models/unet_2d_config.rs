@@ -182,18 +182,29 @@ impl UNet2DConfig {
             }
         }
         let blocks = self.block_out_channels.len();
-        let invalid = |what: &str| Err(Error::invalid_argument(format!("unet/config.json: {what}")));
+        let invalid =
+            |what: &str| Err(Error::invalid_argument(format!("unet/config.json: {what}")));
         if !(1..=16).contains(&blocks) {
             return invalid("block_out_channels must have 1 to 16 entries");
         }
         if self.down_block_types.len() != blocks || self.up_block_types.len() != blocks {
-            return invalid("down_block_types and up_block_types must be as long as block_out_channels");
+            return invalid(
+                "down_block_types and up_block_types must be as long as block_out_channels",
+            );
         }
         use BlockType::{CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D};
-        if self.down_block_types.iter().any(|t| matches!(t, CrossAttnUpBlock2D | UpBlock2D)) {
+        if self
+            .down_block_types
+            .iter()
+            .any(|t| matches!(t, CrossAttnUpBlock2D | UpBlock2D))
+        {
             return invalid("down_block_types holds a type of the way up");
         }
-        if self.up_block_types.iter().any(|t| matches!(t, CrossAttnDownBlock2D | DownBlock2D)) {
+        if self
+            .up_block_types
+            .iter()
+            .any(|t| matches!(t, CrossAttnDownBlock2D | DownBlock2D))
+        {
             return invalid("up_block_types holds a type of the way down");
         }
         if !self.attention_head_dim.fits(blocks)
@@ -204,8 +215,17 @@ impl UNet2DConfig {
                 "attention_head_dim, only_cross_attention and transformer_layers_per_block must be one value or one a block",
             );
         }
-        let sizes = [self.in_channels, self.out_channels, self.cross_attention_dim];
-        if self.block_out_channels.iter().chain(&sizes).any(|&n| !(1..=1 << 16).contains(&n)) {
+        let sizes = [
+            self.in_channels,
+            self.out_channels,
+            self.cross_attention_dim,
+        ];
+        if self
+            .block_out_channels
+            .iter()
+            .chain(&sizes)
+            .any(|&n| !(1..=1 << 16).contains(&n))
+        {
             return invalid("a channel count is out of range (1 to 65536)");
         }
         if !(1..=64).contains(&self.layers_per_block) {
@@ -220,7 +240,10 @@ impl UNet2DConfig {
     /// Channels of the outermost and of the innermost block.
     pub fn ends(&self) -> (i64, i64) {
         let first = self.block_out_channels.first().copied().unwrap_or_default();
-        (first, self.block_out_channels.last().copied().unwrap_or(first))
+        (
+            first,
+            self.block_out_channels.last().copied().unwrap_or(first),
+        )
     }
 
     /// Whether the middle block attends to the text alone: only if a single switch says so for all.
@@ -243,6 +266,11 @@ impl UNet2DConfig {
 
 #[cfg(test)]
 mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        reason = "a test fails by panicking"
+    )]
     use super::*;
 
     fn parsed(json: &str) -> Result<UNet2DConfig> {
@@ -252,7 +280,9 @@ mod tests {
 
     #[test]
     fn defaults_are_a_whole_model() {
-        let config = parsed(r#"{"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.8"}"#).unwrap();
+        let config =
+            parsed(r#"{"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.8"}"#)
+                .unwrap();
         assert_eq!(config.ends(), (320, 1280));
         assert_eq!(config.attention_head_dim.at(3), 8);
     }
@@ -262,8 +292,14 @@ mod tests {
         parsed(r#"{"act_fn": "silu", "class_embed_type": null, "conv_in_kernel": 3}"#).unwrap();
         for (json, key) in [
             (r#"{"act_fn": "gelu"}"#, "act_fn"),
-            (r#"{"addition_embed_type": "text_time"}"#, "addition_embed_type"),
-            (r#"{"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}"#, "mid_block_type"),
+            (
+                r#"{"addition_embed_type": "text_time"}"#,
+                "addition_embed_type",
+            ),
+            (
+                r#"{"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}"#,
+                "mid_block_type",
+            ),
             (r#"{"attention_head_dim": [5, 10]}"#, "attention_head_dim"),
             (r#"{"block_out_channels": []}"#, "block_out_channels"),
             (r#"{"in_channels": -4}"#, "channel count"),

@@ -15,7 +15,9 @@ use crate::error::{Error, Result};
 pub fn pictures(decoded: &Tensor) -> Result<Vec<Picture>> {
     let (rows, channels, height, width) = decoded.size4()?;
     if channels != 3 {
-        return Err(Error::internal(format!("the VAE made {channels} channels where RGB was expected")));
+        return Err(Error::internal(format!(
+            "the VAE made {channels} channels where RGB was expected"
+        )));
     }
     let bytes = decoded
         .f_mul_scalar(0.5)?
@@ -31,7 +33,8 @@ pub fn pictures(decoded: &Tensor) -> Result<Vec<Picture>> {
         .f_to_kind(Kind::Uint8)?
         .f_contiguous()?;
     let side = |n: i64| {
-        u32::try_from(n).map_err(|_| Error::internal(format!("a picture with a side of {n} pixels")))
+        u32::try_from(n)
+            .map_err(|_| Error::internal(format!("a picture with a side of {n} pixels")))
     };
     let (height_u32, width_u32) = (side(height)?, side(width)?);
     let size = usize::try_from(height * width * 3)
@@ -47,13 +50,27 @@ pub fn pictures(decoded: &Tensor) -> Result<Vec<Picture>> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]
     fn values_round_half_to_even_and_clamp() {
         // -1 to 0, 1 to 255, beyond clamps; 0.5 steps of 1/255 sit on halves.
         let half = |n: f32| (n + 0.5) / 255.0 * 2.0 - 1.0;
-        let values = [-1.0, 1.0, -7.0, 7.0, 0.0, half(0.0), half(2.0), f32::NAN, 0.2, 0.2, 0.2, 0.2];
+        let values = [
+            -1.0,
+            1.0,
+            -7.0,
+            7.0,
+            0.0,
+            half(0.0),
+            half(2.0),
+            f32::NAN,
+            0.2,
+            0.2,
+            0.2,
+            0.2,
+        ];
         let tensor = Tensor::from_slice(&values).view([1, 3, 2, 2]);
         let made = pictures(&tensor).unwrap();
         assert_eq!(made.len(), 1);

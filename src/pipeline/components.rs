@@ -48,7 +48,11 @@ impl Components {
     /// # Errors
     /// A missing file or tensor (`NotFound`), a damaged one (`InvalidArgument`), one that we do not
     /// do (`Unsupported`), each by name; out of memory.
-    pub fn load(folder: &Path, parameters: &ModelParameters, place: Place) -> Result<(Self, Vec<String>)> {
+    pub fn load(
+        folder: &Path,
+        parameters: &ModelParameters,
+        place: Place,
+    ) -> Result<(Self, Vec<String>)> {
         let index = ModelIndex::read(folder)?;
         if index.class != PipelineClass::StableDiffusion {
             return Err(Error::unsupported(format!(
@@ -74,7 +78,11 @@ impl Components {
         let kind = kind(parameters.dtype, device);
         let _no_grad = tch::no_grad_guard();
         let open = |name: &str, stem: &str| -> Result<Weights> {
-            Ok(Weights::new(Component::open(&folder.join(name), stem)?, device, kind))
+            Ok(Weights::new(
+                Component::open(&folder.join(name), stem)?,
+                device,
+                kind,
+            ))
         };
 
         let text_config: ClipTextConfig = config(folder, "text_encoder")?;
@@ -107,7 +115,8 @@ impl Components {
         let scheduler = read_scheduler(folder, parameters.scheduler.as_deref())?;
 
         let text_encoder = ClipTextModel::new(text_config, open("text_encoder", "model")?)?;
-        let unet = UNet2DConditionModel::new(unet_config, open("unet", "diffusion_pytorch_model")?)?;
+        let unet =
+            UNet2DConditionModel::new(unet_config, open("unet", "diffusion_pytorch_model")?)?;
         let vae = AutoencoderKl::new(vae_config, open("vae", "diffusion_pytorch_model")?)?;
         let components = Self {
             class: index.class,

@@ -25,11 +25,17 @@ impl ModelIndex {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("model_index.json");
         let components: Map<String, Value> = read_json(&path)?;
-        let name = components.get("_class_name").and_then(Value::as_str).ok_or_else(|| {
-            Error::invalid_argument(format!("{}: has no _class_name", path.display()))
-        })?;
+        let name = components
+            .get("_class_name")
+            .and_then(Value::as_str)
+            .ok_or_else(|| {
+                Error::invalid_argument(format!("{}: has no _class_name", path.display()))
+            })?;
         let class = PipelineClass::from_name(name).ok_or_else(|| {
-            Error::unsupported(format!("{}: this _class_name is not supported", path.display()))
+            Error::unsupported(format!(
+                "{}: this _class_name is not supported",
+                path.display()
+            ))
         })?;
         Ok(Self { class, components })
     }
@@ -45,7 +51,9 @@ impl ModelIndex {
                 "model_index.json: {component} must be {}",
                 classes.join(" or ")
             ))),
-            None => Err(Error::not_found(format!("model_index.json: has no {component}"))),
+            None => Err(Error::not_found(format!(
+                "model_index.json: has no {component}"
+            ))),
         }
     }
 

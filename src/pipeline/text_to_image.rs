@@ -47,7 +47,11 @@ pub struct Job {
 
 impl Job {
     fn rows(&self) -> i64 {
-        if self.guided { self.images * 2 } else { self.images }
+        if self.guided {
+            self.images * 2
+        } else {
+            self.images
+        }
     }
 
     fn timestep(&self) -> Result<i64> {
@@ -72,7 +76,9 @@ impl Job {
         } else {
             prediction.shallow_clone()
         };
-        self.latents = self.scheduler.step(&noise_pred, &self.latents, &mut self.generator)?;
+        self.latents = self
+            .scheduler
+            .step(&noise_pred, &self.latents, &mut self.generator)?;
         self.index += 1;
         Ok(())
     }
@@ -84,8 +90,10 @@ fn rescale_noise_cfg(guided: &Tensor, text: &Tensor, guidance_rescale: f64) -> R
     let std_text = text.f_std_dim(over, true, true)?;
     let std_guided = guided.f_std_dim(over, true, true)?;
     let rescaled = guided.f_mul(&std_text.f_div(&std_guided)?)?;
-    let (rescaled, kept) =
-        (rescaled.f_mul_scalar(guidance_rescale)?, guided.f_mul_scalar(1.0 - guidance_rescale)?);
+    let (rescaled, kept) = (
+        rescaled.f_mul_scalar(guidance_rescale)?,
+        guided.f_mul_scalar(1.0 - guidance_rescale)?,
+    );
     Ok(rescaled.f_add(&kept)?)
 }
 
@@ -106,12 +114,21 @@ impl StableDiffusionPipeline {
         let ids = Tensor::f_from_slice(&tokens.ids)?
             .f_unsqueeze(0)?
             .f_to_device(self.components.device)?;
-        Ok((self.components.text_encoder.forward(&ids, clip_skip)?, tokens.truncated))
+        Ok((
+            self.components.text_encoder.forward(&ids, clip_skip)?,
+            tokens.truncated,
+        ))
     }
 
     /// The starting noise, `[images, channels, height/f, width/f]`, drawn on the CPU in the dtype of
     /// the model.
-    fn noise(&self, request: &GenerateRequest, images: i64, kind: Kind, generator: &mut Generator) -> Result<Tensor> {
+    fn noise(
+        &self,
+        request: &GenerateRequest,
+        images: i64,
+        kind: Kind,
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
         let factor = self.components.vae.config().scale_factor();
         let shape = [
             images,
@@ -119,7 +136,9 @@ impl StableDiffusionPipeline {
             i64::from(request.height) / factor,
             i64::from(request.width) / factor,
         ];
-        Ok(generator.randn(&shape, kind)?.f_to_device(self.components.device)?)
+        Ok(generator
+            .randn(&shape, kind)?
+            .f_to_device(self.components.device)?)
     }
 
     /// Whether each job's rows are computed as if they were alone. On a GPU, and with fast numerics,
@@ -147,7 +166,11 @@ impl StableDiffusionPipeline {
             encoder_hidden_states: &Tensor::f_cat(&contexts, 0)?,
             class_labels: None,
         };
-        let rows = if self.keeps_rows_apart() { Rows::apart(&sizes) } else { Rows::WHOLE };
+        let rows = if self.keeps_rows_apart() {
+            Rows::apart(&sizes)
+        } else {
+            Rows::WHOLE
+        };
         self.components.unet.forward(&input, rows)
     }
 }
@@ -209,7 +232,10 @@ impl Pipeline for StableDiffusionPipeline {
     }
 
     fn batch(&self, job: &Job) -> Batch {
-        Batch { rows: job.rows() as usize, shape: job.latents.size()[1..].to_vec() }
+        Batch {
+            rows: job.rows() as usize,
+            shape: job.latents.size()[1..].to_vec(),
+        }
     }
 
     fn is_done(&self, job: &Job) -> bool {
@@ -222,14 +248,21 @@ impl Pipeline for StableDiffusionPipeline {
         let mut outcome = Vec::with_capacity(jobs.len());
         for job in jobs {
             let rows = job.rows();
-            outcome.push(prediction.f_narrow(0, start, rows).map_err(Error::from).and_then(|own| job.advance(&own)));
+            outcome.push(
+                prediction
+                    .f_narrow(0, start, rows)
+                    .map_err(Error::from)
+                    .and_then(|own| job.advance(&own)),
+            );
             start += rows;
         }
         Ok(outcome)
     }
 
     fn finish(&mut self, job: Job) -> Result<Generated> {
-        let latents = job.latents.f_div_scalar(self.components.vae.config().scaling_factor)?;
+        let latents = job
+            .latents
+            .f_div_scalar(self.components.vae.config().scaling_factor)?;
         Ok(Generated {
             pictures: pictures(&self.components.vae.decode(&latents)?)?,
             steps_run: job.index,

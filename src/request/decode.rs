@@ -28,7 +28,11 @@ pub fn decode(
             return Err(Error::invalid_argument(format!(
                 "an input tensor is not taken by {}; it takes {}",
                 context.class(),
-                inputs.iter().map(|spec| spec.name).collect::<Vec<_>>().join(", ")
+                inputs
+                    .iter()
+                    .map(|spec| spec.name)
+                    .collect::<Vec<_>>()
+                    .join(", ")
             )));
         }
     }
@@ -55,18 +59,35 @@ pub fn decode(
     let negative_prompts = optional("negative_prompt", limits.max_prompt_bytes)?;
     let gen_args = optional("gen_args", limits.max_gen_args_bytes)?;
     fn at(elements: &Option<Vec<Vec<u8>>>, row: usize) -> Option<&[u8]> {
-        elements.as_ref().and_then(|rows| rows.get(row)).map(Vec::as_slice)
+        elements
+            .as_ref()
+            .and_then(|rows| rows.get(row))
+            .map(Vec::as_slice)
     }
     let requests = prompts
         .iter()
         .enumerate()
         .map(|(row, prompt)| {
-            resolve(prompt, at(&negative_prompts, row), at(&gen_args, row), context)
-                .map_err(|error| if rows == 1 { error } else { error.context(format_args!("row {row}")) })
+            resolve(
+                prompt,
+                at(&negative_prompts, row),
+                at(&gen_args, row),
+                context,
+            )
+            .map_err(|error| {
+                if rows == 1 {
+                    error
+                } else {
+                    error.context(format_args!("row {row}"))
+                }
+            })
         })
         .collect::<Result<Vec<_>>>()?;
     let images = |request: &GenerateRequest| request.num_images_per_prompt;
-    if requests.windows(2).any(|pair| images(&pair[0]) != images(&pair[1])) {
+    if requests
+        .windows(2)
+        .any(|pair| images(&pair[0]) != images(&pair[1]))
+    {
         return Err(Error::invalid_argument(
             "gen_args: num_images_per_prompt must be the same in every row of a request: the output has one shape",
         ));
@@ -78,13 +99,19 @@ pub fn decode(
 fn elements(input: &Input<'_>, max_batch_size: u32, max_element: usize) -> Result<Vec<Vec<u8>>> {
     let name = input.name();
     if input.datatype() != DataType::Bytes {
-        return Err(Error::invalid_argument(format!("input `{name}` must be of type BYTES (TYPE_STRING)")));
+        return Err(Error::invalid_argument(format!(
+            "input `{name}` must be of type BYTES (TYPE_STRING)"
+        )));
     }
     let count = input.element_count().map_err(from_triton)?;
     let rows = if max_batch_size == 0 {
         1
     } else {
-        input.shape().first().and_then(|&rows| usize::try_from(rows).ok()).unwrap_or(0)
+        input
+            .shape()
+            .first()
+            .and_then(|&rows| usize::try_from(rows).ok())
+            .unwrap_or(0)
     };
     if rows == 0 || (max_batch_size > 0 && rows > max_batch_size as usize) {
         return Err(Error::invalid_argument(format!(
@@ -97,7 +124,9 @@ fn elements(input: &Input<'_>, max_batch_size: u32, max_element: usize) -> Resul
             "input `{name}` must have exactly one element in each row; its {rows} row(s) have {count}"
         )));
     }
-    let limit = max_element.saturating_add(LENGTH_PREFIX).saturating_mul(rows);
+    let limit = max_element
+        .saturating_add(LENGTH_PREFIX)
+        .saturating_mul(rows);
     let contents = input.contents(limit).map_err(from_triton)?;
     let elements = decode_bytes(&contents, rows)
         .map_err(|error| from_triton(error.into()).context(format_args!("input `{name}`")))?;

@@ -63,8 +63,12 @@ impl RawConfig {
         let text = text.replace(": -Infinity", ": -1.7976931348623157e308");
         match serde_json::from_str(&text) {
             Ok(Value::Object(keys)) => Ok(Self { keys }),
-            Ok(_) => Err(Error::invalid_argument("scheduler_config.json: not an object")),
-            Err(error) => Err(Error::invalid_argument(format!("scheduler_config.json: {error}"))),
+            Ok(_) => Err(Error::invalid_argument(
+                "scheduler_config.json: not an object",
+            )),
+            Err(error) => Err(Error::invalid_argument(format!(
+                "scheduler_config.json: {error}"
+            ))),
         }
     }
 

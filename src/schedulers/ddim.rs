@@ -59,7 +59,10 @@ impl DdimConfig {
     /// `InvalidArgument`, naming the key.
     pub fn read(raw: &RawConfig) -> Result<Self> {
         let keys: Keys = raw.read()?;
-        Ok(Self { alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?, keys })
+        Ok(Self {
+            alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?,
+            keys,
+        })
     }
 
     /// The state at the start of a run.
@@ -77,9 +80,10 @@ impl DdimConfig {
                 timesteps.reverse();
                 timesteps
             }
-            TimestepSpacing::Leading => {
-                (0..steps as i64).rev().map(|i| i * ratio + self.keys.steps_offset).collect()
-            }
+            TimestepSpacing::Leading => (0..steps as i64)
+                .rev()
+                .map(|i| i * ratio + self.keys.steps_offset)
+                .collect(),
             TimestepSpacing::Trailing => {
                 let noisy = descending_to_zero(train as f64, train as f64 / steps as f64);
                 rounded(&noisy).into_iter().map(|t| t - 1).collect()
@@ -125,7 +129,12 @@ impl Scheduler for Ddim {
         &self.timesteps
     }
 
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
+    fn step(
+        &mut self,
+        model_output: &Tensor,
+        sample: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
         let timestep = *self.timesteps.get(self.index).ok_or_else(past_the_end)?;
         self.index += 1;
         let keys = &self.config.keys;
@@ -139,11 +148,17 @@ impl Scheduler for Ddim {
         let (mut pred_original, pred_epsilon) = match keys.prediction_type {
             PredictionType::Epsilon => {
                 let noiseless = sample.f_sub(&times(model_output, root_beta)?)?;
-                (noiseless.f_div_scalar(f64::from(root_alpha))?, model_output.shallow_clone())
+                (
+                    noiseless.f_div_scalar(f64::from(root_alpha))?,
+                    model_output.shallow_clone(),
+                )
             }
             PredictionType::Sample => {
                 let noise = sample.f_sub(&times(model_output, root_alpha)?)?;
-                (model_output.shallow_clone(), noise.f_div_scalar(f64::from(root_beta))?)
+                (
+                    model_output.shallow_clone(),
+                    noise.f_div_scalar(f64::from(root_beta))?,
+                )
             }
             PredictionType::VPrediction => (
                 times(sample, root_alpha)?.f_sub(&times(model_output, root_beta)?)?,
@@ -153,13 +168,17 @@ impl Scheduler for Ddim {
         if keys.thresholding.thresholding {
             pred_original = keys.thresholding.apply(&pred_original)?;
         } else if keys.clip_sample {
-            pred_original = pred_original.f_clamp(-keys.clip_sample_range, keys.clip_sample_range)?;
+            pred_original =
+                pred_original.f_clamp(-keys.clip_sample_range, keys.clip_sample_range)?;
         }
 
         // Formula (16).
         let variance = ((1.0 - alpha_previous) / beta) * (1.0 - alpha / alpha_previous);
         let std_dev = self.eta * root(variance)?;
-        let direction = times(&pred_epsilon, root(1.0 - alpha_previous - pow(std_dev, 2.0)?)?)?;
+        let direction = times(
+            &pred_epsilon,
+            root(1.0 - alpha_previous - pow(std_dev, 2.0)?)?,
+        )?;
         let previous = times(&pred_original, root(alpha_previous)?)?.f_add(&direction)?;
         if self.eta > 0.0 {
             let noise = generator

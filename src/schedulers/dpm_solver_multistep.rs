@@ -2,86 +2,16 @@
 //!
 //! Source: diffusers `schedulers/scheduling_dpmsolver_multistep.py`.
 
-use serde::Deserialize;
-use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::config::{PredictionType, RawConfig, TimestepSpacing};
-use super::noise_schedule::{BetasConfig, to_vec};
+use super::dpm_solver_config::{AlgorithmType, FinalSigmas, Keys, SolverType};
+use super::noise_schedule::to_vec;
 use super::scalar::{exp, log, pow, root, sqrt};
 use super::spacing::{descending_to_zero, linspace, rounded};
-use super::threshold::Thresholding;
 use super::{Plan, Scheduler, check_steps, past_the_end};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::libtorch::Generator;
-
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-enum AlgorithmType {
-    #[serde(rename = "dpmsolver")]
-    DpmSolver,
-    /// `deis` is what a DEIS scheduler's configuration says; diffusers takes it as this one.
-    #[serde(rename = "dpmsolver++", alias = "deis")]
-    DpmSolverPlusPlus,
-    #[serde(rename = "sde-dpmsolver")]
-    SdeDpmSolver,
-    #[serde(rename = "sde-dpmsolver++")]
-    SdeDpmSolverPlusPlus,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-enum SolverType {
-    /// The other names are those of other schedulers' solvers; diffusers takes them as this one.
-    #[serde(alias = "logrho", alias = "bh1", alias = "bh2")]
-    Midpoint,
-    Heun,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-enum FinalSigmas {
-    Zero,
-    SigmaMin,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-struct Keys {
-    #[serde(flatten)]
-    betas: BetasConfig,
-    #[serde(flatten)]
-    thresholding: Thresholding,
-    solver_order: usize,
-    prediction_type: PredictionType,
-    algorithm_type: AlgorithmType,
-    solver_type: SolverType,
-    lower_order_final: bool,
-    euler_at_final: bool,
-    final_sigmas_type: FinalSigmas,
-    lambda_min_clipped: f64,
-    timestep_spacing: TimestepSpacing,
-    steps_offset: i64,
-}
-
-impl Default for Keys {
-    /// diffusers' defaults.
-    fn default() -> Self {
-        Self {
-            betas: BetasConfig::default(),
-            thresholding: Thresholding::default(),
-            solver_order: 2,
-            prediction_type: PredictionType::Epsilon,
-            algorithm_type: AlgorithmType::DpmSolverPlusPlus,
-            solver_type: SolverType::Midpoint,
-            lower_order_final: true,
-            euler_at_final: false,
-            final_sigmas_type: FinalSigmas::Zero,
-            lambda_min_clipped: f64::NEG_INFINITY,
-            timestep_spacing: TimestepSpacing::Linspace,
-            steps_offset: 0,
-        }
-    }
-}
 
 /// `DPMSolverMultistepScheduler`.
 #[derive(Clone, Debug)]
@@ -98,31 +28,7 @@ impl DpmSolverMultistepConfig {
     /// # Errors
     /// `InvalidArgument`, naming the key; `Unsupported` for the switches that are not done.
     pub fn read(raw: &RawConfig) -> Result<Self> {
-        raw.require_off(&[
-            ("use_karras_sigmas", json!(false)),
-            ("use_exponential_sigmas", json!(false)),
-            ("use_beta_sigmas", json!(false)),
-            ("use_lu_lambdas", json!(false)),
-            ("use_flow_sigmas", json!(false)),
-            ("use_dynamic_shifting", json!(false)),
-            ("variance_type", json!("fixed_small")),
-        ])?;
-        let keys: Keys = raw.read()?;
-        if !(1..=3).contains(&keys.solver_order) {
-            return Err(Error::invalid_argument("scheduler_config.json: solver_order must be 1, 2 or 3"));
-        }
-        let noise_prediction =
-            matches!(keys.algorithm_type, AlgorithmType::DpmSolver | AlgorithmType::SdeDpmSolver);
-        if noise_prediction && keys.final_sigmas_type == FinalSigmas::Zero {
-            return Err(Error::invalid_argument(
-                "scheduler_config.json: final_sigmas_type zero does not go with this algorithm_type; sigma_min does",
-            ));
-        }
-        if keys.algorithm_type == AlgorithmType::SdeDpmSolver && keys.solver_order == 3 {
-            return Err(Error::unsupported(
-                "scheduler_config.json: solver_order 3 is not supported with algorithm_type sde-dpmsolver",
-            ));
-        }
+        let keys = Keys::read(raw)?;
         let mut alphas_cumprod = to_vec(&keys.betas.alphas_cumprod()?)?;
         if keys.betas.rescale_betas_zero_snr
             && let Some(last) = alphas_cumprod.last_mut()
@@ -131,9 +37,16 @@ impl DpmSolverMultistepConfig {
             *last = 2f32.powi(-24);
         }
         // `(..) ** 0.5` over all of them at once, as the scheduler's constructor does.
-        let quotients: Vec<f32> = alphas_cumprod.iter().map(|alpha| (1.0 - alpha) / alpha).collect();
+        let quotients: Vec<f32> = alphas_cumprod
+            .iter()
+            .map(|alpha| (1.0 - alpha) / alpha)
+            .collect();
         let sigmas = to_vec(&Tensor::f_from_slice(&quotients)?.f_pow_tensor_scalar(0.5)?)?;
-        Ok(Self { keys, alphas_cumprod, sigmas })
+        Ok(Self {
+            keys,
+            alphas_cumprod,
+            sigmas,
+        })
     }
 
     /// The state at the start of a run.
@@ -181,7 +94,10 @@ impl DpmSolverMultistepConfig {
             }
             TimestepSpacing::Leading => {
                 let ratio = last / (steps as i64 + 1);
-                (1..=steps as i64).rev().map(|i| i * ratio + self.keys.steps_offset).collect()
+                (1..=steps as i64)
+                    .rev()
+                    .map(|i| i * ratio + self.keys.steps_offset)
+                    .collect()
             }
             TimestepSpacing::Trailing => {
                 let noisy = descending_to_zero(last as f64, train as f64 / steps as f64);
@@ -220,7 +136,11 @@ impl Level {
     fn new(sigma: f32) -> Result<Self> {
         let alpha = 1.0 / root(pow(sigma, 2.0)? + 1.0)?;
         let sigma = sigma * alpha;
-        Ok(Self { alpha, sigma, lambda: log(alpha)? - log(sigma)? })
+        Ok(Self {
+            alpha,
+            sigma,
+            lambda: log(alpha)? - log(sigma)?,
+        })
     }
 }
 
@@ -246,7 +166,12 @@ impl Scheduler for DpmSolverMultistep {
         &self.timesteps
     }
 
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
+    fn step(
+        &mut self,
+        model_output: &Tensor,
+        sample: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
         if self.calls >= self.timesteps.len() {
             return Err(past_the_end());
         }
@@ -293,7 +218,9 @@ impl Scheduler for DpmSolverMultistep {
 
 impl DpmSolverMultistep {
     fn level(&self, back: usize) -> Result<Level> {
-        let index = (self.index + 1).checked_sub(back).ok_or_else(past_the_end)?;
+        let index = (self.index + 1)
+            .checked_sub(back)
+            .ok_or_else(past_the_end)?;
         Level::new(*self.sigmas.get(index).ok_or_else(past_the_end)?)
     }
 
@@ -311,7 +238,11 @@ impl DpmSolverMultistep {
                         times(sample, alpha)?.f_sub(&times(output, sigma)?)?
                     }
                 };
-                if thresholding.thresholding { thresholding.apply(&x0) } else { Ok(x0) }
+                if thresholding.thresholding {
+                    thresholding.apply(&x0)
+                } else {
+                    Ok(x0)
+                }
             }
             AlgorithmType::DpmSolver | AlgorithmType::SdeDpmSolver => {
                 let epsilon = match self.keys.prediction_type {
@@ -333,7 +264,11 @@ impl DpmSolverMultistep {
 
     /// The output `back` calls ago.
     fn output(&self, back: usize) -> Result<&Tensor> {
-        self.outputs.len().checked_sub(back + 1).and_then(|i| self.outputs.get(i)).ok_or_else(past_the_end)
+        self.outputs
+            .len()
+            .checked_sub(back + 1)
+            .and_then(|i| self.outputs.get(i))
+            .ok_or_else(past_the_end)
     }
 
     /// The update of the given order: a sum of the sample, the differences of the outputs up to that
@@ -383,7 +318,11 @@ impl DpmSolverMultistep {
                 Factors {
                     sample: t.sigma / s0.sigma,
                     d0: -(t.alpha * e),
-                    d1: if heun { t.alpha * (e / h + 1.0) } else { -(0.5 * (t.alpha * e)) },
+                    d1: if heun {
+                        t.alpha * (e / h + 1.0)
+                    } else {
+                        -(0.5 * (t.alpha * e))
+                    },
                     d2: -(t.alpha * ((e + h) / pow(h, 2.0)? - 0.5)),
                     noise: 0.0,
                 }
@@ -393,7 +332,11 @@ impl DpmSolverMultistep {
                 Factors {
                     sample: t.alpha / s0.alpha,
                     d0: -(t.sigma * e),
-                    d1: if heun { -(t.sigma * (e / h - 1.0)) } else { -(0.5 * (t.sigma * e)) },
+                    d1: if heun {
+                        -(t.sigma * (e / h - 1.0))
+                    } else {
+                        -(0.5 * (t.sigma * e))
+                    },
                     d2: -(t.sigma * ((e - h) / pow(h, 2.0)? - 0.5)),
                     noise: 0.0,
                 }
@@ -404,7 +347,11 @@ impl DpmSolverMultistep {
                 Factors {
                     sample: t.sigma / s0.sigma * exp(-h)?,
                     d0: t.alpha * e,
-                    d1: if heun { t.alpha * (e / (-2.0 * h) + 1.0) } else { 0.5 * (t.alpha * e) },
+                    d1: if heun {
+                        t.alpha * (e / (-2.0 * h) + 1.0)
+                    } else {
+                        0.5 * (t.alpha * e)
+                    },
                     d2: t.alpha * d2,
                     noise: t.sigma * sqrt(e)?,
                 }
@@ -414,7 +361,11 @@ impl DpmSolverMultistep {
                 Factors {
                     sample: t.alpha / s0.alpha,
                     d0: -(2.0 * (t.sigma * e)),
-                    d1: if heun { -(2.0 * (t.sigma * (e / h - 1.0))) } else { -(t.sigma * e) },
+                    d1: if heun {
+                        -(2.0 * (t.sigma * (e / h - 1.0)))
+                    } else {
+                        -(t.sigma * e)
+                    },
                     d2: 0.0,
                     noise: t.sigma * sqrt(exp(2.0 * h)? - 1.0)?,
                 }

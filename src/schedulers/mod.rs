@@ -6,6 +6,7 @@
 
 mod config;
 mod ddim;
+mod dpm_solver_config;
 mod dpm_solver_multistep;
 mod noise_schedule;
 mod pndm;
@@ -40,7 +41,12 @@ pub trait Scheduler: Send {
     ///
     /// # Errors
     /// Out of memory, or more steps than timesteps.
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor>;
+    fn step(
+        &mut self,
+        model_output: &Tensor,
+        sample: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor>;
 }
 
 /// Which steps a run takes, and how.
@@ -71,7 +77,11 @@ enum Class {
 }
 
 /// Every class that can be asked for.
-pub const NAMES: [&str; 3] = ["DDIMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"];
+pub const NAMES: [&str; 3] = [
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "PNDMScheduler",
+];
 
 impl SchedulerConfig {
     /// Reads a `scheduler_config.json`, as the class that it names.
@@ -82,7 +92,10 @@ impl SchedulerConfig {
     pub fn parse(text: &str) -> Result<Self> {
         let raw = RawConfig::parse(text)?;
         let name = raw.class_name().unwrap_or("(no _class_name)").to_owned();
-        Ok(Self { class: Class::read(&name, &raw)?, raw })
+        Ok(Self {
+            class: Class::read(&name, &raw)?,
+            raw,
+        })
     }
 
     /// Reads a `scheduler_config.json` as `class`, whatever class it names.
@@ -94,7 +107,10 @@ impl SchedulerConfig {
         if raw.class_name() != Some(class) {
             raw = raw.for_another_class();
         }
-        Ok(Self { class: Class::read(class, &raw)?, raw })
+        Ok(Self {
+            class: Class::read(class, &raw)?,
+            raw,
+        })
     }
 
     /// The same model's configuration read as another class (diffusers' `from_config`).
@@ -106,7 +122,10 @@ impl SchedulerConfig {
             return Ok(self.clone());
         }
         let raw = self.raw.for_another_class();
-        Ok(Self { class: Class::read(name, &raw)?, raw })
+        Ok(Self {
+            class: Class::read(name, &raw)?,
+            raw,
+        })
     }
 
     /// The class, as diffusers names it.
@@ -125,10 +144,14 @@ impl SchedulerConfig {
     pub fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
         let name = self.class_name();
         if plan.sigmas.is_some() {
-            return Err(Error::invalid_argument(format!("gen_args: sigmas: not taken by {name}")));
+            return Err(Error::invalid_argument(format!(
+                "gen_args: sigmas: not taken by {name}"
+            )));
         }
         if plan.timesteps.is_some() && !matches!(self.class, Class::DpmSolverMultistep(_)) {
-            return Err(Error::invalid_argument(format!("gen_args: timesteps: not taken by {name}")));
+            return Err(Error::invalid_argument(format!(
+                "gen_args: timesteps: not taken by {name}"
+            )));
         }
         if plan.eta != 0.0 && !matches!(self.class, Class::Ddim(_)) {
             return Err(Error::invalid_argument(format!(
@@ -148,9 +171,9 @@ impl Class {
         match name {
             "DDIMScheduler" => Ok(Self::Ddim(DdimConfig::read(raw)?)),
             "PNDMScheduler" => Ok(Self::Pndm(PndmConfig::read(raw)?)),
-            "DPMSolverMultistepScheduler" => {
-                Ok(Self::DpmSolverMultistep(DpmSolverMultistepConfig::read(raw)?))
-            }
+            "DPMSolverMultistepScheduler" => Ok(Self::DpmSolverMultistep(
+                DpmSolverMultistepConfig::read(raw)?,
+            )),
             _ => Err(Error::unsupported(format!(
                 "scheduler_config.json: this scheduler class is not supported; supported are {}",
                 NAMES.join(", ")

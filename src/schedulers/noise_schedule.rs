@@ -75,18 +75,32 @@ impl BetasConfig {
             return Ok(Tensor::f_from_slice(betas)?.f_to_kind(Kind::Float)?);
         }
         match self.beta_schedule {
-            BetaSchedule::Linear => Ok(Tensor::f_linspace(self.beta_start, self.beta_end, steps, options)?),
+            BetaSchedule::Linear => Ok(Tensor::f_linspace(
+                self.beta_start,
+                self.beta_end,
+                steps,
+                options,
+            )?),
             BetaSchedule::ScaledLinear => {
-                let roots =
-                    Tensor::f_linspace(self.beta_start.sqrt(), self.beta_end.sqrt(), steps, options)?;
+                let roots = Tensor::f_linspace(
+                    self.beta_start.sqrt(),
+                    self.beta_end.sqrt(),
+                    steps,
+                    options,
+                )?;
                 Ok(roots.f_pow_tensor_scalar(2)?)
             }
             BetaSchedule::SquaredcosCapV2 => {
-                let alpha_bar =
-                    |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powi(2);
+                let alpha_bar = |t: f64| {
+                    ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0)
+                        .cos()
+                        .powi(2)
+                };
                 let n = steps as f64;
                 let betas: Vec<f64> = (0..steps)
-                    .map(|i| (1.0 - alpha_bar((i + 1) as f64 / n) / alpha_bar(i as f64 / n)).min(0.999))
+                    .map(|i| {
+                        (1.0 - alpha_bar((i + 1) as f64 / n) / alpha_bar(i as f64 / n)).min(0.999)
+                    })
                     .collect();
                 Ok(Tensor::f_from_slice(&betas)?.f_to_kind(Kind::Float)?)
             }
@@ -104,7 +118,9 @@ fn rescale_zero_terminal_snr(betas: &Tensor) -> Result<Tensor> {
     let scale = first.f_div(&first.f_sub(&last)?)?;
     let alphas_bar = roots.f_sub(&last)?.f_mul(&scale)?.f_pow_tensor_scalar(2)?;
     let rest = alphas_bar.size1()? - 1;
-    let ratios = alphas_bar.f_narrow(0, 1, rest)?.f_div(&alphas_bar.f_narrow(0, 0, rest)?)?;
+    let ratios = alphas_bar
+        .f_narrow(0, 1, rest)?
+        .f_div(&alphas_bar.f_narrow(0, 0, rest)?)?;
     one_minus(&Tensor::f_cat(&[alphas_bar.f_narrow(0, 0, 1)?, ratios], 0)?)
 }
 

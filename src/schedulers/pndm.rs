@@ -63,7 +63,10 @@ impl PndmConfig {
         }
         // The class has no such switch; another class's key does not carry over.
         keys.betas.rescale_betas_zero_snr = false;
-        Ok(Self { alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?, keys })
+        Ok(Self {
+            alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?,
+            keys,
+        })
     }
 
     /// The state at the start of a run.
@@ -77,9 +80,9 @@ impl PndmConfig {
         let ratio = train / steps as i64;
         let ascending: Vec<i64> = match self.keys.timestep_spacing {
             TimestepSpacing::Linspace => rounded(&linspace(0.0, (train - 1) as f64, steps)),
-            TimestepSpacing::Leading => {
-                (0..steps as i64).map(|i| i * ratio + self.keys.steps_offset).collect()
-            }
+            TimestepSpacing::Leading => (0..steps as i64)
+                .map(|i| i * ratio + self.keys.steps_offset)
+                .collect(),
             TimestepSpacing::Trailing => {
                 let noisy = descending_to_zero(train as f64, train as f64 / steps as f64);
                 rounded(&noisy).into_iter().rev().map(|t| t - 1).collect()
@@ -90,7 +93,11 @@ impl PndmConfig {
         } else {
             with_prk(&ascending, ratio)?
         };
-        let timesteps: Vec<i64> = prk_timesteps.iter().chain(&plms_timesteps).copied().collect();
+        let timesteps: Vec<i64> = prk_timesteps
+            .iter()
+            .chain(&plms_timesteps)
+            .copied()
+            .collect();
         for &timestep in &timesteps {
             at(&self.alphas_cumprod, timestep)?;
         }
@@ -131,7 +138,10 @@ fn with_prk(ascending: &[i64], ratio: i64) -> Result<(Vec<i64>, Vec<i64>)> {
         .iter()
         .flat_map(|&t| [t, t + ratio / 2])
         .collect();
-    let doubled: Vec<i64> = halves[..halves.len() - 1].iter().flat_map(|&t| [t, t]).collect();
+    let doubled: Vec<i64> = halves[..halves.len() - 1]
+        .iter()
+        .flat_map(|&t| [t, t])
+        .collect();
     let mut prk = doubled[1..doubled.len() - 1].to_vec();
     prk.reverse();
     let mut plms = ascending[..ascending.len() - 3].to_vec();
@@ -157,7 +167,12 @@ impl Scheduler for Pndm {
         &self.timesteps
     }
 
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
+    fn step(
+        &mut self,
+        model_output: &Tensor,
+        sample: &Tensor,
+        _: &mut Generator,
+    ) -> Result<Tensor> {
         let timestep = *self.timesteps.get(self.counter).ok_or_else(past_the_end)?;
         let next = if self.counter < self.prk_timesteps.len() {
             self.step_prk(model_output, timestep, sample)
@@ -170,10 +185,22 @@ impl Scheduler for Pndm {
 }
 
 impl Pndm {
-    fn step_prk(&mut self, model_output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
-        let back = if self.counter % 2 == 1 { 0 } else { self.step_ratio / 2 };
+    fn step_prk(
+        &mut self,
+        model_output: &Tensor,
+        timestep: i64,
+        sample: &Tensor,
+    ) -> Result<Tensor> {
+        let back = if self.counter % 2 == 1 {
+            0
+        } else {
+            self.step_ratio / 2
+        };
         let previous_timestep = timestep - back;
-        let start = *self.prk_timesteps.get(self.counter / 4 * 4).ok_or_else(past_the_end)?;
+        let start = *self
+            .prk_timesteps
+            .get(self.counter / 4 * 4)
+            .ok_or_else(past_the_end)?;
         let mut output = model_output.shallow_clone();
         match self.counter % 4 {
             0 => {
@@ -203,7 +230,12 @@ impl Pndm {
         Ok(())
     }
 
-    fn step_plms(&mut self, model_output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
+    fn step_plms(
+        &mut self,
+        model_output: &Tensor,
+        timestep: i64,
+        sample: &Tensor,
+    ) -> Result<Tensor> {
         let mut from = timestep;
         let mut to = timestep - self.step_ratio;
         if self.counter == 1 {
@@ -246,7 +278,13 @@ impl Pndm {
     }
 
     /// Formula (9) of the paper.
-    fn previous_sample(&self, sample: &Tensor, from: i64, to: i64, output: &Tensor) -> Result<Tensor> {
+    fn previous_sample(
+        &self,
+        sample: &Tensor,
+        from: i64,
+        to: i64,
+        output: &Tensor,
+    ) -> Result<Tensor> {
         let keys = &self.config.keys;
         let alpha = at(&self.config.alphas_cumprod, from)?;
         let alpha_previous = if to >= 0 {
@@ -266,7 +304,8 @@ impl Pndm {
         };
         let sample_coefficient = root(alpha_previous / alpha)?;
         let denominator = alpha * root(beta_previous)? + root(alpha * beta * alpha_previous)?;
-        let direction = times(&output, alpha_previous - alpha)?.f_div_scalar(f64::from(denominator))?;
+        let direction =
+            times(&output, alpha_previous - alpha)?.f_div_scalar(f64::from(denominator))?;
         Ok(times(sample, sample_coefficient)?.f_sub(&direction)?)
     }
 }

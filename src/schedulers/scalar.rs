@@ -18,7 +18,9 @@ fn scalar(value: f32) -> Result<Tensor> {
 /// # Errors
 /// Out of memory.
 pub fn pow(value: f32, exponent: f64) -> Result<f32> {
-    Ok(f32::try_from(scalar(value)?.f_pow_tensor_scalar(exponent)?)?)
+    Ok(f32::try_from(
+        scalar(value)?.f_pow_tensor_scalar(exponent)?,
+    )?)
 }
 
 /// `value ** 0.5`.

@@ -23,7 +23,10 @@ pub fn descending_to_zero(start: f64, step: f64) -> Vec<f64> {
 
 /// `np.round(..).astype(np.int64)`: to the nearest, halves to even.
 pub fn rounded(values: &[f64]) -> Vec<i64> {
-    values.iter().map(|value| value.round_ties_even() as i64).collect()
+    values
+        .iter()
+        .map(|value| value.round_ties_even() as i64)
+        .collect()
 }
 
 #[cfg(test)]
@@ -39,7 +42,10 @@ mod tests {
 
     #[test]
     fn a_run_down_stops_before_zero() {
-        assert_eq!(rounded(&descending_to_zero(1000.0, 1000.0 / 3.0)), [1000, 667, 333]);
+        assert_eq!(
+            rounded(&descending_to_zero(1000.0, 1000.0 / 3.0)),
+            [1000, 667, 333]
+        );
         assert_eq!(descending_to_zero(1000.0, 250.0).len(), 4);
     }
 }

@@ -19,7 +19,11 @@ pub struct Thresholding {
 
 impl Default for Thresholding {
     fn default() -> Self {
-        Self { thresholding: false, dynamic_thresholding_ratio: 0.995, sample_max_value: 1.0 }
+        Self {
+            thresholding: false,
+            dynamic_thresholding_ratio: 0.995,
+            sample_max_value: 1.0,
+        }
     }
 }
 
@@ -42,6 +46,9 @@ impl Thresholding {
             .f_clamp(1.0, self.sample_max_value)?
             .f_unsqueeze(1)?;
         let clamped = flat.f_clamp_tensor(Some(&bound.f_neg()?), Some(&bound))?;
-        Ok(clamped.f_div(&bound)?.f_reshape(&shape[..])?.f_to_kind(kind)?)
+        Ok(clamped
+            .f_div(&bound)?
+            .f_reshape(&shape[..])?
+            .f_to_kind(kind)?)
     }
 }

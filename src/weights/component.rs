@@ -60,7 +60,10 @@ impl Component {
         let mut files = Vec::with_capacity(names.len());
         for name in names {
             // A shard lies beside its index; a name with a path in it is not one of ours to open.
-            if Path::new(name).file_name().is_none_or(|file| file != name.as_str()) {
+            if Path::new(name)
+                .file_name()
+                .is_none_or(|file| file != name.as_str())
+            {
                 return Err(Error::invalid_argument(format!(
                     "{}: names a shard outside of its folder",
                     path.display()
@@ -69,7 +72,11 @@ impl Component {
             files.push(TensorFile::open(&folder.join(name))?);
         }
         let component = Self::from_files(folder, files)?;
-        match index.weight_map.keys().find(|name| !component.places.contains_key(*name)) {
+        match index
+            .weight_map
+            .keys()
+            .find(|name| !component.places.contains_key(*name))
+        {
             Some(missing) => Err(Error::not_found(format!(
                 "{}: its shards lack tensor {missing}",
                 path.display()
@@ -90,14 +97,22 @@ impl Component {
                 }
             }
         }
-        Ok(Self { folder: folder.to_owned(), files, places })
+        Ok(Self {
+            folder: folder.to_owned(),
+            files,
+            places,
+        })
     }
 
     fn nothing_found(folder: &Path, stem: &str) -> Error {
         if !folder.is_dir() {
             return Error::not_found(format!("{}: no such folder", folder.display()));
         }
-        let pickled_stem = if stem == "model" { "pytorch_model" } else { stem };
+        let pickled_stem = if stem == "model" {
+            "pytorch_model"
+        } else {
+            stem
+        };
         let pickle = ["bin", "fp16.bin", "bin.index.json"]
             .iter()
             .map(|end| folder.join(format!("{pickled_stem}.{end}")))
@@ -122,7 +137,9 @@ impl Component {
 
     /// The file that holds `name`.
     pub fn file_of(&self, name: &str) -> Option<&TensorFile> {
-        self.places.get(name).and_then(|&index| self.files.get(index))
+        self.places
+            .get(name)
+            .and_then(|&index| self.files.get(index))
     }
 
     /// Every tensor's name, as the checkpoint spells it.

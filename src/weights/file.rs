@@ -55,7 +55,12 @@ impl TensorFile {
                 data.saturating_add(metadata.data_len())
             )));
         }
-        Ok(Self { path: path.to_owned(), map, metadata, data })
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+            metadata,
+            data,
+        })
     }
 
     /// The file's path, for messages.
@@ -107,7 +112,8 @@ pub fn shape(info: &TensorInfo) -> Result<Vec<i64>> {
     info.shape
         .iter()
         .map(|&n| {
-            i64::try_from(n).map_err(|_| Error::invalid_argument("a tensor of more than 2^63 elements"))
+            i64::try_from(n)
+                .map_err(|_| Error::invalid_argument("a tensor of more than 2^63 elements"))
         })
         .collect()
 }
@@ -128,6 +134,7 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use safetensors::tensor::TensorView;
     use std::io::Write;
@@ -139,7 +146,10 @@ mod tests {
     }
 
     fn one_tensor() -> Vec<u8> {
-        let data: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let data: Vec<u8> = [1.0f32, 2.0, 3.0]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
         let view = TensorView::new(Dtype::F32, vec![3], &data).unwrap();
         safetensors::serialize([("a", view)], None).unwrap()
     }
@@ -149,7 +159,10 @@ mod tests {
         let path = written("good", &one_tensor());
         let file = TensorFile::open(&path).unwrap();
         assert_eq!(file.names(), ["a"]);
-        assert_eq!(Vec::<f32>::try_from(file.tensor("a").unwrap()).unwrap(), [1.0, 2.0, 3.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(file.tensor("a").unwrap()).unwrap(),
+            [1.0, 2.0, 3.0]
+        );
         assert!(file.tensor("b").is_err());
     }
 

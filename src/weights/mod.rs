@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 pub use component::Component;
 pub use file::TensorFile;
 pub use path::{WeightPath, Weights};
-pub use shared::Shared;
+pub use shared::{Frozen, Shared};
 
 /// The longest configuration file that is read, in bytes. The longest of the supported folders is
 /// a tokenizer's `vocab.json` of 1 MB.
@@ -42,6 +42,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let mut json = serde_json::Deserializer::from_str(&text);
     let value = serde_path_to_error::deserialize(&mut json)
         .map_err(|error| Error::invalid_argument(format!("{}: {error}", path.display())))?;
-    json.end().map_err(|error| Error::invalid_argument(format!("{}: {error}", path.display())))?;
+    json.end()
+        .map_err(|error| Error::invalid_argument(format!("{}: {error}", path.display())))?;
     Ok(value)
 }

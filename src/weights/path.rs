@@ -23,7 +23,13 @@ pub struct Weights {
 impl Weights {
     /// The tensors of `component`, to be placed on `device` as `kind`.
     pub fn new(component: Component, device: Device, kind: Kind) -> Self {
-        Self { component, device, kind, renamed: HashMap::new(), used: RefCell::default() }
+        Self {
+            component,
+            device,
+            kind,
+            renamed: HashMap::new(),
+            used: RefCell::default(),
+        }
     }
 
     /// Lets tensors go by newer names than the files use.
@@ -43,14 +49,20 @@ impl Weights {
     #[must_use]
     pub fn ignoring(self, unneeded: impl Fn(&str) -> bool) -> Self {
         self.used.borrow_mut().extend(
-            self.component.names().filter(|name| unneeded(name)).map(str::to_owned),
+            self.component
+                .names()
+                .filter(|name| unneeded(name))
+                .map(str::to_owned),
         );
         self
     }
 
     /// The place from which tensors are named.
     pub fn root(&self) -> WeightPath<'_> {
-        WeightPath { weights: self, prefix: String::new() }
+        WeightPath {
+            weights: self,
+            prefix: String::new(),
+        }
     }
 
     /// Whether the files hold a tensor of this (current) name.
@@ -64,7 +76,11 @@ impl Weights {
     /// `InvalidArgument` naming the first tensors that the model has no place for.
     pub fn finish(self) -> Result<()> {
         let used = self.used.borrow();
-        let mut left: Vec<&str> = self.component.names().filter(|name| !used.contains(*name)).collect();
+        let mut left: Vec<&str> = self
+            .component
+            .names()
+            .filter(|name| !used.contains(*name))
+            .collect();
         if left.is_empty() {
             return Ok(());
         }
@@ -118,7 +134,10 @@ impl WeightPath<'_> {
     /// The path one level down.
     #[must_use]
     pub fn sub(&self, name: impl std::fmt::Display) -> Self {
-        Self { weights: self.weights, prefix: self.name(name) }
+        Self {
+            weights: self.weights,
+            prefix: self.name(name),
+        }
     }
 
     /// The tensor `name` below this path.
@@ -141,6 +160,10 @@ impl WeightPath<'_> {
     }
 
     fn name(&self, name: impl std::fmt::Display) -> String {
-        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+        if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
     }
 }

@@ -59,11 +59,23 @@ pub struct Spec {
 
 impl Spec {
     pub fn new(id: usize, steps: usize) -> Self {
-        Self { id, steps, rows: 1, batch_rows: 1, side: 8, fault: None, cancel_after: None }
+        Self {
+            id,
+            steps,
+            rows: 1,
+            batch_rows: 1,
+            side: 8,
+            fault: None,
+            cancel_after: None,
+        }
     }
 
     pub fn rows(self, rows: usize) -> Self {
-        Self { rows, batch_rows: rows, ..self }
+        Self {
+            rows,
+            batch_rows: rows,
+            ..self
+        }
     }
 
     pub fn batch_rows(self, batch_rows: usize) -> Self {
@@ -75,7 +87,10 @@ impl Spec {
     }
 
     pub fn fault(self, place: Place, fault: Fault) -> Self {
-        Self { fault: Some((place, fault)), ..self }
+        Self {
+            fault: Some((place, fault)),
+            ..self
+        }
     }
 
     fn meets(&self, at: Place) -> Result<()> {
@@ -175,12 +190,19 @@ impl Pipeline for FakePipeline {
             let text = format!("{} jobs of {} rows are in flight", log.jobs, log.rows);
             log.wrong.push(text);
         }
-        Ok(FakeJob { spec: request, step: 0, log: self.log.clone() })
+        Ok(FakeJob {
+            spec: request,
+            step: 0,
+            log: self.log.clone(),
+        })
     }
 
     fn batch(&self, job: &FakeJob) -> Batch {
         let _ = job.spec.meets(Place::Batch);
-        Batch { rows: job.spec.batch_rows, shape: vec![4, job.spec.side, job.spec.side] }
+        Batch {
+            rows: job.spec.batch_rows,
+            shape: vec![4, job.spec.side, job.spec.side],
+        }
     }
 
     fn is_done(&self, job: &FakeJob) -> bool {
@@ -194,7 +216,9 @@ impl Pipeline for FakePipeline {
         {
             let mut log = self.log.get();
             log.calls.push(ids.clone());
-            let one_shape = jobs.windows(2).all(|two| two[0].spec.side == two[1].spec.side);
+            let one_shape = jobs
+                .windows(2)
+                .all(|two| two[0].spec.side == two[1].spec.side);
             let to_do = jobs.iter().all(|job| job.step < job.spec.steps);
             if !one_shape || !to_do || (rows > self.max_rows && jobs.len() > 1) {
                 log.wrong.push(format!("a call of {rows} rows for {ids:?}"));
@@ -205,7 +229,8 @@ impl Pipeline for FakePipeline {
         if rows > self.memory_rows {
             return Err(Error::out_of_memory("planned"));
         }
-        jobs.iter().try_for_each(|job| job.spec.meets(Place::Call))?;
+        jobs.iter()
+            .try_for_each(|job| job.spec.meets(Place::Call))?;
         let step = |job: &mut &mut FakeJob| {
             job.spec.meets(Place::Step)?;
             job.step += 1;
@@ -284,7 +309,11 @@ impl FakeClient {
     fn tell(&mut self, outcome: Option<Outcome>) {
         self.answered = true;
         let after_poison = !self.log.get().poisoned.is_empty();
-        let _ = self.answers.send(Answer { id: self.spec.id, outcome, after_poison });
+        let _ = self.answers.send(Answer {
+            id: self.spec.id,
+            outcome,
+            after_poison,
+        });
     }
 }
 
@@ -373,11 +402,22 @@ impl Rig {
             go: gone,
             ended: end,
         };
-        let mut observer = FakeObserver { log: log.clone(), panics: false };
+        let mut observer = FakeObserver {
+            log: log.clone(),
+            panics: false,
+        };
         set(&mut pipeline, &mut observer);
         let engine = Engine::start("test-engine", pipeline, max_rows, Box::new(observer)).unwrap();
         let engine = Some(Arc::new(engine));
-        Self { go: Some(go), calls, answer_sender, answers, ended, log, engine }
+        Self {
+            go: Some(go),
+            calls,
+            answer_sender,
+            answers,
+            ended,
+            log,
+            engine,
+        }
     }
 
     pub fn engine(&self) -> Arc<Engine<FakePipeline>> {
@@ -394,7 +434,10 @@ impl Rig {
         spec: Spec,
         on_answer: Option<Box<dyn FnOnce() + Send>>,
     ) -> (Task<FakePipeline>, Handle) {
-        let handle = Handle { cancelled: Arc::default(), asks: Arc::default() };
+        let handle = Handle {
+            cancelled: Arc::default(),
+            asks: Arc::default(),
+        };
         let client = FakeClient {
             spec: spec.clone(),
             log: self.log.clone(),
@@ -404,7 +447,14 @@ impl Rig {
             on_answer,
             answered: false,
         };
-        (Task { rows: spec.rows, request: spec, client: Box::new(client) }, handle)
+        (
+            Task {
+                rows: spec.rows,
+                request: spec,
+                client: Box::new(client),
+            },
+            handle,
+        )
     }
 
     /// Submits a task that there is room for.
@@ -448,7 +498,9 @@ impl Rig {
     /// The next answer.
     pub fn answer(&self) -> (usize, Outcome) {
         let answer = self.raw_answer();
-        let outcome = answer.outcome.unwrap_or_else(|| panic!("{} got no answer", answer.id));
+        let outcome = answer
+            .outcome
+            .unwrap_or_else(|| panic!("{} got no answer", answer.id));
         (answer.id, outcome)
     }
 
@@ -481,6 +533,8 @@ impl Rig {
 
     /// Waits until the engine's thread has dropped the pipeline.
     pub fn ended(&self) {
-        self.ended.recv_timeout(LIMIT).expect("the engine's thread does not end");
+        self.ended
+            .recv_timeout(LIMIT)
+            .expect("the engine's thread does not end");
     }
 }

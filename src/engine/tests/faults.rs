@@ -23,7 +23,11 @@ fn an_error_fails_its_job_alone() {
         let answers = rig.answers(4);
         assert_eq!(answers[&0], Ok((0, 2)), "{place:?}");
         assert_eq!(answers[&1], Ok((1, 2)), "{place:?}");
-        assert_eq!(answers[&2], Err(Error::invalid_argument("planned")), "{place:?}");
+        assert_eq!(
+            answers[&2],
+            Err(Error::invalid_argument("planned")),
+            "{place:?}"
+        );
         assert_eq!(answers[&3], Ok((3, 2)), "{place:?}");
         let shared = rig.log.get().calls.contains(&vec![1, 2, 3]);
         assert_eq!(shared, place != Place::Prepare, "{place:?}");
@@ -92,8 +96,13 @@ fn memory_goes_back_before_the_answer() {
             }
         };
         let spec = Spec::new(1, 1).fault(place, Fault::OutOfMemory);
-        rig.engine().submit(rig.task_that(spec, Some(Box::new(check))).0);
-        assert_eq!(rig.answer(), (1, Err(Error::out_of_memory("planned"))), "{place:?}");
+        rig.engine()
+            .submit(rig.task_that(spec, Some(Box::new(check))).0);
+        assert_eq!(
+            rig.answer(),
+            (1, Err(Error::out_of_memory("planned"))),
+            "{place:?}"
+        );
         rig.submit(Spec::new(2, 1));
         assert_eq!(rig.answer(), (2, Ok((2, 1))), "{place:?}");
         rig.end();
@@ -105,29 +114,46 @@ fn panic_at(place: Place, victim: Spec) {
     let mut rig = busy(Rig::new(4));
     rig.submit(Spec::new(1, 9).side(16));
     rig.submit(victim.fault(place, Fault::Panic));
-    rig.submit(Spec::new(3, 9));
+    rig.submit(Spec::new(3, 9).side(16));
     rig.submit_to_full(Spec::new(4, 9));
     rig.run();
     for _ in 0..5 {
         let answer = rig.raw_answer();
         let (id, after_poison) = (answer.id, answer.after_poison);
-        let outcome = answer.outcome.unwrap_or_else(|| panic!("{place:?}: {id} got no answer"));
+        let outcome = answer
+            .outcome
+            .unwrap_or_else(|| panic!("{place:?}: {id} got no answer"));
         match (id, place) {
             // It has its answer, and the panic comes after it.
             (2, Place::Answer) => assert_eq!(outcome, Ok((2, 1))),
             (2, _) => {
-                assert_eq!(kind(&outcome), Some(ErrorKind::Internal), "{place:?}: {outcome:?}");
-                assert!(after_poison, "{place:?}: readiness must not lag behind the answer");
+                assert_eq!(
+                    kind(&outcome),
+                    Some(ErrorKind::Internal),
+                    "{place:?}: {outcome:?}"
+                );
+                assert!(
+                    after_poison,
+                    "{place:?}: readiness must not lag behind the answer"
+                );
             }
             (0, _) if outcome == Ok((0, 2)) => {}
             _ => {
-                assert_eq!(kind(&outcome), Some(ErrorKind::Unavailable), "{place:?}: {id} {outcome:?}");
+                assert_eq!(
+                    kind(&outcome),
+                    Some(ErrorKind::Unavailable),
+                    "{place:?}: {id} {outcome:?}"
+                );
             }
         }
     }
     rig.submit(Spec::new(5, 1));
     let (id, outcome) = rig.answer();
-    assert_eq!((id, kind(&outcome)), (5, Some(ErrorKind::Unavailable)), "{place:?}");
+    assert_eq!(
+        (id, kind(&outcome)),
+        (5, Some(ErrorKind::Unavailable)),
+        "{place:?}"
+    );
     assert_eq!(rig.log.get().poisoned.len(), 1, "{place:?}");
     assert!(!rig.log.get().prepared.contains(&5));
     rig.end();
@@ -152,7 +178,13 @@ fn a_panic_ends_the_engine_and_answers_everybody() {
 #[test]
 fn a_panic_of_a_job_that_is_dropped() {
     // Cancelled once it runs: asked when it is admitted, then before its second step.
-    panic_at(Place::DropJob, Spec { cancel_after: Some(1), ..Spec::new(2, 9) });
+    panic_at(
+        Place::DropJob,
+        Spec {
+            cancel_after: Some(1),
+            ..Spec::new(2, 9)
+        },
+    );
 }
 
 #[test]
@@ -215,9 +247,10 @@ fn answers_that_panic_at_the_end_keep_nobody_waiting() {
 
 #[test]
 fn a_thread_that_cannot_work_on_the_device() {
-    for (fault, code) in
-        [(Fault::Error, ErrorKind::Internal), (Fault::Panic, ErrorKind::Unavailable)]
-    {
+    for (fault, code) in [
+        (Fault::Error, ErrorKind::Internal),
+        (Fault::Panic, ErrorKind::Unavailable),
+    ] {
         let rig = Rig::with(4, |pipeline, _| pipeline.enter_thread = Some(fault));
         // Whether it comes before the failure or after it.
         for id in 0..3 {
@@ -240,7 +273,8 @@ fn a_client_that_panics_at_the_door_is_its_own_affair() {
     let engine = rig.engine();
     let (done, submitted) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.submit(task)));
+        let panicked =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.submit(task)));
         drop(engine);
         let _ = done.send(panicked.is_err());
     });

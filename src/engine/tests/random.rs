@@ -10,7 +10,12 @@ use super::kind;
 use crate::error::ErrorKind;
 
 fn place() -> impl Strategy<Value = Place> {
-    prop::sample::select(vec![Place::Prepare, Place::Step, Place::Call, Place::Finish])
+    prop::sample::select(vec![
+        Place::Prepare,
+        Place::Step,
+        Place::Call,
+        Place::Finish,
+    ])
 }
 
 fn spec() -> impl Strategy<Value = Spec> {

@@ -9,7 +9,9 @@ fn main() {
     println!("cargo:rerun-if-changed=src/libtorch/shim.h");
 
     let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) else {
-        println!("cargo:error=LIBTORCH is not set: build with `make build`, which fetches libtorch");
+        println!(
+            "cargo:error=LIBTORCH is not set: build with `make build`, which fetches libtorch"
+        );
         return;
     };
     let include = libtorch.join("include");
@@ -27,7 +29,11 @@ fn main() {
 
     // The shipped library finds libtorch beside itself; what runs from the build folder
     // (`target/release` and the folders in it) finds it where `make setup` put it.
-    for place in ["$ORIGIN", "$ORIGIN/../libtorch/lib", "$ORIGIN/../../libtorch/lib"] {
+    for place in [
+        "$ORIGIN",
+        "$ORIGIN/../libtorch/lib",
+        "$ORIGIN/../../libtorch/lib",
+    ] {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{place}");
     }
     let fetched = libtorch.join("lib");

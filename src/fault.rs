@@ -2,6 +2,7 @@
 //!
 //! Without the feature `fault-injection` every check is empty and nothing can be planned.
 
+#[cfg(not(feature = "fault-injection"))]
 use crate::error::Result;
 
 /// Where a failure can be planned.

@@ -5,7 +5,11 @@
 //! held to a tolerance. `make parity` makes them anew on the machine at hand, names their folder in
 //! `TRITON_DIFFUSION_PARITY`, and then every byte must be equal.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +21,8 @@ use triton_diffusion::config::ModelParameters;
 use triton_diffusion::engine::Pipeline;
 use triton_diffusion::libtorch::Generator;
 use triton_diffusion::models::{
-    AutoencoderKl, ClipTextConfig, ClipTextModel, ClipTokenizer, Rows, UNet2DConditionModel, UNetInput,
+    AutoencoderKl, ClipTextConfig, ClipTextModel, ClipTokenizer, Rows, UNet2DConditionModel,
+    UNetInput,
 };
 use triton_diffusion::picture::encode::Picture;
 use triton_diffusion::pipeline::{Components, Place, StableDiffusionPipeline};
@@ -56,7 +61,13 @@ impl Goldens {
     fn open(group: &'static str) -> Self {
         let folder = parity().unwrap_or_else(|| root().join("goldens"));
         let tensors = TensorFile::open(&folder.join(format!("{group}.safetensors"))).unwrap();
-        Self { folder, tensors, group, compared: 0, failures: Vec::new() }
+        Self {
+            folder,
+            tensors,
+            group,
+            compared: 0,
+            failures: Vec::new(),
+        }
     }
 
     fn manifest<T: DeserializeOwned>(&self) -> T {
@@ -76,15 +87,22 @@ impl Goldens {
         if ours == &theirs {
             return;
         }
-        let difference = (ours.to_kind(Kind::Double) - theirs.to_kind(Kind::Double)).abs().max();
+        let difference = (ours.to_kind(Kind::Double) - theirs.to_kind(Kind::Double))
+            .abs()
+            .max();
         let difference = f64::try_from(difference).unwrap();
         if parity().is_some() || difference.is_nan() || difference >= TOLERANCE {
-            self.failures.push(format!("{name}: differs by {difference:e}"));
+            self.failures
+                .push(format!("{name}: differs by {difference:e}"));
         }
     }
 
     fn report(&self) {
-        let how = if parity().is_some() { "equal to the byte" } else { "within the tolerance" };
+        let how = if parity().is_some() {
+            "equal to the byte"
+        } else {
+            "within the tolerance"
+        };
         let good = self.compared - self.failures.len();
         println!("{}: {good} of {} {how}", self.group, self.compared);
         assert!(self.failures.is_empty(), "{}", self.failures.join("\n"));
@@ -129,7 +147,12 @@ fn token_ids() {
     for (name, texts) in all {
         let texts: Vec<Text> = serde_json::from_value(texts).unwrap();
         let tokenizer = tokenizer(&name);
-        for Text { text, ids, truncated } in texts {
+        for Text {
+            text,
+            ids,
+            truncated,
+        } in texts
+        {
             let ours = tokenizer.encode(&text).unwrap();
             assert_eq!(ours.ids, ids, "{name}: {text:?}");
             assert_eq!(ours.truncated, truncated, "{name}: {text:?}");
@@ -248,8 +271,12 @@ fn scheduler_trajectories() {
         init_noise_sigma: f64,
     }
     /// Switches that fail the load by name.
-    const REFUSED: [&str; 4] =
-        ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"];
+    const REFUSED: [&str; 4] = [
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "use_lu_lambdas",
+    ];
 
     let mut goldens = Goldens::open("schedulers");
     let cases: Cases<Case> = goldens.manifest();
@@ -262,10 +289,17 @@ fn scheduler_trajectories() {
             && case.config.get("solver_order") == Some(&3.into());
         if third_order_sde {
             // diffusers fails at its third step.
-            assert!(config.unwrap_err().to_string().contains("solver_order"), "{}", case.name);
+            assert!(
+                config.unwrap_err().to_string().contains("solver_order"),
+                "{}",
+                case.name
+            );
             continue;
         }
-        if let Some(switch) = REFUSED.iter().find(|key| case.config.get(**key) == Some(&Value::Bool(true))) {
+        if let Some(switch) = REFUSED
+            .iter()
+            .find(|key| case.config.get(**key) == Some(&Value::Bool(true)))
+        {
             let error = config.unwrap_err().to_string();
             assert!(error.contains(switch), "{}: {error}", case.name);
             continue;
@@ -276,11 +310,24 @@ fn scheduler_trajectories() {
             sigmas: None,
             eta: case.eta,
         };
-        let mut scheduler = config.unwrap().build(&plan).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+        let mut scheduler = config
+            .unwrap()
+            .build(&plan)
+            .unwrap_or_else(|error| panic!("{}: {error}", case.name));
         let mut generator = Generator::new(case.seed).unwrap();
-        assert_eq!(scheduler.init_noise_sigma(), case.init_noise_sigma, "{}", case.name);
+        assert_eq!(
+            scheduler.init_noise_sigma(),
+            case.init_noise_sigma,
+            "{}",
+            case.name
+        );
         let timesteps = Tensor::from_slice(scheduler.timesteps());
-        assert_eq!(timesteps, goldens.tensor(&format!("{}/timesteps", case.name)), "{}", case.name);
+        assert_eq!(
+            timesteps,
+            goldens.tensor(&format!("{}/timesteps", case.name)),
+            "{}",
+            case.name
+        );
         let mut sample = goldens.tensor("sample");
         let mut samples = Vec::new();
         for index in 0..scheduler.timesteps().len() {
@@ -288,8 +335,14 @@ fn scheduler_trajectories() {
             sample = scheduler.step(&output, &sample, &mut generator).unwrap();
             samples.push(sample.shallow_clone());
         }
-        assert!(scheduler.step(&sample, &sample, &mut generator).is_err(), "a step too many");
-        goldens.compare(&format!("{}/samples", case.name), &Tensor::stack(&samples, 0));
+        assert!(
+            scheduler.step(&sample, &sample, &mut generator).is_err(),
+            "a step too many"
+        );
+        goldens.compare(
+            &format!("{}/samples", case.name),
+            &Tensor::stack(&samples, 0),
+        );
     }
     goldens.report();
 }
@@ -309,19 +362,31 @@ struct PictureCase {
 }
 
 /// The pictures of rows that are all in flight together.
-fn generate(pipeline: &mut StableDiffusionPipeline, context: &RequestContext, rows: &[Row]) -> Vec<Vec<Picture>> {
+fn generate(
+    pipeline: &mut StableDiffusionPipeline,
+    context: &RequestContext,
+    rows: &[Row],
+) -> Vec<Vec<Picture>> {
     let mut jobs: Vec<_> = rows
         .iter()
         .map(|row| {
             let gen_args = Value::Object(row.gen_args.clone()).to_string();
             let negative = row.negative_prompt.as_deref().map(str::as_bytes);
-            let request =
-                resolve(row.prompt.as_bytes(), negative, Some(gen_args.as_bytes()), context).unwrap();
+            let request = resolve(
+                row.prompt.as_bytes(),
+                negative,
+                Some(gen_args.as_bytes()),
+                context,
+            )
+            .unwrap();
             pipeline.prepare(request).unwrap()
         })
         .collect();
     loop {
-        let mut going: Vec<_> = jobs.iter_mut().filter(|job| !pipeline.is_done(job)).collect();
+        let mut going: Vec<_> = jobs
+            .iter_mut()
+            .filter(|job| !pipeline.is_done(job))
+            .collect();
         if going.is_empty() {
             break;
         }
@@ -332,7 +397,9 @@ fn generate(pipeline: &mut StableDiffusionPipeline, context: &RequestContext, ro
             outcome.unwrap();
         }
     }
-    jobs.into_iter().map(|job| pipeline.finish(job).unwrap().pictures).collect()
+    jobs.into_iter()
+        .map(|job| pipeline.finish(job).unwrap().pictures)
+        .collect()
 }
 
 #[test]
@@ -343,7 +410,8 @@ fn pictures() {
     let mut exact = 0;
     for case in cases.cases {
         let parameters = ModelParameters::default();
-        let (components, _) = Components::load(&checkpoint(&case.checkpoint), &parameters, Place::Cpu).unwrap();
+        let (components, _) =
+            Components::load(&checkpoint(&case.checkpoint), &parameters, Place::Cpu).unwrap();
         let (height, width) = components.default_size();
         let context = RequestContext::new(
             components.class,
@@ -360,7 +428,11 @@ fn pictures() {
             let name = format!("{}/{index}", case.name);
             let theirs = goldens.tensor(&name);
             let size = theirs.size();
-            assert_eq!(size[0] as usize, pictures.len(), "{name}: number of pictures");
+            assert_eq!(
+                size[0] as usize,
+                pictures.len(),
+                "{name}: number of pictures"
+            );
             for (picture, theirs) in pictures.iter().zip(theirs.split(1, 0)) {
                 let (height, width) = (i64::from(picture.height()), i64::from(picture.width()));
                 assert_eq!([height, width], [size[1], size[2]], "{name}: size");
@@ -373,7 +445,10 @@ fn pictures() {
             }
         }
     }
-    println!("pictures: {exact} of {} equal to the byte", goldens.compared);
+    println!(
+        "pictures: {exact} of {} equal to the byte",
+        goldens.compared
+    );
     goldens.report();
 }
 
@@ -383,10 +458,19 @@ fn compare_bytes(ours: &[u8], theirs: &[u8]) -> Result<bool, String> {
         return Ok(true);
     }
     let differing = ours.iter().zip(theirs).filter(|(a, b)| a != b).count();
-    let largest = ours.iter().zip(theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
-    let nearly = ours.len() == theirs.len() && largest <= BYTE_TOLERANCE && differing * 100 <= ours.len();
+    let largest = ours
+        .iter()
+        .zip(theirs)
+        .map(|(a, b)| a.abs_diff(*b))
+        .max()
+        .unwrap_or(0);
+    let nearly =
+        ours.len() == theirs.len() && largest <= BYTE_TOLERANCE && differing * 100 <= ours.len();
     if parity().is_none() && nearly {
         return Ok(false);
     }
-    Err(format!("{differing} of {} bytes differ, by up to {largest}", ours.len()))
+    Err(format!(
+        "{differing} of {} bytes differ, by up to {largest}",
+        ours.len()
+    ))
 }

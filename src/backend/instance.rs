@@ -59,7 +59,7 @@ impl ModelInstanceState {
                 request_context.limits().max_rows as usize,
                 Box::new(observer),
             )?,
-            responder: Responder::start(model.name(), model.counters())?,
+            responder: Responder::start()?,
             context: request_context,
             model: Arc::clone(model),
         })
@@ -78,16 +78,19 @@ impl ModelInstanceState {
             Err(error) => return slot.fail(&to_triton(self.model.name(), &error)),
         };
         slot.set_batch_size(rows.len() as u64);
+        let model: Arc<str> = self.model.name().into();
         let reply = Reply::new(slot, rows.len(), self.model.max_batch_size() > 0);
         for (row, request) in rows.into_iter().enumerate() {
             self.engine.submit(Task {
                 rows: request.rows(),
-                client: Box::new(RowClient::new(
-                    &reply,
+                client: Box::new(RowClient {
+                    reply: Arc::clone(&reply),
                     row,
-                    request.clone(),
-                    self.responder.sender(),
-                )),
+                    request: request.clone(),
+                    model: Arc::clone(&model),
+                    counters: self.model.counters(),
+                    responder: self.responder.sender(),
+                }),
                 request,
             });
         }

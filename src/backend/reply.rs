@@ -5,23 +5,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use triton_api::{OutputTensor, Slot};
 
 use super::error::to_triton;
-use super::responder::{Answer, Sender};
+use super::responder::Sender;
 use crate::config::OUTPUT_NAME;
 use crate::engine::Client;
 use crate::error::{Error, Result};
+use crate::picture::encode::{encode, to_base64};
+use crate::picture::metadata::Metadata;
 use crate::pipeline::Generated;
 use crate::request::generate::GenerateRequest;
+use crate::telemetry::Counters;
 
 /// What one row came to.
-pub struct Row {
+struct Row {
     /// The encoded pictures, in base64.
-    pub pictures: Vec<String>,
+    pictures: Vec<String>,
     /// The seed that was used.
-    pub seed: u64,
+    seed: u64,
     /// UNet calls that the row took part in.
-    pub steps_run: usize,
+    steps_run: usize,
     /// Whether a prompt had more tokens than the text encoder takes.
-    pub prompt_truncated: bool,
+    prompt_truncated: bool,
 }
 
 struct State {
@@ -55,7 +58,7 @@ impl Reply {
     }
 
     /// Puts a row in its place; the last one answers.
-    pub fn set_row(&self, index: usize, row: Result<Row>) {
+    fn set_row(&self, index: usize, row: Result<Row>) {
         let mut state = self.lock();
         match row {
             Ok(row) => {
@@ -83,7 +86,7 @@ impl Reply {
     }
 
     /// The computation is over for all rows but the encoding of this one.
-    pub fn computed(&self) {
+    fn computed(&self) {
         if let Some(slot) = &mut self.lock().slot {
             slot.mark_compute_end();
         }
@@ -141,26 +144,43 @@ fn fail(mut slot: Slot, error: &Error) {
 
 /// A row of a request, as the engine sees whoever waits for it.
 pub struct RowClient {
-    reply: Arc<Reply>,
-    row: usize,
-    request: GenerateRequest,
-    responder: Sender,
+    /// The request that the row is of.
+    pub reply: Arc<Reply>,
+    /// The row's place.
+    pub row: usize,
+    /// What was asked.
+    pub request: GenerateRequest,
+    /// The model's name, which goes into the pictures.
+    pub model: Arc<str>,
+    /// The model's metrics.
+    pub counters: Arc<Counters>,
+    /// Where pictures are encoded.
+    pub responder: Sender,
 }
 
 impl RowClient {
-    /// The client of row `row`.
-    pub fn new(
-        reply: &Arc<Reply>,
-        row: usize,
-        request: GenerateRequest,
-        responder: Sender,
-    ) -> Self {
-        Self {
-            reply: Arc::clone(reply),
-            row,
-            request,
-            responder,
-        }
+    fn encode(&self, generated: &Generated) -> Result<Row> {
+        let pictures = generated
+            .pictures
+            .iter()
+            .enumerate()
+            .map(|(index, picture)| {
+                let metadata =
+                    Metadata::new(&self.request, generated.scheduler, &self.model, index);
+                Ok(to_base64(&encode(
+                    picture,
+                    &self.request.output,
+                    &metadata,
+                )?))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.counters.pictures(pictures.len());
+        Ok(Row {
+            pictures,
+            seed: self.request.seed,
+            steps_run: generated.steps_run,
+            prompt_truncated: generated.prompt_truncated,
+        })
     }
 }
 
@@ -184,20 +204,16 @@ impl Client<Generated> for RowClient {
     }
 
     fn answer(self: Box<Self>, outcome: Result<Generated>) {
-        let Self {
-            reply,
-            row,
-            request,
-            responder,
-        } = *self;
         match outcome {
-            Ok(generated) => responder.send(Answer {
-                reply,
-                row,
-                request,
-                generated,
-            }),
-            Err(error) => reply.set_row(row, Err(error)),
+            Ok(generated) => {
+                let responder = self.responder.clone();
+                responder.send(Box::new(move || {
+                    self.reply.computed();
+                    let row = self.encode(&generated);
+                    self.reply.set_row(self.row, row);
+                }));
+            }
+            Err(error) => self.reply.set_row(self.row, Err(error)),
         }
     }
 }

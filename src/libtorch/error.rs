@@ -6,10 +6,11 @@ use crate::error::Error;
 
 /// Words by which libtorch says that an allocation failed.
 ///
-/// `c10/core/impl/alloc_cpu.cpp` (`not enough memory`), `c10/cuda/CUDACachingAllocator.cpp`
+/// `c10/core/impl/alloc_cpu.cpp` (`can't allocate memory`, `not enough memory`), `c10/cuda/CUDACachingAllocator.cpp`
 /// (`out of memory`) and the C++ library (`std::bad_alloc`); the rest are what cuBLAS and cuDNN
 /// say when they cannot get their workspace.
-const OUT_OF_MEMORY: [&str; 6] = [
+const OUT_OF_MEMORY: [&str; 7] = [
+    "can't allocate memory",
     "not enough memory",
     "out of memory",
     "bad_alloc",

@@ -28,7 +28,7 @@ impl Families {
             unet_rows: family("diffusion_unet_rows_total", "Rows of all UNet calls"),
             jobs_cancelled: family(
                 "diffusion_jobs_cancelled_total",
-                "Picture requests that were dropped because their client had cancelled",
+                "Rows dropped because their request was cancelled or failed in another row",
             ),
             pictures: family("diffusion_pictures_total", "Pictures that were made"),
         }

@@ -160,6 +160,9 @@ pub struct RowClient {
 
 impl RowClient {
     fn encode(&self, generated: &Generated) -> Result<Row> {
+        if self.is_cancelled() {
+            return Err(Error::cancelled("the request was cancelled"));
+        }
         let pictures = generated
             .pictures
             .iter()

@@ -8,12 +8,16 @@ use triton_api::log_error;
 
 use crate::error::{Error, Result};
 
+/// How much work may wait. A sender beyond it waits, so that pictures do not pile up behind a slow
+/// encoder; the thread never waits for a sender's own thread, so it always comes to an end.
+const WAITING: usize = 16;
+
 /// What the thread does for one row.
 pub type Work = Box<dyn FnOnce() + Send>;
 
 /// The way to the thread.
 #[derive(Clone)]
-pub struct Sender(mpsc::Sender<Work>);
+pub struct Sender(mpsc::SyncSender<Work>);
 
 impl Sender {
     /// Hands work over. Should the thread be gone, it is done here and now.
@@ -36,7 +40,7 @@ impl Responder {
     /// # Errors
     /// `Internal` if the system gives no thread.
     pub fn start() -> Result<Self> {
-        let (sender, works) = mpsc::channel();
+        let (sender, works) = mpsc::sync_channel(WAITING);
         let thread = std::thread::Builder::new()
             .name("diffusion-responder".to_owned())
             .spawn(move || works.into_iter().for_each(run))
@@ -52,7 +56,7 @@ impl Responder {
         match &self.sender {
             Some(sender) => sender.clone(),
             // Only `drop` takes it; a channel without a receiver makes the caller do the work.
-            None => Sender(mpsc::channel().0),
+            None => Sender(mpsc::sync_channel(0).0),
         }
     }
 }

@@ -10,10 +10,12 @@
 mod fake;
 mod faults;
 mod random;
+mod rig;
 
 use crate::error::{Error, ErrorKind};
 
-use fake::{Outcome, Rig, Spec};
+use fake::{Outcome, Spec};
+use rig::{LIMIT, Rig};
 
 fn kind(outcome: &Outcome) -> Option<ErrorKind> {
     outcome.as_ref().err().map(Error::kind)
@@ -190,7 +192,7 @@ fn the_end_answers_whoever_is_in_flight() {
     let dropped = std::thread::spawn(move || drop(engine));
     let start = std::time::Instant::now();
     while !admission.is_closed() {
-        assert!(start.elapsed() < fake::LIMIT, "the engine does not close");
+        assert!(start.elapsed() < LIMIT, "the engine does not close");
         std::thread::yield_now();
     }
     rig.run();
@@ -218,7 +220,7 @@ fn an_answer_may_drop_the_last_handle() {
     let mut rig = Rig::new(4);
     let engine = rig.engine.take().unwrap();
     let (sender, handles) = std::sync::mpsc::channel();
-    let last = move || drop(handles.recv_timeout(fake::LIMIT).unwrap());
+    let last = move || drop(handles.recv_timeout(LIMIT).unwrap());
     let (task, _) = rig.task_that(Spec::new(1, 1), Some(Box::new(last)));
     engine.submit(task);
     assert_eq!(rig.called(), [1]);

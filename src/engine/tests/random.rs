@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::fake::{Fault, Place, Rig, Spec};
+use super::fake::{Fault, Place, Spec};
 use super::kind;
+use super::rig::Rig;
 use crate::error::ErrorKind;
 
 fn place() -> impl Strategy<Value = Place> {
@@ -52,8 +53,18 @@ fn submit_all(rig: &Rig, specs: &[Spec], submitters: usize) {
     }
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        // A case that hangs takes its time, and threads do not fail twice in the same way.
+        max_shrink_time: 10_000,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn every_task_is_answered_once(

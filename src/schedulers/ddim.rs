@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::config::{PredictionType, RawConfig, TimestepSpacing};
 use super::noise_schedule::{BetasConfig, to_vec};
 use super::scalar::{pow, root};
-use super::spacing::{descending_to_zero, linspace, rounded};
+use super::spacing::ascending;
 use super::threshold::Thresholding;
 use super::{Plan, Scheduler, at, check_steps, past_the_end};
 use crate::error::Result;
@@ -74,21 +74,13 @@ impl DdimConfig {
         let steps = plan.num_inference_steps;
         check_steps(steps, train)?;
         let ratio = train / steps as i64;
-        let timesteps: Vec<i64> = match self.keys.timestep_spacing {
-            TimestepSpacing::Linspace => {
-                let mut timesteps = rounded(&linspace(0.0, (train - 1) as f64, steps));
-                timesteps.reverse();
-                timesteps
-            }
-            TimestepSpacing::Leading => (0..steps as i64)
-                .rev()
-                .map(|i| i * ratio + self.keys.steps_offset)
-                .collect(),
-            TimestepSpacing::Trailing => {
-                let noisy = descending_to_zero(train as f64, train as f64 / steps as f64);
-                rounded(&noisy).into_iter().map(|t| t - 1).collect()
-            }
-        };
+        let mut timesteps = ascending(
+            self.keys.timestep_spacing,
+            train,
+            steps,
+            self.keys.steps_offset,
+        );
+        timesteps.reverse();
         for &timestep in &timesteps {
             at(&self.alphas_cumprod, timestep)?;
         }

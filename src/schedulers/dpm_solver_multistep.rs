@@ -10,7 +10,7 @@ use super::noise_schedule::to_vec;
 use super::scalar::{exp, log, pow, root, sqrt};
 use super::spacing::{descending_to_zero, linspace, rounded};
 use super::{Plan, Scheduler, check_steps, past_the_end};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::libtorch::Generator;
 
 /// `DPMSolverMultistepScheduler`.
@@ -87,6 +87,11 @@ impl DpmSolverMultistepConfig {
         let train = self.keys.betas.num_train_timesteps;
         check_steps(steps, train)?;
         let last = train - self.clipped()?;
+        if last < 1 {
+            return Err(Error::invalid_argument(
+                "scheduler_config.json: lambda_min_clipped leaves no timestep",
+            ));
+        }
         Ok(match self.keys.timestep_spacing {
             TimestepSpacing::Linspace => {
                 let ascending = rounded(&linspace(0.0, (last - 1) as f64, steps + 1));

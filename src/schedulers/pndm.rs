@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::config::{PredictionType, RawConfig, TimestepSpacing};
 use super::noise_schedule::{BetasConfig, to_vec};
 use super::scalar::root;
-use super::spacing::{descending_to_zero, linspace, rounded};
+use super::spacing::ascending;
 use super::{Plan, Scheduler, at, check_steps, past_the_end};
 use crate::error::{Error, Result};
 use crate::libtorch::Generator;
@@ -78,16 +78,12 @@ impl PndmConfig {
         let steps = plan.num_inference_steps;
         check_steps(steps, train)?;
         let ratio = train / steps as i64;
-        let ascending: Vec<i64> = match self.keys.timestep_spacing {
-            TimestepSpacing::Linspace => rounded(&linspace(0.0, (train - 1) as f64, steps)),
-            TimestepSpacing::Leading => (0..steps as i64)
-                .map(|i| i * ratio + self.keys.steps_offset)
-                .collect(),
-            TimestepSpacing::Trailing => {
-                let noisy = descending_to_zero(train as f64, train as f64 / steps as f64);
-                rounded(&noisy).into_iter().rev().map(|t| t - 1).collect()
-            }
-        };
+        let ascending = ascending(
+            self.keys.timestep_spacing,
+            train,
+            steps,
+            self.keys.steps_offset,
+        );
         let (prk_timesteps, plms_timesteps) = if self.keys.skip_prk_steps {
             (Vec::new(), without_prk(&ascending))
         } else {

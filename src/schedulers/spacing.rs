@@ -1,7 +1,33 @@
-//! numpy's ways of spacing numbers, as far as the schedulers use them.
+//! The timesteps of a run, and numpy's ways of spacing numbers behind them.
 //!
 //! The rounding is numpy's: `linspace` multiplies a step and sets the end, `arange` multiplies the
 //! difference of its first two numbers (`numpy/core/function_base.py`, `numpy/core/src/multiarray/arraytypes.c.src`).
+
+use super::config::TimestepSpacing;
+
+/// The timesteps of a run of `steps` steps, cleanest first, as DDIM and PNDM space them
+/// (`set_timesteps` of diffusers' `schedulers/scheduling_ddim.py`). `steps` is 1 to `train`, the
+/// number of training timesteps; `steps_offset` counts for `leading` only.
+pub fn ascending(
+    spacing: TimestepSpacing,
+    train: i64,
+    steps: usize,
+    steps_offset: i64,
+) -> Vec<i64> {
+    match spacing {
+        TimestepSpacing::Linspace => rounded(&linspace(0.0, (train - 1) as f64, steps)),
+        TimestepSpacing::Leading => {
+            let ratio = train / steps as i64;
+            (0..steps as i64)
+                .map(|i| i * ratio + steps_offset)
+                .collect()
+        }
+        TimestepSpacing::Trailing => {
+            let noisy = descending_to_zero(train as f64, train as f64 / steps as f64);
+            rounded(&noisy).into_iter().rev().map(|t| t - 1).collect()
+        }
+    }
+}
 
 /// `np.linspace(start, stop, count)`.
 pub fn linspace(start: f64, stop: f64, count: usize) -> Vec<f64> {

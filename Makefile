@@ -52,9 +52,10 @@ lint: setup ## rustfmt, clippy and rustdoc, warnings as errors
 	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/fault-injection -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
 
-parity: setup setup-reference ## run diffusers and this backend on this machine and demand equal bytes
+parity: backend setup-reference ## run diffusers and this backend on this machine and demand equal bytes
 	'$(REFERENCE_VENV)/bin/python' tools/reference/make_goldens.py --out '$(PARITY)'
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(CARGO) test --release --features fault-injection --test goldens -- --nocapture
+	TRITON_DIFFUSION_PARITY='$(PARITY)' $(PYTHON_VENV) -m pytest tests/e2e/test_goldens.py
 
 bench: backend setup-reference ## compare with diffusers in Triton's Python backend, in one server run
 	$(PYTHON_VENV) benches/load_time.py --reference-venv '$(REFERENCE_VENV)'

@@ -11,7 +11,10 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod fault;
-#[expect(unsafe_code, reason = "calls of the C++ shim and of the system's loader")]
+#[expect(
+    unsafe_code,
+    reason = "calls of the C++ shim and of the system's loader"
+)]
 pub mod libtorch;
 pub mod models;
 pub mod picture;

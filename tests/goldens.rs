@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
-use triton_diffusion::config::ModelParameters;
+use triton_diffusion::config::{ModelParameters, Numerics};
 use triton_diffusion::engine::Pipeline;
 use triton_diffusion::libtorch::Generator;
 use triton_diffusion::models::{
@@ -402,6 +402,21 @@ fn generate(
         .collect()
 }
 
+fn pipeline(name: &str, parameters: &ModelParameters) -> (StableDiffusionPipeline, RequestContext) {
+    let (components, _) = Components::load(&checkpoint(name), parameters, Place::Cpu).unwrap();
+    let (height, width) = components.default_size();
+    let context = RequestContext::new(
+        components.class,
+        parameters,
+        height,
+        width,
+        components.num_text_layers(),
+        &schedulers::NAMES,
+    )
+    .unwrap();
+    (StableDiffusionPipeline::new(components), context)
+}
+
 #[test]
 fn pictures() {
     let mut goldens = Goldens::open("pictures");
@@ -409,20 +424,7 @@ fn pictures() {
     let _no_grad = tch::no_grad_guard();
     let mut exact = 0;
     for case in cases.cases {
-        let parameters = ModelParameters::default();
-        let (components, _) =
-            Components::load(&checkpoint(&case.checkpoint), &parameters, Place::Cpu).unwrap();
-        let (height, width) = components.default_size();
-        let context = RequestContext::new(
-            components.class,
-            &parameters,
-            height,
-            width,
-            components.num_text_layers(),
-            &schedulers::NAMES,
-        )
-        .unwrap();
-        let mut pipeline = StableDiffusionPipeline::new(components);
+        let (mut pipeline, context) = pipeline(&case.checkpoint, &ModelParameters::default());
         let rows = generate(&mut pipeline, &context, &case.rows);
         for (index, pictures) in rows.iter().enumerate() {
             let name = format!("{}/{index}", case.name);
@@ -450,6 +452,40 @@ fn pictures() {
         goldens.compared
     );
     goldens.report();
+}
+
+/// With `numerics: fast` rows are computed together; the pictures stay above 50 dB of diffusers'.
+#[test]
+fn fast_numerics_stay_close() {
+    let goldens = Goldens::open("pictures");
+    let cases: Cases<PictureCase> = goldens.manifest();
+    let _no_grad = tch::no_grad_guard();
+    let parameters = ModelParameters {
+        numerics: Numerics::Fast,
+        ..ModelParameters::default()
+    };
+    let mut compared = 0;
+    for case in cases.cases.iter().filter(|case| case.rows.len() > 1) {
+        let (mut pipeline, context) = pipeline(&case.checkpoint, &parameters);
+        let rows = generate(&mut pipeline, &context, &case.rows);
+        for (index, pictures) in rows.iter().enumerate() {
+            let theirs = goldens.tensor(&format!("{}/{index}", case.name));
+            for (picture, theirs) in pictures.iter().zip(theirs.split(1, 0)) {
+                let theirs: Vec<u8> = theirs.reshape([-1]).try_into().unwrap();
+                let psnr = psnr(picture.rgb(), &theirs);
+                assert!(psnr > 50.0, "{}/{index}: {psnr} dB", case.name);
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 0);
+}
+
+/// Peak signal to noise ratio in dB of 8-bit pictures.
+fn psnr(ours: &[u8], theirs: &[u8]) -> f64 {
+    let square = |(a, b): (&u8, &u8)| (f64::from(*a) - f64::from(*b)).powi(2);
+    let mean = ours.iter().zip(theirs).map(square).sum::<f64>() / ours.len() as f64;
+    10.0 * (255.0 * 255.0 / mean).log10()
 }
 
 /// Whether all bytes are equal, or what differs if they must be equal or are not nearly.

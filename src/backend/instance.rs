@@ -80,20 +80,19 @@ impl ModelInstanceState {
         slot.set_batch_size(rows.len() as u64);
         let model: Arc<str> = self.model.name().into();
         let reply = Reply::new(slot, rows.len(), self.model.max_batch_size() > 0);
-        for (row, request) in rows.into_iter().enumerate() {
-            self.engine.submit(Task {
-                rows: request.rows(),
-                client: Box::new(RowClient {
-                    reply: Arc::clone(&reply),
-                    row,
-                    request: request.clone(),
-                    model: Arc::clone(&model),
-                    counters: self.model.counters(),
-                    responder: self.responder.sender(),
-                }),
-                request,
-            });
-        }
+        let tasks = rows.into_iter().enumerate().map(|(row, request)| Task {
+            rows: request.rows(),
+            client: Box::new(RowClient {
+                reply: Arc::clone(&reply),
+                row,
+                request: request.clone(),
+                model: Arc::clone(&model),
+                counters: self.model.counters(),
+                responder: self.responder.sender(),
+            }),
+            request,
+        });
+        self.engine.submit(tasks);
     }
 }
 

@@ -46,33 +46,46 @@ impl<T> Admission<T> {
         self.max_rows
     }
 
-    /// Lets `task` in as soon as there is room; a task that is wider than the room gets in when it is
-    /// empty.
+    /// Lets tasks in, in order, as soon as there is room for their `rows`: those that fit at once get in
+    /// at once. A task that is wider than the room gets in when it is empty.
     ///
-    /// # Errors
-    /// Gives the task back if `is_cancelled` says so while it waits, or if the door is closed.
+    /// Gives a task to `refuse` with the reason if `is_cancelled` says so while it waits, or if the door
+    /// is closed. All three are called without the lock, since what they do may be another library's.
     pub fn enter(
         &self,
-        task: T,
-        rows: usize,
+        tasks: impl IntoIterator<Item = T>,
+        rows: impl Fn(&T) -> usize,
         is_cancelled: impl Fn(&T) -> bool,
-    ) -> std::result::Result<(), (T, Error)> {
+        refuse: impl Fn(T, Error),
+    ) {
+        let mut tasks: VecDeque<(usize, T)> =
+            tasks.into_iter().map(|task| (rows(&task), task)).collect();
         let mut state = self.lock();
         loop {
-            if let Some(reason) = &state.closed {
-                let reason = reason.clone();
-                return Err((task, reason));
+            if let Some(reason) = state.closed.clone() {
+                drop(state);
+                return tasks
+                    .into_iter()
+                    .for_each(|(_, task)| refuse(task, reason.clone()));
             }
-            if state.rows == 0 || state.rows.saturating_add(rows) <= self.max_rows {
+            while let Some((rows, task)) = tasks.pop_front() {
+                if state.rows > 0 && state.rows.saturating_add(rows) > self.max_rows {
+                    tasks.push_front((rows, task));
+                    break;
+                }
                 state.rows += rows;
                 state.waiting.push_back(task);
                 self.changed.notify_all();
-                return Ok(());
             }
-            // Asked without the lock: the answer may come from another library.
             drop(state);
-            if is_cancelled(&task) {
-                return Err((task, Error::cancelled("the request was cancelled")));
+            let (cancelled, waiting): (VecDeque<_>, VecDeque<_>) =
+                tasks.into_iter().partition(|(_, task)| is_cancelled(task));
+            tasks = waiting;
+            for (_, task) in cancelled {
+                refuse(task, Error::cancelled("the request was cancelled"));
+            }
+            if tasks.is_empty() {
+                return;
             }
             state = self.wait_a_little(self.lock());
         }

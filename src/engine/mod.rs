@@ -128,17 +128,16 @@ impl<P: Pipeline> Engine<P> {
         })
     }
 
-    /// Hands a task over; blocks while the engine is full. The task's client gets its answer later, or
-    /// at once if the engine is closed or the client cancels while it waits.
-    pub fn submit(&self, task: Task<P>) {
-        let rows = task.rows;
-        let outcome = self
-            .admission
-            .enter(task, rows, |task| task.client.is_cancelled());
-        match outcome {
-            Ok(()) => {}
-            Err((task, error)) => task.client.answer(Err(error)),
-        }
+    /// Hands tasks over; blocks while the engine is full. Tasks that there is room for begin together. A
+    /// task's client gets its answer later, or at once if the engine is closed or the client cancels while
+    /// it waits.
+    pub fn submit(&self, tasks: impl IntoIterator<Item = Task<P>>) {
+        self.admission.enter(
+            tasks,
+            |task| task.rows,
+            |task| task.client.is_cancelled(),
+            |task, error| task.client.answer(Err(error)),
+        );
     }
 }
 

@@ -59,6 +59,21 @@ fn jobs_of_one_shape_share_a_call_and_others_do_not() {
 }
 
 #[test]
+fn tasks_submitted_together_begin_together() {
+    let mut rig = Rig::new(3);
+    let (tasks, _handles): (Vec<_>, Vec<_>) = (1..=4).map(|id| rig.task(Spec::new(id, 1))).unzip();
+    let engine = rig.engine();
+    // On a thread of its own: the fourth waits for room.
+    let submitting = std::thread::spawn(move || engine.submit(tasks));
+    assert_eq!(rig.called(), [1, 2, 3]);
+    rig.run();
+    assert_eq!(rig.called(), [4]);
+    assert!(rig.answers(4).values().all(Result::is_ok));
+    submitting.join().unwrap();
+    rig.end();
+}
+
+#[test]
 fn a_call_has_no_more_rows_than_allowed() {
     let mut rig = Rig::new(4);
     rig.submit(Spec::new(0, 1));
@@ -222,10 +237,10 @@ fn an_answer_may_drop_the_last_handle() {
     let (sender, handles) = std::sync::mpsc::channel();
     let last = move || drop(handles.recv_timeout(LIMIT).unwrap());
     let (task, _) = rig.task_that(Spec::new(1, 1), Some(Box::new(last)));
-    engine.submit(task);
+    engine.submit([task]);
     assert_eq!(rig.called(), [1]);
-    engine.submit(rig.task(Spec::new(2, 5)).0);
-    engine.submit(rig.task(Spec::new(3, 5)).0);
+    engine.submit([rig.task(Spec::new(2, 5)).0]);
+    engine.submit([rig.task(Spec::new(3, 5)).0]);
     sender.send(engine).unwrap();
     rig.run();
     let answers = rig.answers(3);

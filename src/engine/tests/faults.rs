@@ -98,7 +98,7 @@ fn memory_goes_back_before_the_answer() {
         };
         let spec = Spec::new(1, 1).fault(place, Fault::OutOfMemory);
         rig.engine()
-            .submit(rig.task_that(spec, Some(Box::new(check))).0);
+            .submit([rig.task_that(spec, Some(Box::new(check))).0]);
         assert_eq!(
             rig.answer(),
             (1, Err(Error::out_of_memory("planned"))),
@@ -275,7 +275,7 @@ fn a_client_that_panics_at_the_door_is_its_own_affair() {
     let (done, submitted) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let panicked =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.submit(task)));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.submit([task])));
         drop(engine);
         let _ = done.send(panicked.is_err());
     });

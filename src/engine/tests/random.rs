@@ -49,7 +49,7 @@ fn submit_all(rig: &Rig, specs: &[Spec], submitters: usize) {
     }
     for share in shares {
         let engine = rig.engine();
-        std::thread::spawn(move || share.into_iter().for_each(|task| engine.submit(task)));
+        std::thread::spawn(move || share.into_iter().for_each(|task| engine.submit([task])));
     }
 }
 

@@ -126,7 +126,7 @@ impl Rig {
     /// Submits a task that there is room for.
     pub fn submit(&self, spec: Spec) -> Handle {
         let (task, handle) = self.task(spec);
-        self.engine().submit(task);
+        self.engine().submit([task]);
         handle
     }
 
@@ -134,7 +134,7 @@ impl Rig {
     pub fn submit_to_full(&self, spec: Spec) -> Handle {
         let (task, handle) = self.task(spec);
         let engine = self.engine();
-        std::thread::spawn(move || engine.submit(task));
+        std::thread::spawn(move || engine.submit([task]));
         handle.wait_until_asked();
         handle
     }

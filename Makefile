@@ -16,9 +16,9 @@ CUDA ?=
 PYTEST_ARGS ?=
 TEST_ARGS ?=
 
-# On a machine with other work, OpenMP's threads wait for each other by spinning on cores that they do not have; tests
-# and demo wait by sleeping instead. The pictures are the same.
-export OMP_WAIT_POLICY ?= passive
+# On a machine with other work, OpenMP's threads wait for each other by spinning on cores that they do not have. Tests and
+# demo spin shortly and then sleep. The pictures are the same.
+export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: help setup setup-reference build backend demo test test-rust test-e2e lint parity bench clean
 

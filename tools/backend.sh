@@ -45,11 +45,14 @@ if [ -n "${CUDA:-}" ] && [ "$CUDA" != 0 ]; then
   done
 fi
 
-# Our own library is copied and renamed into place: a build that comes later must not change the file under a server
-# that has it mapped.
-if ! cmp -s "$built" "$target/libtriton_diffusion.so"; then
-  cp "$built" "$target/.libtriton_diffusion.so.new"
-  mv -f "$target/.libtriton_diffusion.so.new" "$target/libtriton_diffusion.so"
+# Our own library goes without debug information (8 MB instead of 100) and is renamed into place: a build that comes later
+# must not change the file under a server that has it mapped.
+new="$target/.libtriton_diffusion.so.new"
+strip --strip-debug -o "$new" "$built"
+if cmp -s "$new" "$target/libtriton_diffusion.so"; then
+  rm "$new"
+else
+  mv -f "$new" "$target/libtriton_diffusion.so"
 fi
 
 echo "backend: $target"

@@ -41,6 +41,7 @@ pub struct Reply {
     state: Mutex<State>,
     /// Whether the output has a batch dimension.
     batched: bool,
+    row_count: usize,
 }
 
 impl Reply {
@@ -54,6 +55,7 @@ impl Reply {
         Arc::new(Self {
             state: Mutex::new(state),
             batched,
+            row_count: rows,
         })
     }
 
@@ -159,6 +161,15 @@ pub struct RowClient {
 }
 
 impl RowClient {
+    /// The error with the row that it is of, where there are several.
+    fn in_row(&self, error: Error) -> Error {
+        if self.reply.row_count > 1 {
+            error.context(format_args!("row {}", self.row))
+        } else {
+            error
+        }
+    }
+
     fn encode(&self, generated: &Generated) -> Result<Row> {
         if self.is_cancelled() {
             return Err(Error::cancelled("the request was cancelled"));
@@ -216,7 +227,7 @@ impl Client<Generated> for RowClient {
                     self.reply.set_row(self.row, row);
                 }));
             }
-            Err(error) => self.reply.set_row(self.row, Err(error)),
+            Err(error) => self.reply.set_row(self.row, Err(self.in_row(error))),
         }
     }
 }

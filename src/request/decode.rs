@@ -127,6 +127,11 @@ fn elements(input: &Input<'_>, max_batch_size: u32, max_element: usize) -> Resul
     let limit = max_element
         .saturating_add(LENGTH_PREFIX)
         .saturating_mul(rows);
+    if input.byte_size() > limit as u64 {
+        return Err(Error::invalid_argument(format!(
+            "input `{name}` must have at most {max_element} bytes in each row"
+        )));
+    }
     let contents = input.contents(limit).map_err(from_triton)?;
     let elements = decode_bytes(&contents, rows)
         .map_err(|error| from_triton(error.into()).context(format_args!("input `{name}`")))?;

@@ -142,7 +142,7 @@ fn tensors() {
                     .claimed_size(u64::MAX)
             },
             INVALID,
-            &["prompt", "limit"],
+            &["prompt", "65536"],
         ),
         (
             "a prompt that is no UTF-8",
@@ -166,7 +166,7 @@ fn tensors() {
             "a prompt that is too long",
             |b| b.bytes_input("prompt", &[1, 1], &[MARKER.repeat(4000)]),
             INVALID,
-            &["prompt", "65540", "limit"],
+            &["prompt", "65536"],
         ),
         (
             "a long prompt beside a short one",
@@ -401,7 +401,7 @@ fn gen_args() {
             "too long",
             with(long.as_bytes()),
             INVALID,
-            &["gen_args", "65540"],
+            &["gen_args", "65536"],
         );
         let deep = "[".repeat(60_000);
         assert_refused(

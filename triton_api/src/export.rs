@@ -38,10 +38,6 @@ struct InstanceCell<I> {
 macro_rules! export_backend {
     ($backend:ty) => {
         // The symbols are all that leaves this block.
-        #[allow(
-            unsafe_code,
-            reason = "the C ABI; each line passes on what Triton promises"
-        )]
         const _: () = {
             use $crate::export::{
                 self, TRITONBACKEND_Backend, TRITONBACKEND_BackendAttribute, TRITONBACKEND_Model,

@@ -45,7 +45,7 @@ impl ModelInstanceState {
             height,
             width,
             components.num_text_layers(),
-            &schedulers::NAMES,
+            schedulers::names(),
         )?;
         let observer = EngineObserver {
             instance: context.name().to_owned(),

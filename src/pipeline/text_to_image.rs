@@ -54,11 +54,11 @@ impl Job {
         }
     }
 
-    fn timestep(&self) -> Result<i64> {
+    fn timestep(&self) -> Result<f32> {
         self.scheduler
             .timesteps()
             .get(self.index)
-            .copied()
+            .map(|&timestep| timestep as f32)
             .ok_or_else(|| Error::internal("a job was stepped past its end"))
     }
 

@@ -6,11 +6,11 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use super::config::{PredictionType, RawConfig, TimestepSpacing};
-use super::noise_schedule::{BetasConfig, to_vec};
+use super::noise_schedule::{BetasConfig, add_noise, to_vec};
 use super::scalar::{pow, root};
 use super::spacing::ascending;
 use super::threshold::Thresholding;
-use super::{Plan, Scheduler, at, check_steps, past_the_end};
+use super::{Family, Plan, Scheduler, at, check_steps, past_the_end, to_floats};
 use crate::error::Result;
 use crate::libtorch::Generator;
 
@@ -64,12 +64,10 @@ impl DdimConfig {
             keys,
         })
     }
+}
 
-    /// The state at the start of a run.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a number of steps that the training timesteps do not hold.
-    pub fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
+impl Family for DdimConfig {
+    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
         let train = self.keys.betas.num_train_timesteps;
         let steps = plan.num_inference_steps;
         check_steps(steps, train)?;
@@ -88,7 +86,9 @@ impl DdimConfig {
             config: self.clone(),
             eta: plan.eta as f32,
             step_ratio: ratio,
+            floats: to_floats(&timesteps),
             timesteps,
+            begin: 0,
             index: 0,
         }))
     }
@@ -99,6 +99,9 @@ struct Ddim {
     eta: f32,
     step_ratio: i64,
     timesteps: Vec<i64>,
+    /// The same numbers.
+    floats: Vec<f64>,
+    begin: usize,
     index: usize,
 }
 
@@ -117,8 +120,18 @@ impl Ddim {
 }
 
 impl Scheduler for Ddim {
-    fn timesteps(&self) -> &[i64] {
-        &self.timesteps
+    fn timesteps(&self) -> &[f64] {
+        self.floats.get(self.begin..).unwrap_or_default()
+    }
+
+    fn set_begin_index(&mut self, begin_index: usize) {
+        self.begin = begin_index;
+        self.index = begin_index;
+    }
+
+    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let timestep = *self.timesteps.get(self.index).ok_or_else(past_the_end)?;
+        add_noise(original, noise, at(&self.config.alphas_cumprod, timestep)?)
     }
 
     fn step(

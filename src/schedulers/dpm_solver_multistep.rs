@@ -9,7 +9,7 @@ use super::dpm_solver_config::{AlgorithmType, FinalSigmas, Keys, SolverType};
 use super::noise_schedule::to_vec;
 use super::scalar::{exp, log, pow, root, sqrt};
 use super::spacing::{descending_to_zero, linspace, rounded};
-use super::{Plan, Scheduler, check_steps, past_the_end};
+use super::{Family, Plan, Scheduler, check_steps, past_the_end, to_floats};
 use crate::error::{Error, Result};
 use crate::libtorch::Generator;
 
@@ -47,40 +47,6 @@ impl DpmSolverMultistepConfig {
             alphas_cumprod,
             sigmas,
         })
-    }
-
-    /// The state at the start of a run.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for steps that the training timesteps do not hold.
-    pub fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
-        let timesteps = match &plan.timesteps {
-            Some(timesteps) => timesteps.clone(),
-            None => self.timesteps(plan.num_inference_steps)?,
-        };
-        let all = &self.sigmas;
-        let last = all.len().saturating_sub(1);
-        // `np.interp` over whole numbers: the sigma at that place, or at the nearest end.
-        let mut sigmas: Vec<f32> = timesteps
-            .iter()
-            .filter_map(|&t| all.get(usize::try_from(t).unwrap_or(0).min(last)).copied())
-            .collect();
-        sigmas.push(match self.keys.final_sigmas_type {
-            FinalSigmas::Zero => 0.0,
-            FinalSigmas::SigmaMin => {
-                let first = self.alphas_cumprod.first().copied().unwrap_or(1.0);
-                root((1.0 - first) / first)?
-            }
-        });
-        Ok(Box::new(DpmSolverMultistep {
-            index: first_index(&timesteps),
-            keys: self.keys.clone(),
-            timesteps,
-            sigmas,
-            outputs: Vec::new(),
-            lower_order_nums: 0,
-            calls: 0,
-        }))
     }
 
     fn timesteps(&self, steps: usize) -> Result<Vec<i64>> {
@@ -124,6 +90,39 @@ impl DpmSolverMultistepConfig {
     }
 }
 
+impl Family for DpmSolverMultistepConfig {
+    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
+        let timesteps = match &plan.timesteps {
+            Some(timesteps) => timesteps.clone(),
+            None => self.timesteps(plan.num_inference_steps)?,
+        };
+        let all = &self.sigmas;
+        let last = all.len().saturating_sub(1);
+        // `np.interp` over whole numbers: the sigma at that place, or at the nearest end.
+        let mut sigmas: Vec<f32> = timesteps
+            .iter()
+            .filter_map(|&t| all.get(usize::try_from(t).unwrap_or(0).min(last)).copied())
+            .collect();
+        sigmas.push(match self.keys.final_sigmas_type {
+            FinalSigmas::Zero => 0.0,
+            FinalSigmas::SigmaMin => {
+                let first = self.alphas_cumprod.first().copied().unwrap_or(1.0);
+                root((1.0 - first) / first)?
+            }
+        });
+        Ok(Box::new(DpmSolverMultistep {
+            index: first_index(&timesteps),
+            begin: 0,
+            keys: self.keys.clone(),
+            floats: to_floats(&timesteps),
+            sigmas,
+            outputs: Vec::new(),
+            lower_order_nums: 0,
+            calls: 0,
+        }))
+    }
+}
+
 /// Where the first step begins: at the second of two equal timesteps, so that a run that starts in
 /// the middle does not skip a sigma (`index_for_timestep`).
 fn first_index(timesteps: &[i64]) -> usize {
@@ -151,7 +150,9 @@ impl Level {
 
 struct DpmSolverMultistep {
     keys: Keys,
-    timesteps: Vec<i64>,
+    /// The timesteps.
+    floats: Vec<f64>,
+    begin: usize,
     /// One more than timesteps.
     sigmas: Vec<f32>,
     /// The last outputs of the network, converted, oldest first; at most `solver_order`.
@@ -167,8 +168,18 @@ fn times(x: &Tensor, a: f32) -> Result<Tensor> {
 }
 
 impl Scheduler for DpmSolverMultistep {
-    fn timesteps(&self) -> &[i64] {
-        &self.timesteps
+    fn timesteps(&self) -> &[f64] {
+        self.floats.get(self.begin..).unwrap_or_default()
+    }
+
+    fn set_begin_index(&mut self, begin_index: usize) {
+        self.begin = begin_index;
+        self.index = begin_index;
+    }
+
+    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let Level { alpha, sigma, .. } = self.level(1)?;
+        Ok(times(original, alpha)?.f_add(&times(noise, sigma)?)?)
     }
 
     fn step(
@@ -177,11 +188,11 @@ impl Scheduler for DpmSolverMultistep {
         sample: &Tensor,
         generator: &mut Generator,
     ) -> Result<Tensor> {
-        if self.calls >= self.timesteps.len() {
+        if self.calls >= self.timesteps().len() {
             return Err(past_the_end());
         }
         self.calls += 1;
-        let steps = self.timesteps.len();
+        let steps = self.floats.len();
         let keys = &self.keys;
         let few = keys.lower_order_final && steps < 15;
         let lower_order_final = self.index + 1 == steps

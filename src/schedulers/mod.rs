@@ -14,6 +14,8 @@ mod scalar;
 mod spacing;
 mod threshold;
 
+use std::sync::{Arc, LazyLock};
+
 use tch::Tensor;
 
 use crate::error::{Error, Result};
@@ -26,18 +28,40 @@ use dpm_solver_multistep::DpmSolverMultistepConfig;
 use pndm::PndmConfig;
 
 /// The state of one run of a sampler.
+///
+/// A run is as many calls of the network as there are timesteps: scale the sample for the network,
+/// call it, [`step`](Scheduler::step).
 pub trait Scheduler: Send {
-    /// The timesteps of the run, one for each UNet call, descending.
-    fn timesteps(&self) -> &[i64];
+    /// The timesteps of the run, one for each UNet call, from the begin index on. Whole numbers for
+    /// most classes.
+    fn timesteps(&self) -> &[f64];
 
     /// Standard deviation of the starting noise.
     fn init_noise_sigma(&self) -> f64 {
         1.0
     }
 
-    /// One step: from the network's output and the sample that it saw to the next sample, all of one
-    /// shape. Called once for each timestep, in order. Noise, where the sampler adds any, is drawn
-    /// from `generator`.
+    /// UNet calls that make one of `num_inference_steps`: 2 for the samplers of second order that call
+    /// twice.
+    fn order(&self) -> usize {
+        1
+    }
+
+    /// Leaves out the first `begin_index` timesteps, for a run that starts from a picture rather than
+    /// from noise. Called at most once, before anything else; such a run calls it with 0 too.
+    fn set_begin_index(&mut self, begin_index: usize);
+
+    /// The sample as the network wants it at the present timestep, of the same shape.
+    ///
+    /// # Errors
+    /// Out of memory, or a run that is at its end.
+    fn scale_model_input(&self, sample: &Tensor) -> Result<Tensor> {
+        Ok(sample.shallow_clone())
+    }
+
+    /// One step: from the network's output and the sample (not scaled) that it saw to the next sample,
+    /// all of one shape. Called once for each timestep, in order. Noise, where the sampler adds any, is
+    /// drawn from `generator`.
     ///
     /// # Errors
     /// Out of memory, or more steps than timesteps.
@@ -47,6 +71,13 @@ pub trait Scheduler: Send {
         sample: &Tensor,
         generator: &mut Generator,
     ) -> Result<Tensor>;
+
+    /// A clean sample as noisy as the present timestep has it: the first before any step, then the one
+    /// that comes next. All of one shape.
+    ///
+    /// # Errors
+    /// Out of memory, or a run that is at its end.
+    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor>;
 }
 
 /// Which steps a run takes, and how.
@@ -62,26 +93,74 @@ pub struct Plan {
     pub eta: f64,
 }
 
+/// One class's reading of a configuration.
+trait Family: std::fmt::Debug + Send + Sync {
+    /// The state at the start of a run.
+    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>>;
+}
+
+/// A scheduler class: its name, how its keys are read, and which arguments it takes.
+#[derive(Debug)]
+struct Class {
+    name: &'static str,
+    read: fn(&RawConfig) -> Result<Arc<dyn Family>>,
+    /// `set_timesteps` takes `timesteps`.
+    timesteps: bool,
+    /// `set_timesteps` takes `sigmas`.
+    sigmas: bool,
+    /// `step` takes `eta`.
+    eta: bool,
+}
+
+/// Every class that can be asked for, by name.
+static CLASSES: [Class; 3] = [
+    Class {
+        name: "DDIMScheduler",
+        read: |raw| Ok(Arc::new(DdimConfig::read(raw)?)),
+        timesteps: false,
+        sigmas: false,
+        eta: true,
+    },
+    Class {
+        name: "DPMSolverMultistepScheduler",
+        read: |raw| Ok(Arc::new(DpmSolverMultistepConfig::read(raw)?)),
+        timesteps: true,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
+        name: "PNDMScheduler",
+        read: |raw| Ok(Arc::new(PndmConfig::read(raw)?)),
+        timesteps: false,
+        sigmas: false,
+        eta: false,
+    },
+];
+
+/// The name of every class that can be asked for.
+pub fn names() -> &'static [&'static str] {
+    static NAMES: LazyLock<Vec<&str>> =
+        LazyLock::new(|| CLASSES.iter().map(|class| class.name).collect());
+    &NAMES
+}
+
+/// The classes that take an argument, for an error.
+fn taken_by(takes: fn(&Class) -> bool) -> String {
+    let names: Vec<&str> = CLASSES
+        .iter()
+        .filter(|class| takes(class))
+        .map(|class| class.name)
+        .collect();
+    names.join(", ")
+}
+
 /// A scheduler's class with the configuration that it was loaded with.
 #[derive(Clone, Debug)]
 pub struct SchedulerConfig {
     raw: RawConfig,
-    class: Class,
+    class: &'static Class,
+    family: Arc<dyn Family>,
 }
-
-#[derive(Clone, Debug)]
-enum Class {
-    Ddim(DdimConfig),
-    Pndm(PndmConfig),
-    DpmSolverMultistep(DpmSolverMultistepConfig),
-}
-
-/// Every class that can be asked for.
-pub const NAMES: [&str; 3] = [
-    "DDIMScheduler",
-    "DPMSolverMultistepScheduler",
-    "PNDMScheduler",
-];
 
 impl SchedulerConfig {
     /// Reads a `scheduler_config.json`, as the class that it names.
@@ -92,10 +171,7 @@ impl SchedulerConfig {
     pub fn parse(text: &str) -> Result<Self> {
         let raw = RawConfig::parse(text)?;
         let name = raw.class_name().unwrap_or("(no _class_name)").to_owned();
-        Ok(Self {
-            class: Class::read(&name, &raw)?,
-            raw,
-        })
+        Self::read(&name, raw)
     }
 
     /// Reads a `scheduler_config.json` as `class`, whatever class it names.
@@ -107,10 +183,7 @@ impl SchedulerConfig {
         if raw.class_name() != Some(class) {
             raw = raw.for_another_class();
         }
-        Ok(Self {
-            class: Class::read(class, &raw)?,
-            raw,
-        })
+        Self::read(class, raw)
     }
 
     /// The same model's configuration read as another class (diffusers' `from_config`).
@@ -121,20 +194,26 @@ impl SchedulerConfig {
         if name == self.class_name() {
             return Ok(self.clone());
         }
-        let raw = self.raw.for_another_class();
+        Self::read(name, self.raw.for_another_class())
+    }
+
+    fn read(name: &str, raw: RawConfig) -> Result<Self> {
+        let Some(class) = CLASSES.iter().find(|class| class.name == name) else {
+            return Err(Error::unsupported(format!(
+                "scheduler_config.json: this scheduler class is not supported; supported are {}",
+                names().join(", ")
+            )));
+        };
         Ok(Self {
-            class: Class::read(name, &raw)?,
+            class,
+            family: (class.read)(&raw)?,
             raw,
         })
     }
 
     /// The class, as diffusers names it.
     pub fn class_name(&self) -> &'static str {
-        match self.class {
-            Class::Ddim(_) => "DDIMScheduler",
-            Class::Pndm(_) => "PNDMScheduler",
-            Class::DpmSolverMultistep(_) => "DPMSolverMultistepScheduler",
-        }
+        self.class.name
     }
 
     /// The state at the start of a run.
@@ -143,42 +222,25 @@ impl SchedulerConfig {
     /// `InvalidArgument` for a plan that the class cannot follow, naming the argument.
     pub fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
         let name = self.class_name();
-        if plan.sigmas.is_some() {
+        if plan.sigmas.is_some() && !self.class.sigmas {
             return Err(Error::invalid_argument(format!(
-                "gen_args: sigmas: not taken by {name}"
+                "gen_args: sigmas: not taken by {name}; by {}",
+                taken_by(|class| class.sigmas)
             )));
         }
-        if plan.timesteps.is_some() && !matches!(self.class, Class::DpmSolverMultistep(_)) {
+        if plan.timesteps.is_some() && !self.class.timesteps {
             return Err(Error::invalid_argument(format!(
-                "gen_args: timesteps: not taken by {name}"
+                "gen_args: timesteps: not taken by {name}; by {}",
+                taken_by(|class| class.timesteps)
             )));
         }
-        if plan.eta != 0.0 && !matches!(self.class, Class::Ddim(_)) {
+        if plan.eta != 0.0 && !self.class.eta {
             return Err(Error::invalid_argument(format!(
-                "gen_args: eta: has no effect with {name}; only DDIMScheduler takes it"
+                "gen_args: eta: has no effect with {name}; only with {}",
+                taken_by(|class| class.eta)
             )));
         }
-        match &self.class {
-            Class::Ddim(config) => config.build(plan),
-            Class::Pndm(config) => config.build(plan),
-            Class::DpmSolverMultistep(config) => config.build(plan),
-        }
-    }
-}
-
-impl Class {
-    fn read(name: &str, raw: &RawConfig) -> Result<Self> {
-        match name {
-            "DDIMScheduler" => Ok(Self::Ddim(DdimConfig::read(raw)?)),
-            "PNDMScheduler" => Ok(Self::Pndm(PndmConfig::read(raw)?)),
-            "DPMSolverMultistepScheduler" => Ok(Self::DpmSolverMultistep(
-                DpmSolverMultistepConfig::read(raw)?,
-            )),
-            _ => Err(Error::unsupported(format!(
-                "scheduler_config.json: this scheduler class is not supported; supported are {}",
-                NAMES.join(", ")
-            ))),
-        }
+        self.family.build(plan)
     }
 }
 
@@ -203,6 +265,11 @@ fn check_steps(steps: usize, train: i64) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// `timesteps` as the network gets them.
+fn to_floats(timesteps: &[i64]) -> Vec<f64> {
+    timesteps.iter().map(|&timestep| timestep as f64).collect()
 }
 
 /// The error for a run that went past its end, which no caller of ours does.

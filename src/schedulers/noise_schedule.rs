@@ -124,6 +124,24 @@ fn rescale_zero_terminal_snr(betas: &Tensor) -> Result<Tensor> {
     one_minus(&Tensor::f_cat(&[alphas_bar.f_narrow(0, 0, 1)?, ratios], 0)?)
 }
 
+/// `original` with `noise` of the level of one ᾱ, all of one shape (`add_noise` of diffusers'
+/// `schedulers/scheduling_ddim.py`).
+///
+/// # Errors
+/// Out of memory.
+pub fn add_noise(original: &Tensor, noise: &Tensor, alpha_cumprod: f32) -> Result<Tensor> {
+    // diffusers first rounds the table of ᾱ to the sample's dtype, and so must the roots be.
+    let alpha = Tensor::f_from_slice(&[alpha_cumprod])?.f_to_kind(original.kind())?;
+    let root = |tensor: &Tensor| -> Result<Tensor> {
+        Ok(tensor
+            .f_pow_tensor_scalar(0.5)?
+            .f_view([1, 1, 1, 1])?
+            .f_to_device(original.device())?)
+    };
+    let signal = root(&alpha)?.f_mul(original)?;
+    Ok(signal.f_add(&root(&one_minus(&alpha)?)?.f_mul(noise)?)?)
+}
+
 /// The numbers of a float32 tensor.
 ///
 /// # Errors

@@ -6,10 +6,10 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use super::config::{PredictionType, RawConfig, TimestepSpacing};
-use super::noise_schedule::{BetasConfig, to_vec};
+use super::noise_schedule::{BetasConfig, add_noise, to_vec};
 use super::scalar::root;
 use super::spacing::ascending;
-use super::{Plan, Scheduler, at, check_steps, past_the_end};
+use super::{Family, Plan, Scheduler, at, check_steps, past_the_end, to_floats};
 use crate::error::{Error, Result};
 use crate::libtorch::Generator;
 
@@ -68,12 +68,10 @@ impl PndmConfig {
             keys,
         })
     }
+}
 
-    /// The state at the start of a run.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a number of steps that the training timesteps do not hold.
-    pub fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
+impl Family for PndmConfig {
+    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
         let train = self.keys.betas.num_train_timesteps;
         let steps = plan.num_inference_steps;
         check_steps(steps, train)?;
@@ -101,7 +99,9 @@ impl PndmConfig {
             config: self.clone(),
             step_ratio: ratio,
             prk_timesteps,
+            floats: to_floats(&timesteps),
             timesteps,
+            begin: 0,
             counter: 0,
             ets: Vec::new(),
             accumulated: None,
@@ -150,6 +150,11 @@ struct Pndm {
     step_ratio: i64,
     prk_timesteps: Vec<i64>,
     timesteps: Vec<i64>,
+    /// The same numbers.
+    floats: Vec<f64>,
+    /// Timesteps that are left out. The counter does not count them.
+    begin: usize,
+    /// Steps taken. What a step does depends on it, not on the timestep.
     counter: usize,
     /// The last outputs of the network, oldest first.
     ets: Vec<Tensor>,
@@ -159,8 +164,17 @@ struct Pndm {
 }
 
 impl Scheduler for Pndm {
-    fn timesteps(&self) -> &[i64] {
-        &self.timesteps
+    fn timesteps(&self) -> &[f64] {
+        self.floats.get(self.begin..).unwrap_or_default()
+    }
+
+    fn set_begin_index(&mut self, begin_index: usize) {
+        self.begin = begin_index;
+    }
+
+    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let alpha = at(&self.config.alphas_cumprod, self.timestep()?)?;
+        add_noise(original, noise, alpha)
     }
 
     fn step(
@@ -169,7 +183,7 @@ impl Scheduler for Pndm {
         sample: &Tensor,
         _: &mut Generator,
     ) -> Result<Tensor> {
-        let timestep = *self.timesteps.get(self.counter).ok_or_else(past_the_end)?;
+        let timestep = self.timestep()?;
         let next = if self.counter < self.prk_timesteps.len() {
             self.step_prk(model_output, timestep, sample)
         } else {
@@ -181,6 +195,12 @@ impl Scheduler for Pndm {
 }
 
 impl Pndm {
+    /// The timestep of the next step.
+    fn timestep(&self) -> Result<i64> {
+        let index = self.begin + self.counter;
+        self.timesteps.get(index).copied().ok_or_else(past_the_end)
+    }
+
     fn step_prk(
         &mut self,
         model_output: &Tensor,

@@ -56,7 +56,10 @@ def seeded(seed, *shape):
 
 
 def write_json(path, content):
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    """A case a line, so that a change of one shows as one."""
+    lines = [f' "{key}": {json.dumps(value, sort_keys=True)}' for key, value in sorted(content.items())]
+    text = "{\n" + ",\n".join(lines).replace("}, {", "},\n  {") + "\n}\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def write_group(out, group, tensors, manifest):
@@ -174,33 +177,24 @@ def schedulers(checkpoints, out):
     """Trajectories over model outputs that are fixed in advance, so that nothing but the scheduler is tested."""
     del checkpoints
     outputs = seeded(500, scheduler_cases.MAX_CALLS, 1, 4, 4, 4)
-    sample = seeded(501, 1, 4, 4, 4)
-    noise = torch.Generator("cpu").manual_seed(scheduler_cases.SEED)
-    tensors = {
-        "model_outputs": outputs,
-        "sample": sample,
-        "noise": torch.stack([torch.randn((1, 4, 4, 4), generator=noise) for _ in range(scheduler_cases.MAX_CALLS)]),
-    }
-    cases, refused = [], []
-    for case in scheduler_cases.cases():
-        try:
-            scheduler, states = scheduler_cases.run(case, outputs, sample)
-        except Exception as error:  # what diffusers refuses is part of the answer
-            refused.append({**case, "reason": type(error).__name__})
-            continue
-        if not torch.isfinite(states).all():
-            refused.append({**case, "reason": "not finite"})
-            continue
-        name = case["name"]
-        tensors[f"{name}/timesteps"] = scheduler.timesteps
-        tensors[f"{name}/samples"] = states
-        # DDIM and PNDM have no sigmas.
-        if "sigmas" in vars(scheduler):
-            tensors[f"{name}/sigmas"] = scheduler.sigmas
-        cases.append({**case, "init_noise_sigma": float(scheduler.init_noise_sigma)})
-    write_group(out, "schedulers", tensors, {"cases": cases, "refused": refused})
-    for case in refused:
-        print(f"  refused: {case['class']} steps {case['num_inference_steps']} ({case['reason']}): {case['config']}")
+    sample, noise = seeded(501, 1, 4, 4, 4), seeded(502, 1, 4, 4, 4)
+    for family in scheduler_cases.FAMILIES:
+        tensors = {"model_outputs": outputs, "sample": sample, "noise": noise}
+        cases, refused = [], []
+        for case in scheduler_cases.cases(family):
+            try:
+                scheduler, made = scheduler_cases.run(case, outputs, sample, noise)
+            except Exception as error:  # what diffusers refuses is part of the answer
+                refused.append({**case, "reason": type(error).__name__})
+                continue
+            if not torch.isfinite(made["samples"]).all():
+                refused.append({**case, "reason": "not finite"})
+                continue
+            tensors.update({f"{case['name']}/{name}": tensor for name, tensor in made.items()})
+            cases.append({**case, "init_noise_sigma": float(scheduler.init_noise_sigma)})
+        write_group(out, f"schedulers/{family}", tensors, {"cases": cases, "refused": refused})
+        for case in refused:
+            print(f"  {family}: refused: steps {case['num_inference_steps']} ({case['reason']}): {case['config']}")
 
 
 def pictures(checkpoints, out):
@@ -233,7 +227,7 @@ def main():
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "schedulers").mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(arguments.checkpoints)
     with torch.no_grad():
         for group in arguments.only:
@@ -251,7 +245,7 @@ def main():
             "transformers": transformers.__version__,
         },
     )
-    total = sum(path.stat().st_size for path in arguments.out.iterdir())
+    total = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     print(f"{total:,} bytes in {arguments.out}")
 
 

@@ -1,0 +1,142 @@
+//! The goldens of a group, and what tests compare with them.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tch::{Device, Kind, Tensor};
+use triton_diffusion::weights::{Component, TensorFile, Weights, read_json};
+
+/// The largest difference that another processor's kernels may make in one value of a model part or a
+/// trajectory, as a share of the largest value (and of 1, if that is smaller).
+const TOLERANCE: f64 = 5e-4;
+/// The same for a picture's bytes, of which at most one in a hundred may differ at all.
+const BYTE_TOLERANCE: u8 = 2;
+
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests")
+}
+
+/// Where this machine's own goldens are, if every byte is demanded.
+pub fn parity() -> Option<PathBuf> {
+    std::env::var_os("TRITON_DIFFUSION_PARITY").map(PathBuf::from)
+}
+
+/// Where the goldens are: this machine's own, or the committed ones.
+pub fn golden_folder() -> PathBuf {
+    parity().unwrap_or_else(|| root().join("goldens"))
+}
+
+pub fn checkpoint(name: &str) -> PathBuf {
+    root().join("checkpoints").join(name)
+}
+
+pub struct Goldens {
+    pub folder: PathBuf,
+    pub tensors: TensorFile,
+    pub group: &'static str,
+    pub compared: usize,
+    /// Collected, so that one run shows all of them.
+    pub failures: Vec<String>,
+}
+
+impl Goldens {
+    pub fn open(group: &'static str) -> Self {
+        let folder = golden_folder();
+        let tensors = TensorFile::open(&folder.join(format!("{group}.safetensors"))).unwrap();
+        Self {
+            folder,
+            tensors,
+            group,
+            compared: 0,
+            failures: Vec::new(),
+        }
+    }
+
+    pub fn manifest<T: DeserializeOwned>(&self) -> T {
+        manifest(&self.folder, self.group)
+    }
+
+    pub fn tensor(&self, name: &str) -> Tensor {
+        self.tensors.tensor(name).unwrap()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.tensor(name).is_ok()
+    }
+
+    /// Ours against the tensor `name`: every byte, or within the tolerance.
+    pub fn compare(&mut self, name: &str, ours: &Tensor) {
+        let theirs = self.tensor(name);
+        assert_eq!(ours.size(), theirs.size(), "{name}: shape");
+        assert_eq!(ours.kind(), theirs.kind(), "{name}: dtype");
+        self.compared += 1;
+        if ours == &theirs {
+            return;
+        }
+        let largest = |tensor: Tensor| f64::try_from(tensor.abs().max()).unwrap();
+        let exact = theirs.to_kind(Kind::Double);
+        let scale = largest(exact.shallow_clone()).max(1.0);
+        let difference = largest(ours.to_kind(Kind::Double) - exact) / scale;
+        if parity().is_some() || difference.is_nan() || difference >= TOLERANCE {
+            self.failures
+                .push(format!("{name}: differs by {difference:e}"));
+        }
+    }
+
+    pub fn report(&self) {
+        let how = if parity().is_some() {
+            "equal to the byte"
+        } else {
+            "within the tolerance"
+        };
+        let good = self.compared - self.failures.len();
+        println!("{}: {good} of {} {how}", self.group, self.compared);
+        assert!(self.failures.is_empty(), "{}", self.failures.join("\n"));
+        assert!(self.compared > 0, "{}: nothing was compared", self.group);
+    }
+}
+
+pub fn manifest<T: DeserializeOwned>(folder: &Path, group: &str) -> T {
+    read_json(&folder.join(format!("{group}.json"))).unwrap()
+}
+
+#[derive(Deserialize)]
+pub struct Cases<T> {
+    pub cases: Vec<T>,
+}
+
+pub fn weights(checkpoint_name: &str, component: &str, stem: &str) -> Weights {
+    let component = Component::open(&checkpoint(checkpoint_name).join(component), stem).unwrap();
+    Weights::new(component, Device::Cpu, Kind::Float)
+}
+
+/// Peak signal to noise ratio in dB of 8-bit pictures.
+pub fn psnr(ours: &[u8], theirs: &[u8]) -> f64 {
+    let square = |(a, b): (&u8, &u8)| (f64::from(*a) - f64::from(*b)).powi(2);
+    let mean = ours.iter().zip(theirs).map(square).sum::<f64>() / ours.len() as f64;
+    10.0 * (255.0 * 255.0 / mean).log10()
+}
+
+/// Whether all bytes are equal, or what differs if they must be equal or are not nearly.
+pub fn compare_bytes(ours: &[u8], theirs: &[u8]) -> Result<bool, String> {
+    if ours == theirs {
+        return Ok(true);
+    }
+    let differing = ours.iter().zip(theirs).filter(|(a, b)| a != b).count();
+    let largest = ours
+        .iter()
+        .zip(theirs)
+        .map(|(a, b)| a.abs_diff(*b))
+        .max()
+        .unwrap_or(0);
+    let nearly =
+        ours.len() == theirs.len() && largest <= BYTE_TOLERANCE && differing * 100 <= ours.len();
+    if parity().is_none() && nearly {
+        return Ok(false);
+    }
+    Err(format!(
+        "{differing} of {} bytes differ, by up to {largest}",
+        ours.len()
+    ))
+}

@@ -1,8 +1,9 @@
-//! From a decoded tensor to bytes.
+//! From bytes to tensors, and from a decoded tensor to bytes.
 
 use tch::{Device, Kind, Tensor};
 
 use super::encode::Picture;
+use super::grey::Grey;
 use crate::error::{Error, Result};
 
 /// Pictures of `[rows, 3, height, width]` and about -1 to 1, clamped and rounded to 8-bit RGB.
@@ -46,6 +47,36 @@ pub fn pictures(decoded: &Tensor) -> Result<Vec<Picture>> {
             Picture::new(width_u32, height_u32, rgb)
         })
         .collect()
+}
+
+/// A picture as `[1, 3, height, width]` float32 of -1 to 1.
+///
+/// The layout in memory is that of the picture, channels last, as diffusers leaves it (`pil_to_numpy`, `numpy_to_pt`
+/// and `normalize` of `image_processor.py`); the bytes of what convolutions make depend on it.
+///
+/// # Errors
+/// Out of memory.
+pub fn tensor(picture: &Picture) -> Result<Tensor> {
+    let shares = shares(picture.rgb(), picture.height(), picture.width(), 3)?;
+    Ok(shares.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
+}
+
+/// A grey picture as `[1, 1, height, width]` float32 of 0 to 1.
+///
+/// # Errors
+/// Out of memory.
+pub fn grey_tensor(picture: &Grey) -> Result<Tensor> {
+    shares(picture.values(), picture.height(), picture.width(), 1)
+}
+
+/// Bytes `[height, width, channels]` as shares of 255.
+fn shares(bytes: &[u8], height: u32, width: u32, channels: i64) -> Result<Tensor> {
+    let shape = [1, i64::from(height), i64::from(width), channels];
+    Ok(Tensor::f_from_slice(bytes)?
+        .f_view(shape)?
+        .f_to_kind(Kind::Float)?
+        .f_div_scalar(255.0)?
+        .f_permute([0, 3, 1, 2])?)
 }
 
 #[cfg(test)]

@@ -13,11 +13,18 @@ use crate::request::generate::OutputFormat;
 pub const METADATA_KEYWORD: &str = "parameters";
 
 /// An RGB picture: 8 bits a channel, rows from top to bottom without padding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
     width: u32,
     height: u32,
     rgb: Vec<u8>,
+}
+
+/// The size alone: pixels are no reading matter, and a user's own.
+impl std::fmt::Debug for Picture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Picture({}x{})", self.width, self.height)
+    }
 }
 
 impl Picture {
@@ -127,22 +134,37 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use crate::config::{ModelParameters, PipelineClass};
-    use crate::request::generate::{GenerateRequest, RequestContext, resolve};
+    use crate::request::generate::GenerateRequest;
+    use crate::request::resolve::{Capabilities, RequestContext, RowInputs, resolve};
     use image::ImageDecoder as _;
     use serde_json::Value;
 
     const SCHEDULERS: &[&str] = &["DDIMScheduler", "PNDMScheduler"];
 
     fn context() -> RequestContext {
-        let class = PipelineClass::StableDiffusion;
-        let parameters = ModelParameters::default();
-        RequestContext::new(class, &parameters, 64, 64, 12, SCHEDULERS).unwrap()
+        let capabilities = Capabilities {
+            class: PipelineClass::StableDiffusion,
+            default_height: 64,
+            default_width: 64,
+            vae_scale_factor: 8,
+            num_text_layers: 12,
+            guidance_embedding: false,
+            max_noise_level: 0,
+            schedulers: SCHEDULERS,
+        };
+        RequestContext::new(capabilities, &ModelParameters::default()).unwrap()
     }
 
     fn request() -> GenerateRequest {
         let args = br#"{"seed": 11, "guidance_scale": 5.5, "num_images_per_prompt": 2}"#;
         let prompt = "a \"naïve\" 猫\0\n".as_bytes();
-        resolve(prompt, Some(b"fog"), Some(args), &context()).unwrap()
+        let row = RowInputs {
+            prompt,
+            negative_prompt: Some(b"fog"),
+            gen_args: Some(args),
+            ..RowInputs::default()
+        };
+        resolve(&row, &context()).unwrap()
     }
 
     fn metadata() -> Metadata {
@@ -205,13 +227,14 @@ mod tests {
     fn the_parameters_in_a_png_ask_for_the_same_picture() {
         let file = encode(&picture(8, 8), &OutputFormat::Png, &metadata()).unwrap();
         let (_, text) = decode_png(&file);
-        let again = resolve(
-            text["prompt"].as_str().unwrap().as_bytes(),
-            Some(text["negative_prompt"].as_str().unwrap().as_bytes()),
-            Some(text["gen_args"].to_string().as_bytes()),
-            &context(),
-        )
-        .unwrap();
+        let gen_args = text["gen_args"].to_string();
+        let row = RowInputs {
+            prompt: text["prompt"].as_str().unwrap().as_bytes(),
+            negative_prompt: Some(text["negative_prompt"].as_str().unwrap().as_bytes()),
+            gen_args: Some(gen_args.as_bytes()),
+            ..RowInputs::default()
+        };
+        let again = resolve(&row, &context()).unwrap();
         let expected = GenerateRequest {
             scheduler: Some("PNDMScheduler".into()),
             ..request()

@@ -1,5 +1,13 @@
-//! Pictures: from tensors, and into files.
+//! Pictures: from files and tensors, resized as Pillow does it, and into files.
 
+pub mod compose;
 pub mod convert;
+pub mod decode;
+pub mod depth_map;
 pub mod encode;
+pub mod grey;
 pub mod metadata;
+mod raster;
+pub mod resize;
+
+pub use encode::Picture;

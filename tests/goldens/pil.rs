@@ -1,0 +1,246 @@
+//! Pictures in, against Pillow's bytes. Whole numbers are alike on every machine, so that these are equal to the byte
+//! always, with committed goldens too.
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+use triton_diffusion::picture::compose::{self, Region};
+use triton_diffusion::picture::decode::{self, Limits};
+use triton_diffusion::picture::depth_map::DepthMap;
+use triton_diffusion::picture::encode::{Picture, to_base64};
+use triton_diffusion::picture::grey::Grey;
+use triton_diffusion::picture::resize::{self, Filter};
+
+use crate::support::Goldens;
+
+#[derive(Deserialize)]
+struct Manifest {
+    resize: Vec<Resize>,
+    regions: Vec<CropRegion>,
+    fitted: Vec<Fitted>,
+    overlays: Vec<Overlay>,
+    decode: Vec<Decode>,
+}
+
+#[derive(Deserialize)]
+struct Resize {
+    name: String,
+    width: u32,
+    height: u32,
+    filters: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct CropRegion {
+    name: String,
+    width: u32,
+    height: u32,
+    pad: u32,
+    region: Option<[u32; 4]>,
+}
+
+#[derive(Deserialize)]
+struct Fitted {
+    name: String,
+    width: u32,
+    height: u32,
+    fills: bool,
+}
+
+#[derive(Deserialize)]
+struct Overlay {
+    name: String,
+    region: Option<[u32; 4]>,
+}
+
+#[derive(Deserialize)]
+struct Decode {
+    name: String,
+    bits: Option<u8>,
+}
+
+fn filter(name: &str) -> Filter {
+    match name {
+        "nearest" => Filter::Nearest,
+        "bilinear" => Filter::Bilinear,
+        "bicubic" => Filter::Bicubic,
+        "lanczos" => Filter::Lanczos,
+        other => panic!("an unknown filter {other}"),
+    }
+}
+
+fn region([left, top, right, bottom]: [u32; 4]) -> Region {
+    Region {
+        left,
+        top,
+        right,
+        bottom,
+    }
+}
+
+fn bytes(tensor: &Tensor) -> Vec<u8> {
+    tensor.reshape([-1]).try_into().unwrap()
+}
+
+impl Goldens {
+    /// Width and height of `[height, width, ...]`.
+    fn size(&self, name: &str) -> (u32, u32) {
+        let size = self.tensor(name).size();
+        (size[1] as u32, size[0] as u32)
+    }
+
+    fn picture(&self, name: &str) -> Picture {
+        let (width, height) = self.size(name);
+        Picture::new(width, height, bytes(&self.tensor(name))).unwrap()
+    }
+
+    fn grey(&self, name: &str) -> Grey {
+        let (width, height) = self.size(name);
+        Grey::new(width, height, bytes(&self.tensor(name))).unwrap()
+    }
+
+    fn all_equal(&self) {
+        println!("{}: {} compared", self.group, self.compared);
+        assert!(self.failures.is_empty(), "{}", self.failures.join("\n"));
+        assert!(self.compared > 0, "{}: nothing was compared", self.group);
+    }
+
+    fn equal<T: PartialEq>(&mut self, name: &str, ours: &T, theirs: &T) {
+        self.compared += 1;
+        if ours != theirs {
+            self.failures.push(format!("{name}: not equal"));
+        }
+    }
+
+    fn equal_picture(&mut self, name: &str, ours: &Picture) {
+        let theirs = self.picture(name);
+        self.equal(name, ours, &theirs);
+    }
+
+    fn equal_grey(&mut self, name: &str, ours: &Grey) {
+        let theirs = self.grey(name);
+        self.equal(name, ours, &theirs);
+    }
+
+    /// Floats to the bit.
+    fn equal_depth(&mut self, name: &str, ours: &DepthMap) {
+        let (width, height) = self.size(name);
+        assert_eq!((ours.width(), ours.height()), (width, height), "{name}");
+        let theirs: Vec<f32> = self.tensor(name).reshape([-1]).try_into().unwrap();
+        self.equal(name, &ours.values(), &&theirs[..]);
+    }
+}
+
+/// One channel of `[height, width, 3]`.
+fn channel(picture: &Picture) -> Grey {
+    let values = picture.rgb().iter().step_by(3).copied().collect();
+    Grey::new(picture.width(), picture.height(), values).unwrap()
+}
+
+#[test]
+fn resizing() {
+    let mut goldens = Goldens::open("pil");
+    let cases: Manifest = goldens.manifest();
+    assert!(cases.resize.len() >= 20);
+    for Resize {
+        name,
+        width,
+        height,
+        filters,
+    } in cases.resize
+    {
+        let source = goldens.picture(&format!("{name}/source"));
+        let grey = channel(&source);
+        for kind in &filters {
+            let made = resize::rgb(&source, width, height, filter(kind)).unwrap();
+            goldens.equal_picture(&format!("{name}/{kind}"), &made);
+            let made = resize::grey(&grey, width, height, filter(kind)).unwrap();
+            goldens.equal_grey(&format!("{name}/{kind}/grey"), &made);
+        }
+        let values = Tensor::from_slice(grey.values()).to_kind(Kind::Float) * 257.0 / 3.0;
+        let (w, h) = (grey.width(), grey.height());
+        let depth = DepthMap::new(w, h, 16, values.try_into().unwrap()).unwrap();
+        let made = resize::depth(&depth, width, height, Filter::Bicubic).unwrap();
+        goldens.equal_depth(&format!("{name}/bicubic/depth"), &made);
+    }
+    goldens.all_equal();
+}
+
+#[test]
+fn crop_regions() {
+    let mut goldens = Goldens::open("pil");
+    let cases: Manifest = goldens.manifest();
+    for case in cases.regions {
+        let mask = goldens.grey(&format!("{}/mask", case.name));
+        let ours = compose::crop_region(&mask, case.width, case.height, case.pad).ok();
+        goldens.equal(&case.name, &ours, &case.region.map(region));
+    }
+    goldens.all_equal();
+}
+
+#[test]
+fn fitting_in() {
+    let mut goldens = Goldens::open("pil");
+    let cases: Manifest = goldens.manifest();
+    for case in cases.fitted {
+        let (name, width, height) = (case.name, case.width, case.height);
+        let source = goldens.picture(&format!("{name}/source"));
+        let filled = compose::resize_and_fill(&source, width, height);
+        let filled_grey = compose::resize_and_fill_grey(&channel(&source), width, height);
+        if case.fills {
+            goldens.equal_picture(&format!("{name}/fill"), &filled.unwrap());
+            goldens.equal_grey(&format!("{name}/fill/grey"), &filled_grey.unwrap());
+        } else {
+            assert!(filled.is_err() && filled_grey.is_err(), "{name}");
+        }
+        let cropped = compose::resize_and_crop(&source, width, height).unwrap();
+        goldens.equal_picture(&format!("{name}/crop"), &cropped);
+    }
+    goldens.all_equal();
+}
+
+#[test]
+fn overlays() {
+    let mut goldens = Goldens::open("pil");
+    let cases: Manifest = goldens.manifest();
+    for Overlay { name, region: at } in cases.overlays {
+        let mask = goldens.grey(&format!("{name}/mask"));
+        let init = goldens.picture(&format!("{name}/init_image"));
+        let image = goldens.picture(&format!("{name}/image"));
+        let made = compose::apply_overlay(&mask, &init, &image, at.map(region)).unwrap();
+        goldens.equal_picture(&format!("{name}/made"), &made);
+    }
+    goldens.all_equal();
+}
+
+#[test]
+fn to_grey() {
+    let mut goldens = Goldens::open("pil");
+    let grey = Grey::from_rgb(&goldens.picture("luma/source"));
+    goldens.equal_grey("luma/made", &grey);
+    goldens.equal_grey("invert/made", &compose::invert(&grey));
+    goldens.all_equal();
+}
+
+#[test]
+fn decoding() {
+    const LIMITS: Limits = Limits {
+        max_base64_bytes: 1 << 16,
+        max_pixels: 1 << 12,
+        max_side: 64,
+    };
+    let mut goldens = Goldens::open("pil");
+    let cases: Manifest = goldens.manifest();
+    for Decode { name, bits } in cases.decode {
+        let text = to_base64(&bytes(&goldens.tensor(&format!("{name}/file"))));
+        let made = decode::rgb(text.as_bytes(), &LIMITS).unwrap_or_else(|e| panic!("{name}: {e}"));
+        goldens.equal_picture(&format!("{name}/rgb"), &made);
+        let mask = decode::grey(text.as_bytes(), &LIMITS).unwrap();
+        goldens.equal(&name, &mask, &Grey::from_rgb(&made));
+        if let Some(bits) = bits {
+            let map = decode::depth_map(text.as_bytes(), &LIMITS).unwrap();
+            assert_eq!(map.bits(), bits, "{name}");
+            goldens.equal_depth(&format!("{name}/depth"), &map);
+        }
+    }
+    goldens.all_equal();
+}

@@ -7,10 +7,12 @@ use tch::Tensor;
 
 use super::config::{PredictionType, RawConfig, TimestepSpacing};
 use super::noise_schedule::{BetasConfig, add_noise, to_vec};
+use super::prediction::{Shares, times};
 use super::scalar::{pow, root};
 use super::spacing::ascending;
-use super::threshold::Thresholding;
-use super::{Family, Plan, Scheduler, at, check_steps, past_the_end, to_floats};
+use super::steps::Steps;
+use super::threshold::Clipping;
+use super::{Family, Plan, Scheduler, at, check_steps};
 use crate::error::Result;
 use crate::libtorch::Generator;
 
@@ -20,9 +22,7 @@ struct Keys {
     #[serde(flatten)]
     betas: BetasConfig,
     #[serde(flatten)]
-    thresholding: Thresholding,
-    clip_sample: bool,
-    clip_sample_range: f64,
+    clipping: Clipping,
     set_alpha_to_one: bool,
     steps_offset: i64,
     prediction_type: PredictionType,
@@ -34,9 +34,7 @@ impl Default for Keys {
     fn default() -> Self {
         Self {
             betas: BetasConfig::default(),
-            thresholding: Thresholding::default(),
-            clip_sample: true,
-            clip_sample_range: 1.0,
+            clipping: Clipping::default(),
             set_alpha_to_one: true,
             steps_offset: 0,
             prediction_type: PredictionType::Epsilon,
@@ -86,10 +84,7 @@ impl Family for DdimConfig {
             config: self.clone(),
             eta: plan.eta as f32,
             step_ratio: ratio,
-            floats: to_floats(&timesteps),
-            timesteps,
-            begin: 0,
-            index: 0,
+            steps: Steps::new(timesteps),
         }))
     }
 }
@@ -98,11 +93,7 @@ struct Ddim {
     config: DdimConfig,
     eta: f32,
     step_ratio: i64,
-    timesteps: Vec<i64>,
-    /// The same numbers.
-    floats: Vec<f64>,
-    begin: usize,
-    index: usize,
+    steps: Steps,
 }
 
 impl Ddim {
@@ -121,17 +112,16 @@ impl Ddim {
 
 impl Scheduler for Ddim {
     fn timesteps(&self) -> &[f64] {
-        self.floats.get(self.begin..).unwrap_or_default()
+        self.steps.taken()
     }
 
     fn set_begin_index(&mut self, begin_index: usize) {
-        self.begin = begin_index;
-        self.index = begin_index;
+        self.steps.begin_at(begin_index);
     }
 
     fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let timestep = *self.timesteps.get(self.index).ok_or_else(past_the_end)?;
-        add_noise(original, noise, at(&self.config.alphas_cumprod, timestep)?)
+        let alpha = at(&self.config.alphas_cumprod, self.steps.current()?)?;
+        add_noise(original, noise, alpha)
     }
 
     fn step(
@@ -140,42 +130,21 @@ impl Scheduler for Ddim {
         sample: &Tensor,
         generator: &mut Generator,
     ) -> Result<Tensor> {
-        let timestep = *self.timesteps.get(self.index).ok_or_else(past_the_end)?;
-        self.index += 1;
+        let timestep = self.steps.current()?;
+        self.steps.advance();
         let keys = &self.config.keys;
         let alpha = at(&self.config.alphas_cumprod, timestep)?;
         let alpha_previous = self.previous_alpha(timestep)?;
         let beta = 1.0 - alpha;
-        let (root_alpha, root_beta) = (root(alpha)?, root(beta)?);
-        let times = |tensor: &Tensor, factor: f32| tensor.f_mul_scalar(f64::from(factor));
 
         // Formula (12): the predicted sample and the predicted noise.
-        let (mut pred_original, pred_epsilon) = match keys.prediction_type {
-            PredictionType::Epsilon => {
-                let noiseless = sample.f_sub(&times(model_output, root_beta)?)?;
-                (
-                    noiseless.f_div_scalar(f64::from(root_alpha))?,
-                    model_output.shallow_clone(),
-                )
-            }
-            PredictionType::Sample => {
-                let noise = sample.f_sub(&times(model_output, root_alpha)?)?;
-                (
-                    model_output.shallow_clone(),
-                    noise.f_div_scalar(f64::from(root_beta))?,
-                )
-            }
-            PredictionType::VPrediction => (
-                times(sample, root_alpha)?.f_sub(&times(model_output, root_beta)?)?,
-                times(model_output, root_alpha)?.f_add(&times(sample, root_beta)?)?,
-            ),
+        let shares = Shares {
+            signal: root(alpha)?,
+            noise: root(beta)?,
         };
-        if keys.thresholding.thresholding {
-            pred_original = keys.thresholding.apply(&pred_original)?;
-        } else if keys.clip_sample {
-            pred_original =
-                pred_original.f_clamp(-keys.clip_sample_range, keys.clip_sample_range)?;
-        }
+        let pred_original = shares.clean(keys.prediction_type, model_output, sample)?;
+        let pred_epsilon = shares.noise(keys.prediction_type, model_output, sample)?;
+        let pred_original = keys.clipping.apply(pred_original)?;
 
         // Formula (16).
         let variance = ((1.0 - alpha_previous) / beta) * (1.0 - alpha / alpha_previous);

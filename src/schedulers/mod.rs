@@ -4,28 +4,69 @@
 //! own [`Scheduler`] from it, which holds the state of one run. The arithmetic follows diffusers
 //! operation by operation, in its dtypes, so that the samples are equal to the byte.
 
+mod beta_distribution;
 mod config;
 mod ddim;
+mod ddpm;
+mod deis_multistep;
+mod distilled;
 mod dpm_solver_config;
 mod dpm_solver_multistep;
+mod dpm_solver_singlestep;
+mod dpm_solver_update;
+mod euler_ancestral_discrete;
+mod euler_discrete;
+mod heun_discrete;
+mod k_dpm_2_discrete;
+mod lcm;
+mod lms_discrete;
+mod low_res;
 mod noise_schedule;
+mod numpy_log;
 mod pndm;
+mod prediction;
+mod quadrature;
 mod scalar;
+mod sigma_run;
+mod sigma_space;
+mod sigmas;
+mod solver_config;
+mod solver_run;
 mod spacing;
+mod steps;
+mod tcd;
 mod threshold;
+mod unipc_multistep;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, LazyLock};
 
 use tch::Tensor;
 
+use crate::config::PipelineClass;
 use crate::error::{Error, Result};
 use crate::libtorch::Generator;
+
+pub use low_res::LowResScheduler;
 
 pub use config::{PredictionType, RawConfig, TimestepSpacing};
 
 use ddim::DdimConfig;
+use ddpm::DdpmConfig;
+use deis_multistep::DeisMultistepConfig;
 use dpm_solver_multistep::DpmSolverMultistepConfig;
+use dpm_solver_singlestep::DpmSolverSinglestepConfig;
+use euler_ancestral_discrete::EulerAncestralConfig;
+use euler_discrete::EulerConfig;
+use heun_discrete::HeunConfig;
+use k_dpm_2_discrete::Kdpm2Config;
+use lcm::LcmConfig;
+use lms_discrete::LmsConfig;
 use pndm::PndmConfig;
+use tcd::TcdConfig;
+use unipc_multistep::UniPcMultistepConfig;
 
 /// The state of one run of a sampler.
 ///
@@ -89,7 +130,7 @@ pub struct Plan {
     pub timesteps: Option<Vec<i64>>,
     /// Custom sigmas, descending.
     pub sigmas: Option<Vec<f64>>,
-    /// η of DDIM: 0 deterministic, 1 as noisy as DDPM.
+    /// η of DDIM, 0 deterministic to 1 as noisy as DDPM; γ of TCD, 0 deterministic to 1 full noise.
     pub eta: f64,
 }
 
@@ -113,13 +154,27 @@ struct Class {
 }
 
 /// Every class that can be asked for, by name.
-static CLASSES: [Class; 3] = [
+static CLASSES: &[Class] = &[
     Class {
         name: "DDIMScheduler",
         read: |raw| Ok(Arc::new(DdimConfig::read(raw)?)),
         timesteps: false,
         sigmas: false,
         eta: true,
+    },
+    Class {
+        name: "DDPMScheduler",
+        read: |raw| Ok(Arc::new(DdpmConfig::read(raw)?)),
+        timesteps: true,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
+        name: "DEISMultistepScheduler",
+        read: |raw| Ok(Arc::new(DeisMultistepConfig::read(raw)?)),
+        timesteps: false,
+        sigmas: false,
+        eta: false,
     },
     Class {
         name: "DPMSolverMultistepScheduler",
@@ -129,8 +184,78 @@ static CLASSES: [Class; 3] = [
         eta: false,
     },
     Class {
+        name: "DPMSolverSinglestepScheduler",
+        read: |raw| Ok(Arc::new(DpmSolverSinglestepConfig::read(raw)?)),
+        timesteps: true,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
+        name: "EulerAncestralDiscreteScheduler",
+        read: |raw| Ok(Arc::new(EulerAncestralConfig::read(raw)?)),
+        timesteps: false,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
+        name: "EulerDiscreteScheduler",
+        read: |raw| Ok(Arc::new(EulerConfig::read(raw)?)),
+        timesteps: true,
+        sigmas: true,
+        eta: false,
+    },
+    Class {
+        name: "HeunDiscreteScheduler",
+        read: |raw| Ok(Arc::new(HeunConfig::read(raw)?)),
+        timesteps: true,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
+        name: "KDPM2AncestralDiscreteScheduler",
+        read: |raw| Ok(Arc::new(Kdpm2Config::read_ancestral(raw)?)),
+        timesteps: false,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
+        name: "KDPM2DiscreteScheduler",
+        read: |raw| Ok(Arc::new(Kdpm2Config::read(raw)?)),
+        timesteps: false,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
+        name: "LCMScheduler",
+        read: |raw| Ok(Arc::new(LcmConfig::read(raw)?)),
+        timesteps: true,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
+        name: "LMSDiscreteScheduler",
+        read: |raw| Ok(Arc::new(LmsConfig::read(raw)?)),
+        timesteps: false,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
         name: "PNDMScheduler",
         read: |raw| Ok(Arc::new(PndmConfig::read(raw)?)),
+        timesteps: false,
+        sigmas: false,
+        eta: false,
+    },
+    Class {
+        name: "TCDScheduler",
+        read: |raw| Ok(Arc::new(TcdConfig::read(raw)?)),
+        timesteps: true,
+        sigmas: false,
+        eta: true,
+    },
+    Class {
+        name: "UniPCMultistepScheduler",
+        read: |raw| Ok(Arc::new(UniPcMultistepConfig::read(raw)?)),
         timesteps: false,
         sigmas: false,
         eta: false,
@@ -179,7 +304,32 @@ impl SchedulerConfig {
     /// # Errors
     /// As [`SchedulerConfig::parse`].
     pub fn parse_as(text: &str, class: &str) -> Result<Self> {
-        let mut raw = RawConfig::parse(text)?;
+        Self::read_as(RawConfig::parse(text)?, class)
+    }
+
+    /// Reads the `scheduler_config.json` of a folder of that pipeline, as `class` if one is given, which
+    /// spares the folder's own from being one that we know.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::parse`].
+    pub fn of_pipeline(text: &str, pipeline: PipelineClass, class: Option<&str>) -> Result<Self> {
+        let file = RawConfig::parse(text)?;
+        let current = file.brought_up_to_date(pipeline);
+        // What a pipeline changes of a key that the file does not have stays with the file's own class.
+        let carried = current.shared_with(&file);
+        match class {
+            Some(class) if file.class_name() != Some(class) => Self::read_as(carried, class),
+            _ => {
+                let name = file.class_name().unwrap_or("(no _class_name)").to_owned();
+                Ok(Self {
+                    raw: carried,
+                    ..Self::read(&name, current)?
+                })
+            }
+        }
+    }
+
+    fn read_as(mut raw: RawConfig, class: &str) -> Result<Self> {
         if raw.class_name() != Some(class) {
             raw = raw.for_another_class();
         }

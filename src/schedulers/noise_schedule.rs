@@ -48,8 +48,22 @@ impl BetasConfig {
     /// ᾱ of every training timestep, float32 `[num_train_timesteps]`.
     ///
     /// # Errors
-    /// `InvalidArgument` if the numbers make no schedule.
+    /// `InvalidArgument` if the numbers make no schedule; `Unsupported` for the schedule that one class
+    /// alone has.
     pub fn alphas_cumprod(&self) -> Result<Tensor> {
+        if self.trained_betas.is_none() && self.beta_schedule == BetaSchedule::Exp {
+            return Err(Error::unsupported(
+                "scheduler_config.json: beta_schedule exp is supported by HeunDiscreteScheduler alone",
+            ));
+        }
+        self.alphas_cumprod_of_any_schedule()
+    }
+
+    /// The same, for the class that has every schedule.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the numbers make no schedule.
+    pub fn alphas_cumprod_of_any_schedule(&self) -> Result<Tensor> {
         let steps = self.num_train_timesteps;
         if !(1..=MAX_TRAIN_TIMESTEPS).contains(&steps) {
             return Err(Error::invalid_argument(format!(
@@ -90,21 +104,22 @@ impl BetasConfig {
                 )?;
                 Ok(roots.f_pow_tensor_scalar(2)?)
             }
-            BetaSchedule::SquaredcosCapV2 => {
-                let alpha_bar = |t: f64| {
-                    ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0)
-                        .cos()
-                        .powi(2)
-                };
-                let n = steps as f64;
-                let betas: Vec<f64> = (0..steps)
-                    .map(|i| {
-                        (1.0 - alpha_bar((i + 1) as f64 / n) / alpha_bar(i as f64 / n)).min(0.999)
-                    })
-                    .collect();
-                Ok(Tensor::f_from_slice(&betas)?.f_to_kind(Kind::Float)?)
-            }
+            BetaSchedule::SquaredcosCapV2 => self.betas_for_alpha_bar(|t| {
+                ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0)
+                    .cos()
+                    .powi(2)
+            }),
+            BetaSchedule::Exp => self.betas_for_alpha_bar(|t| (t * -12.0).exp()),
         }
+    }
+
+    /// Betas whose ᾱ follow a function of the time from 0 to 1.
+    fn betas_for_alpha_bar(&self, alpha_bar: impl Fn(f64) -> f64) -> Result<Tensor> {
+        let n = self.num_train_timesteps as f64;
+        let betas: Vec<f64> = (0..self.num_train_timesteps)
+            .map(|i| (1.0 - alpha_bar((i + 1) as f64 / n) / alpha_bar(i as f64 / n)).min(0.999))
+            .collect();
+        Ok(Tensor::f_from_slice(&betas)?.f_to_kind(Kind::Float)?)
     }
 }
 

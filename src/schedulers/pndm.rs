@@ -55,14 +55,12 @@ impl PndmConfig {
     /// # Errors
     /// `InvalidArgument`, naming the key; `Unsupported` for a network that predicts the sample.
     pub fn read(raw: &RawConfig) -> Result<Self> {
-        let mut keys: Keys = raw.read()?;
+        let keys: Keys = raw.without(&["rescale_betas_zero_snr"]).read()?;
         if keys.prediction_type == PredictionType::Sample {
             return Err(Error::unsupported(
                 "scheduler_config.json: prediction_type sample is not supported by PNDMScheduler",
             ));
         }
-        // The class has no such switch; another class's key does not carry over.
-        keys.betas.rescale_betas_zero_snr = false;
         Ok(Self {
             alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?,
             keys,

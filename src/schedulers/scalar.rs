@@ -54,3 +54,11 @@ pub fn log(value: f32) -> Result<f32> {
 pub fn exp(value: f32) -> Result<f32> {
     Ok(f32::try_from(scalar(value)?.f_exp()?)?)
 }
+
+/// `torch.expm1(value)`.
+///
+/// # Errors
+/// Out of memory.
+pub fn expm1(value: f32) -> Result<f32> {
+    Ok(f32::try_from(scalar(value)?.f_expm1()?)?)
+}

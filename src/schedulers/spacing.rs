@@ -29,6 +29,36 @@ pub fn ascending(
     }
 }
 
+/// The timesteps of a run of `steps` steps, noisiest first, as the solvers in half log-SNR space them:
+/// one more, without the cleanest (`set_timesteps` of diffusers'
+/// `schedulers/scheduling_dpmsolver_multistep.py`). `last` is the number of training timesteps that are
+/// not too noisy, out of `train`.
+pub fn without_the_clean_end(
+    spacing: TimestepSpacing,
+    train: i64,
+    last: i64,
+    steps: usize,
+    steps_offset: i64,
+) -> Vec<i64> {
+    match spacing {
+        TimestepSpacing::Linspace => {
+            let ascending = rounded(&linspace(0.0, (last - 1) as f64, steps + 1));
+            ascending.into_iter().skip(1).rev().collect()
+        }
+        TimestepSpacing::Leading => {
+            let ratio = last / (steps as i64 + 1);
+            (1..=steps as i64)
+                .rev()
+                .map(|i| i * ratio + steps_offset)
+                .collect()
+        }
+        TimestepSpacing::Trailing => {
+            let noisy = descending_to_zero(last as f64, train as f64 / steps as f64);
+            rounded(&noisy).into_iter().map(|t| t - 1).collect()
+        }
+    }
+}
+
 /// `np.linspace(start, stop, count)`.
 pub fn linspace(start: f64, stop: f64, count: usize) -> Vec<f64> {
     if count < 2 {

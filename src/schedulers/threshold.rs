@@ -1,4 +1,4 @@
-//! Dynamic thresholding of a predicted sample.
+//! Bounds for a predicted sample: clipping and dynamic thresholding.
 
 use serde::Deserialize;
 use tch::{Kind, Tensor};
@@ -23,6 +23,45 @@ impl Default for Thresholding {
             thresholding: false,
             dynamic_thresholding_ratio: 0.995,
             sample_max_value: 1.0,
+        }
+    }
+}
+
+/// The keys of both bounds, with the defaults of diffusers' DDPM and DDIM.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Clipping {
+    /// Takes the place of clipping where it is on.
+    #[serde(flatten)]
+    pub thresholding: Thresholding,
+    /// Whether clipping is on.
+    pub clip_sample: bool,
+    /// The bound of clipping.
+    pub clip_sample_range: f64,
+}
+
+impl Default for Clipping {
+    fn default() -> Self {
+        Self {
+            thresholding: Thresholding::default(),
+            clip_sample: true,
+            clip_sample_range: 1.0,
+        }
+    }
+}
+
+impl Clipping {
+    /// The sample of shape `[rows, ..]` within the bound that is on, if one is.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn apply(&self, sample: Tensor) -> Result<Tensor> {
+        if self.thresholding.thresholding {
+            self.thresholding.apply(&sample)
+        } else if self.clip_sample {
+            Ok(sample.f_clamp(-self.clip_sample_range, self.clip_sample_range)?)
+        } else {
+            Ok(sample)
         }
     }
 }

@@ -9,7 +9,22 @@ import inspect
 import diffusers
 import torch
 
-from . import ddim, dpm_solver_multistep, pndm
+from . import (
+    ddim,
+    ddpm,
+    deis_multistep,
+    dpm_solver_multistep,
+    dpm_solver_singlestep,
+    euler_ancestral_discrete,
+    euler_discrete,
+    heun_discrete,
+    k_dpm_2_discrete,
+    lcm,
+    lms_discrete,
+    pndm,
+    tcd,
+    unipc_multistep,
+)
 
 # Calls of the longest case: 25 steps, each of the first three of them four Runge-Kutta calls.
 MAX_CALLS = 40
@@ -17,8 +32,20 @@ SEED = 77
 
 FAMILIES = {
     "ddim": ("DDIMScheduler", ddim),
+    "ddpm": ("DDPMScheduler", ddpm),
+    "deis_multistep": ("DEISMultistepScheduler", deis_multistep),
     "dpm_solver_multistep": ("DPMSolverMultistepScheduler", dpm_solver_multistep),
+    "dpm_solver_singlestep": ("DPMSolverSinglestepScheduler", dpm_solver_singlestep),
+    "euler_ancestral_discrete": ("EulerAncestralDiscreteScheduler", euler_ancestral_discrete),
+    "euler_discrete": ("EulerDiscreteScheduler", euler_discrete),
+    "heun_discrete": ("HeunDiscreteScheduler", heun_discrete),
+    "k_dpm_2_ancestral_discrete": ("KDPM2AncestralDiscreteScheduler", k_dpm_2_discrete),
+    "k_dpm_2_discrete": ("KDPM2DiscreteScheduler", k_dpm_2_discrete),
+    "lcm": ("LCMScheduler", lcm),
+    "lms_discrete": ("LMSDiscreteScheduler", lms_discrete),
     "pndm": ("PNDMScheduler", pndm),
+    "tcd": ("TCDScheduler", tcd),
+    "unipc_multistep": ("UniPCMultistepScheduler", unipc_multistep),
 }
 
 

@@ -1,0 +1,107 @@
+//! The samplers that look ᾱ up by the timestep: DDIM, DDPM, PNDM and those of distilled networks.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tch::Tensor;
+
+use super::kit::{Level, Trace, cases, config, distance, noise, plan, run, run_to};
+use crate::schedulers::{Plan, PredictionType};
+
+/// Bounded, and no simple function of the clean sample or the noise.
+fn network(sample: &Tensor, level: Level) -> Tensor {
+    (sample * level.alpha).sin() * 0.7 + sample * (0.3 * level.sigma)
+}
+
+fn run_of(class: &str, plan: &Plan, keys: &Value) -> Trace {
+    run(config(class, keys).build(plan).unwrap(), &noise(1), network)
+}
+
+proptest! {
+    #![proptest_config(cases(200))]
+
+    /// Timesteps go down, one for each step, and nothing is ever not a number.
+    #[test]
+    fn timesteps_descend(
+        class in prop::sample::select(&[
+            "DDIMScheduler",
+            "DDPMScheduler",
+            "LCMScheduler",
+            "PNDMScheduler",
+            "TCDScheduler",
+        ][..]),
+        steps in 1usize..60,
+        spacing in prop::sample::select(&["leading", "linspace", "trailing"][..]),
+        steps_offset in 0..2,
+        prediction in prop::sample::select(&["epsilon", "v_prediction"][..]),
+    ) {
+        let keys = json!({
+            "timestep_spacing": spacing,
+            "steps_offset": steps_offset,
+            "prediction_type": prediction,
+            "original_inference_steps": 60,
+        });
+        let trace = run_of(class, &plan(steps), &keys);
+        // The second step of PNDM, where there is one, is the first again from its other end.
+        let again = usize::from(class == "PNDMScheduler" && steps > 1);
+        prop_assert_eq!(trace.timesteps.len(), steps + again);
+        prop_assert!(trace.timesteps.iter().all(|t| (0.0..=999.0).contains(t)));
+        for (i, pair) in trace.timesteps.windows(2).enumerate() {
+            prop_assert!(pair[0] > pair[1] || again == 1 && i == 1 && pair[0] == pair[1], "{pair:?}");
+        }
+        for sample in &trace.samples {
+            prop_assert!(bool::try_from(sample.isfinite().all()).unwrap());
+        }
+    }
+
+    /// DDIM with η = 1 is DDPM (Song et al., 2020, section 4.1): from the same noise both take the same
+    /// path, to the last bits.
+    #[test]
+    fn ddim_with_full_noise_is_ddpm(
+        steps in 1usize..60,
+        train in prop::sample::select(&[60, 100, 1000][..]),
+        prediction in prop::sample::select(&["epsilon", "v_prediction", "sample"][..]),
+    ) {
+        // With leading spacing and no offset DDIM's guess of the next timestep is right.
+        let keys = json!({"num_train_timesteps": train, "prediction_type": prediction});
+        let ddpm = run_of("DDPMScheduler", &plan(steps), &keys);
+        let noisy = Plan { eta: 1.0, ..plan(steps) };
+        let ddim = run_of("DDIMScheduler", &noisy, &keys);
+        prop_assert_eq!(&ddim.timesteps, &ddpm.timesteps);
+        for (step, (ours, theirs)) in ddim.samples.iter().zip(&ddpm.samples).enumerate() {
+            let distance = distance(ours, theirs);
+            prop_assert!(distance < 2e-3, "sample {step}: {distance}");
+        }
+    }
+
+    /// One step of LCM is the predicted clean sample but for the boundary condition (Luo et al., 2023,
+    /// equation 9): σ² of the data over (s·t)² + σ² is the sample's own share.
+    #[test]
+    fn lcm_in_one_step_is_the_prediction(scaling in 1e-4..20.0) {
+        let keys = json!({"timestep_scaling": scaling});
+        let trace = run_of("LCMScheduler", &plan(1), &keys);
+        prop_assert_eq!(&trace.timesteps, &[999.0]);
+        let (start, level) = (&trace.samples[0], trace.levels[0]);
+        let predicted = (start - network(start, level) * level.sigma) / level.alpha;
+        let scaled: f64 = 999.0 * scaling;
+        let variance = scaled.powi(2) + 0.25;
+        let expected = predicted * (scaled / variance.sqrt()) + start * (0.25 / variance);
+        let distance = distance(trace.end(), &expected);
+        prop_assert!(distance < 1e-4, "{distance}");
+    }
+
+    /// At full γ every step of TCD is denoised to the end and noised again, as LCM's: over a network
+    /// that knows the clean sample only the noise that was drawn last is in the next sample.
+    #[test]
+    fn tcd_at_full_noise_forgets_the_noise_before(steps in 2usize..20) {
+        let clean = noise(2);
+        let noisy = Plan { eta: 1.0, ..plan(steps) };
+        let tcd = run_to(&clean, &config("TCDScheduler", &json!({})), &noisy, PredictionType::Epsilon);
+        let lcm = run_to(&clean, &config("LCMScheduler", &json!({})), &plan(steps), PredictionType::Epsilon);
+        prop_assert_eq!(&tcd.timesteps, &lcm.timesteps);
+        for step in 1..steps {
+            // What LCM leaves at timestep 0 is none, what TCD leaves there is the first level's.
+            let distance = distance(&tcd.samples[step], &lcm.samples[step]);
+            prop_assert!(distance < 0.15, "sample {step}: {distance}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What fails a load or a request, by the name of what is wrong; and what other classes'
+//! configurations carry along without harm.
+
+use serde_json::{Value, json};
+
+use super::kit::{config, plan};
+use crate::error::{Error, Result};
+use crate::schedulers::{Plan, SchedulerConfig};
+
+fn read(class: &str, keys: &Value) -> Result<SchedulerConfig> {
+    SchedulerConfig::parse_as(&keys.to_string(), class)
+}
+
+#[test]
+fn a_load_names_the_key_that_it_refuses() {
+    let solvers = [
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "UniPCMultistepScheduler",
+    ];
+    let mut refused = vec![
+        (
+            "DDPMScheduler",
+            json!({"variance_type": "learned"}),
+            "variance_type",
+        ),
+        (
+            "DDPMScheduler",
+            json!({"variance_type": "learned_range"}),
+            "variance_type",
+        ),
+        (
+            "DDPMScheduler",
+            json!({"variance_type": "fixed_large_log"}),
+            "variance_type",
+        ),
+        (
+            "LCMScheduler",
+            json!({"original_inference_steps": 0}),
+            "original_inference_steps",
+        ),
+        (
+            "TCDScheduler",
+            json!({"original_inference_steps": 1001}),
+            "original_inference_steps",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            json!({"variance_type": "learned_range"}),
+            "variance_type",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            json!({"algorithm_type": "dpmsolver"}),
+            "final_sigmas_type",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            json!({"algorithm_type": "deis"}),
+            "final_sigmas_type",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            json!({"lambda_min_clipped": 99}),
+            "lambda_min_clipped",
+        ),
+        (
+            "DPMSolverSinglestepScheduler",
+            json!({"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}),
+            "algorithm_type",
+        ),
+        (
+            "DPMSolverSinglestepScheduler",
+            json!({"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "thresholding": true}),
+            "thresholding",
+        ),
+        (
+            "DEISMultistepScheduler",
+            json!({"algorithm_type": "sde-dpmsolver++"}),
+            "sde-dpmsolver++",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            json!({"solver_p": {}}),
+            "solver_p",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            json!({"predict_x0": false}),
+            "predict_x0",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            json!({"solver_type": "bh1"}),
+            "solver_type",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            json!({"lower_order_final": false}),
+            "lower_order_final",
+        ),
+    ];
+    for class in solvers {
+        refused.extend([
+            (class, json!({"use_flow_sigmas": true}), "use_flow_sigmas"),
+            (
+                class,
+                json!({"use_dynamic_shifting": true}),
+                "use_dynamic_shifting",
+            ),
+            (
+                class,
+                json!({"use_karras_sigmas": true, "use_beta_sigmas": true}),
+                "use_karras_sigmas",
+            ),
+            (class, json!({"solver_order": 0}), "solver_order"),
+            (class, json!({"solver_order": 10}), "solver_order"),
+        ]);
+    }
+    for (class, keys, name) in refused {
+        let error = read(class, &keys).unwrap_err();
+        assert!(matches!(
+            error,
+            Error::InvalidArgument(_) | Error::Unsupported(_)
+        ));
+        assert!(error.to_string().contains(name), "{class} {keys}: {error}");
+    }
+}
+
+#[test]
+fn a_request_names_the_argument_that_it_refuses() {
+    let steps = |steps| plan(steps);
+    let timesteps = || Plan {
+        timesteps: Some(vec![900, 400]),
+        ..plan(2)
+    };
+    for (class, keys, plan, name) in [
+        ("LCMScheduler", json!({}), steps(51), "num_inference_steps"),
+        ("TCDScheduler", json!({}), steps(51), "num_inference_steps"),
+        (
+            "TCDScheduler",
+            json!({}),
+            Plan {
+                eta: 1.5,
+                ..plan(4)
+            },
+            "eta",
+        ),
+        (
+            "DDPMScheduler",
+            json!({}),
+            steps(1001),
+            "num_inference_steps",
+        ),
+        (
+            "DDPMScheduler",
+            json!({"num_train_timesteps": 500}),
+            timesteps(),
+            "900",
+        ),
+        (
+            "DDPMScheduler",
+            json!({}),
+            Plan {
+                eta: 0.5,
+                ..plan(4)
+            },
+            "eta",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            json!({}),
+            timesteps(),
+            "timesteps",
+        ),
+        (
+            "DEISMultistepScheduler",
+            json!({}),
+            timesteps(),
+            "timesteps",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            json!({"use_lu_lambdas": true}),
+            timesteps(),
+            "timesteps",
+        ),
+        (
+            "DPMSolverSinglestepScheduler",
+            json!({"use_beta_sigmas": true}),
+            timesteps(),
+            "timesteps",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            json!({}),
+            steps(1000),
+            "num_inference_steps",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            json!({"use_karras_sigmas": true}),
+            steps(0),
+            "num_inference_steps",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            json!({"timestep_spacing": "trailing"}),
+            steps(769),
+            "num_inference_steps",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            json!({
+                "solver_order": 3,
+                "use_karras_sigmas": true,
+                "final_sigmas_type": "sigma_min",
+            }),
+            steps(15),
+            "euler_at_final",
+        ),
+    ] {
+        let error = config(class, &keys).build(&plan).err().unwrap();
+        assert!(
+            matches!(error, Error::InvalidArgument(_)),
+            "{class} {keys}: {error}"
+        );
+        assert!(error.to_string().contains(name), "{class} {keys}: {error}");
+    }
+}
+
+#[test]
+fn the_keys_of_another_class_carry_over() {
+    for (class, keys) in [
+        (
+            "DPMSolverMultistepScheduler",
+            json!({"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}),
+        ),
+        ("DPMSolverMultistepScheduler", json!({"solver_type": "bh2"})),
+        (
+            "DPMSolverSinglestepScheduler",
+            json!({"solver_type": "logrho", "algorithm_type": "deis", "final_sigmas_type": "sigma_min"}),
+        ),
+        (
+            "DEISMultistepScheduler",
+            json!({"solver_type": "heun", "algorithm_type": "dpmsolver++"}),
+        ),
+        (
+            "UniPCMultistepScheduler",
+            json!({"solver_type": "heun", "algorithm_type": "sde-dpmsolver", "sigma_min": null}),
+        ),
+        (
+            "DDPMScheduler",
+            json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true, "use_flow_sigmas": true}),
+        ),
+        (
+            "LCMScheduler",
+            json!({"final_sigmas_type": "sigma_min", "solver_order": 3}),
+        ),
+    ] {
+        assert!(read(class, &keys).is_ok(), "{class}: {keys}");
+    }
+}
+
+#[test]
+fn every_class_reads_every_other_class() {
+    for &class in crate::schedulers::names() {
+        for &other in crate::schedulers::names() {
+            let loaded = config(other, &json!({"_class_name": other}));
+            let taken = loaded.with_class(class).unwrap();
+            assert_eq!(taken.class_name(), class);
+            assert!(taken.build(&plan(5)).is_ok(), "{other} as {class}");
+        }
+    }
+}

@@ -1,0 +1,10 @@
+"""EulerAncestralDiscreteScheduler."""
+
+from .base import BASE
+from .sigma_space import common
+
+
+def cases():
+    yield from common(("epsilon", "v_prediction", "sample"), conversions=False)
+    # No switch of this class.
+    yield 3, dict(BASE, use_karras_sigmas=True), {}

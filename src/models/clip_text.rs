@@ -6,20 +6,10 @@
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-use super::attention::scaled_dot_product_attention;
-use super::layers::{Embedding, LayerNorm, Linear, Rows};
+use super::clip_encoder::{Activation, ClipEncoder, ClipEncoderConfig};
+use super::layers::{Embedding, LayerNorm};
 use crate::error::{Error, Result};
-use crate::weights::{WeightPath, Weights};
-
-/// The activation between a layer's two products.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// x·Φ(x), exactly (Stable Diffusion 2).
-    Gelu,
-    /// x·σ(1.702·x) (Stable Diffusion 1).
-    QuickGelu,
-}
+use crate::weights::Weights;
 
 /// `text_encoder/config.json`, with transformers' names and defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -74,19 +64,13 @@ impl ClipTextConfig {
                 "text_encoder/config.json: {what}"
             )))
         };
-        let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size];
-        if sizes.iter().any(|&n| !(1..=1 << 20).contains(&n)) {
-            return invalid("a size is out of range (1 to 1048576)");
-        }
-        if !(1..=1024).contains(&self.num_hidden_layers) {
-            return invalid("num_hidden_layers is out of range (1 to 1024)");
+        if !(1..=1 << 20).contains(&self.vocab_size) {
+            return invalid("vocab_size is out of range (1 to 1048576)");
         }
         if !(3..=1 << 16).contains(&self.max_position_embeddings) {
             return invalid("max_position_embeddings is out of range (3 to 65536)");
         }
-        if self.num_attention_heads < 1 || self.hidden_size % self.num_attention_heads != 0 {
-            return invalid("num_attention_heads does not divide hidden_size");
-        }
+        self.encoder().check("text_encoder/config.json")?;
         if self.use_attention_mask {
             return Err(Error::unsupported(
                 "text_encoder/config.json: use_attention_mask is set to a value that is not supported",
@@ -94,92 +78,16 @@ impl ClipTextConfig {
         }
         Ok(())
     }
-}
 
-struct SelfAttention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    heads: i64,
-}
-
-impl SelfAttention {
-    fn new(path: &WeightPath<'_>, size: i64, heads: i64) -> Result<Self> {
-        let linear = |name: &str| Linear::new(&path.sub(name), size, size);
-        Ok(Self {
-            q_proj: linear("q_proj")?,
-            k_proj: linear("k_proj")?,
-            v_proj: linear("v_proj")?,
-            out_proj: linear("out_proj")?,
-            heads,
-        })
-    }
-
-    fn forward(&self, input: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let (rows, tokens, size) = input.size3()?;
-        let head = size / self.heads;
-        let split = |projection: &Linear| -> Result<Tensor> {
-            let projected = projection.forward(input, Rows::WHOLE)?;
-            Ok(projected
-                .f_view([rows, tokens, -1, head])?
-                .f_transpose(1, 2)?)
-        };
-        let (q, k, v) = (
-            split(&self.q_proj)?,
-            split(&self.k_proj)?,
-            split(&self.v_proj)?,
-        );
-        let scale = (head as f64).powf(-0.5);
-        let attended = scaled_dot_product_attention(&q, &k, &v, Some(mask), Some(scale))?;
-        let joined = attended
-            .f_transpose(1, 2)?
-            .f_contiguous()?
-            .f_reshape([rows, tokens, size])?;
-        self.out_proj.forward(&joined, Rows::WHOLE)
-    }
-}
-
-struct EncoderLayer {
-    layer_norm1: LayerNorm,
-    self_attn: SelfAttention,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
-}
-
-impl EncoderLayer {
-    fn new(path: &WeightPath<'_>, config: &ClipTextConfig) -> Result<Self> {
-        let (size, inner) = (config.hidden_size, config.intermediate_size);
-        let mlp = path.sub("mlp");
-        Ok(Self {
-            layer_norm1: LayerNorm::new(&path.sub("layer_norm1"), size, config.layer_norm_eps)?,
-            self_attn: SelfAttention::new(
-                &path.sub("self_attn"),
-                size,
-                config.num_attention_heads,
-            )?,
-            layer_norm2: LayerNorm::new(&path.sub("layer_norm2"), size, config.layer_norm_eps)?,
-            fc1: Linear::new(&mlp.sub("fc1"), size, inner)?,
-            fc2: Linear::new(&mlp.sub("fc2"), inner, size)?,
-            activation: config.hidden_act,
-        })
-    }
-
-    fn forward(&self, input: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let attended = self
-            .self_attn
-            .forward(&self.layer_norm1.forward(input)?, mask)?;
-        let hidden = input.f_add(&attended)?;
-        let inner = self
-            .fc1
-            .forward(&self.layer_norm2.forward(&hidden)?, Rows::WHOLE)?;
-        let inner = match self.activation {
-            Activation::Gelu => inner.f_gelu("none")?,
-            Activation::QuickGelu => inner.f_mul(&inner.f_mul_scalar(1.702)?.f_sigmoid()?)?,
-        };
-        Ok(hidden.f_add(&self.fc2.forward(&inner, Rows::WHOLE)?)?)
+    fn encoder(&self) -> ClipEncoderConfig {
+        ClipEncoderConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            hidden_act: self.hidden_act,
+            layer_norm_eps: self.layer_norm_eps,
+        }
     }
 }
 
@@ -188,7 +96,7 @@ pub struct ClipTextModel {
     config: ClipTextConfig,
     token_embedding: Embedding,
     position_embedding: Embedding,
-    layers: Vec<EncoderLayer>,
+    encoder: ClipEncoder,
     final_layer_norm: LayerNorm,
 }
 
@@ -213,7 +121,6 @@ impl ClipTextModel {
         let path = weights.root();
         let size = config.hidden_size;
         let embeddings = path.sub("embeddings");
-        let layers = path.sub("encoder").sub("layers");
         Ok(Self {
             token_embedding: Embedding::new(
                 &embeddings.sub("token_embedding"),
@@ -225,9 +132,7 @@ impl ClipTextModel {
                 config.max_position_embeddings,
                 size,
             )?,
-            layers: (0..config.num_hidden_layers)
-                .map(|index| EncoderLayer::new(&layers.sub(index), &config))
-                .collect::<Result<_>>()?,
+            encoder: ClipEncoder::new(&path.sub("encoder"), &config.encoder())?,
             final_layer_norm: LayerNorm::new(
                 &path.sub("final_layer_norm"),
                 size,
@@ -251,15 +156,12 @@ impl ClipTextModel {
         let (_, tokens) = input_ids.size2()?;
         let device = input_ids.device();
         let positions = Tensor::f_arange(tokens, (Kind::Int64, device))?.f_unsqueeze(0)?;
-        let mut hidden = self
+        let hidden = self
             .token_embedding
             .forward(input_ids)?
             .f_add(&self.position_embedding.forward(&positions)?)?;
         let mask = causal_mask(tokens, hidden.kind(), device)?;
-        let layers = self.layers.len().saturating_sub(clip_skip);
-        for layer in &self.layers[..layers] {
-            hidden = layer.forward(&hidden, &mask)?;
-        }
+        let hidden = self.encoder.forward(hidden, Some(&mask), clip_skip)?;
         self.final_layer_norm.forward(&hidden)
     }
 }

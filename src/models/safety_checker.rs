@@ -1,0 +1,355 @@
+//! The safety checker of Stable Diffusion 1: pictures that are near to certain concepts are flagged.
+//!
+//! Source: diffusers `pipelines/stable_diffusion/safety_checker.py`
+//! (`StableDiffusionSafetyChecker`). Rando et al., "Red-Teaming the Stable Diffusion Safety Filter"
+//! (2022), describe what the concepts are.
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use super::clip_vision::{ClipVisionConfig, ClipVisionModel};
+use super::layers::{Linear, Rows};
+use crate::error::{Error, Result};
+use crate::weights::{WeightPath, Weights};
+
+/// Concepts that flag a picture.
+const CONCEPTS: i64 = 17;
+/// Concepts that make all others stricter.
+const SPECIAL_CARE_CONCEPTS: i64 = 3;
+/// By how much a special care concept that was found makes all that follow stricter.
+const ADJUSTMENT: f64 = 0.01;
+
+/// Where the configuration comes from, for messages.
+const FILE: &str = "safety_checker/config.json";
+
+/// `safety_checker/config.json`: the part of transformers' `CLIPConfig` that the checker uses.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "ClipConfig")]
+pub struct SafetyCheckerConfig {
+    /// The vision model.
+    pub vision_config: ClipVisionConfig,
+    /// Size of the embeddings of pictures and concepts.
+    pub projection_dim: i64,
+}
+
+/// What the file holds.
+#[derive(Deserialize)]
+struct ClipConfig {
+    #[serde(default = "projection_dim")]
+    projection_dim: i64,
+    vision_config: Option<ClipVisionConfig>,
+    /// The older form. It is complete: what it does not say has the default, whatever
+    /// `vision_config` says.
+    vision_config_dict: Option<ClipVisionConfig>,
+}
+
+/// transformers' default.
+fn projection_dim() -> i64 {
+    512
+}
+
+impl From<ClipConfig> for SafetyCheckerConfig {
+    fn from(config: ClipConfig) -> Self {
+        Self {
+            vision_config: config
+                .vision_config_dict
+                .or(config.vision_config)
+                .unwrap_or_default(),
+            projection_dim: config.projection_dim,
+        }
+    }
+}
+
+impl SafetyCheckerConfig {
+    /// Checks that the parts fit each other and that nothing is asked for that we do not do.
+    ///
+    /// # Errors
+    /// `InvalidArgument` or `Unsupported`, naming the key.
+    pub fn check(&self) -> Result<()> {
+        if !(1..=1 << 20).contains(&self.projection_dim) {
+            return Err(Error::invalid_argument(format!(
+                "{FILE}: projection_dim is out of range (1 to 1048576)"
+            )));
+        }
+        self.vision_config.check(FILE)
+    }
+}
+
+/// Embeddings of concepts, and how near a picture may come to each.
+struct Concepts {
+    /// `[projection_dim, concepts]`, each column of length 1.
+    directions: Tensor,
+    thresholds: Vec<f64>,
+}
+
+impl Concepts {
+    fn new(path: &WeightPath<'_>, name: &str, count: i64, size: i64) -> Result<Self> {
+        let thresholds = path
+            .tensor(&format!("{name}_weights"), &[count])?
+            .f_to_kind(Kind::Double)?
+            .f_to_device(Device::Cpu)?;
+        Ok(Self {
+            directions: normalize(&path.tensor(name, &[count, size])?)?.f_transpose(0, 1)?,
+            thresholds: Vec::try_from(&thresholds)?,
+        })
+    }
+
+    /// `normalized` embeddings of pictures, `[rows, projection_dim]`, to float32 cosines on the CPU,
+    /// `[rows, concepts]`.
+    fn cosines(&self, normalized: &Tensor) -> Result<Tensor> {
+        Ok(normalized
+            .f_mm(&self.directions)?
+            .f_to_device(Device::Cpu)?
+            .f_to_kind(Kind::Float)?)
+    }
+}
+
+/// The cosine of the angle between each picture and each concept, float32 on the CPU.
+pub struct Cosines {
+    /// `[rows, 3]`.
+    pub special_care: Tensor,
+    /// `[rows, 17]`.
+    pub concepts: Tensor,
+}
+
+/// By how much one picture is nearer to each concept than it may be, to three decimals.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SafetyScores {
+    /// Concepts that make all that follow stricter once one of them is over 0.
+    pub special_care: Vec<f64>,
+    /// Concepts that flag the picture.
+    pub concepts: Vec<f64>,
+}
+
+impl SafetyScores {
+    /// Scores of one picture from its cosines and the thresholds of the concepts.
+    ///
+    /// diffusers has the cosine as numpy's float32 and the threshold as Python's float, the
+    /// difference of which is a double in numpy 1.
+    fn new(cosines: [&[f32]; 2], thresholds: [&[f64]; 2]) -> Self {
+        let [special_cosines, cosines] = cosines;
+        let [special_thresholds, thresholds] = thresholds;
+        let mut adjustment = 0.0;
+        let special_care = special_cosines
+            .iter()
+            .zip(special_thresholds)
+            .map(|(&cosine, threshold)| {
+                let score = thousandths(f64::from(cosine) - threshold + adjustment);
+                if score > 0.0 {
+                    adjustment = ADJUSTMENT;
+                }
+                score
+            })
+            .collect();
+        let concepts = cosines
+            .iter()
+            .zip(thresholds)
+            .map(|(&cosine, threshold)| thousandths(f64::from(cosine) - threshold + adjustment))
+            .collect();
+        Self {
+            special_care,
+            concepts,
+        }
+    }
+
+    /// Whether any concept is nearer than it may be.
+    pub fn flagged(&self) -> bool {
+        self.concepts.iter().any(|&score| score > 0.0)
+    }
+}
+
+/// diffusers' `StableDiffusionSafetyChecker`.
+pub struct SafetyChecker {
+    config: SafetyCheckerConfig,
+    vision_model: ClipVisionModel,
+    visual_projection: Linear,
+    special_care: Concepts,
+    concepts: Concepts,
+    device: Device,
+}
+
+impl SafetyChecker {
+    /// Builds the checker that `config` describes from `weights`, all of which it must use.
+    ///
+    /// The vision model's tensors begin with `vision_model.vision_model.` (transformers 4) or with
+    /// `vision_model.` (transformers 5).
+    ///
+    /// # Errors
+    /// A tensor that is missing, left over or of another shape.
+    pub fn new(config: SafetyCheckerConfig, weights: Weights) -> Result<Self> {
+        let weights = weights
+            .renamed(|name| {
+                name.strip_prefix("vision_model.")
+                    .filter(|rest| rest.starts_with("vision_model."))
+                    .map(str::to_owned)
+            })
+            // Numbers from 0 on, which old versions of transformers saved as a buffer.
+            .ignoring(|name| name.ends_with("embeddings.position_ids"));
+        let checker = Self::read(config, &weights)?;
+        weights.finish()?;
+        Ok(checker)
+    }
+
+    fn read(config: SafetyCheckerConfig, weights: &Weights) -> Result<Self> {
+        let path = weights.root();
+        let size = config.projection_dim;
+        Ok(Self {
+            vision_model: ClipVisionModel::new(&path.sub("vision_model"), &config.vision_config)?,
+            visual_projection: Linear::without_bias(
+                &path.sub("visual_projection"),
+                config.vision_config.hidden_size,
+                size,
+            )?,
+            special_care: Concepts::new(&path, "special_care_embeds", SPECIAL_CARE_CONCEPTS, size)?,
+            concepts: Concepts::new(&path, "concept_embeds", CONCEPTS, size)?,
+            device: path.device(),
+            config,
+        })
+    }
+
+    /// The configuration that the checker was built from.
+    pub fn config(&self) -> &SafetyCheckerConfig {
+        &self.config
+    }
+
+    /// Which of the pictures `[rows, 3, image_size, image_size]` are flagged. They are normalised as
+    /// [`super::ClipImageProcessor`] does it, and may be on any device and of any dtype.
+    ///
+    /// All rows go through the model in one call, as in diffusers. A value that is not a number
+    /// flags nothing, as there.
+    ///
+    /// # Errors
+    /// Pictures of another size, or out of memory.
+    pub fn check(&self, pixel_values: &Tensor) -> Result<Vec<bool>> {
+        let cosines = self.cosines(&self.image_embeds(pixel_values)?)?;
+        let scores = self.scores(&cosines)?;
+        Ok(scores.iter().map(SafetyScores::flagged).collect())
+    }
+
+    /// The embeddings of pictures, `[rows, projection_dim]`, in the dtype of the model.
+    ///
+    /// # Errors
+    /// As [`SafetyChecker::check`].
+    pub fn image_embeds(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        let pixel_values = pixel_values
+            .f_to_device(self.device)?
+            .f_to_kind(self.concepts.directions.kind())?;
+        let pooled = self.vision_model.forward(&pixel_values)?;
+        self.visual_projection.forward(&pooled, Rows::WHOLE)
+    }
+
+    /// How near pictures with these embeddings are to the concepts.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn cosines(&self, image_embeds: &Tensor) -> Result<Cosines> {
+        let normalized = normalize(image_embeds)?;
+        Ok(Cosines {
+            special_care: self.special_care.cosines(&normalized)?,
+            concepts: self.concepts.cosines(&normalized)?,
+        })
+    }
+
+    /// The scores of pictures with these cosines, one for each.
+    ///
+    /// # Errors
+    /// Cosines that are no matrices of float32.
+    pub fn scores(&self, cosines: &Cosines) -> Result<Vec<SafetyScores>> {
+        let special_care: Vec<Vec<f32>> = (&cosines.special_care).try_into()?;
+        let concepts: Vec<Vec<f32>> = (&cosines.concepts).try_into()?;
+        let thresholds = [
+            &self.special_care.thresholds[..],
+            &self.concepts.thresholds[..],
+        ];
+        Ok(special_care
+            .iter()
+            .zip(&concepts)
+            .map(|(special, concepts)| SafetyScores::new([special, concepts], thresholds))
+            .collect())
+    }
+}
+
+/// Rows of length 1 (`torch.nn.functional.normalize`, whose `vector_norm` is what libtorch's `norm` with
+/// a dimension calls).
+fn normalize(rows: &Tensor) -> Result<Tensor> {
+    let length = rows
+        .f_norm_scalaropt_dim(2.0, [1], true)?
+        .f_clamp_min(1e-12)?
+        .f_expand_as(rows)?;
+    Ok(rows.f_div(&length)?)
+}
+
+/// numpy's rounding to three decimals: a product, the nearest integer with halves to even, a
+/// quotient.
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round_ties_even() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use serde_json::json;
+
+    fn config(value: serde_json::Value) -> SafetyCheckerConfig {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn the_older_form_of_the_configuration_is_complete() {
+        let new = config(json!({
+            "projection_dim": 768,
+            "vision_config": {"hidden_size": 1024, "patch_size": 14, "layer_norm_eps": 1e-6},
+            "text_config": {"hidden_size": 8},
+        }));
+        assert_eq!(new.projection_dim, 768);
+        assert_eq!(new.vision_config.hidden_size, 1024);
+        assert_eq!(new.vision_config.layer_norm_eps, 1e-6);
+        let old = config(json!({
+            "vision_config": {"hidden_size": 512, "layer_norm_eps": 1e-6},
+            "vision_config_dict": {"hidden_size": 1024, "patch_size": 14},
+        }));
+        assert_eq!(old.projection_dim, 512);
+        assert_eq!(old.vision_config.hidden_size, 1024);
+        assert_eq!(old.vision_config.layer_norm_eps, 1e-5);
+        let none = config(json!({"vision_config_dict": null}));
+        assert_eq!(none.vision_config.hidden_size, 768);
+        assert!(none.check().is_ok());
+        let error = config(json!({"projection_dim": 0})).check().unwrap_err();
+        assert!(error.to_string().contains("projection_dim"));
+    }
+
+    #[test]
+    fn scores_are_rounded_before_they_count() {
+        let flagged =
+            |cosine: f32| SafetyScores::new([&[-1.0], &[cosine]], [&[0.0], &[0.25]]).flagged();
+        assert!(!flagged(0.25));
+        // Half a thousandth goes to the even side, which is 0.
+        assert!(!flagged(0.250_49));
+        assert!(flagged(0.250_51));
+        assert!(!flagged(f32::NAN));
+    }
+
+    #[test]
+    fn special_care_makes_what_follows_stricter() {
+        let scores = |special: [f32; 3]| {
+            SafetyScores::new([&special, &[0.495, 0.3]], [&[0.5; 3], &[0.5, 0.5]])
+        };
+        let plain = scores([0.5, 0.495, 0.2]);
+        assert_eq!(plain.special_care, [0.0, -0.005, -0.3]);
+        assert_eq!(plain.concepts, [-0.005, -0.2]);
+        assert!(!plain.flagged());
+        // The second concept is over its limit because the first was; the concept before is not.
+        let strict = scores([0.495, 0.75, 0.495]);
+        assert_eq!(strict.special_care, [-0.005, 0.25, 0.005]);
+        assert_eq!(strict.concepts, [0.005, -0.19]);
+        assert!(strict.flagged());
+    }
+
+    #[test]
+    fn rows_of_zeros_stay_zeros() {
+        let rows = Tensor::from_slice2(&[[3.0f32, 4.0], [0.0, 0.0]]);
+        let normalized = Vec::<Vec<f32>>::try_from(normalize(&rows).unwrap()).unwrap();
+        assert_eq!(normalized, [[0.6, 0.8], [0.0, 0.0]]);
+    }
+}

@@ -1,0 +1,148 @@
+//! The safety checker and the image processor before it.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tch::{Device, Kind, Tensor};
+use triton_diffusion::models::{ClipImageProcessor, SafetyChecker, SafetyScores};
+use triton_diffusion::picture::encode::Picture;
+use triton_diffusion::pipeline::SafetyCheck;
+use triton_diffusion::weights::read_json;
+
+use crate::support::{Goldens, checkpoint, weights};
+
+#[derive(Deserialize)]
+struct Manifest {
+    cases: Vec<Call>,
+    processors: Vec<Processor>,
+}
+
+/// Pictures that went through the checker together.
+#[derive(Deserialize)]
+struct Call {
+    name: String,
+    checkpoint: String,
+    pictures: Vec<usize>,
+    flags: Vec<bool>,
+}
+
+#[derive(Deserialize)]
+struct Processor {
+    name: String,
+    picture: usize,
+    config: Map<String, Value>,
+}
+
+fn picture(goldens: &Goldens, number: usize) -> Picture {
+    let rgb = goldens.tensor(&format!("picture-{number}/rgb"));
+    let (height, width, _) = rgb.size3().unwrap();
+    let bytes = Vec::try_from(rgb.reshape([-1])).unwrap();
+    Picture::new(width as u32, height as u32, bytes).unwrap()
+}
+
+fn checker(name: &str) -> SafetyChecker {
+    let config = read_json(&checkpoint(name).join("safety_checker/config.json")).unwrap();
+    SafetyChecker::new(config, weights(name, "safety_checker", "model")).unwrap()
+}
+
+#[test]
+fn pixel_values() {
+    let mut goldens = Goldens::open("safety");
+    let manifest: Manifest = goldens.manifest();
+    let folder = checkpoint(&manifest.cases[0].checkpoint).join("feature_extractor");
+    let processor = ClipImageProcessor::open(&folder).unwrap();
+    let pictures = manifest.cases.iter().flat_map(|case| &case.pictures);
+    for number in 0..=*pictures.max().unwrap() {
+        let ours = processor.process(&picture(&goldens, number)).unwrap();
+        equal(&mut goldens, &format!("picture-{number}"), &ours);
+    }
+    for case in manifest.processors {
+        let folder = std::env::temp_dir().join(format!(
+            "triton-diffusion-processor-{}-{}",
+            std::process::id(),
+            case.name
+        ));
+        std::fs::create_dir_all(&folder).unwrap();
+        let config = Value::Object(case.config).to_string();
+        std::fs::write(folder.join("preprocessor_config.json"), config).unwrap();
+        let processor = ClipImageProcessor::open(&folder);
+        std::fs::remove_dir_all(&folder).unwrap();
+        let ours = processor.unwrap().process(&picture(&goldens, case.picture));
+        equal(&mut goldens, &case.name, &ours.unwrap());
+    }
+    goldens.report();
+}
+
+/// Nothing here depends on the processor's kernels, so that the bytes are the same everywhere.
+fn equal(goldens: &mut Goldens, name: &str, ours: &Tensor) {
+    goldens.compared += 1;
+    if *ours != goldens.tensor(&format!("{name}/pixel_values")) {
+        goldens
+            .failures
+            .push(format!("{name}: pixel values differ"));
+    }
+}
+
+#[test]
+fn safety_checker() {
+    let mut goldens = Goldens::open("safety");
+    let manifest: Manifest = goldens.manifest();
+    let _no_grad = tch::no_grad_guard();
+    for case in manifest.cases {
+        let checker = checker(&case.checkpoint);
+        checker.config().check().unwrap();
+        let pixel_values: Vec<Tensor> = case
+            .pictures
+            .iter()
+            .map(|number| goldens.tensor(&format!("picture-{number}/pixel_values")))
+            .collect();
+        let pixel_values = Tensor::stack(&pixel_values, 0);
+        let embeds = checker.image_embeds(&pixel_values).unwrap();
+        goldens.compare(&format!("{}/image_embeds", case.name), &embeds);
+        let cosines = checker.cosines(&embeds).unwrap();
+        goldens.compare(
+            &format!("{}/special_care", case.name),
+            &cosines.special_care,
+        );
+        goldens.compare(&format!("{}/concepts", case.name), &cosines.concepts);
+        let scores = checker.scores(&cosines).unwrap();
+        let flags: Vec<bool> = scores.iter().map(SafetyScores::flagged).collect();
+        assert_eq!(flags, case.flags, "{}", case.name);
+        assert_eq!(
+            checker.check(&pixel_values).unwrap(),
+            case.flags,
+            "{}",
+            case.name
+        );
+    }
+    goldens.report();
+}
+
+#[test]
+fn flags_of_pictures() {
+    let goldens = Goldens::open("safety");
+    let manifest: Manifest = goldens.manifest();
+    let _no_grad = tch::no_grad_guard();
+    let mut seen = [false; 2];
+    for kind in [Kind::Float, Kind::BFloat16] {
+        for case in &manifest.cases {
+            let folder = checkpoint(&case.checkpoint);
+            let check = SafetyCheck::load(&folder, Device::Cpu, kind).unwrap();
+            let pictures: Vec<Picture> = case
+                .pictures
+                .iter()
+                .map(|&number| picture(&goldens, number))
+                .collect();
+            let flags = check.flags(&pictures).unwrap();
+            assert_eq!(flags.len(), pictures.len());
+            // With 7 bits of a fraction the nearest scores may fall on either side; those of a
+            // picture alone are not so near.
+            if kind == Kind::Float || pictures.len() == 1 {
+                assert_eq!(flags, case.flags, "{}", case.name);
+                flags
+                    .iter()
+                    .for_each(|&flag| seen[usize::from(flag)] = true);
+            }
+        }
+    }
+    assert_eq!(seen, [true, true]);
+}

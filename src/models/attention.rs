@@ -7,7 +7,8 @@
 
 use tch::Tensor;
 
-use super::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Rows};
+use super::group_norm::GroupNorm;
+use super::layers::{Conv2d, LayerNorm, Linear, Rows};
 use crate::error::{Error, Result};
 use crate::weights::WeightPath;
 

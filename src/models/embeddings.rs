@@ -3,10 +3,10 @@
 //! Source: diffusers `models/embeddings.py` (`get_timestep_embedding`, `TimestepEmbedding`), after
 //! Ho et al., "Denoising Diffusion Probabilistic Models" (2020).
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::layers::{Linear, Rows, silu};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::weights::WeightPath;
 
 /// The longest wavelength of the sinusoids, over 2π.
@@ -54,29 +54,79 @@ impl Timesteps {
     }
 }
 
-/// Two products with SiLU between.
+/// Sinusoids of a guidance weight, for models that take it as a condition: float32 `[rows]` on the CPU to `kind`
+/// `[rows, embedding_dim]`. `weights` are guidance scales less 1, `embedding_dim` is the UNet's `time_cond_proj_dim`, at
+/// least 4.
+///
+/// Source: `get_guidance_scale_embedding` in diffusers
+/// `pipelines/stable_diffusion/pipeline_stable_diffusion.py`, after Kingma et al., "Variational Diffusion Models" (2021).
+///
+/// # Errors
+/// Out of memory.
+pub fn guidance_scale_embedding(
+    weights: &Tensor,
+    embedding_dim: i64,
+    kind: Kind,
+) -> Result<Tensor> {
+    let half = embedding_dim / 2;
+    let weights = weights.f_mul_scalar(1000.0)?;
+    let step = Tensor::f_scalar_tensor(MAX_PERIOD, (Kind::Float, Device::Cpu))?
+        .f_log()?
+        .f_div_scalar(half - 1)?;
+    let frequencies = Tensor::f_arange(half, (Kind::Float, Device::Cpu))?
+        .f_mul(&step.f_neg()?)?
+        .f_exp()?;
+    let angles = weights
+        .f_to_kind(Kind::Float)?
+        .f_unsqueeze(1)?
+        .f_mul(&frequencies.f_unsqueeze(0)?)?;
+    let mut embedding = Tensor::f_cat(&[angles.f_sin()?, angles.f_cos()?], 1)?;
+    if embedding_dim % 2 == 1 {
+        embedding = embedding.f_constant_pad_nd([0, 1])?;
+    }
+    Ok(embedding.f_to_kind(kind)?)
+}
+
+/// Two products with SiLU between, and for some models a condition that is added before.
 pub struct TimestepEmbedding {
+    cond_proj: Option<Linear>,
     linear_1: Linear,
     linear_2: Linear,
 }
 
 impl TimestepEmbedding {
-    /// Reads the weights below `path`.
+    /// Reads the weights below `path`. `cond` is the size of the condition, for a model that takes one.
     ///
     /// # Errors
     /// A tensor that is missing or of another shape.
-    pub fn new(path: &WeightPath<'_>, inputs: i64, outputs: i64) -> Result<Self> {
+    pub fn new(
+        path: &WeightPath<'_>,
+        inputs: i64,
+        outputs: i64,
+        cond: Option<i64>,
+    ) -> Result<Self> {
         Ok(Self {
+            cond_proj: cond
+                .map(|size| Linear::without_bias(&path.sub("cond_proj"), size, inputs))
+                .transpose()?,
             linear_1: Linear::new(&path.sub("linear_1"), inputs, outputs)?,
             linear_2: Linear::new(&path.sub("linear_2"), outputs, outputs)?,
         })
     }
 
-    /// `[rows, inputs]` to `[rows, outputs]`.
+    /// `[rows, inputs]` and the condition, `[rows, cond]`, to `[rows, outputs]`.
     ///
     /// # Errors
-    /// Out of memory.
-    pub fn forward(&self, input: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
+    /// Out of memory; a condition that is missing or not wanted.
+    pub fn forward(&self, input: &Tensor, cond: Option<&Tensor>, rows: Rows<'_>) -> Result<Tensor> {
+        let input = match (&self.cond_proj, cond) {
+            (Some(cond_proj), Some(cond)) => &input.f_add(&cond_proj.forward(cond, rows)?)?,
+            (None, None) => input,
+            (Some(_), None) => return Err(Error::internal("the UNet needs a timestep condition")),
+            (None, Some(_)) => {
+                return Err(Error::internal("the UNet takes no timestep condition"));
+            }
+        };
         let hidden = silu(&self.linear_1.forward(input, rows)?, rows)?;
         self.linear_2.forward(&hidden, rows)
     }

@@ -113,21 +113,49 @@ impl ClipTokenizer {
     /// # Errors
     /// `Internal` if the tokenizer fails, without the text.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|_| Error::internal("the tokenizer failed on a text"))?;
-        let words = encoding.get_ids();
+        let words = self.encode_unpadded(text)?;
         let room = self.max_length - 2;
         let mut ids = Vec::with_capacity(self.max_length);
         ids.push(self.bos);
-        ids.extend(words.iter().take(room).map(|&id| i64::from(id)));
+        ids.extend(words.iter().take(room));
         ids.push(self.eos);
         ids.resize(self.max_length, self.pad);
         Ok(Tokens {
             ids,
             truncated: words.len() > room,
         })
+    }
+
+    /// The ids of `text` alone, however many: no begin, no end, no padding.
+    ///
+    /// # Errors
+    /// `Internal` if the tokenizer fails, without the text.
+    pub fn encode_unpadded(&self, text: &str) -> Result<Vec<i64>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|_| Error::internal("the tokenizer failed on a text"))?;
+        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// The most ids of one call of the text encoder, begin and end among them; at least 3.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// The id that begins a text.
+    pub fn bos(&self) -> i64 {
+        self.bos
+    }
+
+    /// The id that ends a text.
+    pub fn eos(&self) -> i64 {
+        self.eos
+    }
+
+    /// The id that fills up a short text.
+    pub fn pad(&self) -> i64 {
+        self.pad
     }
 }
 

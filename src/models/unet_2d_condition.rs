@@ -5,7 +5,8 @@
 use tch::Tensor;
 
 use super::embeddings::{TimestepEmbedding, Timesteps};
-use super::layers::{Conv2d, Embedding, GroupNorm, Rows, silu};
+use super::group_norm::GroupNorm;
+use super::layers::{Conv2d, Embedding, Rows, silu};
 use super::unet_2d_blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
 use super::unet_2d_config::{BlockType, UNet2DConfig};
 use crate::error::{Error, Result};
@@ -35,6 +36,9 @@ pub struct UNetInput<'a> {
     pub encoder_hidden_states: &'a Tensor,
     /// int64 `[rows]`, for models with `num_class_embeds` (the upscaler's noise level).
     pub class_labels: Option<&'a Tensor>,
+    /// `[rows, time_cond_proj_dim]` in the dtype of `sample`, for models with `time_cond_proj_dim`: the
+    /// [`guidance_scale_embedding`](super::guidance_scale_embedding) of each row.
+    pub timestep_cond: Option<&'a Tensor>,
 }
 
 impl UNet2DConditionModel {
@@ -121,7 +125,12 @@ impl UNet2DConditionModel {
                 flip_sin_to_cos: config.flip_sin_to_cos,
                 freq_shift: config.freq_shift,
             },
-            time_embedding: TimestepEmbedding::new(&path.sub("time_embedding"), first, temb)?,
+            time_embedding: TimestepEmbedding::new(
+                &path.sub("time_embedding"),
+                first,
+                temb,
+                config.time_cond_proj_dim,
+            )?,
             class_embedding: config
                 .num_class_embeds
                 .map(|classes| Embedding::new(&path.sub("class_embedding"), classes, temb))
@@ -148,7 +157,7 @@ impl UNet2DConditionModel {
     /// One prediction of shape `[rows, out_channels, height, width]`.
     ///
     /// # Errors
-    /// Out of memory; class labels that are missing or not wanted.
+    /// Out of memory; class labels or a timestep condition that are missing or not wanted.
     pub fn forward(&self, input: &UNetInput<'_>, rows: Rows<'_>) -> Result<Tensor> {
         let temb = self.time_embedding(input, rows)?;
         let context = input.encoder_hidden_states;
@@ -171,7 +180,9 @@ impl UNet2DConditionModel {
             .time_proj
             .forward(input.timesteps, rows)?
             .f_to_kind(input.sample.kind())?;
-        let temb = self.time_embedding.forward(&sinusoids, rows)?;
+        let temb = self
+            .time_embedding
+            .forward(&sinusoids, input.timestep_cond, rows)?;
         match (&self.class_embedding, input.class_labels) {
             (Some(classes), Some(labels)) => Ok(temb.f_add(&classes.forward(labels)?)?),
             (None, None) => Ok(temb),

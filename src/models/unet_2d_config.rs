@@ -82,6 +82,8 @@ pub struct UNet2DConfig {
     pub only_cross_attention: PerBlock<bool>,
     /// Size of the table of class embeddings (the upscaler's noise levels).
     pub num_class_embeds: Option<i64>,
+    /// Size of the condition that is added to the timestep's embedding (a latent consistency model's guidance scale).
+    pub time_cond_proj_dim: Option<i64>,
     /// Asks for float32 attention scores. The fused kernels that we and diffusers use accumulate in
     /// float32 in any case, and diffusers' processor for them ignores the switch.
     pub upcast_attention: bool,
@@ -133,6 +135,7 @@ impl Default for UNet2DConfig {
             use_linear_projection: false,
             only_cross_attention: PerBlock::All(false),
             num_class_embeds: None,
+            time_cond_proj_dim: None,
             upcast_attention: false,
             rest: Map::new(),
         }
@@ -141,7 +144,7 @@ impl Default for UNet2DConfig {
 
 /// Switches of diffusers' UNet that none of the supported families uses, with the values that mean
 /// "off" beside null. Any other value fails the load.
-const OFF: [(&str, &[&str]); 21] = [
+const OFF: [(&str, &[&str]); 20] = [
     ("act_fn", &["\"silu\"", "\"swish\""]),
     ("addition_embed_type", &[]),
     ("addition_time_embed_dim", &[]),
@@ -160,7 +163,6 @@ const OFF: [(&str, &[&str]); 21] = [
     ("mid_block_type", &["\"UNetMidBlock2DCrossAttn\""]),
     ("resnet_time_scale_shift", &["\"default\""]),
     ("reverse_transformer_layers_per_block", &[]),
-    ("time_cond_proj_dim", &[]),
     ("time_embedding_type", &["\"positional\""]),
     ("timestep_post_act", &[]),
 ];
@@ -227,6 +229,13 @@ impl UNet2DConfig {
             .any(|&n| !(1..=1 << 16).contains(&n))
         {
             return invalid("a channel count is out of range (1 to 65536)");
+        }
+        // The sinusoids of fewer than 4 would be of infinite frequency.
+        if self
+            .time_cond_proj_dim
+            .is_some_and(|size| !(4..=1 << 16).contains(&size))
+        {
+            return invalid("time_cond_proj_dim is out of range (4 to 65536)");
         }
         if !(1..=64).contains(&self.layers_per_block) {
             return invalid("layers_per_block is out of range (1 to 64)");
@@ -303,6 +312,7 @@ mod tests {
             (r#"{"attention_head_dim": [5, 10]}"#, "attention_head_dim"),
             (r#"{"block_out_channels": []}"#, "block_out_channels"),
             (r#"{"in_channels": -4}"#, "channel count"),
+            (r#"{"time_cond_proj_dim": 3}"#, "time_cond_proj_dim"),
         ] {
             let error = parsed(json).expect_err(json).to_string();
             assert!(error.contains(key), "{error}");

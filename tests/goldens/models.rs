@@ -2,10 +2,10 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use triton_diffusion::models::{
     AutoencoderKl, ClipTextConfig, ClipTextModel, ClipTokenizer, Rows, UNet2DConditionModel,
-    UNetInput,
+    UNetInput, guidance_scale_embedding,
 };
 use triton_diffusion::weights::read_json;
 
@@ -91,10 +91,22 @@ fn unet_calls() {
         timestep: String,
         encoder_hidden_states: String,
         class_labels: Option<String>,
+        timestep_cond: Option<String>,
         output: String,
     }
+    #[derive(Deserialize)]
+    struct GuidanceEmbedding {
+        weights: String,
+        embedding_dim: i64,
+        output: String,
+    }
+    #[derive(Deserialize)]
+    struct Manifest {
+        cases: Vec<Case>,
+        guidance_embeddings: Vec<GuidanceEmbedding>,
+    }
     let mut goldens = Goldens::open("unet");
-    let cases: Cases<Case> = goldens.manifest();
+    let cases: Manifest = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
     for case in cases.cases {
         let config = read_json(&checkpoint(&case.checkpoint).join("unet/config.json")).unwrap();
@@ -103,13 +115,20 @@ fn unet_calls() {
         model.config().check().unwrap();
         let first = |name: &str| goldens.tensor(name).narrow(0, 0, case.rows);
         let labels = case.class_labels.as_deref().map(first);
+        let cond = case.timestep_cond.as_deref().map(first);
         let input = UNetInput {
             sample: &first(&case.sample),
             timesteps: &first(&case.timestep),
             encoder_hidden_states: &first(&case.encoder_hidden_states),
             class_labels: labels.as_ref(),
+            timestep_cond: cond.as_ref(),
         };
         let ours = model.forward(&input, Rows::WHOLE).unwrap();
+        goldens.compare(&case.output, &ours);
+    }
+    for case in cases.guidance_embeddings {
+        let weights = goldens.tensor(&case.weights);
+        let ours = guidance_scale_embedding(&weights, case.embedding_dim, Kind::Float).unwrap();
         goldens.compare(&case.output, &ours);
     }
     goldens.report();

@@ -4,9 +4,6 @@
 Each family keeps the block types, switches and scheduler settings of the public checkpoint it stands for, with
 a few channels instead of hundreds and seeded random float16 weights. diffusers and transformers write the
 folders themselves, so the layout is the public one.
-
-Weights come from numpy's PCG64, one stream for each parameter name, so that neither the order of construction nor
-the processor changes a byte.
 """
 
 import argparse
@@ -40,48 +37,13 @@ from transformers import (
     DPTImageProcessor,
 )
 
+import distilled_checkpoints as distilled
+import tiny_safety
+from seeded_weights import fill
 from tiny_tokenizer import write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_OUT = ROOT / "tests" / "checkpoints"
-
-# ---------------------------------------------------------------------------------------------------------------
-# Random weights
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def is_norm(module):
-    return isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.BatchNorm2d))
-
-
-def fill(model, seed, gains):
-    """Sets every parameter of `model` to seeded noise and returns the model in float16.
-
-    A weight has the standard deviation gain / sqrt(fan_in), where gain is the value of the last key in `gains`
-    that is part of the parameter's name, else 1. Norms get 1 + 0.1 noise, embeddings gain x noise, biases 0.1 noise: a
-    test must notice when any of them is left out.
-    """
-    for module_name, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            name = f"{module_name}.{leaf}"
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            noise = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
-            values = noise.standard_normal(tuple(parameter.shape)).astype(np.float32)
-            gain = 1.0
-            for key, value in gains.items():
-                if key in name:
-                    gain = value
-            if is_norm(module):
-                values = values * 0.1 + (1.0 if leaf == "weight" else 0.0)
-            elif leaf == "bias":
-                values = values * 0.1
-            elif isinstance(module, torch.nn.Embedding) or leaf in ("cls_token", "position_embeddings"):
-                values = values * gain
-            else:
-                values = values * (gain / np.sqrt(max(1, int(np.prod(parameter.shape[1:])))))
-            parameter.data = torch.from_numpy(values.astype(np.float32)).to(torch.float16)
-    return model.half().eval()
-
 
 # ---------------------------------------------------------------------------------------------------------------
 # Parts
@@ -182,9 +144,9 @@ def depth_estimator(seed):
     return fill(DPTForDepthEstimation(config), seed, {"position_embeddings": 0.3, "head.head.4": 4.0})
 
 
-def image_processor():
+def image_processor(side=224):
     return CLIPImageProcessor(
-        size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}, do_convert_rgb=True, resample=3
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_convert_rgb=True, resample=3
     )
 
 
@@ -232,17 +194,32 @@ def load_tokenizer(folder, pad_token):
     return CLIPTokenizer.from_pretrained(folder), vocab_size
 
 
-def sd1(work):
+def sd1_parts(work):
     tokenizer, vocab_size = load_tokenizer(work / "tokenizer", "<|endoftext|>")
-    return StableDiffusionPipeline(
+    return dict(
         vae=vae("sd1/vae", (8, 16, 16, 16), 64, 0.18215),
         text_encoder=text_encoder("sd1/text_encoder", "quick_gelu", 3, vocab_size),
         tokenizer=tokenizer,
         unet=unet("sd1/unet", attention_head_dim=8),
         scheduler=pndm(),
+    )
+
+
+def sd1(work):
+    return StableDiffusionPipeline(
+        **sd1_parts(work),
         safety_checker=None,
         feature_extractor=image_processor(),
         requires_safety_checker=False,
+    )
+
+
+def sd1_safety(work):
+    return StableDiffusionPipeline(
+        **sd1_parts(work),
+        safety_checker=tiny_safety.safety_checker("sd1_safety/safety_checker"),
+        feature_extractor=image_processor(tiny_safety.IMAGE_SIZE),
+        requires_safety_checker=True,
     )
 
 
@@ -333,14 +310,27 @@ def x4_upscaler(work):
     )
 
 
+def lcm(work):
+    return distilled.lcm(sd1(work), unet("lcm/unet", attention_head_dim=8, time_cond_proj_dim=256), SD_BETAS)
+
+
+def sd_turbo(work):
+    return distilled.sd_turbo(sd2_base(work), SD_BETAS)
+
+
+# Those with links come after those that they link to.
 FAMILIES = {
     "sd1": sd1,
+    "sd1_safety": sd1_safety,
     "sd2_base": sd2_base,
     "sd2_768v": sd2_768v,
     "sd2_depth": sd2_depth,
     "sd2_inpaint": sd2_inpaint,
     "x4_upscaler": x4_upscaler,
+    "lcm": lcm,
+    "sd_turbo": sd_turbo,
 }
+
 
 
 def write(name, out):
@@ -353,7 +343,7 @@ def write(name, out):
         pipeline.save_pretrained(folder, safe_serialization=True)
         # Saving rewrites the two tokenizer settings files in the newer form, in which they agree with each other. The
         # public SD2 folders hold the older form, in which the padding token depends on who wins.
-        if name != "sd1":
+        if not name.startswith(("sd1", "lcm")):
             for file in ("special_tokens_map.json", "tokenizer_config.json"):
                 shutil.copyfile(work / "tokenizer" / file, folder / "tokenizer" / file)
     finally:
@@ -362,6 +352,8 @@ def write(name, out):
         drop_source_path(file)
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)  # the writer leaves them readable by their owner only
+    if name in distilled.LINKS:
+        distilled.link_parts(out, name)
 
 
 def drop_source_path(file):
@@ -446,14 +438,17 @@ def main():
         write(name, arguments.out)
     size = 0
     for folder in sorted(path for path in arguments.out.iterdir() if path.name in FAMILIES):
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        # Without what is linked, which another family counts.
+        own = folder.resolve()
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and own in path.resolve().parents)
         total = sum(path.stat().st_size for path in files)
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
         print(f"{folder.name:12} {total:9,} bytes  sha256 {digest[:16]}")
         size += total
     print(f"{'together':12} {size:9,} bytes")
     if not arguments.no_measure:
-        results = [measure(name, arguments.out) for name in arguments.only]
+        # A family that borrows its UNet and VAE makes the pictures of the family that it borrows from.
+        results = [measure(name, arguments.out) for name in arguments.only if name not in LINKED]
         if not all(results):
             raise SystemExit("a family's pictures are out of bounds: adjust the gains")
 

@@ -1,0 +1,53 @@
+//! Prompts of the weighted syntax.
+
+use serde::Deserialize;
+use triton_diffusion::config::ModelParameters;
+use triton_diffusion::pipeline::{Components, MAX_CHUNKS, Place};
+use triton_diffusion::request::prompt_syntax::PromptSyntax;
+
+use crate::support::{Cases, Goldens, checkpoint};
+
+#[test]
+fn weighted_embeddings() {
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        checkpoint: String,
+        prompt: String,
+        negative_prompt: Option<String>,
+        clip_skip: Option<usize>,
+        truncated: bool,
+    }
+    let mut goldens = Goldens::open("weighted");
+    let cases: Cases<Case> = goldens.manifest();
+    let _no_grad = tch::no_grad_guard();
+    let mut chunks = std::collections::BTreeSet::new();
+    for case in cases.cases {
+        let folder = checkpoint(&case.checkpoint);
+        let (components, _) =
+            Components::load(&folder, &ModelParameters::default(), Place::Cpu).unwrap();
+        let embeds = components
+            .prompt_encoder()
+            .encode(
+                &case.prompt,
+                case.negative_prompt.as_deref(),
+                PromptSyntax::Weighted,
+                case.clip_skip.unwrap_or(0),
+            )
+            .unwrap();
+        assert_eq!(embeds.truncated, case.truncated, "{}", case.name);
+        goldens.compare(&format!("{}/prompt", case.name), &embeds.prompt);
+        let negative = format!("{}/negative", case.name);
+        assert_eq!(
+            embeds.negative.is_some(),
+            goldens.has(&negative),
+            "{negative}"
+        );
+        if let Some(ours) = &embeds.negative {
+            goldens.compare(&negative, ours);
+        }
+        chunks.insert(embeds.prompt.size()[1] / 77);
+    }
+    goldens.report();
+    assert!(chunks.into_iter().eq(1..=MAX_CHUNKS as i64));
+}

@@ -6,7 +6,7 @@ mod model_parameters;
 mod pipeline_defaults;
 
 pub use model_config::{
-    DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, TEXT_TO_IMAGE_INPUTS, TensorSpec, complete_model_config,
+    DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, TensorSpec, complete_model_config, inputs_of,
     validate_model_config,
 };
 pub use model_parameters::{Dtype, ModelParameters, Numerics};

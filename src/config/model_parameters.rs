@@ -48,6 +48,8 @@ pub struct ModelParameters {
     pub scheduler: Option<String>,
     /// Default exact.
     pub numerics: Numerics,
+    /// Whether pictures go through the safety checker, if the folder has one. Default true.
+    pub safety_checker: bool,
     /// Most rows of one UNet call, 1 to 256; the pipeline's limit if absent.
     pub max_rows: Option<u32>,
     /// Most pixels of one picture, 64 to 2^26; the pipeline's limit if absent.
@@ -55,7 +57,7 @@ pub struct ModelParameters {
     /// Most denoising steps, 1 to 1000; the pipeline's limit if absent.
     pub max_steps: Option<u32>,
     /// Arguments that stand in for those that a request does not give. Keys, types and fixed ranges are checked here,
-    /// the pipeline's limits when the [`RequestContext`](crate::request::generate::RequestContext) is made.
+    /// the pipeline's limits when the [`RequestContext`](crate::request::resolve::RequestContext) is made.
     pub default_gen_args: GenArgs,
 }
 
@@ -66,6 +68,7 @@ impl Default for ModelParameters {
             dtype: Dtype::default(),
             scheduler: None,
             numerics: Numerics::default(),
+            safety_checker: true,
             max_rows: None,
             max_pixels: None,
             max_steps: None,
@@ -88,7 +91,7 @@ const MAX_STEPS: RangeInclusive<u64> = 1..=1000;
 /// Longest `default_gen_args`, in bytes.
 const MAX_DEFAULT_GEN_ARGS_BYTES: usize = 64 << 10;
 
-const PARAMETERS: [Parameter; 8] = [
+const PARAMETERS: [Parameter; 9] = [
     Parameter {
         name: "checkpoint",
         takes: "a relative path inside the version folder, without `..`",
@@ -134,6 +137,18 @@ const PARAMETERS: [Parameter; 8] = [
             p.numerics = match text {
                 "exact" => Numerics::Exact,
                 "fast" => Numerics::Fast,
+                _ => return Err(None),
+            };
+            Ok(())
+        },
+    },
+    Parameter {
+        name: "safety_checker",
+        takes: "one of on, off",
+        read: |p, text| {
+            p.safety_checker = match text {
+                "on" => true,
+                "off" => false,
                 _ => return Err(None),
             };
             Ok(())
@@ -263,6 +278,7 @@ mod tests {
             "dtype": {"string_value": "bfloat16"},
             "scheduler": {"string_value": "DDIMScheduler"},
             "numerics": {"string_value": "fast"},
+            "safety_checker": {"string_value": "off"},
             "max_rows": {"string_value": "8"},
             "max_pixels": {"string_value": "262144"},
             "max_steps": {"string_value": "100"},
@@ -275,6 +291,7 @@ mod tests {
             dtype: Dtype::Bfloat16,
             scheduler: Some("DDIMScheduler".into()),
             numerics: Numerics::Fast,
+            safety_checker: false,
             max_rows: Some(8),
             max_pixels: Some(262_144),
             max_steps: Some(100),
@@ -299,6 +316,8 @@ mod tests {
             ("scheduler", ""),
             ("scheduler", "DDIM Scheduler"),
             ("numerics", "quick"),
+            ("safety_checker", "no"),
+            ("safety_checker", ""),
             ("max_rows", "0"),
             ("max_rows", "257"),
             ("max_rows", "+8"),

@@ -9,6 +9,11 @@ use super::ModelParameters;
 use crate::error::{Error, Result};
 
 const TEXT_TO_IMAGE: &str = include_str!("../../config/text_to_image.json");
+const LATENT_CONSISTENCY: &str = include_str!("../../config/latent_consistency.json");
+const IMAGE_TO_IMAGE: &str = include_str!("../../config/image_to_image.json");
+const DEPTH_TO_IMAGE: &str = include_str!("../../config/depth_to_image.json");
+const INPAINT: &str = include_str!("../../config/inpaint.json");
+const UPSCALE: &str = include_str!("../../config/upscale.json");
 
 /// A diffusers pipeline, as `_class_name` in `model_index.json` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -16,6 +21,10 @@ pub enum PipelineClass {
     /// Text to image.
     #[serde(rename = "StableDiffusionPipeline")]
     StableDiffusion,
+    /// Text to image in a few steps. The arithmetic is that of `StableDiffusionPipeline` with a UNet that takes the
+    /// guidance scale itself and an `LCMScheduler`; the defaults are others.
+    #[serde(rename = "LatentConsistencyModelPipeline")]
+    LatentConsistency,
     /// Image to image.
     #[serde(rename = "StableDiffusionImg2ImgPipeline")]
     Img2Img,
@@ -32,8 +41,9 @@ pub enum PipelineClass {
 
 impl PipelineClass {
     /// Every pipeline class there is.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::StableDiffusion,
+        Self::LatentConsistency,
         Self::Img2Img,
         Self::Depth2Img,
         Self::Inpaint,
@@ -44,6 +54,7 @@ impl PipelineClass {
     pub fn name(self) -> &'static str {
         match self {
             Self::StableDiffusion => "StableDiffusionPipeline",
+            Self::LatentConsistency => "LatentConsistencyModelPipeline",
             Self::Img2Img => "StableDiffusionImg2ImgPipeline",
             Self::Depth2Img => "StableDiffusionDepth2ImgPipeline",
             Self::Inpaint => "StableDiffusionInpaintPipeline",
@@ -118,9 +129,18 @@ pub struct Defaults {
     /// DDIM's noise weight, 0 to 1.
     #[serde(deserialize_with = "value")]
     pub eta: f64,
-    /// Share of the rescaled noise prediction, 0 to 1.
-    #[serde(deserialize_with = "value")]
+    /// Share of the rescaled noise prediction, 0 to 1; 0 where the pipeline does not take it.
+    #[serde(default, deserialize_with = "value")]
     pub guidance_rescale: f64,
+    /// How far the input picture is changed, 0 to 1, where the pipeline takes it.
+    #[serde(default, deserialize_with = "some_value")]
+    pub strength: Option<f64>,
+    /// Noise added to the picture that is enlarged, where the pipeline takes it.
+    #[serde(default, deserialize_with = "some_value")]
+    pub noise_level: Option<u32>,
+    /// Whether pixels outside the mask are copied from the input, where the pipeline takes it.
+    #[serde(default, deserialize_with = "some_value")]
+    pub keep_unmasked: Option<bool>,
     /// File format of the pictures.
     #[serde(deserialize_with = "value")]
     pub output_format: Format,
@@ -139,7 +159,7 @@ pub struct Limits {
     /// Most denoising steps.
     #[serde(deserialize_with = "value")]
     pub max_steps: u32,
-    /// Most pixels of one picture, height times width.
+    /// Most pixels of one picture, height times width; of the upscaler's, most pixels of one piece.
     #[serde(deserialize_with = "value")]
     pub max_pixels: u64,
     /// Most rows of one UNet call.
@@ -151,6 +171,12 @@ pub struct Limits {
     /// Longest `gen_args`, in bytes.
     #[serde(deserialize_with = "value")]
     pub max_gen_args_bytes: usize,
+    /// Longest input picture, in bytes of base64, where the pipeline takes one.
+    #[serde(default, deserialize_with = "some_value")]
+    pub max_image_bytes: Option<usize>,
+    /// Most pixels of an input picture, height times width, where the pipeline takes one.
+    #[serde(default, deserialize_with = "some_value")]
+    pub max_image_pixels: Option<u64>,
 }
 
 impl Limits {
@@ -180,14 +206,16 @@ impl PipelineDefaults {
     /// The compiled-in defaults of a pipeline class.
     ///
     /// # Errors
-    /// Unsupported if this build does not serve the class.
+    /// Internal if the file is damaged, which the tests rule out.
     pub fn of(class: PipelineClass) -> Result<Self> {
-        match class {
-            PipelineClass::StableDiffusion => Self::parse(TEXT_TO_IMAGE),
-            other => Err(Error::unsupported(format!(
-                "{other} is not served by this version of the backend"
-            ))),
-        }
+        Self::parse(match class {
+            PipelineClass::StableDiffusion => TEXT_TO_IMAGE,
+            PipelineClass::LatentConsistency => LATENT_CONSISTENCY,
+            PipelineClass::Img2Img => IMAGE_TO_IMAGE,
+            PipelineClass::Depth2Img => DEPTH_TO_IMAGE,
+            PipelineClass::Inpaint => INPAINT,
+            PipelineClass::Upscale => UPSCALE,
+        })
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -216,6 +244,14 @@ where
     Ok(setting.value)
 }
 
+fn some_value<'de, D, T>(deserializer: D) -> std::result::Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    value(deserializer).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -233,6 +269,9 @@ mod tests {
                 num_images_per_prompt: 1,
                 eta: 0.0,
                 guidance_rescale: 0.0,
+                strength: None,
+                noise_level: None,
+                keep_unmasked: None,
                 output_format: Format::Png,
                 jpeg_quality: 75,
                 webp_quality: 80,
@@ -246,8 +285,42 @@ mod tests {
                 max_rows: 16,
                 max_prompt_bytes: 64 << 10,
                 max_gen_args_bytes: 64 << 10,
+                max_image_bytes: None,
+                max_image_pixels: None,
             }
         );
+    }
+
+    #[test]
+    fn each_class_has_a_file_of_its_own() {
+        // The defaults of diffusers' `__call__`: steps, guidance, strength, noise level.
+        let expected = [
+            (PipelineClass::StableDiffusion, 50, 7.5, None, None),
+            (PipelineClass::LatentConsistency, 4, 8.5, None, None),
+            (PipelineClass::Img2Img, 50, 7.5, Some(0.8), None),
+            (PipelineClass::Depth2Img, 50, 7.5, Some(0.8), None),
+            (PipelineClass::Inpaint, 50, 7.5, Some(1.0), None),
+            (PipelineClass::Upscale, 75, 9.0, None, Some(20)),
+        ];
+        assert_eq!(expected.len(), PipelineClass::ALL.len());
+        for (class, steps, guidance, strength, noise_level) in expected {
+            let PipelineDefaults {
+                pipeline,
+                defaults,
+                limits,
+            } = PipelineDefaults::of(class).unwrap();
+            assert_eq!(pipeline, class);
+            assert_eq!(defaults.num_inference_steps, steps, "{class}");
+            assert_eq!(defaults.guidance_scale, guidance, "{class}");
+            assert_eq!(defaults.strength, strength, "{class}");
+            assert_eq!(defaults.noise_level, noise_level, "{class}");
+            let takes_image = !matches!(
+                class,
+                PipelineClass::StableDiffusion | PipelineClass::LatentConsistency
+            );
+            assert_eq!(limits.max_image_bytes.is_some(), takes_image, "{class}");
+            assert_eq!(limits.max_image_pixels.is_some(), takes_image, "{class}");
+        }
     }
 
     #[test]
@@ -270,10 +343,6 @@ mod tests {
             assert_eq!(parsed, class);
         }
         assert_eq!(PipelineClass::from_name("FluxPipeline"), None);
-        assert!(matches!(
-            PipelineDefaults::of(PipelineClass::Upscale),
-            Err(Error::Unsupported(_))
-        ));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use triton_api::{DataType, Input, Request, decode_bytes};
 
-use super::generate::{GenerateRequest, RequestContext, resolve};
+use super::generate::GenerateRequest;
+use super::resolve::{RequestContext, RowInputs, resolve};
 use crate::config::TensorSpec;
 use crate::error::{Error, Result};
 
@@ -58,6 +59,10 @@ pub fn decode(
     };
     let negative_prompts = optional("negative_prompt", limits.max_prompt_bytes)?;
     let gen_args = optional("gen_args", limits.max_gen_args_bytes)?;
+    let max_image_bytes = limits.max_image_bytes.unwrap_or(0);
+    let images = optional("image", max_image_bytes)?;
+    let mask_images = optional("mask_image", max_image_bytes)?;
+    let depth_maps = optional("depth_map", max_image_bytes)?;
     fn at(elements: &Option<Vec<Vec<u8>>>, row: usize) -> Option<&[u8]> {
         elements
             .as_ref()
@@ -68,13 +73,15 @@ pub fn decode(
         .iter()
         .enumerate()
         .map(|(row, prompt)| {
-            resolve(
+            let inputs = RowInputs {
                 prompt,
-                at(&negative_prompts, row),
-                at(&gen_args, row),
-                context,
-            )
-            .map_err(|error| {
+                negative_prompt: at(&negative_prompts, row),
+                image: at(&images, row),
+                mask_image: at(&mask_images, row),
+                depth_map: at(&depth_maps, row),
+                gen_args: at(&gen_args, row),
+            };
+            resolve(&inputs, context).map_err(|error| {
                 if rows == 1 {
                     error
                 } else {

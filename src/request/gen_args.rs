@@ -12,6 +12,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::error::Category;
 
+use super::prompt_syntax::PromptSyntax;
 use super::typo::{did_you_mean, is_plain_key};
 use crate::config::{Format, PipelineClass};
 use crate::error::{Error, Result};
@@ -59,6 +60,8 @@ pub struct GenArgs {
     pub quality: Option<u64>,
     /// Whether pixels outside the mask are copied from the input.
     pub keep_unmasked: Option<bool>,
+    /// What brackets in the prompts mean.
+    pub prompt_syntax: Option<PromptSyntax>,
 }
 
 /// The pairs of a JSON object in their order, so that a key that is given twice is seen.
@@ -93,7 +96,7 @@ impl GenArgs {
     /// Parses and checks the text of one `gen_args` element. Text of white space alone is no arguments.
     ///
     /// Whether the pipeline takes the keys, and the limits of the model, are for the
-    /// [`RequestContext`](super::generate::RequestContext) to check.
+    /// [`RequestContext`](super::resolve::RequestContext) to check.
     ///
     /// # Errors
     /// InvalidArgument for text longer than `max_bytes`, text that is not one JSON object, a key that is unknown or
@@ -137,22 +140,37 @@ impl GenArgs {
         Ok(args)
     }
 
-    /// Checks that the pipeline takes every argument that is given.
+    /// Checks that one of the pipelines takes every argument that is given.
     ///
     /// # Errors
-    /// InvalidArgument that names the key and the pipeline.
-    pub fn check_taken_by(&self, class: PipelineClass) -> Result<()> {
+    /// InvalidArgument that names the key and the pipelines.
+    pub fn check_taken_by(&self, classes: &[PipelineClass]) -> Result<()> {
         let mut args = self.clone();
-        match KEYS
-            .iter()
-            .find(|key| !key.is_taken_by(class) && key.is_set(&mut args))
-        {
+        let stray = KEYS.iter().find(|key| {
+            !classes.iter().any(|&class| key.is_taken_by(class)) && key.is_set(&mut args)
+        });
+        match stray {
             Some(key) => Err(Error::invalid_argument(format!(
-                "`{}` is not taken by {class}",
-                key.name
+                "`{}` is not taken by {}",
+                key.name,
+                classes
+                    .iter()
+                    .map(|class| class.name())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ))),
             None => Ok(()),
         }
+    }
+
+    /// Those arguments that the pipeline takes.
+    #[must_use]
+    pub fn taken_by(&self, class: PipelineClass) -> Self {
+        let (mut all, mut taken) = (self.clone(), Self::default());
+        for key in KEYS.iter().filter(|key| key.is_taken_by(class)) {
+            key.fill(&mut taken, &mut all);
+        }
+        taken
     }
 
     /// These arguments, and those of `defaults` for the keys that they do not give.

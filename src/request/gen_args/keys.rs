@@ -7,8 +7,9 @@ use serde_json::Value;
 use super::GenArgs;
 use crate::config::{Format, PipelineClass};
 use crate::error::{Error, Result};
+use crate::request::prompt_syntax::PromptSyntax;
 
-use PipelineClass::{Depth2Img, Img2Img, Inpaint, StableDiffusion, Upscale};
+use PipelineClass::{Depth2Img, Img2Img, Inpaint, LatentConsistency, StableDiffusion, Upscale};
 
 /// One key of `gen_args`.
 pub struct Key {
@@ -37,6 +38,8 @@ enum Kind {
     ClassName(Field<String>),
     /// A file format.
     Format(Field<Format>),
+    /// What brackets in a prompt mean.
+    PromptSyntax(Field<PromptSyntax>),
     /// Strictly descending timesteps.
     Timesteps(Field<Vec<i64>>),
     /// Positive noise levels.
@@ -51,14 +54,14 @@ enum Planned {
     Switch,
     /// 0, or up to this for what is not done yet.
     Count(u64),
-    /// The first word, or the second for what is not done yet.
-    Word(&'static str, &'static str),
 }
 
 const ALL: &[PipelineClass] = &PipelineClass::ALL;
-const SIZED: &[PipelineClass] = &[StableDiffusion, Inpaint];
+const SIZED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Inpaint];
 const FROM_IMAGE: &[PipelineClass] = &[Img2Img, Depth2Img, Inpaint];
 const SCHEDULED: &[PipelineClass] = &[StableDiffusion, Img2Img, Inpaint];
+/// As [`SCHEDULED`], with the pipeline that takes no sigmas.
+const TIMED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Img2Img, Inpaint];
 
 /// Number of timesteps that every supported family was trained with (`num_train_timesteps`).
 const TRAIN_TIMESTEPS: usize = 1000;
@@ -104,11 +107,7 @@ pub static KEYS: [Key; 21] = [
         Kind::Float(0.0..=1.0, |a| &mut a.guidance_rescale),
     ),
     key("clip_skip", ALL, Kind::Int(0..=1000, |a| &mut a.clip_skip)),
-    key(
-        "timesteps",
-        SCHEDULED,
-        Kind::Timesteps(|a| &mut a.timesteps),
-    ),
+    key("timesteps", TIMED, Kind::Timesteps(|a| &mut a.timesteps)),
     key("sigmas", SCHEDULED, Kind::Sigmas(|a| &mut a.sigmas)),
     key(
         "padding_mask_crop",
@@ -127,7 +126,7 @@ pub static KEYS: [Key; 21] = [
     key(
         "prompt_syntax",
         ALL,
-        Kind::Planned(Planned::Word("plain", "weighted")),
+        Kind::PromptSyntax(|a| &mut a.prompt_syntax),
     ),
     key("progress_every", ALL, Kind::Planned(Planned::Count(1000))),
     key("preview", ALL, Kind::Planned(Planned::Switch)),
@@ -153,6 +152,12 @@ impl Key {
             Kind::Bool(_) | Kind::Planned(Planned::Switch) => "true or false".into(),
             Kind::ClassName(_) => "the class name of a diffusers scheduler".into(),
             Kind::Format(_) => format!("one of {}", Format::ALL.map(|(name, _)| name).join(", ")),
+            Kind::PromptSyntax(_) => {
+                format!(
+                    "one of {}",
+                    PromptSyntax::ALL.map(|(name, _)| name).join(", ")
+                )
+            }
             Kind::Timesteps(_) => format!(
                 "a list of 1 to {TRAIN_TIMESTEPS} integers from 0 to {}, strictly descending",
                 TRAIN_TIMESTEPS - 1
@@ -161,7 +166,6 @@ impl Key {
                 format!("a list of 1 to {TRAIN_TIMESTEPS} numbers above 0 and at most {MAX_SIGMA}")
             }
             Kind::Planned(Planned::Count(max)) => format!("an integer from 0 to {max}"),
-            Kind::Planned(Planned::Word(now, later)) => format!("one of {now}, {later}"),
         }
     }
 
@@ -187,6 +191,12 @@ impl Key {
             Kind::Format(field) => {
                 let format = Format::ALL.into_iter().find(|(name, _)| value == name);
                 set(field(args), format.map(|(_, format)| format))
+            }
+            Kind::PromptSyntax(field) => {
+                let syntax = PromptSyntax::ALL
+                    .into_iter()
+                    .find(|(name, _)| value == name);
+                set(field(args), syntax.map(|(_, syntax)| syntax))
             }
             Kind::Timesteps(field) => set(field(args), as_timesteps(value)),
             Kind::Sigmas(field) => set(field(args), as_sigmas(value)),
@@ -219,6 +229,7 @@ impl Key {
             Kind::Bool(field) => field(args).is_some(),
             Kind::ClassName(field) => field(args).is_some(),
             Kind::Format(field) => field(args).is_some(),
+            Kind::PromptSyntax(field) => field(args).is_some(),
             Kind::Timesteps(field) => field(args).is_some(),
             Kind::Sigmas(field) => field(args).is_some(),
             Kind::Planned(_) => false,
@@ -239,6 +250,7 @@ impl Key {
             Kind::Bool(field) => fill(*field, to, from),
             Kind::ClassName(field) => fill(*field, to, from),
             Kind::Format(field) => fill(*field, to, from),
+            Kind::PromptSyntax(field) => fill(*field, to, from),
             Kind::Timesteps(field) => fill(*field, to, from),
             Kind::Sigmas(field) => fill(*field, to, from),
             Kind::Planned(_) => {}
@@ -252,8 +264,6 @@ impl Planned {
         match self {
             Self::Switch => value.as_bool(),
             Self::Count(max) => as_int(value, &(0..=*max)).map(|n| n > 0),
-            Self::Word(now, _) if value == now => Some(false),
-            Self::Word(_, later) => (value == later).then_some(true),
         }
     }
 }

@@ -3,8 +3,13 @@
     clippy::panic,
     reason = "a test fails by panicking"
 )]
+mod pictures;
+
 use super::*;
+use crate::request::generate::OutputFormat;
+use crate::request::prompt_syntax::PromptSyntax;
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 const SCHEDULERS: &[&str] = &[
     "DDIMScheduler",
@@ -13,8 +18,36 @@ const SCHEDULERS: &[&str] = &[
 ];
 
 fn context_of(parameters: &ModelParameters) -> Result<RequestContext> {
-    let class = PipelineClass::StableDiffusion;
-    RequestContext::new(class, parameters, 512, 768, 12, SCHEDULERS)
+    RequestContext::new(capabilities(PipelineClass::StableDiffusion), parameters)
+}
+
+fn capabilities(class: PipelineClass) -> Capabilities {
+    Capabilities {
+        class,
+        default_height: 512,
+        default_width: 768,
+        vae_scale_factor: 8,
+        num_text_layers: 12,
+        guidance_embedding: false,
+        max_noise_level: 350,
+        schedulers: SCHEDULERS,
+    }
+}
+
+/// A row of texts.
+fn resolve(
+    prompt: &[u8],
+    negative_prompt: Option<&[u8]>,
+    gen_args: Option<&[u8]>,
+    context: &RequestContext,
+) -> Result<GenerateRequest> {
+    let row = RowInputs {
+        prompt,
+        negative_prompt,
+        gen_args,
+        ..RowInputs::default()
+    };
+    super::resolve(&row, context)
 }
 
 fn context() -> RequestContext {
@@ -47,10 +80,13 @@ fn a_prompt_alone_gets_the_defaults_of_diffusers() {
         let expected = GenerateRequest {
             prompt: "a \"naïve\" cat".into(),
             negative_prompt: String::new(),
+            prompt_syntax: PromptSyntax::Plain,
+            source: Source::Text,
             height: 512,
             width: 768,
             num_inference_steps: 50,
             guidance_scale: 7.5,
+            guidance_embedding: false,
             num_images_per_prompt: 1,
             eta: 0.0,
             guidance_rescale: 0.0,
@@ -147,6 +183,67 @@ fn rows_are_limited() {
         message(r#"{"num_images_per_prompt": 17, "guidance_scale": 0}"#),
         "gen_args: `num_images_per_prompt` 17 needs 17 rows of a UNet call, more than max_rows 16"
     );
+}
+
+#[test]
+fn a_model_that_takes_the_guidance_scale_itself_adds_no_rows() {
+    let capabilities = Capabilities {
+        guidance_embedding: true,
+        ..capabilities(PipelineClass::StableDiffusion)
+    };
+    // One row at most, and the default guidance scale: the model loads.
+    let parameters = ModelParameters {
+        max_rows: Some(1),
+        ..ModelParameters::default()
+    };
+    let context = RequestContext::new(capabilities, &parameters).unwrap();
+    let args = br#"{"guidance_scale": 8}"#;
+    let request = resolve(b"", None, Some(args), &context).unwrap();
+    assert!(request.guidance_embedding);
+    assert!(!request.do_classifier_free_guidance());
+    assert_eq!((request.guidance_scale, request.rows()), (8.0, 1));
+    let args = br#"{"guidance_scale": 8, "num_images_per_prompt": 2}"#;
+    let error = resolve(b"", None, Some(args), &context).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "gen_args: `num_images_per_prompt` 2 needs 2 rows of a UNet call, more than max_rows 1"
+    );
+}
+
+#[test]
+fn prompts_are_checked_as_the_syntax_says() {
+    let bad = b"(QZXJ:11)";
+    let weighted = &br#"{"prompt_syntax": "weighted"}"#[..];
+    let fails = |prompt: &[u8], negative: &[u8], args: &[u8], context: &RequestContext| {
+        let error = resolve(prompt, Some(negative), Some(args), context).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)));
+        assert!(!error.to_string().contains("QZXJ"));
+        error.to_string()
+    };
+    let context = context();
+    let why = "`prompt_syntax` weighted: a weight, multiplied by those of the brackets around it, must be a number from -10 to 10";
+    assert_eq!(
+        fails(bad, b"", weighted, &context),
+        format!("prompt: {why}")
+    );
+    assert_eq!(
+        fails(b"(a:1.3)", bad, weighted, &context),
+        format!("negative_prompt: {why}")
+    );
+    let deep = [&b"[(".repeat(65)[..], b"QZXJ"].concat();
+    assert!(fails(&deep, b"", weighted, &context).starts_with("prompt: `prompt_syntax` weighted:"));
+    for plain in [&br#"{"prompt_syntax": "plain"}"#[..], b"{}"] {
+        let request = resolve(bad, Some(bad), Some(plain), &context).unwrap();
+        assert_eq!(request.prompt_syntax, PromptSyntax::Plain);
+    }
+    // A model's default holds as for any other key.
+    let own = context_of(&with_defaults(r#"{"prompt_syntax": "weighted"}"#)).unwrap();
+    assert!(fails(bad, b"", b"", &own).starts_with("prompt: "));
+    let request = resolve(b"(a:2)", None, None, &own).unwrap();
+    assert_eq!(request.prompt_syntax, PromptSyntax::Weighted);
+    assert_eq!(request.gen_args("X")["prompt_syntax"], "weighted");
+    assert_eq!(request.prompt, "(a:2)");
+    resolve(bad, None, Some(br#"{"prompt_syntax": "plain"}"#), &own).unwrap();
 }
 
 #[test]
@@ -274,8 +371,9 @@ fn a_model_whose_defaults_cannot_be_served_does_not_load() {
         other => panic!("{other:?}"),
     };
     assert_eq!(
-        fails(&with_defaults(r#"{"strength": 0.5}"#)),
-        "model parameters, default_gen_args: `strength` is not taken by StableDiffusionPipeline"
+        fails(&with_defaults(r#"{"noise_level": 5}"#)),
+        "model parameters, default_gen_args: `noise_level` is not taken by StableDiffusionPipeline, \
+         StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline"
     );
     assert!(fails(&with_defaults(r#"{"quality": 90}"#)).contains("`quality`"));
     let parameters = ModelParameters {
@@ -320,6 +418,7 @@ proptest! {
         steps in 0usize..3,
         (guidance, eta, rescale) in (0.0..100.0f64, 0.0..=1.0f64, 0.0..=1.0f64),
         images in 1usize..=8,
+        syntax in 0..PromptSyntax::ALL.len(),
         clip_skip in prop::option::of(0usize..=12),
         seed in 0..=i64::MAX as u64,
         scheduler in 0..SCHEDULERS.len(),
@@ -327,12 +426,15 @@ proptest! {
         sigmas in prop::collection::vec(0.001..1000.0f64, 1..9),
     ) {
         let request = GenerateRequest {
+            source: Source::Text,
             prompt: "a".into(),
             negative_prompt: "b".into(),
+            prompt_syntax: PromptSyntax::ALL[syntax].1,
             height: height * 8,
             width: width * 8,
             num_inference_steps: sigmas.len(),
             guidance_scale: guidance,
+            guidance_embedding: false,
             num_images_per_prompt: images,
             eta,
             guidance_rescale: rescale,

@@ -2,12 +2,14 @@
 //!
 //! Source: diffusers `models/autoencoders/autoencoder_kl.py`, `models/autoencoders/vae.py`.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::attention::scaled_dot_product_attention;
 use super::autoencoder_kl_config::AutoencoderKlConfig;
-use super::layers::{Conv2d, GroupNorm, Linear, Rows, silu};
+use super::group_norm::GroupNorm;
+use super::layers::{Conv2d, Linear, Rows, silu};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D};
+use super::strips::{self, Map, StripSize};
 use crate::error::Result;
 use crate::weights::{WeightPath, Weights};
 
@@ -234,9 +236,29 @@ impl Decoder {
     }
 }
 
+impl Decoder {
+    /// [`Decoder::forward`], a strip of rows at a time from the middle block on.
+    fn forward_in_strips(&self, latents: &Tensor, size: StripSize) -> Result<Tensor> {
+        let hidden = self.conv_in.forward(latents, Rows::WHOLE)?;
+        let mut map = Map::Whole(self.mid_block.forward(&hidden)?);
+        drop(hidden);
+        for (resnets, upsampler) in &self.up_blocks {
+            for resnet in resnets {
+                map = Map::Whole(strips::resnet(resnet, map, size)?);
+            }
+            map = match (map, upsampler) {
+                (Map::Whole(hidden), Some(upsampler)) => Map::Upsampled(hidden, upsampler),
+                (map, _) => map,
+            };
+        }
+        strips::norm_and_conv(&self.conv_norm_out, &self.conv_out, &map, size)
+    }
+}
+
 /// diffusers' `AutoencoderKL`.
 pub struct AutoencoderKl {
     config: AutoencoderKlConfig,
+    kind: Kind,
     encoder: Encoder,
     decoder: Decoder,
     quant_conv: Option<Conv2d>,
@@ -268,6 +290,7 @@ impl AutoencoderKl {
             decoder: Decoder::new(&path.sub("decoder"), &config)?,
             quant_conv: pointwise(config.use_quant_conv, "quant_conv", latents * 2)?,
             post_quant_conv: pointwise(config.use_post_quant_conv, "post_quant_conv", latents)?,
+            kind: weights.kind(),
             config,
         })
     }
@@ -275,6 +298,11 @@ impl AutoencoderKl {
     /// The configuration that the model was built from.
     pub fn config(&self) -> &AutoencoderKlConfig {
         &self.config
+    }
+
+    /// The dtype of the weights, and of what goes in and comes out.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Latents `[rows, latent_channels, height, width]` (already divided by `scaling_factor`) to
@@ -287,6 +315,26 @@ impl AutoencoderKl {
             Some(conv) => self.decoder.forward(&conv.forward(latents, Rows::WHOLE)?),
             None => self.decoder.forward(latents),
         }
+    }
+
+    /// As [`AutoencoderKl::decode`], but for rounding, in less memory: one picture after the other, and each a strip of
+    /// rows at a time.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn decode_in_strips(&self, latents: &Tensor, size: StripSize) -> Result<Tensor> {
+        let pictures = latents
+            .f_split(1, 0)?
+            .iter()
+            .map(|latents| match &self.post_quant_conv {
+                Some(conv) => {
+                    let latents = conv.forward(latents, Rows::WHOLE)?;
+                    self.decoder.forward_in_strips(&latents, size)
+                }
+                None => self.decoder.forward_in_strips(latents, size),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::f_cat(&pictures, 0)?)
     }
 
     /// Pictures `[rows, in_channels, height, width]` of -1 to 1 to the moments of the latents'

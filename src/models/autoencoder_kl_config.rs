@@ -22,6 +22,8 @@ pub struct AutoencoderKlConfig {
     pub norm_num_groups: i64,
     /// What latents are multiplied by before the UNet sees them.
     pub scaling_factor: f64,
+    /// Whether decoding needs float32 where the other parts are float16; only the upscaler's pipeline asks.
+    pub force_upcast: bool,
     /// Block types; only diffusers' plain ones are supported.
     pub down_block_types: Vec<String>,
     /// Block types; only diffusers' plain ones are supported.
@@ -53,6 +55,7 @@ impl Default for AutoencoderKlConfig {
             latent_channels: 4,
             norm_num_groups: 32,
             scaling_factor: 0.18215,
+            force_upcast: true,
             down_block_types: vec!["DownEncoderBlock2D".to_owned()],
             up_block_types: vec!["UpDecoderBlock2D".to_owned()],
             act_fn: "silu".to_owned(),

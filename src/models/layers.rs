@@ -141,7 +141,7 @@ impl Linear {
 /// A square convolution over `[rows, channels, height, width]`.
 pub struct Conv2d {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
     stride: i64,
     padding: i64,
 }
@@ -161,9 +161,22 @@ impl Conv2d {
     ) -> Result<Self> {
         Ok(Self {
             weight: path.tensor("weight", &[outputs, inputs, kernel, kernel])?,
-            bias: path.tensor("bias", &[outputs])?,
+            bias: Some(path.tensor("bias", &[outputs])?),
             stride,
             padding,
+        })
+    }
+
+    /// As [`Conv2d::same`], without bias.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    pub fn same_without_bias(path: &WeightPath<'_>, inputs: i64, outputs: i64) -> Result<Self> {
+        Ok(Self {
+            weight: path.tensor("weight", &[outputs, inputs, 3, 3])?,
+            bias: None,
+            stride: 1,
+            padding: 1,
         })
     }
 
@@ -191,56 +204,13 @@ impl Conv2d {
         rows.each(input, |input| {
             Ok(input.f_conv2d(
                 &self.weight,
-                Some(&self.bias),
+                self.bias.as_ref(),
                 [self.stride, self.stride],
                 [self.padding, self.padding],
                 [1, 1],
                 1,
             )?)
         })
-    }
-}
-
-/// Normalisation over groups of channels, each row for itself.
-pub struct GroupNorm {
-    weight: Tensor,
-    bias: Tensor,
-    groups: i64,
-    eps: f64,
-}
-
-impl GroupNorm {
-    /// `weight` and `bias` of shape `[channels]`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
-    pub fn new(path: &WeightPath<'_>, groups: i64, channels: i64, eps: f64) -> Result<Self> {
-        if groups <= 0 || channels % groups != 0 {
-            return Err(crate::error::Error::invalid_argument(format!(
-                "norm_num_groups {groups} does not divide {channels} channels"
-            )));
-        }
-        let weight = path.tensor("weight", &[channels])?;
-        Ok(Self {
-            weight,
-            bias: path.tensor("bias", &[channels])?,
-            groups,
-            eps,
-        })
-    }
-
-    /// The shape of the input, `[rows, channels, ..]`.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        Ok(input.f_group_norm(
-            self.groups,
-            Some(&self.weight),
-            Some(&self.bias),
-            self.eps,
-            true,
-        )?)
     }
 }
 
@@ -335,7 +305,7 @@ mod tests {
     fn pieces_are_computed_as_if_alone() {
         let conv = Conv2d {
             weight: noise(&[5, 4, 3, 3]),
-            bias: noise(&[5]),
+            bias: Some(noise(&[5])),
             stride: 1,
             padding: 1,
         };

@@ -5,18 +5,19 @@
 
 use tch::Tensor;
 
-use super::layers::{Conv2d, GroupNorm, Linear, Rows, silu};
+use super::group_norm::GroupNorm;
+use super::layers::{Conv2d, Linear, Rows, silu};
 use crate::error::Result;
 use crate::weights::WeightPath;
 
 /// Two convolutions with norms, the time embedding added between them, and a residual.
 pub struct ResnetBlock2D {
-    norm1: GroupNorm,
-    conv1: Conv2d,
+    pub(super) norm1: GroupNorm,
+    pub(super) conv1: Conv2d,
     time_emb_proj: Option<Linear>,
-    norm2: GroupNorm,
-    conv2: Conv2d,
-    conv_shortcut: Option<Conv2d>,
+    pub(super) norm2: GroupNorm,
+    pub(super) conv2: Conv2d,
+    pub(super) conv_shortcut: Option<Conv2d>,
 }
 
 /// What shapes a [`ResnetBlock2D`].

@@ -20,7 +20,7 @@ TEST_ARGS ?=
 # demo spin shortly and then sleep. The pictures are the same.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help setup setup-reference build backend demo test test-rust test-e2e lint parity bench clean
+.PHONY: help setup setup-reference build backend demo test test-rust test-e2e tiles lint parity bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test-rust: setup
 
 test-e2e: backend
 	$(PYTHON_VENV) -m pytest tests/e2e $(PYTEST_ARGS)
+
+tiles: setup ## the upscaler in pieces against the upscaler whole, 512x512 to 2048x2048 (some minutes)
+	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features fault-injection --test tiles -- --nocapture
 
 lint: setup ## rustfmt, clippy and rustdoc, warnings as errors
 	$(CARGO) fmt --all -- --check

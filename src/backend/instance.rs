@@ -10,17 +10,16 @@ use super::reply::{Reply, RowClient};
 use super::responder::Responder;
 use crate::engine::{Engine, Task};
 use crate::error::{Error, Result};
-use crate::pipeline::{Place, StableDiffusionPipeline};
+use crate::pipeline::{DiffusionPipeline, Place};
 use crate::request::decode::decode;
-use crate::request::generate::RequestContext;
-use crate::schedulers;
+use crate::request::resolve::RequestContext;
 use crate::telemetry::EngineObserver;
 
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
     // In this order: the engine answers what is in flight when it is dropped, and the responder
     // sends those answers before its thread ends.
-    engine: Engine<StableDiffusionPipeline>,
+    engine: Engine<DiffusionPipeline>,
     responder: Responder,
     context: RequestContext,
     model: Arc<ModelState>,
@@ -38,15 +37,7 @@ impl ModelInstanceState {
             }
         };
         let components = model.components(place)?;
-        let (height, width) = components.default_size();
-        let request_context = RequestContext::new(
-            components.class,
-            model.parameters(),
-            height,
-            width,
-            components.num_text_layers(),
-            schedulers::names(),
-        )?;
+        let request_context = RequestContext::new(components.capabilities(), model.parameters())?;
         let observer = EngineObserver {
             instance: context.name().to_owned(),
             counters: model.counters(),
@@ -55,7 +46,7 @@ impl ModelInstanceState {
         Ok(Self {
             engine: Engine::start(
                 "diffusion-engine",
-                StableDiffusionPipeline::new(components),
+                DiffusionPipeline::new(components),
                 request_context.limits().max_rows as usize,
                 Box::new(observer),
             )?,

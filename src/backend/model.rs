@@ -11,7 +11,7 @@ use triton_api::{ModelContext, log_info, log_warn};
 use super::error::to_triton;
 use super::{BackendState, ModelInstanceState};
 use crate::config::{
-    ModelParameters, TEXT_TO_IMAGE_INPUTS, TensorSpec, complete_model_config, validate_model_config,
+    ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config,
 };
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
@@ -24,6 +24,7 @@ pub struct ModelState {
     folder: PathBuf,
     parameters: ModelParameters,
     max_batch_size: u32,
+    inputs: &'static [TensorSpec],
     counters: Arc<Counters>,
     /// One copy of the weights for each device, however many instances are on it.
     components: Mutex<HashMap<Place, Components>>,
@@ -47,7 +48,7 @@ impl ModelState {
 
     /// The tensors that the model takes.
     pub fn inputs(&self) -> &'static [TensorSpec] {
-        &TEXT_TO_IMAGE_INPUTS
+        self.inputs
     }
 
     /// The model's metrics.
@@ -100,15 +101,16 @@ impl ModelState {
         }
         let folder = context.version_path().join(&parameters.checkpoint);
         // A folder that is no model fails here, before its instances are made.
-        ModelIndex::read(&folder).map_err(|error| fail(&error))?;
+        let index = ModelIndex::read(&folder).map_err(|error| fail(&error))?;
+        let inputs = inputs_of(index.class);
 
         if context.should_auto_complete()?
-            && let Some(completed) = complete_model_config(&config, &TEXT_TO_IMAGE_INPUTS)
+            && let Some(completed) = complete_model_config(&config, inputs)
         {
             context.set_config(&completed)?;
             config = completed;
         }
-        validate_model_config(&config, &TEXT_TO_IMAGE_INPUTS).map_err(|error| fail(&error))?;
+        validate_model_config(&config, inputs).map_err(|error| fail(&error))?;
         let max_batch_size = config
             .get("max_batch_size")
             .and_then(Value::as_u64)
@@ -118,6 +120,7 @@ impl ModelState {
             folder,
             parameters,
             max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),
+            inputs,
             components: Mutex::default(),
             name,
         })

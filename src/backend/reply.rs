@@ -11,7 +11,7 @@ use crate::engine::Client;
 use crate::error::{Error, Result};
 use crate::picture::encode::{encode, to_base64};
 use crate::picture::metadata::Metadata;
-use crate::pipeline::Generated;
+use crate::pipeline::{Generated, Pieces};
 use crate::request::generate::GenerateRequest;
 use crate::telemetry::Counters;
 
@@ -25,6 +25,10 @@ struct Row {
     steps_run: usize,
     /// Whether a prompt had more tokens than the text encoder takes.
     prompt_truncated: bool,
+    /// For each picture whether the safety checker made it black.
+    nsfw_content_detected: Option<Vec<bool>>,
+    /// In how many pieces the pictures were made.
+    pieces: Option<Pieces>,
 }
 
 struct State {
@@ -119,22 +123,52 @@ impl Reply {
     }
 }
 
-/// `seed` and `steps_run` are numbers for one row, and texts of numbers with commas for several.
+/// `seed`, `steps_run`, `unet_tiles` and `vae_tiles` are numbers for one row, and texts of numbers with commas for several. So is
+/// `nsfw_content_detected` for one picture and for several.
 fn set_parameters(slot: &mut Slot, rows: &[Row]) -> Result<(), triton_api::Error> {
-    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    if let [row] = rows {
-        slot.set_parameter("seed", number(row.seed))?;
-        slot.set_parameter("steps_run", number(row.steps_run as u64))?;
-    } else {
-        let list = |each: fn(&Row) -> String| rows.iter().map(each).collect::<Vec<_>>().join(",");
-        slot.set_parameter("seed", list(|row| row.seed.to_string()))?;
-        slot.set_parameter("steps_run", list(|row| row.steps_run.to_string()))?;
+    let mut numbers = |name: &str, all: Vec<u64>| match all.as_slice() {
+        [] => Ok(()),
+        [one] => slot.set_parameter(name, i64::try_from(*one).unwrap_or(i64::MAX)),
+        _ => slot.set_parameter(name, list(&all)),
+    };
+    numbers("seed", rows.iter().map(|row| row.seed).collect())?;
+    numbers(
+        "steps_run",
+        rows.iter().map(|row| row.steps_run as u64).collect(),
+    )?;
+    let pieces = || rows.iter().filter_map(|row| row.pieces);
+    numbers(
+        "unet_tiles",
+        pieces().map(|pieces| pieces.unet as u64).collect(),
+    )?;
+    numbers(
+        "vae_tiles",
+        pieces().map(|pieces| pieces.vae as u64).collect(),
+    )?;
+    let flags: Vec<bool> = rows
+        .iter()
+        .filter_map(|row| row.nsfw_content_detected.clone())
+        .flatten()
+        .collect();
+    match flags.as_slice() {
+        [] => {}
+        [one] => slot.set_parameter("nsfw_content_detected", *one)?,
+        _ => slot.set_parameter("nsfw_content_detected", list(&flags))?,
     }
     slot.set_parameter("cancelled", false)?;
     slot.set_parameter(
         "prompt_truncated",
         rows.iter().any(|row| row.prompt_truncated),
     )
+}
+
+/// The values with commas between them.
+fn list<T: ToString>(values: &[T]) -> String {
+    values
+        .iter()
+        .map(T::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn fail(mut slot: Slot, error: &Error) {
@@ -194,6 +228,8 @@ impl RowClient {
             seed: self.request.seed,
             steps_run: generated.steps_run,
             prompt_truncated: generated.prompt_truncated,
+            nsfw_content_detected: generated.nsfw_content_detected.clone(),
+            pieces: generated.pieces,
         })
     }
 }

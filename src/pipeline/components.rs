@@ -6,16 +6,25 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind};
 
+use super::dpt_image_processor::DptImageProcessor;
 use super::model_index::ModelIndex;
+use super::prompt::PromptEncoder;
+use super::safety_check::SafetyCheck;
 use crate::config::{Dtype, ModelParameters, Numerics, PipelineClass};
 use crate::error::{Context, Error, Result};
 use crate::libtorch::cuda;
 use crate::models::{
-    AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, ClipTokenizer,
-    UNet2DConditionModel, UNet2DConfig,
+    AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, ClipTokenizer, DptConfig,
+    DptForDepthEstimation, UNet2DConditionModel, UNet2DConfig,
 };
-use crate::schedulers::SchedulerConfig;
+use crate::request::resolve::Capabilities;
+use crate::schedulers::{self, LowResScheduler, SchedulerConfig};
 use crate::weights::{Component, Shared, Weights, read_json};
+
+/// `scaling_factor` of the x4 upscaler's VAE (`pipeline_stable_diffusion_upscale.py`).
+const UPSCALE_SCALING_FACTOR: f64 = 0.08333;
+/// `max_noise_level` where `model_index.json` has none, diffusers' default.
+const MAX_NOISE_LEVEL: u32 = 350;
 
 /// Where an instance computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +33,15 @@ pub enum Place {
     Cpu,
     /// On the GPU of this index.
     Gpu(i32),
+}
+
+/// What depth to image has beside the common parts.
+#[derive(Clone)]
+pub struct DepthEstimator {
+    /// Makes what the model takes of a picture.
+    pub processor: Arc<DptImageProcessor>,
+    /// The model.
+    pub model: Shared<DptForDepthEstimation>,
 }
 
 /// The parts of one model on one device. A clone shares the weights.
@@ -35,7 +53,13 @@ pub struct Components {
     pub(super) text_encoder: Shared<ClipTextModel>,
     pub(super) unet: Shared<UNet2DConditionModel>,
     pub(super) vae: Shared<AutoencoderKl>,
+    pub(super) depth: Option<DepthEstimator>,
+    pub(super) safety_check: Option<SafetyCheck>,
     pub(super) scheduler: SchedulerConfig,
+    /// Makes the upscaler's input noisy.
+    pub(super) low_res_scheduler: Option<LowResScheduler>,
+    /// The upscaler's largest `noise_level`; 0 for others.
+    max_noise_level: u32,
     pub(super) device: Device,
     pub(super) numerics: Numerics,
 }
@@ -54,22 +78,12 @@ impl Components {
         place: Place,
     ) -> Result<(Self, Vec<String>)> {
         let index = ModelIndex::read(folder)?;
-        if index.class != PipelineClass::StableDiffusion {
-            return Err(Error::unsupported(format!(
-                "{}: {} is not supported yet",
-                folder.join("model_index.json").display(),
-                index.class
-            )));
-        }
+        let class = index.class;
         index.require("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"])?;
         index.require("text_encoder", &["CLIPTextModel"])?;
         index.require("unet", &["UNet2DConditionModel"])?;
         index.require("vae", &["AutoencoderKL"])?;
         let mut warnings = Vec::new();
-        if index.has("safety_checker") {
-            warnings.push("the folder's safety_checker is not run".to_owned());
-        }
-
         let device = match place {
             Place::Cpu => Device::Cpu,
             Place::Gpu(index) => cuda::device(index)?,
@@ -77,77 +91,200 @@ impl Components {
         cuda::make_current(device)?;
         let kind = kind(parameters.dtype, device);
         let _no_grad = tch::no_grad_guard();
-        let open = |name: &str, stem: &str| -> Result<Weights> {
-            Ok(Weights::new(
-                Component::open(&folder.join(name), stem)?,
-                device,
-                kind,
-            ))
+        let open_as = |name: &str, stem: &str, kind: Kind| -> Result<Weights> {
+            let component = Component::open(&folder.join(name), stem)?;
+            Ok(Weights::new(component, device, kind))
         };
+        let open = |name: &str, stem: &str| open_as(name, stem, kind);
 
         let text_config: ClipTextConfig = config(folder, "text_encoder")?;
         text_config.check()?;
         let unet_config: UNet2DConfig = config(folder, "unet")?;
         unet_config.check()?;
-        let vae_config: AutoencoderKlConfig = config(folder, "vae")?;
+        let mut vae_config: AutoencoderKlConfig = config(folder, "vae")?;
         vae_config.check()?;
-        if unet_config.in_channels != vae_config.latent_channels {
-            return Err(Error::invalid_argument(format!(
-                "unet/config.json: in_channels is {}, but {} takes the VAE's {} latent channels",
-                unet_config.in_channels, index.class, vae_config.latent_channels
-            )));
+        let mut vae_kind = kind;
+        if class == PipelineClass::Upscale {
+            // The pipeline's own, whatever the file says; old files say nothing.
+            vae_config.scaling_factor = UPSCALE_SCALING_FACTOR;
+            if kind == Kind::Half && vae_config.force_upcast {
+                vae_kind = Kind::Float;
+            }
         }
-        if unet_config.num_class_embeds.is_some() {
-            return Err(Error::unsupported(format!(
-                "unet/config.json: num_class_embeds is not supported by {}",
-                index.class
-            )));
-        }
-        if unet_config.cross_attention_dim != text_config.hidden_size {
-            return Err(Error::invalid_argument(format!(
-                "unet/config.json: cross_attention_dim is {}, but the text encoder's hidden_size is {}",
-                unet_config.cross_attention_dim, text_config.hidden_size
-            )));
-        }
+        check_unet(class, &unet_config, &vae_config, &text_config)?;
         let positions = usize::try_from(text_config.max_position_embeddings).unwrap_or(usize::MAX);
         let tokenizer =
             ClipTokenizer::open(&folder.join("tokenizer"), positions, text_config.vocab_size)?;
-        let scheduler = read_scheduler(folder, parameters.scheduler.as_deref())?;
+        let scheduler = read_scheduler(folder, class, parameters.scheduler.as_deref())?;
+        let (mut low_res_scheduler, mut max_noise_level) = (None, 0);
+        if class == PipelineClass::Upscale {
+            index.require("low_res_scheduler", &["DDPMScheduler"])?;
+            let own = folder.join("low_res_scheduler");
+            let text = read_text(&own.join("scheduler_config.json"))?;
+            let scheduler = LowResScheduler::parse(&text).context(|| own.display().to_string())?;
+            max_noise_level = index.number("max_noise_level")?.unwrap_or(MAX_NOISE_LEVEL);
+            let classes = unet_config.num_class_embeds.unwrap_or(0);
+            let levels = scheduler.num_train_timesteps().min(classes);
+            if i64::from(max_noise_level) >= levels {
+                return Err(Error::invalid_argument(format!(
+                    "model_index.json: max_noise_level is {max_noise_level}, beyond the {levels} noise levels of the UNet and the low_res_scheduler"
+                )));
+            }
+            low_res_scheduler = Some(scheduler);
+        }
+        let depth = if class == PipelineClass::Depth2Img {
+            index.require("depth_estimator", &["DPTForDepthEstimation"])?;
+            index.require(
+                "feature_extractor",
+                &[
+                    "DPTImageProcessor",
+                    "DPTFeatureExtractor",
+                    "DPTImageProcessorFast",
+                ],
+            )?;
+            let depth_config: DptConfig = config(folder, "depth_estimator")?;
+            depth_config.check()?;
+            let processor = DptImageProcessor::open(&folder.join("feature_extractor"))?;
+            processor.check(depth_config.image_size)?;
+            Some(DepthEstimator {
+                processor: Arc::new(processor),
+                model: Shared::new(DptForDepthEstimation::new(
+                    depth_config,
+                    open("depth_estimator", "model")?,
+                )?),
+            })
+        } else {
+            None
+        };
+
+        let safety_check = if !index.has("safety_checker") {
+            None
+        } else if !parameters.safety_checker {
+            warnings.push("safety_checker is off: pictures are not looked at".to_owned());
+            None
+        } else {
+            index.require("safety_checker", &["StableDiffusionSafetyChecker"])?;
+            index.require(
+                "feature_extractor",
+                &[
+                    "CLIPImageProcessor",
+                    "CLIPFeatureExtractor",
+                    "CLIPImageProcessorFast",
+                ],
+            )?;
+            Some(SafetyCheck::load(folder, device, kind)?)
+        };
 
         let text_encoder = ClipTextModel::new(text_config, open("text_encoder", "model")?)?;
         let unet =
             UNet2DConditionModel::new(unet_config, open("unet", "diffusion_pytorch_model")?)?;
-        let vae = AutoencoderKl::new(vae_config, open("vae", "diffusion_pytorch_model")?)?;
+        let vae = AutoencoderKl::new(
+            vae_config,
+            open_as("vae", "diffusion_pytorch_model", vae_kind)?,
+        )?;
         let components = Self {
-            class: index.class,
+            class,
             tokenizer: Arc::new(tokenizer),
             text_encoder: Shared::new(text_encoder),
             unet: Shared::new(unet),
             vae: Shared::new(vae),
+            depth,
+            safety_check,
             scheduler,
+            low_res_scheduler,
+            max_noise_level,
             device,
             numerics: parameters.numerics,
         };
         Ok((components, warnings))
     }
 
-    /// Height and width of a picture where a request does not say: what the UNet was trained on.
-    pub fn default_size(&self) -> (u32, u32) {
+    /// What of the model decides its requests.
+    pub fn capabilities(&self) -> Capabilities {
         let (height, width) = self.unet.config().sample_sides();
         let factor = self.vae.config().scale_factor();
         let pixels = |side: i64| u32::try_from(side.saturating_mul(factor)).unwrap_or(u32::MAX);
-        (pixels(height), pixels(width))
+        Capabilities {
+            class: self.class,
+            default_height: pixels(height),
+            default_width: pixels(width),
+            vae_scale_factor: pixels(1),
+            num_text_layers: self.text_encoder.config().num_hidden_layers,
+            guidance_embedding: self.unet.config().time_cond_proj_dim.is_some(),
+            max_noise_level: self.max_noise_level,
+            schedulers: schedulers::names(),
+        }
     }
 
-    /// Layers of the text encoder.
-    pub fn num_text_layers(&self) -> usize {
-        self.text_encoder.config().num_hidden_layers
+    /// What turns prompts into the UNet's inputs.
+    pub fn prompt_encoder(&self) -> PromptEncoder {
+        PromptEncoder::new(
+            Arc::clone(&self.tokenizer),
+            self.text_encoder.clone(),
+            self.device,
+        )
     }
 
     /// The scheduler that a request gets if it asks for none.
     pub fn scheduler_name(&self) -> &'static str {
         self.scheduler.class_name()
     }
+}
+
+/// Checks that the UNet takes what the pipeline shows it.
+fn check_unet(
+    class: PipelineClass,
+    unet: &UNet2DConfig,
+    vae: &AutoencoderKlConfig,
+    text: &ClipTextConfig,
+) -> Result<()> {
+    let latents = vae.latent_channels;
+    let takes: &[i64] = match class {
+        PipelineClass::StableDiffusion
+        | PipelineClass::LatentConsistency
+        | PipelineClass::Img2Img => &[latents],
+        PipelineClass::Depth2Img => &[latents + 1],
+        // With channels for the mask and the masked picture, or without.
+        PipelineClass::Inpaint => &[latents * 2 + 1, latents],
+        PipelineClass::Upscale => &[latents + vae.in_channels],
+    };
+    if !takes.contains(&unet.in_channels) {
+        let takes: Vec<String> = takes.iter().map(i64::to_string).collect();
+        return Err(Error::invalid_argument(format!(
+            "unet/config.json: in_channels is {}, but {class} with a VAE of {latents} latent channels has {}",
+            unet.in_channels,
+            takes.join(" or ")
+        )));
+    }
+    if unet.num_class_embeds.is_some() != (class == PipelineClass::Upscale) {
+        return Err(Error::unsupported(format!(
+            "unet/config.json: {class} needs {} num_class_embeds",
+            if class == PipelineClass::Upscale {
+                "a UNet with"
+            } else {
+                "one without"
+            },
+        )));
+    }
+    if class == PipelineClass::LatentConsistency && unet.time_cond_proj_dim.is_none() {
+        return Err(Error::invalid_argument(format!(
+            "unet/config.json: time_cond_proj_dim is missing, but {class} needs it"
+        )));
+    }
+    if matches!(class, PipelineClass::Depth2Img | PipelineClass::Upscale)
+        && unet.time_cond_proj_dim.is_some()
+    {
+        return Err(Error::unsupported(format!(
+            "unet/config.json: time_cond_proj_dim is not supported by {class}"
+        )));
+    }
+    if unet.cross_attention_dim != text.hidden_size {
+        return Err(Error::invalid_argument(format!(
+            "unet/config.json: cross_attention_dim is {}, but the text encoder's hidden_size is {}",
+            unet.cross_attention_dim, text.hidden_size
+        )));
+    }
+    Ok(())
 }
 
 /// The dtype that weights are held and computed in.
@@ -165,14 +302,17 @@ fn config<T: DeserializeOwned>(folder: &Path, component: &str) -> Result<T> {
     read_json(&folder.join(component).join("config.json"))
 }
 
-fn read_scheduler(folder: &Path, class: Option<&str>) -> Result<SchedulerConfig> {
-    let path = folder.join("scheduler").join("scheduler_config.json");
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| Error::not_found(format!("{}: {error}", path.display())))?;
-    let own_folder = || folder.join("scheduler").display().to_string();
-    match class {
-        // The folder's own class need not be one that we know if another is asked for.
-        Some(class) => SchedulerConfig::parse_as(&text, class).context(own_folder),
-        None => SchedulerConfig::parse(&text).context(own_folder),
-    }
+fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Error::not_found(format!("{}: {error}", path.display())))
+}
+
+fn read_scheduler(
+    folder: &Path,
+    pipeline: PipelineClass,
+    class: Option<&str>,
+) -> Result<SchedulerConfig> {
+    let own = folder.join("scheduler");
+    let text = read_text(&own.join("scheduler_config.json"))?;
+    SchedulerConfig::of_pipeline(&text, pipeline, class).context(|| own.display().to_string())
 }

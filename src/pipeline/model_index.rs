@@ -62,6 +62,23 @@ impl ModelIndex {
         self.component_class(component).is_some()
     }
 
+    /// A whole number beside the components; `None` if there is none.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the key if it is not a whole number below 2^32.
+    pub fn number(&self, key: &str) -> Result<Option<u32>> {
+        match self.components.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value
+                .as_u64()
+                .and_then(|number| u32::try_from(number).ok())
+                .map(Some)
+                .ok_or_else(|| {
+                    Error::invalid_argument(format!("model_index.json: {key} must be a number"))
+                }),
+        }
+    }
+
     /// The class in `["library", "Class"]`.
     fn component_class(&self, component: &str) -> Option<&str> {
         self.components.get(component)?.get(1)?.as_str()

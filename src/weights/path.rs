@@ -21,6 +21,11 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// The dtype that tensors are given in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// The tensors of `component`, to be placed on `device` as `kind`.
     pub fn new(component: Component, device: Device, kind: Kind) -> Self {
         Self {

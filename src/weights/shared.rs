@@ -17,6 +17,10 @@ unsafe impl Frozen for crate::models::ClipTextModel {}
 unsafe impl Frozen for crate::models::UNet2DConditionModel {}
 // SAFETY: as above.
 unsafe impl Frozen for crate::models::AutoencoderKl {}
+// SAFETY: as above.
+unsafe impl Frozen for crate::models::DptForDepthEstimation {}
+// SAFETY: as above; `check` and its parts read likewise.
+unsafe impl Frozen for crate::models::SafetyChecker {}
 
 /// A loaded model that several threads read.
 ///

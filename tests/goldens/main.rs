@@ -11,7 +11,11 @@
     reason = "a test fails by panicking"
 )]
 
+mod depth;
 mod models;
 mod pictures;
+mod pil;
+mod safety;
 mod schedulers;
 mod support;
+mod weighted;

@@ -1,13 +1,12 @@
 //! Whole pictures, from prompt to pixels.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use triton_diffusion::config::{ModelParameters, Numerics};
 use triton_diffusion::engine::Pipeline;
-use triton_diffusion::picture::encode::Picture;
-use triton_diffusion::pipeline::{Components, Place, StableDiffusionPipeline};
-use triton_diffusion::request::generate::{RequestContext, resolve};
-use triton_diffusion::schedulers;
+use triton_diffusion::pipeline::{Components, DiffusionPipeline, Generated, Place};
+use triton_diffusion::request::resolve::{RequestContext, RowInputs, resolve};
 
 use crate::support::{Cases, Goldens, checkpoint, compare_bytes, psnr};
 
@@ -16,6 +15,10 @@ struct Row {
     prompt: String,
     negative_prompt: Option<String>,
     gen_args: Map<String, Value>,
+    image: Option<String>,
+    mask_image: Option<String>,
+    depth_map: Option<String>,
+    nsfw_content_detected: Option<Vec<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -25,24 +28,47 @@ struct PictureCase {
     rows: Vec<Row>,
 }
 
+/// The input picture of that name as a client sends it, `[height, width]` grey or `[height, width, 3]`.
+fn input(goldens: &Goldens, name: &str) -> Vec<u8> {
+    let pixels = goldens.tensor(&format!("inputs/{name}"));
+    let size = pixels.size();
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, size[1] as u32, size[0] as u32);
+    encoder.set_color(if size.len() == 2 {
+        png::ColorType::Grayscale
+    } else {
+        png::ColorType::Rgb
+    });
+    let bytes: Vec<u8> = pixels.reshape([-1]).try_into().unwrap();
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&bytes).unwrap();
+    writer.finish().unwrap();
+    BASE64_STANDARD.encode(file).into_bytes()
+}
+
 /// The pictures of rows that are all in flight together.
 fn generate(
-    pipeline: &mut StableDiffusionPipeline,
+    goldens: &Goldens,
+    pipeline: &mut DiffusionPipeline,
     context: &RequestContext,
     rows: &[Row],
-) -> Vec<Vec<Picture>> {
+) -> Vec<Generated> {
     let mut jobs: Vec<_> = rows
         .iter()
         .map(|row| {
             let gen_args = Value::Object(row.gen_args.clone()).to_string();
-            let negative = row.negative_prompt.as_deref().map(str::as_bytes);
-            let request = resolve(
-                row.prompt.as_bytes(),
-                negative,
-                Some(gen_args.as_bytes()),
-                context,
-            )
-            .unwrap();
+            let picture = |name: &Option<String>| name.as_deref().map(|name| input(goldens, name));
+            let (image, mask_image) = (picture(&row.image), picture(&row.mask_image));
+            let depth_map = picture(&row.depth_map);
+            let inputs = RowInputs {
+                prompt: row.prompt.as_bytes(),
+                negative_prompt: row.negative_prompt.as_deref().map(str::as_bytes),
+                image: image.as_deref(),
+                mask_image: mask_image.as_deref(),
+                depth_map: depth_map.as_deref(),
+                gen_args: Some(gen_args.as_bytes()),
+            };
+            let request = resolve(&inputs, context).unwrap();
             pipeline.prepare(request).unwrap()
         })
         .collect();
@@ -62,36 +88,33 @@ fn generate(
         }
     }
     jobs.into_iter()
-        .map(|job| pipeline.finish(job).unwrap().pictures)
+        .map(|job| pipeline.finish(job).unwrap())
         .collect()
 }
 
-fn pipeline(name: &str, parameters: &ModelParameters) -> (StableDiffusionPipeline, RequestContext) {
+fn pipeline(name: &str, parameters: &ModelParameters) -> (DiffusionPipeline, RequestContext) {
     let (components, _) = Components::load(&checkpoint(name), parameters, Place::Cpu).unwrap();
-    let (height, width) = components.default_size();
-    let context = RequestContext::new(
-        components.class,
-        parameters,
-        height,
-        width,
-        components.num_text_layers(),
-        schedulers::names(),
-    )
-    .unwrap();
-    (StableDiffusionPipeline::new(components), context)
+    let context = RequestContext::new(components.capabilities(), parameters).unwrap();
+    (DiffusionPipeline::new(components), context)
 }
 
-#[test]
-fn pictures() {
-    let mut goldens = Goldens::open("pictures");
+/// Compares every picture of a group.
+fn compare(group: &'static str) {
+    let mut goldens = Goldens::open(group);
     let cases: Cases<PictureCase> = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
     let mut exact = 0;
     for case in cases.cases {
         let (mut pipeline, context) = pipeline(&case.checkpoint, &ModelParameters::default());
-        let rows = generate(&mut pipeline, &context, &case.rows);
-        for (index, pictures) in rows.iter().enumerate() {
+        let rows = generate(&goldens, &mut pipeline, &context, &case.rows);
+        for (index, generated) in rows.iter().enumerate() {
             let name = format!("{}/{index}", case.name);
+            let flags = &generated.nsfw_content_detected;
+            assert_eq!(
+                flags, &case.rows[index].nsfw_content_detected,
+                "{name}: flags"
+            );
+            let pictures = &generated.pictures;
             let theirs = goldens.tensor(&name);
             let size = theirs.size();
             assert_eq!(
@@ -111,11 +134,33 @@ fn pictures() {
             }
         }
     }
-    println!(
-        "pictures: {exact} of {} equal to the byte",
-        goldens.compared
-    );
+    println!("{group}: {exact} of {} equal to the byte", goldens.compared);
     goldens.report();
+}
+
+#[test]
+fn text_to_image() {
+    compare("pictures");
+}
+
+#[test]
+fn image_to_image() {
+    compare("image_to_image");
+}
+
+#[test]
+fn depth_to_image() {
+    compare("depth_to_image");
+}
+
+#[test]
+fn inpaint() {
+    compare("inpaint");
+}
+
+#[test]
+fn upscale() {
+    compare("upscale");
 }
 
 /// With `numerics: fast` rows are computed together; the pictures stay above 50 dB of diffusers'.
@@ -131,10 +176,10 @@ fn fast_numerics_stay_close() {
     let mut compared = 0;
     for case in cases.cases.iter().filter(|case| case.rows.len() > 1) {
         let (mut pipeline, context) = pipeline(&case.checkpoint, &parameters);
-        let rows = generate(&mut pipeline, &context, &case.rows);
-        for (index, pictures) in rows.iter().enumerate() {
+        let rows = generate(&goldens, &mut pipeline, &context, &case.rows);
+        for (index, generated) in rows.iter().enumerate() {
             let theirs = goldens.tensor(&format!("{}/{index}", case.name));
-            for (picture, theirs) in pictures.iter().zip(theirs.split(1, 0)) {
+            for (picture, theirs) in generated.pictures.iter().zip(theirs.split(1, 0)) {
                 let theirs: Vec<u8> = theirs.reshape([-1]).try_into().unwrap();
                 let psnr = psnr(picture.rgb(), &theirs);
                 assert!(psnr > 50.0, "{}/{index}: {psnr} dB", case.name);

@@ -19,15 +19,20 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
+import depth_cases
+import image_cases
 import picture_cases
+import pil_cases
+import safety_cases
 import scheduler_cases
+import weighted_cases
 from text_cases import ENCODED_TEXTS, TOKENIZED_TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CHECKPOINTS = ROOT / "tests" / "checkpoints"
 DEFAULT_OUT = ROOT / "tests" / "goldens"
 
-FAMILIES = ("sd1", "sd2_base", "sd2_768v", "sd2_depth", "sd2_inpaint", "x4_upscaler")
+FAMILIES = ("sd1", "sd2_base", "sd2_768v", "sd2_depth", "sd2_inpaint", "x4_upscaler", "lcm")
 TEXT_FAMILIES = ("sd1", "sd2_base")
 # One family for each distinct VAE: the sd2 families share theirs.
 VAE_FAMILIES = ("sd1", "sd2_base", "x4_upscaler")
@@ -107,9 +112,36 @@ def text(checkpoints, out):
     write_group(out, "text", tensors, {"cases": cases})
 
 
+def weighted(checkpoints, out):
+    """Text embeddings of prompts in the weighted syntax."""
+    tensors, cases = {}, []
+    for case in weighted_cases.cases():
+        prompt, negative, truncated = weighted_cases.encode(
+            checkpoints[case["checkpoint"]], case["prompt"], case["negative_prompt"], case["clip_skip"]
+        )
+        tensors[f"{case['name']}/prompt"] = prompt
+        if negative is not None:
+            tensors[f"{case['name']}/negative"] = negative
+        cases.append({**case, "truncated": truncated})
+    write_group(out, "weighted", tensors, {"cases": cases})
+
+
+def guidance_embeddings(pipeline, tensors):
+    """What a latent consistency model gets for a guidance scale, in the size that its UNet takes and in others."""
+    weights = torch.tensor([scale - 1 for scale in (8.5, 1.0, 0.0, 7.3, 100.0)])
+    tensors["guidance/weights"] = weights
+    cases = []
+    for dim in (pipeline.unet.config.time_cond_proj_dim, 33, 4):
+        name = f"guidance/dim{dim}"
+        tensors[name] = pipeline.get_guidance_scale_embedding(weights, embedding_dim=dim)
+        cases.append({"embedding_dim": dim, "weights": "guidance/weights", "output": name})
+    return cases
+
+
 def unet(checkpoints, out):
     """One UNet call for each family, latent size and number of rows; each row has a timestep of its own."""
     tensors, cases = {}, []
+    guidance = guidance_embeddings(checkpoints["lcm"], tensors)
     for number, family in enumerate(FAMILIES):
         model = checkpoints[family].unet
         channels, width = model.config.in_channels, model.config.cross_attention_dim
@@ -120,6 +152,9 @@ def unet(checkpoints, out):
         if model.config.num_class_embeds is not None:
             labels = f"{family}/class_labels"
             tensors[labels] = torch.tensor([20, 350])
+        cond = None
+        if model.config.time_cond_proj_dim is not None:
+            cond = f"guidance/dim{model.config.time_cond_proj_dim}"
         # 10 x 12 cannot be halved three times: the up blocks get the sizes of the skip connections instead.
         for height, width in ((8, 8), (8, 12), (10, 12)):
             size = f"{family}/{height}x{width}"
@@ -131,6 +166,7 @@ def unet(checkpoints, out):
                     tensors[timestep][:rows],
                     encoder_hidden_states=tensors[hidden][:rows],
                     class_labels=None if labels is None else tensors[labels][:rows],
+                    timestep_cond=None if cond is None else tensors[cond][:rows],
                 ).sample
                 cases.append(
                     {
@@ -141,10 +177,11 @@ def unet(checkpoints, out):
                         "timestep": timestep,
                         "encoder_hidden_states": hidden,
                         "class_labels": labels,
+                        "timestep_cond": cond,
                         "output": output,
                     }
                 )
-    write_group(out, "unet", tensors, {"cases": cases})
+    write_group(out, "unet", tensors, {"cases": cases, "guidance_embeddings": guidance})
 
 
 def vae(checkpoints, out):
@@ -197,23 +234,66 @@ def schedulers(checkpoints, out):
             print(f"  {family}: refused: steps {case['num_inference_steps']} ({case['reason']}): {case['config']}")
 
 
+def safety(checkpoints, out):
+    """Pictures, what the image processor makes of them, and how near they are to the safety checker's concepts."""
+    write_group(out, "safety", *safety_cases.run(checkpoints[safety_cases.CHECKPOINT]))
+
+
 def pictures(checkpoints, out):
     """Final pictures: one pipeline call for each row, as one request of one row is."""
     tensors = {}
     cases = picture_cases.cases()
     for case in cases:
         for number, row in enumerate(case["rows"]):
-            tensors[f"{case['name']}/{number}"] = picture_cases.run(checkpoints[case["checkpoint"]], row)
+            made, flags = picture_cases.run(checkpoints[case["checkpoint"]], row)
+            tensors[f"{case['name']}/{number}"] = made
+            if flags is not None:
+                row["nsfw_content_detected"] = flags
     write_group(out, "pictures", tensors, {"cases": cases})
+
+
+def pictures_from_pictures(group):
+    """As `pictures`, of a pipeline that takes pictures; those lie under `inputs/`."""
+
+    def make(checkpoints, out):
+        cases, inputs = image_cases.cases(group), image_cases.inputs()
+        tensors = {}
+        for case in cases:
+            for number, row in enumerate(case["rows"]):
+                for name in filter(None, (row["image"], row["mask_image"], row["depth_map"])):
+                    tensors[f"inputs/{name}"] = torch.from_numpy(inputs[name])
+                tensors[f"{case['name']}/{number}"] = image_cases.run(
+                    group, checkpoints[case["checkpoint"]], row, inputs
+                )
+        write_group(out, group, tensors, {"cases": cases})
+
+    return make
+
+
+def pil(checkpoints, out):
+    """Pictures in: decoding, resizing and composing, without a model."""
+    del checkpoints
+    write_group(out, "pil", *pil_cases.make())
+
+
+def depth(checkpoints, out):
+    """From pictures to what the UNet of depth-to-image sees of their depth, step by step."""
+    tensors, manifest = depth_cases.record(checkpoints[depth_cases.CHECKPOINT])
+    write_group(out, "depth", tensors, manifest)
 
 
 GROUPS = {
     "tokens": tokens,
     "text": text,
+    "weighted": weighted,
     "unet": unet,
     "vae": vae,
+    "depth": depth,
     "schedulers": schedulers,
+    "safety": safety,
     "pictures": pictures,
+    **{group: pictures_from_pictures(group) for group in image_cases.GROUPS},
+    "pil": pil,
 }
 
 

@@ -1,9 +1,12 @@
 """Requests whose pictures are recorded, and how diffusers answers one row of them."""
 
+import contextlib
+
 import diffusers
 import numpy as np
 import torch
 
+import weighted_cases
 from text_cases import LONG
 
 SCHEDULERS = ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
@@ -122,6 +125,65 @@ def shaped(checkpoint):
     ]
 
 
+def checked():
+    """Pictures that go through a safety checker, some of which it flags."""
+    # The seeds were looked for: every score is at least 0.028 from its edge (tiny_safety.margin), where the whole adjustment
+    # is 0.01. The second picture is near to a special care concept, and yet to no other.
+    yield "kept", [row(SEA, num_inference_steps=4, seed=127), row(SEA, num_inference_steps=4, seed=124)]
+    yield "flagged", [row(CAT, num_inference_steps=4, seed=126)]
+    yield "one-of-two-images", [row(CAT, num_inference_steps=4, seed=129, num_images_per_prompt=2)]
+    yield "one-of-two-rows", [row(CAT, num_inference_steps=4, seed=126), row(CITY, num_inference_steps=4, seed=122)]
+    yield "portrait", [row(CITY, num_inference_steps=4, seed=seed, height=72, width=48) for seed in (135, 138)]
+
+
+def weighted():
+    """Prompts of the weighted syntax. Those of the first case do not share a UNet call: they have 77 to 231 tokens."""
+    syntax = dict(prompt_syntax="weighted", num_inference_steps=3)
+    long = "a (detailed:1.4) painting of a [castle] above the clouds, " * 10
+    yield "sd2_base", "weighted-lengths", [
+        row("a (red:1.4) cat on a [blue] (chair)", **syntax, seed=121),
+        row(long, **syntax, seed=121),
+        row("a (red:1.4) cat on a [blue] (chair)", "(blurry:1.3)", **syntax, seed=122),
+        row(CAT, UGLY, num_inference_steps=3, seed=122),
+        row("a cat", long * 3, **syntax, seed=121),
+        row("a cat", long * 3, **syntax, seed=121, guidance_scale=1.0),
+    ]
+    yield "sd2_base", "weighted-two-images", [
+        row("a ((stormy:1.2) sea at night", long, **syntax, seed=123, num_images_per_prompt=2),
+    ]
+    yield "sd1", "weighted-clip-skip", [
+        row("a (red:1.4) cat, ((wow)) \\(4k\\)", "(blurry), low quality", **syntax, seed=124, clip_skip=1),
+    ]
+
+
+def distilled():
+    """A few steps with the schedulers of the `lcm` and `sd_turbo` folders."""
+    yield "lcm", "default", [row(CAT, seed=131), row(SEA, seed=132, guidance_scale=1.0)]
+    yield "lcm", "steps", [
+        row(CAT, num_inference_steps=steps, guidance_scale=scale, seed=133)
+        for steps, scale in ((1, 8.0), (2, 8.0), (3, 1.0), (4, 0.0))
+    ]
+    yield "lcm", "two-images", [
+        row(CITY, num_inference_steps=3, guidance_scale=8.0, num_images_per_prompt=2, height=72, width=48, seed=134)
+    ]
+    yield "sd_turbo", "steps", [
+        row(CAT, num_inference_steps=steps, guidance_scale=0.0, seed=136) for steps in (1, 2, 3, 4)
+    ]
+    yield "sd_turbo", "guidance", [
+        row(SEA, num_inference_steps=2, guidance_scale=1.0, seed=137),
+        row(SEA, UGLY, num_inference_steps=3, guidance_scale=7.5, seed=137),
+    ]
+    yield "sd_turbo", "two-images", [
+        row(CITY, num_inference_steps=2, guidance_scale=0.0, num_images_per_prompt=2, height=72, width=48, seed=137)
+    ]
+
+
+def named(cases):
+    return [
+        {"name": f"{checkpoint}/{name}", "checkpoint": checkpoint, "rows": rows} for checkpoint, name, rows in cases
+    ]
+
+
 def cases():
     """Every case as plain data."""
     made = list(grid("sd2_base", (7.5, 1.0), (None, UGLY), ((64, 64), (72, 48))))
@@ -132,23 +194,49 @@ def cases():
             {"name": f"{checkpoint}/{name}", "checkpoint": checkpoint, "rows": rows}
             for name, rows in shaped(checkpoint)
         ]
-    return made
+    made += [{"name": f"sd1_safety/{name}", "checkpoint": "sd1_safety", "rows": rows} for name, rows in checked()]
+    return made + named(weighted()) + named(distilled())
+
+
+def encoded(pipeline, one, arguments):
+    """The row's prompts as diffusers takes them: as text, or as embeddings if their syntax is not its own. Takes the
+    arguments that are for the encoding alone out of `arguments`."""
+    prompt, negative_prompt = one["prompt"], one["negative_prompt"]
+    if arguments.pop("prompt_syntax", "plain") == "plain":
+        return {"prompt": prompt, "negative_prompt": negative_prompt}
+    if arguments.get("guidance_scale", 7.5) <= 1:
+        negative_prompt = None
+    elif negative_prompt is None:
+        negative_prompt = ""
+    prompt_embeds, negative_prompt_embeds, _ = weighted_cases.encode(
+        pipeline, prompt, negative_prompt, arguments.pop("clip_skip", None)
+    )
+    return {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+
+
+@contextlib.contextmanager
+def own_scheduler(pipeline, name):
+    """Gives the pipeline a fresh scheduler of that class, or of its own, made from the checkpoint's configuration.
+
+    A scheduler keeps state between calls, so each call needs its own.
+    """
+    own = pipeline.scheduler
+    pipeline.scheduler = (getattr(diffusers, name) if name else type(own)).from_config(own.config)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = own
 
 
 def run(pipeline, one):
-    """One diffusers call; returns u8 [images, height, width, 3]."""
+    """One diffusers call; returns u8 [images, height, width, 3] and, with a safety checker, which images it flagged."""
     arguments = dict(one["gen_args"])
-    own = pipeline.scheduler
-    scheduler, seed = arguments.pop("scheduler", None), arguments.pop("seed")
-    # A scheduler keeps state between calls, so each call gets its own, made from the checkpoint's configuration.
-    pipeline.scheduler = (getattr(diffusers, scheduler) if scheduler else type(own)).from_config(own.config)
-    try:
-        images = pipeline(
-            prompt=one["prompt"],
-            negative_prompt=one["negative_prompt"],
+    seed = arguments.pop("seed")
+    prompts = encoded(pipeline, one, arguments)
+    with own_scheduler(pipeline, arguments.pop("scheduler", None)):
+        made = pipeline(
+            **prompts,
             generator=torch.Generator("cpu").manual_seed(seed),
             **arguments,
-        ).images
-    finally:
-        pipeline.scheduler = own
-    return torch.from_numpy(np.stack([np.array(image) for image in images]))
+        )
+    return torch.from_numpy(np.stack([np.array(image) for image in made.images])), made.nsfw_content_detected

@@ -9,6 +9,7 @@ import json
 import pathlib
 import shutil
 import struct
+import threading
 import time
 
 import numpy as np
@@ -19,7 +20,8 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CHECKPOINT = ROOT / "tests" / "checkpoints" / "sd2_base"
+CHECKPOINTS = ROOT / "tests" / "checkpoints"
+CHECKPOINT = CHECKPOINTS / "sd2_base"
 # Height and width of a picture of CHECKPOINT when the request names none: sample_size 8, times 8.
 DEFAULT_SIZE = 64
 # Seconds after which a request that has no answer fails its test.
@@ -103,6 +105,38 @@ def opened(picture):
 def pixels(picture):
     """The picture's pixels as an int array of height, width, channel."""
     return np.asarray(opened(picture).convert("RGB")).astype(np.int64)
+
+
+def waves(width, height, phase=0.0):
+    """A smooth RGB picture, to be sent."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    channels = [np.sin(x * (0.11 + 0.05 * c) + phase) + np.cos(y * (0.13 - 0.03 * c) + c + phase) for c in range(3)]
+    return Image.fromarray(((np.stack(channels, axis=-1) + 2) / 4 * 255).round().astype(np.uint8))
+
+
+def spot(width, height):
+    """A grey mask: a white ellipse on black."""
+    x, y = np.meshgrid(np.arange(width) / width, np.arange(height) / height)
+    return Image.fromarray(((np.hypot((x - 0.55) / 0.3, (y - 0.45) / 0.35) < 1) * 255).astype(np.uint8))
+
+
+def slope(width, height):
+    """A grey depth map."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(((x * 2 + y * 3) % 256).astype(np.uint8))
+
+
+def file_of(image, kind="PNG", **options):
+    """The bytes of a PIL image in a file format."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def sent(image, kind="PNG", **options):
+    """A PIL image, or the bytes of a file, as the text of an input tensor."""
+    file = image if isinstance(image, bytes) else file_of(image, kind, **options)
+    return base64.b64encode(file).decode()
 
 
 def text_chunk(picture):
@@ -190,6 +224,24 @@ class Client:
                 future.set_result(self._grpc_answer(result))
 
         return self.grpc.async_infer(model, self._inputs(grpcclient, tensors), received), future
+
+    def all_at_once(self, requests):
+        """Sends each (model, inputs) from a thread of its own, all at the same moment; returns the answers in order."""
+        answers = [None] * len(requests)
+        barrier = threading.Barrier(len(requests))
+
+        def send(index):
+            model, tensors = requests[index]
+            barrier.wait()
+            answers[index] = self.start(model, **tensors)[1].result(timeout=TIMEOUT)
+
+        threads = [threading.Thread(target=send, args=(index,)) for index in range(len(requests))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert None not in answers, "a client got no answer"
+        return answers
 
     def load(self, *models):
         """Loads models, each of which must load."""

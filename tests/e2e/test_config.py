@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support import CHECKPOINT, ROOT, config, pixels, text_chunk
+from support import CHECKPOINT, CHECKPOINTS, ROOT, config, opened, pixels, sent, spot, text_chunk, waves
 
 PROMPT = "a cat on a mat"
 QUICK = {"num_inference_steps": 4, "seed": 11, "scheduler": "DDIMScheduler"}
@@ -28,10 +28,14 @@ def test_a_config_with_nothing_but_the_backend_is_completed(repository, client):
     client.load("bare")
     completed = client.http.get_model_config("bare")
     inputs = {each["name"]: each for each in completed["input"]}
-    assert set(inputs) == {"prompt", "negative_prompt", "gen_args"}
+    assert {name: each.get("optional", False) for name, each in inputs.items()} == {
+        "prompt": False,
+        "negative_prompt": True,
+        "image": True,
+        "mask_image": True,
+        "gen_args": True,
+    }
     assert {each["data_type"] for each in inputs.values()} == {"TYPE_STRING"}
-    assert not inputs["prompt"].get("optional", False)
-    assert inputs["negative_prompt"]["optional"] and inputs["gen_args"]["optional"]
     (output,) = completed["output"]
     assert (output["name"], output["data_type"]) == ("generated_image", "TYPE_STRING")
     assert completed["max_batch_size"] >= 1
@@ -149,14 +153,30 @@ def test_an_unknown_parameter_is_a_warning(repository, client, server):
     assert warnings
 
 
-def test_the_shipped_configuration_for_a_cpu(repository, client):
-    """model_repository/sd_base with configs/cpu.pbtxt in the place of config.pbtxt, which asks for a GPU."""
-    model = repository.folder / "sd_base"
-    shutil.copytree(ROOT / "model_repository" / "sd_base", model)
+SHIPPED = {
+    "sd_base": ("sd2_base", {}),
+    "sd_depth": ("sd2_depth", {"image": waves(64, 64)}),
+    "sd_inpaint": ("sd2_inpaint", {"image": waves(64, 64), "mask_image": spot(64, 64)}),
+    "sd_upscale": ("x4_upscaler", {"image": waves(16, 16)}),
+}
+
+
+def test_every_shipped_configuration_is_tested():
+    assert set(SHIPPED) == {folder.name for folder in (ROOT / "model_repository").iterdir()}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_configuration_for_a_cpu(repository, client, name):
+    """A folder of model_repository with configs/cpu.pbtxt in the place of config.pbtxt, which asks for a GPU."""
+    checkpoint, pictures = SHIPPED[name]
+    model = repository.folder / name
+    shutil.copytree(ROOT / "model_repository" / name, model)
     (model / "1").mkdir(exist_ok=True)
-    (model / "1" / "checkpoint").symlink_to(CHECKPOINT, target_is_directory=True)
+    (model / "1" / "checkpoint").symlink_to(CHECKPOINTS / checkpoint, target_is_directory=True)
     assert "KIND_GPU" in (model / "config.pbtxt").read_text()
     shutil.copy(model / "configs" / "cpu.pbtxt", model / "config.pbtxt")
-    client.load("sd_base")
-    answer = client.infer("sd_base", prompt=PROMPT, gen_args=QUICK)
+    client.load(name)
+    inputs = {tensor: sent(picture) for tensor, picture in pictures.items()}
+    answer = client.infer(name, prompt=PROMPT, gen_args=QUICK, **inputs)
     assert text_chunk(answer.picture)["gen_args"]["seed"] == 11
+    assert opened(answer.picture).size == (64, 64)

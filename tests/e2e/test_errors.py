@@ -154,4 +154,4 @@ def test_a_bad_row_of_a_batch_is_named(client):
 
 
 def test_input_of_another_pipeline(client):
-    client.refused("sd_base", prompt=PROMPT, mask_image=SECRET)
+    client.refused("sd_base", prompt=PROMPT, depth_map=SECRET)

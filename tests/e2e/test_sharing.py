@@ -1,7 +1,5 @@
 """Requests at the same time: shared UNet calls, the same bytes as alone, cancellation."""
 
-import threading
-
 import pytest
 from support import at_most, config, wait_for
 from tritonclient.utils import InferenceServerException
@@ -62,24 +60,6 @@ def counted(client):
     return run
 
 
-def all_at_once(client, requests):
-    """Sends each request from a thread of its own, all at the same moment; returns the answers in order."""
-    answers = [None] * len(requests)
-    barrier = threading.Barrier(len(requests))
-
-    def send(index):
-        barrier.wait()
-        answers[index] = client.start(MODEL, **requests[index])[1].result(timeout=120)
-
-    threads = [threading.Thread(target=send, args=(index,)) for index in range(len(requests))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert None not in answers, "a client got no answer"
-    return answers
-
-
 def test_one_request_makes_one_call_a_step(client, counted):
     _, calls, rows = counted(lambda: client.infer(MODEL, **FOUR[0]))
     assert calls == 60
@@ -91,7 +71,7 @@ def test_one_request_makes_one_call_a_step(client, counted):
 
 def test_four_clients_share_calls_and_get_the_same_bytes_as_alone(client, counted):
     alone, calls_alone, rows_alone = counted(lambda: [client.infer(MODEL, **request) for request in FOUR])
-    together, calls_together, rows_together = counted(lambda: all_at_once(client, FOUR))
+    together, calls_together, rows_together = counted(lambda: client.all_at_once([(MODEL, request) for request in FOUR]))
     for index, (one, other) in enumerate(zip(alone, together, strict=True)):
         assert one.picture == other.picture, f"client {index} got another picture in company"
         assert one.parameters == other.parameters

@@ -36,7 +36,7 @@ fn tensors() {
     fn bytes(length: u32, text: &str) -> Vec<u8> {
         [&length.to_le_bytes(), text.as_bytes()].concat()
     }
-    let cases: [(&str, Build, ErrorCode, &[&str]); 24] = [
+    let cases: [(&str, Build, ErrorCode, &[&str]); 26] = [
         ("no inputs", |b| b, INVALID, &["prompt", "missing"]),
         (
             "no prompt",
@@ -187,13 +187,37 @@ fn tensors() {
             "an input of another pipeline",
             |b| {
                 b.bytes_input("prompt", &[1, 1], &[MARKER]).bytes_input(
+                    "depth_map",
+                    &[1, 1],
+                    &[MARKER],
+                )
+            },
+            INVALID,
+            &[
+                "input",
+                "prompt, negative_prompt, image, mask_image, gen_args",
+            ],
+        ),
+        (
+            "a mask without a picture",
+            |b| {
+                b.bytes_input("prompt", &[1, 1], &[MARKER]).bytes_input(
                     "mask_image",
                     &[1, 1],
                     &[MARKER],
                 )
             },
             INVALID,
-            &["input", "prompt, negative_prompt, gen_args"],
+            &["`mask_image`", "`image`"],
+        ),
+        (
+            "a picture that is none",
+            |b| {
+                b.bytes_input("prompt", &[1, 1], &[MARKER])
+                    .bytes_input("image", &[1, 1], &[MARKER])
+            },
+            INVALID,
+            &["input `image`", "known format"],
         ),
         (
             "GPU memory",
@@ -363,11 +387,6 @@ fn gen_args() {
             &["`prompt_syntax`", "plain, weighted"],
         ),
         (
-            r#"{"prompt_syntax": "weighted"}"#,
-            ErrorCode::Unsupported,
-            &["`prompt_syntax`"],
-        ),
-        (
             r#"{"progress_every": 5}"#,
             ErrorCode::Unsupported,
             &["`progress_every`"],
@@ -385,6 +404,15 @@ fn gen_args() {
         };
         for (args, code, words) in cases {
             assert_refused(server, instance, args, with(args.as_bytes()), *code, words);
+        }
+        for (input, other) in [("prompt", "negative_prompt"), ("negative_prompt", "prompt")] {
+            let builder = server
+                .request()
+                .bytes_input(input, &[1, 1], &["(zebra:11)"])
+                .bytes_input(other, &[1, 1], &["(a:1.5)"])
+                .bytes_input("gen_args", &[1, 1], &[r#"{"prompt_syntax": "weighted"}"#]);
+            let words = &[input, "`prompt_syntax` weighted", "from -10 to 10"];
+            assert_refused(server, instance, input, builder, INVALID, words);
         }
         assert_refused(
             server,

@@ -110,14 +110,18 @@ fn folders() {
             &["model_index.json", "_class_name"],
         ),
         (
-            "a pipeline that is not served yet",
+            "a UNet that the pipeline has not",
             change(edit(
                 "model_index.json",
                 "_class_name",
                 json!("StableDiffusionUpscalePipeline"),
             )),
-            Unsupported,
-            &["StableDiffusionUpscalePipeline"],
+            InvalidArg,
+            &[
+                "unet/config.json",
+                "in_channels",
+                "StableDiffusionUpscalePipeline",
+            ],
         ),
         (
             "another text encoder",
@@ -134,6 +138,22 @@ fn folders() {
             change(edit("model_index.json", "vae", json!([null, null]))),
             NotFound,
             &["model_index.json", "vae"],
+        ),
+        (
+            "a latent consistency model whose UNet takes no guidance scale",
+            change(edit(
+                "model_index.json",
+                "_class_name",
+                json!("LatentConsistencyModelPipeline"),
+            )),
+            InvalidArg,
+            &["unet/config.json", "time_cond_proj_dim"],
+        ),
+        (
+            "a UNet that is said to take the guidance scale, and has no weights for it",
+            change(edit("unet/config.json", "time_cond_proj_dim", json!(256))),
+            NotFound,
+            &["time_embedding.cond_proj.weight"],
         ),
         (
             "no unet/config.json",
@@ -212,11 +232,7 @@ fn folders() {
         ("an empty file", change(cut(0)), InvalidArg, &[UNET]),
         (
             "an unknown scheduler",
-            change(edit(
-                SCHEDULER,
-                "_class_name",
-                json!("UniPCMultistepScheduler"),
-            )),
+            change(edit(SCHEDULER, "_class_name", json!("ZebraScheduler"))),
             Unsupported,
             &["scheduler", "PNDMScheduler"],
         ),
@@ -225,11 +241,11 @@ fn folders() {
             change(|folder| {
                 edit_json(&folder.join(SCHEDULER), |json| {
                     json["_class_name"] = "DPMSolverMultistepScheduler".into();
-                    json["use_karras_sigmas"] = true.into();
+                    json["use_flow_sigmas"] = true.into();
                 });
             }),
             Unsupported,
-            &["scheduler_config.json", "use_karras_sigmas"],
+            &["scheduler_config.json", "use_flow_sigmas"],
         ),
         (
             "a UNet for a wider text encoder",
@@ -286,9 +302,9 @@ fn parameters() {
         ),
         (
             "default_gen_args",
-            r#"{"strength": 0.5}"#,
+            r#"{"noise_level": 20}"#,
             InvalidArg,
-            &["strength"],
+            &["noise_level"],
         ),
         (
             "default_gen_args",
@@ -350,11 +366,11 @@ fn configurations() {
                 "input",
                 json!([
                     tensor("prompt", "TYPE_STRING"),
-                    tensor("image", "TYPE_STRING")
+                    tensor("depth_map", "TYPE_STRING")
                 ]),
             ),
             InvalidArg,
-            &["input `image`"],
+            &["input `depth_map`"],
         ),
         (
             config("output", json!([tensor("picture", "TYPE_STRING")])),

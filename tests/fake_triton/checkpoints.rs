@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use safetensors::SafeTensors;
@@ -121,6 +122,28 @@ fn assert_same_picture(change: impl FnOnce(&Path)) {
 #[test]
 fn a_copy_is_the_same() {
     assert_same_picture(|_| ());
+}
+
+/// `sd_turbo` has links to the parts of `sd2_base`, and differs in its scheduler alone.
+#[test]
+fn parts_that_are_links() {
+    let repository = Repository::new();
+    let expected = picture_of(repository.link("sd_base", "sd2_base"));
+    fs::remove_file(repository.checkpoint("sd_base")).unwrap();
+    let scheduler = "scheduler/scheduler_config.json";
+    let spec = repository.changed("sd_base", "sd_turbo", |folder| {
+        fs::copy(
+            checkpoint("sd2_base").join(scheduler),
+            folder.join(scheduler),
+        )
+        .unwrap();
+        for part in ["text_encoder", "tokenizer", "unet", "vae"] {
+            assert!(!folder.join(part).is_symlink());
+            fs::remove_dir_all(folder.join(part)).unwrap();
+            symlink(checkpoint("sd_turbo").join(part), folder.join(part)).unwrap();
+        }
+    });
+    assert!(picture_of(spec) == expected, "another picture");
 }
 
 #[test]

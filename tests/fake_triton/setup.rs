@@ -96,7 +96,8 @@ fn copy_folder(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
+        // Parts that families share are links to folders: what they lead to is copied.
+        if entry.path().is_dir() {
             copy_folder(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), target).unwrap();
@@ -274,6 +275,16 @@ pub fn assert_serves(server: &FakeServer, instance: &FakeInstance<'_>) {
 
 /// Width and height of a PNG file that is whole.
 pub fn png_size(file: &[u8]) -> (u32, u32) {
+    let (frame, _) = png_frame(file);
+    (frame.width, frame.height)
+}
+
+/// The pixels of a PNG file.
+pub fn pixels(file: &[u8]) -> Vec<u8> {
+    png_frame(file).1
+}
+
+fn png_frame(file: &[u8]) -> (png::OutputInfo, Vec<u8>) {
     let mut reader = png::Decoder::new(Cursor::new(file)).read_info().unwrap();
     let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
     let frame = reader.next_frame(&mut pixels).unwrap();
@@ -281,7 +292,7 @@ pub fn png_size(file: &[u8]) -> (u32, u32) {
         (frame.color_type, frame.bit_depth),
         (png::ColorType::Rgb, png::BitDepth::Eight)
     );
-    (frame.width, frame.height)
+    (frame, pixels)
 }
 
 /// A counter of the model `sd_base`.

@@ -93,6 +93,68 @@ fn several_pictures_of_one_prompt() {
 }
 
 #[test]
+fn prompts_with_weights() {
+    serve(|server, instance| {
+        let picture = |prompt: &str, negative: &str, syntax: &str| {
+            let args = json!({"num_inference_steps": 2, "seed": 7, "prompt_syntax": syntax});
+            let request = server
+                .request()
+                .bytes_input("prompt", &[1, 1], &[prompt])
+                .bytes_input("negative_prompt", &[1, 1], &[negative])
+                .bytes_input("gen_args", &[1, 1], &[args.to_string()])
+                .output(OUTPUT)
+                .build();
+            instance.execute(&[&request]).unwrap();
+            let truncated = answer(&request).unwrap().parameters["prompt_truncated"].clone();
+            // The text chunk of the file holds the prompt: what is compared is the picture.
+            (
+                pixels(&pictures(&request)[0]),
+                truncated == ParameterValue::Bool(true),
+            )
+        };
+        let plain = picture("a (red:1.4) cat", "", "plain");
+        let weighted = picture("a (red:1.4) cat", "", "weighted");
+        assert_ne!(weighted.0, plain.0);
+        assert_ne!(picture("a red cat", "", "weighted").0, weighted.0);
+        assert_eq!(
+            picture("(a red cat:1)", "", "weighted"),
+            picture("a red cat", "", "weighted")
+        );
+        // The text encoder reads 75 words of one token at once, and three times that if weighted.
+        for (words, plain, weighted) in [
+            (75, false, false),
+            (76, true, false),
+            (225, true, false),
+            (226, true, true),
+        ] {
+            let long = "a ".repeat(words);
+            assert_eq!(picture(&long, "", "plain").1, plain, "{words}");
+            assert_eq!(picture(&long, "", "weighted").1, weighted, "{words}");
+            assert_eq!(picture("", &long, "weighted").1, weighted, "{words}");
+        }
+    });
+}
+
+/// Requests whose prompts have different numbers of tokens are in flight together, and do not share UNet calls.
+#[test]
+fn prompts_of_different_lengths() {
+    serve(|server, instance| {
+        let args = json!({"num_inference_steps": 2, "seed": 7, "prompt_syntax": "weighted"});
+        let prompts = [1, 100, 200].map(|words| "a ".repeat(words));
+        let prompts = prompts.each_ref().map(String::as_str);
+        let rows = vec![args.clone(); prompts.len()];
+        let together = ask_rows(server, &prompts, &rows);
+        instance.execute(&[&together]).unwrap();
+        let together = pictures(&together);
+        for (prompt, file) in prompts.iter().zip(&together) {
+            let alone = ask_rows(server, &[prompt], &rows[..1]);
+            instance.execute(&[&alone]).unwrap();
+            assert!(pictures(&alone)[0] == *file, "{} bytes", prompt.len());
+        }
+    });
+}
+
+#[test]
 fn a_seed_gives_a_picture() {
     serve(|server, instance| {
         let picture = |args: &Value| {
@@ -380,15 +442,18 @@ fn a_config_of_a_backend_name_alone_is_completed() {
         let config = instance.model_config();
         assert_eq!(config["max_batch_size"], 8);
         let string = |name: &str| json!({"name": name, "data_type": "TYPE_STRING", "dims": [1]});
-        let mut optional = [string("negative_prompt"), string("gen_args")];
-        optional
-            .iter_mut()
-            .for_each(|tensor| tensor["optional"] = true.into());
-        let [negative_prompt, gen_args] = optional;
-        assert_eq!(
-            config["input"],
-            json!([string("prompt"), negative_prompt, gen_args])
-        );
+        let mut input = [
+            "prompt",
+            "negative_prompt",
+            "image",
+            "mask_image",
+            "gen_args",
+        ]
+        .map(string);
+        for tensor in &mut input[1..] {
+            tensor["optional"] = true.into();
+        }
+        assert_eq!(config["input"], json!(input));
         let output = json!([{"name": "generated_image", "data_type": "TYPE_STRING", "dims": [-1]}]);
         assert_eq!(config["output"], output);
     });

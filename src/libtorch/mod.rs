@@ -5,6 +5,7 @@
 pub mod cuda;
 mod error;
 mod generator;
+pub mod memory;
 
 pub use error::is_out_of_memory;
 pub use generator::Generator;

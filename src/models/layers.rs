@@ -9,6 +9,7 @@
 
 use tch::Tensor;
 
+use super::strips::{Map, StripSize, convolve};
 use crate::error::Result;
 use crate::weights::WeightPath;
 
@@ -16,17 +17,36 @@ use crate::weights::WeightPath;
 /// depend on the alignment of what it reads.
 const ALIGNMENT: usize = 64;
 
-/// How the rows (dimension 0) of one call divide among jobs.
+/// How the rows (dimension 0) of one call divide among jobs, and whether memory is short.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a>(Option<&'a [i64]>);
+pub struct Rows<'a> {
+    sizes: Option<&'a [i64]>,
+    /// Convolutions are computed in strips of this size.
+    strips: Option<StripSize>,
+}
 
 impl<'a> Rows<'a> {
     /// All rows in one piece, as one caller's batch.
-    pub const WHOLE: Rows<'static> = Rows(None);
+    pub const WHOLE: Rows<'static> = Rows {
+        sizes: None,
+        strips: None,
+    };
+
+    /// All rows in one piece, with convolutions a strip of the map at a time: libtorch lays out the surroundings of
+    /// every value beside each other for some of them, which takes many times the memory of the map.
+    pub fn in_strips(size: StripSize) -> Self {
+        Self {
+            sizes: None,
+            strips: Some(size),
+        }
+    }
 
     /// Consecutive pieces of these sizes, each computed as if it were alone.
     pub fn apart(sizes: &'a [i64]) -> Self {
-        Self((sizes.len() > 1).then_some(sizes))
+        Self {
+            sizes: (sizes.len() > 1).then_some(sizes),
+            strips: None,
+        }
     }
 
     /// `f` over each piece of `input`, joined again.
@@ -46,7 +66,7 @@ impl<'a> Rows<'a> {
         inputs: &[&Tensor],
         f: impl Fn(&[&Tensor]) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let Some(sizes) = self.0 else {
+        let Some(sizes) = self.sizes else {
             return f(inputs);
         };
         let mut outputs = Vec::with_capacity(sizes.len());
@@ -201,6 +221,10 @@ impl Conv2d {
     /// # Errors
     /// Out of memory.
     pub fn forward(&self, input: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
+        if let (Some(size), 1, 1) = (rows.strips, self.stride, self.padding) {
+            let map = Map::Whole(input.shallow_clone());
+            return convolve(&map, size, |strip| self.forward(strip, Rows::WHOLE));
+        }
         rows.each(input, |input| {
             Ok(input.f_conv2d(
                 &self.weight,

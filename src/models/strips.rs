@@ -78,7 +78,10 @@ impl StripSize {
 }
 
 /// `conv` of every strip of `map`, with one row more on each side where there is one, joined to a whole.
-fn convolve(
+///
+/// # Errors
+/// Out of memory.
+pub fn convolve(
     map: &Map<'_>,
     size: StripSize,
     conv: impl Fn(&Tensor) -> Result<Tensor>,

@@ -13,12 +13,15 @@ use super::{depth_to_image, image_to_image, text_to_image, upscale};
 use crate::config::{Numerics, PipelineClass};
 use crate::engine::{Batch, Pipeline, StepOutcome};
 use crate::error::{Error, Result};
-use crate::libtorch::{Generator, cuda};
+use crate::libtorch::{Generator, cuda, memory};
 use crate::models::{Rows, StripSize, UNetInput, guidance_scale_embedding};
 use crate::picture::Picture;
 use crate::picture::convert::pictures;
 use crate::request::generate::{GenerateRequest, Source};
 use crate::schedulers::Plan;
+
+/// How large a picture's maps are cut for the UNet's convolutions.
+const CONVOLUTION_STRIPS: StripSize = StripSize { values: 1 << 14 };
 
 /// What a request comes to.
 pub struct Generated {
@@ -179,7 +182,9 @@ impl DiffusionPipeline {
                     class_labels: labels.as_ref(),
                     timestep_cond: cond.as_ref(),
                 };
-                self.components.unet.forward(&one, Rows::WHOLE)
+                self.components
+                    .unet
+                    .forward(&one, Rows::in_strips(CONVOLUTION_STRIPS))
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&predictions, 0)?)
@@ -192,7 +197,10 @@ impl DiffusionPipeline {
             .f_to_kind(vae.kind())?
             .f_div_scalar(vae.config().scaling_factor)?;
         match strips {
-            Some(size) => vae.decode_in_strips(&latents, size),
+            Some(size) => {
+                memory::trim();
+                vae.decode_in_strips(&latents, size)
+            }
             None => vae.decode(&latents),
         }
     }

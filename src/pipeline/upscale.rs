@@ -16,7 +16,7 @@ use crate::picture::resize::{self, Filter};
 /// the latents, a sixteenth of those that the VAE ends with.
 const UNET_SHARE: i64 = 4;
 /// Strips that the VAE decodes what would fit into memory whole in.
-const STRIPS: u64 = 16;
+const STRIPS: u64 = 64;
 
 /// The strips that a picture of that size in pixels is decoded in, if it is not decoded whole.
 pub fn strips(height: u32, width: u32, max_piece_pixels: u64) -> Option<StripSize> {

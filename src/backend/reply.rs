@@ -10,9 +10,9 @@ use crate::config::OUTPUT_NAME;
 use crate::engine::Client;
 use crate::error::{Error, Result};
 use crate::picture::encode::{encode, to_base64};
-use crate::picture::metadata::Metadata;
 use crate::pipeline::{Generated, Pieces};
 use crate::request::generate::GenerateRequest;
+use crate::request::metadata::Metadata;
 use crate::telemetry::Counters;
 
 /// What one row came to.
@@ -218,7 +218,7 @@ impl RowClient {
                 Ok(to_base64(&encode(
                     picture,
                     &self.request.output,
-                    &metadata,
+                    &metadata.to_json(),
                 )?))
             })
             .collect::<Result<Vec<_>>>()?;

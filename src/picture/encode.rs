@@ -4,10 +4,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
+use serde_json::Value;
 
-use super::metadata::Metadata;
+use super::output_format::OutputFormat;
 use crate::error::{Error, Result};
-use crate::request::generate::OutputFormat;
 
 /// Keyword of the PNG text chunk that holds the parameters. Other programs for Stable Diffusion look there too.
 pub const METADATA_KEYWORD: &str = "parameters";
@@ -60,12 +60,12 @@ impl Picture {
     }
 }
 
-/// Encodes a picture. A PNG carries `metadata` in an iTXt chunk with the keyword [`METADATA_KEYWORD`]; the other formats
+/// Encodes a picture. A PNG carries `metadata`, a JSON object, in an iTXt chunk with the keyword [`METADATA_KEYWORD`]; the other formats
 /// carry none.
 ///
 /// # Errors
 /// InvalidArgument for a picture larger than the format can hold; Internal if the encoder fails.
-pub fn encode(picture: &Picture, output: &OutputFormat, metadata: &Metadata) -> Result<Vec<u8>> {
+pub fn encode(picture: &Picture, output: &OutputFormat, metadata: &Value) -> Result<Vec<u8>> {
     let format = output.format();
     if picture.width.max(picture.height) > format.max_side() {
         return Err(Error::invalid_argument(format!(
@@ -89,7 +89,7 @@ pub fn to_base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-fn png(picture: &Picture, metadata: &Metadata) -> std::result::Result<Vec<u8>, String> {
+fn png(picture: &Picture, metadata: &Value) -> std::result::Result<Vec<u8>, String> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, picture.width, picture.height);
     encoder.set_color(png::ColorType::Rgb);
@@ -98,7 +98,7 @@ fn png(picture: &Picture, metadata: &Metadata) -> std::result::Result<Vec<u8>, S
     encoder.set_compression(png::Compression::Fast);
     // iTXt and not tEXt, which holds Latin-1 only.
     encoder
-        .add_itxt_chunk(METADATA_KEYWORD.into(), metadata.to_json().to_string())
+        .add_itxt_chunk(METADATA_KEYWORD.into(), metadata.to_string())
         .and_then(|()| encoder.write_header())
         .and_then(|mut writer| {
             writer.write_image_data(&picture.rgb)?;
@@ -135,9 +135,9 @@ mod tests {
     use super::*;
     use crate::config::{ModelParameters, PipelineClass};
     use crate::request::generate::GenerateRequest;
+    use crate::request::metadata::Metadata;
     use crate::request::resolve::{Capabilities, RequestContext, RowInputs, resolve};
     use image::ImageDecoder as _;
-    use serde_json::Value;
 
     const SCHEDULERS: &[&str] = &["DDIMScheduler", "PNDMScheduler"];
 
@@ -167,8 +167,8 @@ mod tests {
         resolve(&row, &context()).unwrap()
     }
 
-    fn metadata() -> Metadata {
-        Metadata::new(&request(), "PNDMScheduler", "sd_base", 1)
+    fn metadata() -> Value {
+        Metadata::new(&request(), "PNDMScheduler", "sd_base", 1).to_json()
     }
 
     /// Soft waves, which lossy formats keep well.

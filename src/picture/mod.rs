@@ -6,7 +6,7 @@ pub mod decode;
 pub mod depth_map;
 pub mod encode;
 pub mod grey;
-pub mod metadata;
+pub mod output_format;
 mod raster;
 pub mod resize;
 

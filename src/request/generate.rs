@@ -5,50 +5,15 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::prompt_syntax::PromptSyntax;
-use crate::config::{Format, PipelineClass};
+use crate::config::PipelineClass;
 use crate::picture::Picture;
 use crate::picture::depth_map::DepthMap;
 use crate::picture::grey::Grey;
+use crate::picture::output_format::OutputFormat;
 
 /// Class name of a diffusers scheduler, one of
 /// [`Capabilities::schedulers`](super::resolve::Capabilities::schedulers).
 pub type SchedulerName = String;
-
-/// File format of a picture, with its quality.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutputFormat {
-    /// Lossless, with the parameters in a text chunk.
-    Png,
-    /// Lossy.
-    Jpeg {
-        /// 1 to 100.
-        quality: u8,
-    },
-    /// Lossy.
-    Webp {
-        /// 1 to 100.
-        quality: u8,
-    },
-}
-
-impl OutputFormat {
-    /// The format without its quality.
-    pub fn format(self) -> Format {
-        match self {
-            Self::Png => Format::Png,
-            Self::Jpeg { .. } => Format::Jpeg,
-            Self::Webp { .. } => Format::Webp,
-        }
-    }
-
-    /// The quality, for the formats that have one.
-    pub fn quality(self) -> Option<u8> {
-        match self {
-            Self::Png => None,
-            Self::Jpeg { quality } | Self::Webp { quality } => Some(quality),
-        }
-    }
-}
 
 /// What a picture is made from, beside the prompts.
 #[derive(Debug, Clone, PartialEq)]

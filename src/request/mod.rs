@@ -8,6 +8,7 @@
 pub mod decode;
 pub mod gen_args;
 pub mod generate;
+pub mod metadata;
 pub mod prompt_syntax;
 pub mod resolve;
 pub(crate) mod typo;

@@ -3,8 +3,9 @@
 use super::Variant;
 use crate::config::Format;
 use crate::error::{Error, Result};
+use crate::picture::output_format::OutputFormat;
 use crate::request::gen_args::GenArgs;
-use crate::request::generate::{OutputFormat, Source, rows};
+use crate::request::generate::{Source, rows};
 
 /// Height and width of the pictures of a request, in pixels.
 pub fn output_size(source: &Source, height: u32, width: u32) -> (u32, u32) {

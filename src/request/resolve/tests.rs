@@ -6,7 +6,7 @@
 mod pictures;
 
 use super::*;
-use crate::request::generate::OutputFormat;
+use crate::picture::output_format::OutputFormat;
 use crate::request::prompt_syntax::PromptSyntax;
 use proptest::prelude::*;
 use serde_json::{Value, json};

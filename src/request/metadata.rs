@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::request::generate::GenerateRequest;
+use super::generate::GenerateRequest;
 
 /// The parameters of one picture, which go into the text chunk of its PNG.
 #[derive(Debug, Clone, PartialEq)]

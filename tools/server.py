@@ -73,7 +73,8 @@ class TritonServer:
     other models are loaded with the model control API). backends: the backend folder. arguments: further
     command-line arguments. environment: variables to set for the server (None as a value unsets one). sagemaker: also
     serve the SageMaker routes; that front end has no option for its address, so the caller decides in `environment`
-    how it is kept off the network. ready_timeout: seconds to wait for readiness.
+    how it is kept off the network. ready_timeout: seconds to wait for readiness. ports: those of HTTP, gRPC and metrics;
+    free ones if not given.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class TritonServer:
         environment=None,
         sagemaker=False,
         ready_timeout=60.0,
+        ports=None,
     ):
         self.model_repository = pathlib.Path(model_repository)
         self.log_path = pathlib.Path(log_path)
@@ -95,6 +97,7 @@ class TritonServer:
         self.environment = dict(environment or {})
         self.sagemaker = sagemaker
         self.ready_timeout = ready_timeout
+        self.ports = ports
         self.process = None
         self.http_port = self.grpc_port = self.metrics_port = self.sagemaker_port = None
 
@@ -141,6 +144,8 @@ class TritonServer:
         """Starts the server and waits for readiness; a port that was taken meanwhile is tried again with others."""
         for attempt in range(3):
             self.http_port, self.grpc_port, self.metrics_port, self.sagemaker_port = free_ports(4)
+            if self.ports is not None:
+                self.http_port, self.grpc_port, self.metrics_port = self.ports
             self._spawn()
             try:
                 self._wait_ready()
@@ -148,7 +153,7 @@ class TritonServer:
             except ServerError:
                 taken = "ddress already in use" in self.log()
                 self.stop()
-                if not taken or attempt == 2:
+                if not taken or attempt == 2 or self.ports is not None:
                     raise
             except BaseException:
                 self.stop()

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# A prompt to a running server with nothing but curl and jq; the picture to a file. With a picture as the second argument
+# it is the start (image to image).
+#
+#   examples/curl.sh "a lighthouse at dusk" > lighthouse.png
+#   examples/curl.sh "a lighthouse in winter" lighthouse.png > winter.png
+#   URL=http://localhost:8000 MODEL=sd_base GEN_ARGS='{"seed": 7}' examples/curl.sh "a lighthouse" > lighthouse.png
+set -euo pipefail
+
+url="${URL:-http://localhost:8000}"
+model="${MODEL:-sd_base}"
+gen_args="${GEN_ARGS:-"{}"}"
+prompt="${1:?usage: curl.sh PROMPT [PICTURE]}"
+
+# A picture is too long for an argument list, so that jq reads it from a file.
+image="$(mktemp)"
+trap 'rm -f "$image"' EXIT
+if [ $# -gt 1 ]; then base64 -w0 "$2" >"$image"; fi
+
+jq -n --arg prompt "$prompt" --arg gen_args "$gen_args" --rawfile image "$image" '
+  def tensor(name; value): {name: name, shape: [1, 1], datatype: "BYTES", data: [value]};
+  {inputs: ([tensor("prompt"; $prompt), tensor("gen_args"; $gen_args)]
+            + if $image == "" then [] else [tensor("image"; $image)] end)}' |
+  curl --silent --show-error --fail-with-body -H 'Content-Type: application/json' --data-binary @- \
+    "$url/v2/models/$model/infer" |
+  jq -er '.outputs[0].data[0]' |
+  base64 -d

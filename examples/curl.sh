@@ -13,8 +13,8 @@ gen_args="${GEN_ARGS:-"{}"}"
 prompt="${1:?usage: curl.sh PROMPT [PICTURE]}"
 
 # A picture is too long for an argument list, so that jq reads it from a file.
-image="$(mktemp)"
-trap 'rm -f "$image"' EXIT
+image="$(mktemp)" reply="$(mktemp)"
+trap 'rm -f "$image" "$reply"' EXIT
 if [ $# -gt 1 ]; then base64 -w0 "$2" >"$image"; fi
 
 jq -n --arg prompt "$prompt" --arg gen_args "$gen_args" --rawfile image "$image" '
@@ -22,6 +22,5 @@ jq -n --arg prompt "$prompt" --arg gen_args "$gen_args" --rawfile image "$image"
   {inputs: ([tensor("prompt"; $prompt), tensor("gen_args"; $gen_args)]
             + if $image == "" then [] else [tensor("image"; $image)] end)}' |
   curl --silent --show-error --fail-with-body -H 'Content-Type: application/json' --data-binary @- \
-    "$url/v2/models/$model/infer" |
-  jq -er '.outputs[0].data[0]' |
-  base64 -d
+    --output "$reply" "$url/v2/models/$model/infer" || { cat "$reply" >&2; exit 1; }
+jq -r '.outputs[0].data[0]' "$reply" | base64 -d

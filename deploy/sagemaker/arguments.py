@@ -1,0 +1,134 @@
+"""The command line of endpoint.py."""
+
+import argparse
+import json
+import pathlib
+import re
+
+ARCHIVE = r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar\.gz"
+
+
+def matching(pattern, what):
+    """A type for argparse: text that matches the whole pattern."""
+
+    def parse(text):
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return text
+
+    return parse
+
+
+endpoint_name = matching(r"[A-Za-z0-9](-*[A-Za-z0-9]){0,62}", "a name of at most 63 letters, digits and hyphens")
+archive_name = matching(ARCHIVE, "an archive's name such as sd_base.tar.gz")
+role_arn = matching(r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", "a role such as arn:aws:iam::123456789012:role/NAME")
+instance_type = matching(r"ml\.[a-z0-9-]+\.[a-z0-9]+", "an instance type such as ml.g5.xlarge")
+image_name = matching(r"\S{1,255}", "the name of an image")
+
+
+def s3_prefix(text):
+    """s3://bucket/prefix/ as (bucket, prefix); the prefix ends with a slash."""
+    found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form s3://bucket/prefix/")
+    prefix = (found[2] or "").strip("/")
+    return found[1], prefix + "/" if prefix else ""
+
+
+def variable(text):
+    """NAME=VALUE as (name, value)."""
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    return name, value
+
+
+def json_object(text):
+    """The text of a JSON object."""
+    try:
+        good = isinstance(json.loads(text), dict)
+    except ValueError:
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return text
+
+
+def count(text):
+    """A number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def percent(text):
+    """A number above 0. An instance with several GPUs reports their sum, so that it may pass 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 10_000.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage")
+    return value
+
+
+def parse(description, commands, arguments=None):
+    """The options of one command; `commands`: name -> function, whose first line of documentation is its help."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--dry-run", action="store_true", help="check and print the calls, make none")
+    common.add_argument("--region", help="AWS region (default: that of the environment or the profile)")
+    common.add_argument("--profile", help="AWS profile")
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("--name", type=endpoint_name, required=True, help="of endpoint, configuration and model")
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="|".join(commands))
+
+    def add(command, *parents):
+        summary = commands[command].__doc__.splitlines()[0]
+        return subparsers.add_parser(command, parents=[common, *parents], help=summary, description=summary)
+
+    upload = add("upload")
+    upload.add_argument("--models", type=s3_prefix, required=True, metavar="S3_URL", help="s3://bucket/prefix/")
+    upload.add_argument("archives", type=pathlib.Path, nargs="+", help="made by triton-diffusion pack")
+
+    deploy = add("deploy", named)
+    deploy.add_argument("--models", type=s3_prefix, required=True, metavar="S3_URL", help="where the archives are")
+    deploy.add_argument("--image", type=image_name, required=True, help="in ECR: SageMaker's Triton and this backend")
+    deploy.add_argument("--role", type=role_arn, required=True, help="of SageMaker; may read image and archives")
+    deploy.add_argument("--instance-type", type=instance_type, default="ml.g5.xlarge", help="default: %(default)s")
+    deploy.add_argument("--instances", type=count, default=2, help="default: %(default)s")
+    environment = "variable of the container; may be repeated"
+    deploy.add_argument("--env", type=variable, action="append", default=[], metavar="NAME=VALUE", help=environment)
+
+    autoscale = add("autoscale", named)
+    autoscale.add_argument("--min-instances", type=count, default=2, help="default: %(default)s")
+    autoscale.add_argument("--max-instances", type=count, default=4, help="default: %(default)s")
+    metrics = ("GPUMemoryUtilization", "GPUUtilization")
+    autoscale.add_argument("--metric", choices=metrics, default=metrics[0], help="default: %(default)s")
+    autoscale.add_argument("--target-value", type=percent, default=70.0, metavar="PERCENT", help="default: %(default)s")
+    for name, seconds in (("--scale-in-cooldown", 600), ("--scale-out-cooldown", 300)):
+        autoscale.add_argument(name, type=count, default=seconds, metavar="SECONDS", help="default: %(default)s")
+
+    invoke = add("invoke", named)
+    invoke.add_argument("--target", type=archive_name, required=True, metavar="ARCHIVE", help="such as sd_base.tar.gz")
+    invoke.add_argument("--prompt", required=True)
+    invoke.add_argument("--negative-prompt")
+    invoke.add_argument("--image", type=pathlib.Path, metavar="FILE")
+    invoke.add_argument("--mask-image", type=pathlib.Path, metavar="FILE")
+    invoke.add_argument("--gen-args", type=json_object, metavar="JSON", help="such as '{\"seed\": 1}'")
+    invoke.add_argument("--binary", action="store_true", help="send and receive Triton's binary form")
+    invoke.add_argument("--out", type=pathlib.Path, default=pathlib.Path("picture.png"), help="default: %(default)s")
+    wait = "how long to try again while SageMaker loads the model (default: %(default)s)"
+    invoke.add_argument("--wait", type=count, default=600, metavar="SECONDS", help=wait)
+
+    delete = add("delete", named)
+    archives = "also delete the archives that `upload` has put there"
+    delete.add_argument("--models", type=s3_prefix, metavar="S3_URL", help=archives)
+    for command in (deploy, delete):
+        timeout = "how long to wait for the endpoint (default: %(default)s)"
+        command.add_argument("--timeout", type=count, default=60, metavar="MINUTES", help=timeout)
+
+    options = parser.parse_args(arguments)
+    if options.command == "autoscale" and options.min_instances > options.max_instances:
+        autoscale.error("--min-instances is more than --max-instances")
+    return options

@@ -58,6 +58,11 @@ impl Job {
         vec![all, height, width]
     }
 
+    /// Scheduler steps that are done, and those that there are.
+    pub fn progress(&self) -> (usize, usize) {
+        (self.index, self.scheduler.timesteps().len())
+    }
+
     /// Whether all steps are behind it.
     pub fn is_done(&self) -> bool {
         self.index >= self.scheduler.timesteps().len()

@@ -65,7 +65,7 @@ pub struct GenArgs {
 }
 
 /// The pairs of a JSON object in their order, so that a key that is given twice is seen.
-struct Pairs(Vec<(String, Value)>);
+pub struct Pairs(pub Vec<(String, Value)>);
 
 impl<'de> serde::Deserialize<'de> for Pairs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {

@@ -1,0 +1,293 @@
+//! The inputs of a request, as `generate` and `invoke` take them from the command line.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use clap::Args;
+use serde_json::{Map, Value};
+use triton_diffusion::config::Format;
+use triton_diffusion::error::{Context, Error, Result};
+use triton_diffusion::request::gen_args::Pairs;
+
+use crate::files;
+
+/// Largest picture file that is read, in bytes; a server's own limit is lower.
+const MAX_PICTURE_BYTES: u64 = 256 << 20;
+
+/// What a picture is made from, and where it goes.
+#[derive(Args)]
+pub struct RequestArguments {
+    /// The prompt
+    #[arg(long)]
+    prompt: String,
+    /// What is not to be seen
+    #[arg(long)]
+    negative_prompt: Option<String>,
+    /// The picture that is changed, repainted or enlarged
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// What of it is repainted: white is, black is kept
+    #[arg(long, value_name = "FILE")]
+    mask_image: Option<PathBuf>,
+    /// The depth that is kept
+    #[arg(long, value_name = "FILE")]
+    depth_map: Option<PathBuf>,
+    /// The gen_args, a JSON object such as {"num_inference_steps": 20}
+    #[arg(long, value_name = "JSON")]
+    gen_args: Option<String>,
+    /// One key of gen_args, such as guidance_scale=9; takes the place of that in --gen-args; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The same as --set seed=N
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The picture's file. Its ending decides output_format if nothing else does: png, jpg, jpeg or webp. Several pictures
+    /// get numbers: picture-0.png
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// The elements of one batch row. Pictures are in base64.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// The elements by the names of the input tensors, in the order of the command line's options.
+    pub inputs: Vec<(&'static str, String)>,
+}
+
+impl Row {
+    /// The element of an input.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let input = self.inputs.iter().find(|(own, _)| *own == name);
+        input.map(|(_, element)| element.as_str())
+    }
+}
+
+impl RequestArguments {
+    /// The inputs, with the files read.
+    ///
+    /// # Errors
+    /// A file that cannot be read, `--gen-args` that is no JSON object, a key that is given twice.
+    pub fn row(&self) -> Result<Row> {
+        let mut inputs = vec![("prompt", self.prompt.clone())];
+        inputs.extend(
+            self.negative_prompt
+                .clone()
+                .map(|text| ("negative_prompt", text)),
+        );
+        for (name, path) in [
+            ("image", &self.image),
+            ("mask_image", &self.mask_image),
+            ("depth_map", &self.depth_map),
+        ] {
+            if let Some(path) = path {
+                inputs.push((name, picture(path)?));
+            }
+        }
+        inputs.extend(self.gen_args()?.map(|text| ("gen_args", text)));
+        Ok(Row { inputs })
+    }
+
+    /// The text of `gen_args`: the user's own where nothing is added to it.
+    fn gen_args(&self) -> Result<Option<String>> {
+        let mut own = Map::new();
+        for set in &self.set {
+            let (key, value) = set.split_once('=').ok_or_else(|| {
+                Error::invalid_argument("--set takes KEY=VALUE, such as guidance_scale=9")
+            })?;
+            // What is no JSON is a text: scheduler=DDIMScheduler.
+            let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+            add(&mut own, key, value)?;
+        }
+        if let Some(seed) = self.seed {
+            add(&mut own, "seed", seed.into())?;
+        }
+        let given = self
+            .gen_args
+            .as_deref()
+            .map(str::trim)
+            .filter(|text| !text.is_empty());
+        let pairs = match given {
+            Some(text) => serde_json::from_str::<Pairs>(text).map_err(|error| {
+                Error::invalid_argument(format!("--gen-args is not one JSON object: {error}"))
+            })?,
+            None => Pairs(Vec::new()),
+        };
+        let has = |key: &str| own.contains_key(key) || pairs.0.iter().any(|(name, _)| name == key);
+        let format = format_of(&self.out).filter(|_| !has("output_format"));
+        if let Some(format) = format {
+            own.insert("output_format".into(), format.name().into());
+        }
+        if own.is_empty() {
+            return Ok(self.gen_args.clone());
+        }
+        let mut all = Map::new();
+        for (key, value) in pairs.0 {
+            if !own.contains_key(&key) {
+                add(&mut all, &key, value).context(|| "--gen-args")?;
+            }
+        }
+        all.extend(own);
+        Ok(Some(Value::Object(all).to_string()))
+    }
+
+    /// Writes the pictures and gives the names of their files.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, pictures: &[Vec<u8>]) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for (index, picture) in pictures.iter().enumerate() {
+            let path = match pictures {
+                [_] => self.out.clone(),
+                _ => numbered(&self.out, index),
+            };
+            files::write(&path, picture)?;
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+
+    /// Says so before time is spent: the folder of the picture is not there.
+    ///
+    /// # Errors
+    /// `NotFound` with the folder's name.
+    pub fn check_out(&self) -> Result<()> {
+        let folder = files::folder_of(&self.out);
+        if folder.is_dir() {
+            return Ok(());
+        }
+        Err(Error::not_found(format!(
+            "{}: no such folder",
+            folder.display()
+        )))
+    }
+}
+
+fn add(args: &mut Map<String, Value>, key: &str, value: Value) -> Result<()> {
+    match args.insert(key.to_owned(), value) {
+        None => Ok(()),
+        Some(_) => Err(Error::invalid_argument(format!("`{key}` is given twice"))),
+    }
+}
+
+/// A picture file in base64.
+fn picture(path: &Path) -> Result<String> {
+    let length = files::length(path)?;
+    if length > MAX_PICTURE_BYTES {
+        return Err(Error::invalid_argument(format!(
+            "{}: {length} bytes, more than {MAX_PICTURE_BYTES}",
+            path.display()
+        )));
+    }
+    let bytes = fs::read(path).map_err(|error| files::failed(path, &error))?;
+    Ok(BASE64_STANDARD.encode(bytes))
+}
+
+/// The format that a file's name speaks of.
+fn format_of(path: &Path) -> Option<Format> {
+    let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+    match ending.as_str() {
+        "png" => Some(Format::Png),
+        "jpg" | "jpeg" => Some(Format::Jpeg),
+        "webp" => Some(Format::Webp),
+        _ => None,
+    }
+}
+
+/// `a/picture.png` as `a/picture-3.png`.
+fn numbered(path: &Path, index: usize) -> PathBuf {
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{index}"));
+    if let Some(ending) = path.extension() {
+        name.push(".");
+        name.push(ending);
+    }
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        request: RequestArguments,
+    }
+
+    fn gen_args(arguments: &[&str]) -> Result<Option<String>> {
+        let line = ["test", "--prompt", "p"].iter().chain(arguments);
+        Line::parse_from(line).request.gen_args()
+    }
+
+    #[test]
+    fn gen_args_that_nothing_is_added_to_stay_as_they_are() {
+        let text = r#"{ "seed":1,"seed":2 }"#;
+        assert_eq!(
+            gen_args(&["--out", "p", "--gen-args", text])
+                .unwrap()
+                .unwrap(),
+            text
+        );
+        assert_eq!(gen_args(&["--out", "p"]).unwrap(), None);
+    }
+
+    #[test]
+    fn single_keys_take_the_place_of_those_in_gen_args() {
+        let given = r#"{"guidance_scale": 7.5, "num_inference_steps": 3}"#;
+        let text = gen_args(&[
+            "--out",
+            "p",
+            "--gen-args",
+            given,
+            "--set",
+            "guidance_scale=9",
+            "--set",
+            "scheduler=DDIMScheduler",
+            "--seed",
+            "4",
+        ]);
+        assert_eq!(
+            text.unwrap().unwrap(),
+            r#"{"guidance_scale":9,"num_inference_steps":3,"scheduler":"DDIMScheduler","seed":4}"#
+        );
+    }
+
+    #[test]
+    fn what_is_given_twice_is_an_error() {
+        for arguments in [
+            ["--set", "seed=1", "--seed", "2"],
+            ["--seed", "1", "--gen-args", r#"{"eta": 0, "eta": 1}"#],
+            ["--seed", "1", "--gen-args", "[]"],
+        ] {
+            let line: Vec<&str> = ["--out", "p"].into_iter().chain(arguments).collect();
+            assert!(gen_args(&line).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn the_ending_decides_the_format_unless_something_else_does() {
+        assert_eq!(
+            gen_args(&["--out", "a.JPG"]).unwrap().unwrap(),
+            r#"{"output_format":"jpeg"}"#
+        );
+        assert_eq!(
+            gen_args(&["--out", "a.jpg", "--set", "output_format=png"])
+                .unwrap()
+                .unwrap(),
+            r#"{"output_format":"png"}"#
+        );
+    }
+
+    #[test]
+    fn several_pictures_get_numbers() {
+        assert_eq!(
+            numbered(Path::new("a/b.c.png"), 2),
+            Path::new("a/b.c-2.png")
+        );
+        assert_eq!(numbered(Path::new("b"), 0), Path::new("b-0"));
+    }
+}

@@ -1,0 +1,283 @@
+//! What there is to say of a folder.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde::Serialize;
+use triton_diffusion::config::{self, ModelParameters, inputs_of};
+use triton_diffusion::error::{Error, Result};
+use triton_diffusion::pipeline::ModelIndex;
+use triton_diffusion::weights::{Component, TensorFile, read_json};
+
+use crate::bars;
+use crate::check::check;
+use crate::checkpoint::{Index, Part, Prefer, WeightFiles, served_files};
+use crate::files;
+
+/// How deep folders are looked into for files that serving does not need.
+const MAX_DEPTH: usize = 4;
+
+/// What a folder holds, and what the server would say of it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The folder.
+    pub folder: PathBuf,
+    /// `_class_name` of `model_index.json`.
+    pub pipeline: Option<String>,
+    /// The tensors that requests have; those in brackets may be left out.
+    pub inputs: Vec<String>,
+    /// The components that the server reads.
+    pub components: Vec<ComponentReport>,
+    /// The scheduler that a request gets if it asks for none.
+    pub scheduler: Option<String>,
+    /// All weights.
+    pub total: Weights,
+    /// Files that serving does not need, with their sizes in bytes.
+    pub not_served: BTreeMap<PathBuf, u64>,
+    /// What the server would log.
+    pub warnings: Vec<String>,
+    /// Why the server would refuse the folder; none if it can be served.
+    pub problems: Vec<String>,
+    /// Whether the model was loaded to find out, or only looked at.
+    pub loaded: bool,
+}
+
+/// A component.
+#[derive(Debug, Serialize)]
+pub struct ComponentReport {
+    /// Its key in `model_index.json`.
+    pub name: String,
+    /// `transformers`, `diffusers`, ...
+    pub library: String,
+    /// Its class.
+    pub class: String,
+    /// The files that the server reads, with their sizes in bytes; relative to the folder.
+    pub files: BTreeMap<PathBuf, u64>,
+    /// Its weights, if it has any.
+    pub weights: Option<Weights>,
+}
+
+/// Weights, counted.
+#[derive(Debug, Default, Clone, Serialize)]
+pub struct Weights {
+    /// Tensors.
+    pub tensors: usize,
+    /// Their elements.
+    pub parameters: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Elements by dtype.
+    pub dtypes: BTreeMap<String, u64>,
+}
+
+impl Weights {
+    fn of_file(file: &TensorFile) -> Self {
+        let mut weights = Self::default();
+        for info in file.names().iter().filter_map(|name| file.info(name)) {
+            let elements: u64 = info.shape.iter().map(|&n| n as u64).product();
+            weights.tensors += 1;
+            weights.parameters += elements;
+            weights.bytes += (info.data_offsets.1 - info.data_offsets.0) as u64;
+            *weights.dtypes.entry(dtype_name(info.dtype)).or_default() += elements;
+        }
+        weights
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.tensors += other.tensors;
+        self.parameters += other.parameters;
+        self.bytes += other.bytes;
+        for (dtype, elements) in &other.dtypes {
+            *self.dtypes.entry(dtype.clone()).or_default() += elements;
+        }
+    }
+}
+
+/// A dtype as torch calls it, where it does.
+fn dtype_name(dtype: Dtype) -> String {
+    let name = match dtype {
+        Dtype::F64 => "float64",
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        Dtype::I64 => "int64",
+        Dtype::I32 => "int32",
+        Dtype::I16 => "int16",
+        Dtype::I8 => "int8",
+        Dtype::U8 => "uint8",
+        Dtype::BOOL => "bool",
+        other => return format!("{other:?}"),
+    };
+    name.to_owned()
+}
+
+impl Report {
+    /// Looks at a folder; with `load`, loads the model as the server does.
+    ///
+    /// # Errors
+    /// There is no folder, or no `model_index.json` in it that can be read.
+    pub fn of(folder: &Path, load: bool) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(Error::not_found(format!(
+                "{}: no such folder",
+                folder.display()
+            )));
+        }
+        let index = Index::read(folder)?;
+        let mut report = Self {
+            folder: folder.to_owned(),
+            pipeline: index.pipeline().map(str::to_owned),
+            inputs: Vec::new(),
+            components: Vec::new(),
+            scheduler: None,
+            total: Weights::default(),
+            not_served: BTreeMap::new(),
+            warnings: Vec::new(),
+            problems: Vec::new(),
+            loaded: false,
+        };
+        match ModelIndex::read(folder) {
+            Ok(known) => {
+                let inputs = inputs_of(known.class).iter();
+                report.inputs = inputs
+                    .map(|input| match input.optional {
+                        true => format!("[{}]", input.name),
+                        false => input.name.to_owned(),
+                    })
+                    .collect();
+            }
+            Err(error) => report.problem(&error),
+        }
+        for part in index.parts() {
+            report.add_component(folder, part, &index);
+        }
+        report.scheduler = read_class(&folder.join("scheduler/scheduler_config.json"));
+        report.find_not_served(folder);
+        // What is missing is known by now; loading finds the rest.
+        if load && report.problems.is_empty() {
+            report.load(folder);
+        }
+        Ok(report)
+    }
+
+    /// The dtype that most of the weights have.
+    pub fn dtype(&self) -> config::Dtype {
+        let most = self
+            .total
+            .dtypes
+            .iter()
+            .max_by_key(|(_, elements)| **elements);
+        match most.map(|(name, _)| name.as_str()) {
+            Some("float16") => config::Dtype::Float16,
+            Some("bfloat16") => config::Dtype::Bfloat16,
+            _ => config::Dtype::Float32,
+        }
+    }
+
+    fn problem(&mut self, error: &Error) {
+        let text = error.to_string();
+        if !self.problems.contains(&text) {
+            self.problems.push(text);
+        }
+    }
+
+    fn load(&mut self, folder: &Path) {
+        let spinner = bars::spinner("loading");
+        let outcome = check(folder, &ModelParameters::default(), self.dtype());
+        spinner.finish_and_clear();
+        self.loaded = true;
+        match outcome {
+            Ok(loadable) => {
+                self.scheduler = Some(loadable.scheduler.to_owned());
+                self.warnings.extend(loadable.warnings);
+            }
+            Err(error) => self.problem(&error),
+        }
+    }
+
+    fn add_component(&mut self, folder: &Path, part: &Part, index: &Index) {
+        let own = folder.join(part.name);
+        let mut paths: Vec<PathBuf> = part.files.iter().map(|name| own.join(name)).collect();
+        let mut weights = None;
+        if let Some(stem) = part.stem {
+            match WeightFiles::find(&own, stem, Prefer::Main) {
+                Ok(found) => {
+                    let found = found.into_iter();
+                    paths
+                        .extend(found.flat_map(|found| found.files.into_iter().chain(found.index)));
+                }
+                Err(error) => self.problem(&error),
+            }
+            match Component::open(&own, stem) {
+                Ok(_) => {
+                    let counted = count(&paths);
+                    self.total.add(&counted);
+                    weights = Some(counted);
+                }
+                Err(error) => self.problem(&error),
+            }
+        }
+        let sized = paths.into_iter().filter_map(|path| {
+            let bytes = files::length(&path).ok()?;
+            Some((path.strip_prefix(folder).ok()?.to_owned(), bytes))
+        });
+        let (library, class) = index.class_of(part.name).unwrap_or_default();
+        self.components.push(ComponentReport {
+            name: part.name.to_owned(),
+            library: library.to_owned(),
+            class: class.to_owned(),
+            files: sized.collect(),
+            weights,
+        });
+    }
+
+    fn find_not_served(&mut self, folder: &Path) {
+        let served = match served_files(folder, Prefer::Main) {
+            Ok(served) => served,
+            // It has been told of already, with the component.
+            Err(_) => return,
+        };
+        let mut found = BTreeMap::new();
+        walk(folder, folder, MAX_DEPTH, &mut found);
+        found.retain(|path, _| !served.contains(path));
+        self.not_served = found;
+    }
+}
+
+/// The weights in those of the files that are safetensors.
+fn count(paths: &[PathBuf]) -> Weights {
+    let mut weights = Weights::default();
+    let tensors = paths
+        .iter()
+        .filter(|path| path.extension().is_some_and(|end| end == "safetensors"));
+    for file in tensors.filter_map(|path| TensorFile::open(path).ok()) {
+        weights.add(&Weights::of_file(&file));
+    }
+    weights
+}
+
+/// `_class_name` of a configuration.
+fn read_class(path: &Path) -> Option<String> {
+    let config: serde_json::Value = read_json(path).ok()?;
+    Some(config.get("_class_name")?.as_str()?.to_owned())
+}
+
+/// The files below a folder, links followed, hidden ones left out.
+fn walk(root: &Path, folder: &Path, depth: usize, found: &mut BTreeMap<PathBuf, u64>) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let path = entry.path();
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        if path.is_dir() {
+            if depth > 0 {
+                walk(root, &path, depth - 1, found);
+            }
+        } else if let (Ok(bytes), Ok(relative)) = (files::length(&path), path.strip_prefix(root)) {
+            found.insert(relative.to_owned(), bytes);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `invoke`: a request to a running server.
+
+mod error;
+mod protocol;
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::Value;
+
+use crate::bars;
+use crate::inputs::RequestArguments;
+
+pub use error::{InvokeError, Result};
+use protocol::{Answer, body, ranks};
+
+/// Largest answer that is read, in bytes.
+const MAX_ANSWER_BYTES: u64 = 1 << 30;
+/// How long a server may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sends a request to a running Triton over HTTP, and writes the picture, or pictures
+#[derive(Args)]
+pub struct Arguments {
+    /// The model's name
+    model: String,
+    #[command(flatten)]
+    request: RequestArguments,
+    /// Where Triton listens for HTTP
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// The model's version [default: the server decides]
+    #[arg(long)]
+    model_version: Option<u64>,
+    /// Give up after so many seconds [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
+}
+
+/// Sends the request and prints the response's parameters.
+///
+/// # Errors
+/// The server cannot be reached, refuses the request, or answers what it should not.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    arguments.request.check_out()?;
+    let row = arguments.request.row()?;
+    let client = Client::new(arguments);
+    let ranks = ranks(&client.call(None, "")?)?;
+    let body = body(&row, &ranks)?;
+    let spinner = bars::spinner("waiting");
+    let answer = client.call(Some(&body), "/infer");
+    spinner.finish_and_clear();
+    let answer = Answer::read(&answer?)?;
+    for (name, value) in &answer.parameters {
+        match value {
+            Value::String(text) => println!("{name}: {text}"),
+            other => println!("{name}: {other}"),
+        }
+    }
+    for path in arguments.request.write(&answer.pictures)? {
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+/// The model behind an address.
+struct Client {
+    agent: ureq::Agent,
+    address: String,
+}
+
+impl Client {
+    fn new(arguments: &Arguments) -> Self {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_global(arguments.timeout.map(Duration::from_secs))
+            // The server is one's own.
+            .proxy(None)
+            .user_agent(concat!("triton-diffusion/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .into();
+        let version = arguments.model_version;
+        let version = version.map_or_else(String::new, |n| format!("/versions/{n}"));
+        Self {
+            agent,
+            address: format!(
+                "{}/v2/models/{}{version}",
+                arguments.url.trim_end_matches('/'),
+                escaped(&arguments.model)
+            ),
+        }
+    }
+
+    /// POSTs the body, or GETs without one, and gives what is answered.
+    fn call(&self, body: Option<&[u8]>, path: &str) -> Result<Vec<u8>> {
+        let url = format!("{}{path}", self.address);
+        let outcome = match body {
+            Some(body) => self
+                .agent
+                .post(&url)
+                .header("content-type", "application/json")
+                .send(body),
+            None => self.agent.get(&url).call(),
+        };
+        let failed = |source: ureq::Error| InvokeError::Unreachable {
+            url: url.clone(),
+            source: Box::new(source),
+        };
+        let mut response = outcome.map_err(failed)?;
+        let status = response.status().as_u16();
+        let answer = response
+            .body_mut()
+            .with_config()
+            .limit(MAX_ANSWER_BYTES)
+            .read_to_vec()
+            .map_err(failed)?;
+        if status == 200 {
+            return Ok(answer);
+        }
+        Err(InvokeError::refused(status, &answer))
+    }
+}
+
+/// A name as a part of a URL.
+fn escaped(name: &str) -> String {
+    let mut escaped = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_within_their_part_of_the_url() {
+        assert_eq!(escaped("sd_base.tar.gz"), "sd_base.tar.gz");
+        assert_eq!(escaped("../a b?"), "..%2Fa%20b%3F");
+    }
+}

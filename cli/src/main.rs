@@ -1,0 +1,60 @@
+//! The command `triton-diffusion`: looks at checkpoints as the server does, packs and converts them, and makes pictures.
+//!
+//! What decides whether a folder can be served, and what makes pictures, is the server's own code: this program is a
+//! caller of the library.
+
+mod bars;
+mod check;
+mod checkpoint;
+mod dtype;
+mod files;
+mod generate;
+mod inputs;
+mod inspect;
+mod invoke;
+mod model_config;
+mod pack;
+mod repo;
+mod tensors;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Inspects, packs and converts Stable Diffusion checkpoints for Triton's backend `diffusion`, and makes pictures.
+#[derive(Parser)]
+#[command(name = "triton-diffusion", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Inspect(inspect::Arguments),
+    Pack(pack::Arguments),
+    Repo(repo::Arguments),
+    Generate(generate::Arguments),
+    Invoke(invoke::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Inspect(arguments) => return Ok(inspect::run(&arguments)?),
+        Command::Pack(arguments) => pack::run(&arguments)?,
+        Command::Repo(arguments) => repo::run(&arguments)?,
+        Command::Generate(arguments) => generate::run(&arguments)?,
+        Command::Invoke(arguments) => invoke::run(&arguments)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

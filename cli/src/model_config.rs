@@ -1,0 +1,84 @@
+//! `config.pbtxt` of a model.
+
+use clap::ValueEnum;
+use serde_json::{Map, Value};
+
+/// Where the instances of a model are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// One on each GPU.
+    Gpu,
+    /// One on the CPU.
+    Cpu,
+}
+
+/// The file `config.pbtxt`: what `model_repository/` has, with the parameters that are given.
+///
+/// Inputs, outputs and shapes are left to the backend, which completes them from the checkpoint's pipeline.
+pub fn config_pbtxt(pipeline: &str, kind: Kind, parameters: &Map<String, Value>) -> String {
+    let (instances, kind) = match kind {
+        Kind::Gpu => (
+            "One instance on each GPU; it keeps the weights in float16",
+            "KIND_GPU",
+        ),
+        Kind::Cpu => (
+            "One instance on the CPU; it keeps the weights in float32",
+            "KIND_CPU",
+        ),
+    };
+    let unless = if parameters.contains_key("dtype") {
+        " if `dtype` did not say otherwise"
+    } else {
+        ""
+    };
+    let mut text = format!(
+        "# {pipeline}. Inputs and outputs are completed by the backend.\n\
+         backend: \"diffusion\"\n\
+         max_batch_size: 8\n\
+         \n\
+         # {instances}{unless}.\n\
+         instance_group [{{ kind: {kind} }}]\n"
+    );
+    for (key, value) in parameters {
+        let value = value.as_str().unwrap_or_default();
+        text.push_str(&format!(
+            "\nparameters {{ key: {} value: {{ string_value: {} }} }}\n",
+            quoted(key),
+            quoted(value)
+        ));
+    }
+    text
+}
+
+/// The file `configs/cpu.pbtxt`: the same model on the CPU, for `--model-config-name=cpu`.
+pub fn cpu_pbtxt(pipeline: &str, parameters: &Map<String, Value>) -> String {
+    let mut text =
+        "# The same model on the CPU: tritonserver --model-config-name=cpu ...\n".to_owned();
+    text.push_str(&config_pbtxt(pipeline, Kind::Cpu, parameters));
+    text
+}
+
+/// A string of the text format of protocol buffers.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' => quoted.extend(['\\', char::from(byte)]),
+            b' '..=b'~' => quoted.push(char::from(byte)),
+            _ => quoted.push_str(&format!("\\{byte:03o}")),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_are_quoted_as_protobuf_reads_them() {
+        assert_eq!(quoted("{\"a\": 1}"), r#""{\"a\": 1}""#);
+        assert_eq!(quoted("a\\b\n\u{e9}"), r#""a\\b\012\303\251""#);
+    }
+}

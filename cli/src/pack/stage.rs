@@ -1,0 +1,144 @@
+//! The model's folder as it is going to be packed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use indicatif::ProgressBar;
+use serde_json::{Map, Value};
+use triton_diffusion::error::{Error, Result};
+use triton_diffusion::weights::read_json;
+
+use crate::checkpoint::{Prefer, served_files};
+use crate::dtype::{Float, target};
+use crate::model_config::{Kind, config_pbtxt, cpu_pbtxt};
+use crate::tensors::{self, Entry, Source};
+use crate::{bars, files};
+
+/// Where a model's checkpoint lies in its folder: version 1, and the place where the backend looks for it.
+pub const CHECKPOINT: &str = "1/checkpoint";
+
+/// The configuration files.
+///
+/// # Errors
+/// The system's.
+pub fn configuration(
+    model: &Path,
+    pipeline: &str,
+    kind: Kind,
+    parameters: &Map<String, Value>,
+) -> Result<()> {
+    files::make_folder(&model.join("configs"))?;
+    let config = config_pbtxt(pipeline, kind, parameters);
+    files::write(&model.join("config.pbtxt"), config.as_bytes())?;
+    let cpu = cpu_pbtxt(pipeline, parameters);
+    files::write(&model.join("configs/cpu.pbtxt"), cpu.as_bytes())
+}
+
+/// The files of `folder` that serving needs, below `model`: links to them, or copies, and new ones where weights are converted.
+///
+/// # Errors
+/// The folder's, the system's, and a value that the dtype does not reach.
+pub fn checkpoint(
+    folder: &Path,
+    model: &Path,
+    prefer: Prefer,
+    dtype: Option<Float>,
+    copies: bool,
+) -> Result<()> {
+    // Links are relative to where they are, and this one is somewhere else.
+    let folder = fs::canonicalize(folder).map_err(|error| files::failed(folder, &error))?;
+    let served = served_files(&folder, prefer)?;
+    let mut total = 0;
+    for path in &served {
+        total += files::length(&folder.join(path))?;
+    }
+    let bar = bars::bytes(total, "checkpoint");
+    let mut changed = BTreeSet::new();
+    for path in &served {
+        let (from, to) = (folder.join(path), model.join(CHECKPOINT).join(path));
+        files::make_folder(&files::folder_of(&to))?;
+        if is_weights(path) && convert(&from, &to, dtype, &bar)? {
+            changed.extend(path.parent().map(Path::to_owned));
+        } else if copies {
+            let bytes = fs::copy(&from, &to).map_err(|error| files::failed(&from, &error))?;
+            bar.inc(bytes);
+        } else {
+            symlink(&from, &to).map_err(|error| files::failed(&to, &error))?;
+        }
+    }
+    bar.finish_and_clear();
+    let lists = served.iter().filter(|path| is_list_of_shards(path));
+    for path in lists.filter(|path| path.parent().is_some_and(|own| changed.contains(own))) {
+        correct_total_size(&model.join(CHECKPOINT).join(path))?;
+    }
+    Ok(())
+}
+
+fn is_weights(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "safetensors")
+}
+
+fn is_list_of_shards(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.ends_with(b".json") && name.windows(17).any(|part| part == b"safetensors.index")
+}
+
+/// Writes the file anew if one of its tensors has another dtype than is wanted; says whether it did.
+fn convert(from: &Path, to: &Path, dtype: Option<Float>, bar: &ProgressBar) -> Result<bool> {
+    if dtype.is_none() {
+        return Ok(false);
+    }
+    let source = Source::open(from)?;
+    let names = source.names();
+    let infos = names
+        .iter()
+        .filter_map(|name| Some((name, source.info(name)?)));
+    let entries: Vec<Entry> = infos
+        .map(|(name, info)| Entry::whole(name, name, info, target(info.dtype, dtype)))
+        .collect();
+    let differs = |entry: &Entry| {
+        source
+            .info(&entry.from)
+            .is_some_and(|i| i.dtype != entry.dtype)
+    };
+    if !entries.iter().any(differs) {
+        return Ok(false);
+    }
+    tensors::write(to, &source, entries, &source.notes(), |bytes| {
+        bar.inc(bytes)
+    })?;
+    Ok(true)
+}
+
+/// `metadata.total_size` of a list of shards, in which some were converted: the bytes of their tensors.
+fn correct_total_size(path: &Path) -> Result<()> {
+    let mut list: Value = read_json(path)?;
+    let mut shards: BTreeSet<PathBuf> = BTreeSet::new();
+    let map = list.get("weight_map").and_then(Value::as_object);
+    for name in map
+        .into_iter()
+        .flat_map(Map::values)
+        .filter_map(Value::as_str)
+    {
+        shards.insert(files::folder_of(path).join(name));
+    }
+    let mut bytes = 0;
+    for shard in &shards {
+        let source = Source::open(shard)?;
+        for name in source.names() {
+            bytes += source
+                .info(&name)
+                .map_or(0, |info| info.data_offsets.1 - info.data_offsets.0);
+        }
+    }
+    let Some(total) = list.pointer_mut("/metadata/total_size") else {
+        return Ok(());
+    };
+    *total = bytes.into();
+    let text = serde_json::to_string_pretty(&list)
+        .map_err(|error| Error::internal(format!("{}: {error}", path.display())))?;
+    // In place of the link or copy.
+    files::write(path, text.as_bytes())
+}

@@ -1,0 +1,206 @@
+//! safetensors files, read and written tensor by tensor: a file of any size needs the memory of one piece.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::{Map, Value, json};
+use triton_diffusion::error::{Context, Error, Result};
+use triton_diffusion::weights::TensorFile;
+
+use crate::{dtype, files};
+
+/// Elements that are converted at a time.
+const PIECE: usize = 1 << 20;
+/// The header's length is padded to a multiple of this, so that tensors lie aligned.
+const ALIGNMENT: usize = 8;
+
+/// A safetensors file whose tensors are read one by one.
+pub struct Source {
+    path: PathBuf,
+    file: File,
+    metadata: Metadata,
+    /// Where the tensors' bytes begin.
+    data: u64,
+}
+
+impl Source {
+    /// Opens a file once the server's own reader has found it whole.
+    ///
+    /// # Errors
+    /// What [`TensorFile::open`] says of it.
+    pub fn open(path: &Path) -> Result<Self> {
+        TensorFile::open(path)?;
+        let file = files::open(path)?;
+        let read = |buffer: &mut [u8], at: u64| {
+            file.read_exact_at(buffer, at)
+                .map_err(|error| files::failed(path, &error))
+        };
+        let mut length = [0; size_of::<u64>()];
+        read(&mut length, 0)?;
+        let length = u64::from_le_bytes(length);
+        let invalid = |why: &dyn std::fmt::Display| {
+            Error::invalid_argument(format!("{}: {why}", path.display()))
+        };
+        // The header was read whole a moment ago.
+        let mut header = vec![0; usize::try_from(length).map_err(|error| invalid(&error))?];
+        read(&mut header, size_of::<u64>() as u64)?;
+        let metadata = serde_json::from_slice(&header).map_err(|error| invalid(&error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            metadata,
+            data: length + size_of::<u64>() as u64,
+        })
+    }
+
+    /// Every tensor's name, in the order of the file.
+    pub fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    /// Shape and dtype of a tensor.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.metadata.info(name)
+    }
+
+    /// The file's own notes.
+    pub fn notes(&self) -> BTreeMap<String, String> {
+        let notes = self.metadata.metadata().clone().unwrap_or_default();
+        notes.into_iter().collect()
+    }
+
+    /// Hands the bytes `from..to` of a tensor to `take`, in pieces of whole elements.
+    ///
+    /// # Errors
+    /// The tensor is not there, the file cannot be read, and those of `take`.
+    pub fn read(
+        &self,
+        name: &str,
+        (from, to): (u64, u64),
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let info = self.info(name).ok_or_else(|| {
+            Error::not_found(format!("{}: has no tensor {name}", self.path.display()))
+        })?;
+        let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+        if from > to || to > end - start {
+            return Err(Error::internal(format!(
+                "{name}: a part outside of the tensor"
+            )));
+        }
+        let mut buffer = vec![0; PIECE * size_of::<f64>()];
+        let mut at = self.data + start + from;
+        let end = self.data + start + to;
+        while at < end {
+            let length = usize::try_from(end - at).map_or(buffer.len(), |n| n.min(buffer.len()));
+            let piece = &mut buffer[..length];
+            self.file
+                .read_exact_at(piece, at)
+                .map_err(|error| files::failed(&self.path, &error))?;
+            take(piece)?;
+            at += length as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A tensor of a file that is to be written: where its values come from, and what it is to be.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its name in the new file.
+    pub name: String,
+    /// Its shape in the new file.
+    pub shape: Vec<usize>,
+    /// Its dtype in the new file.
+    pub dtype: Dtype,
+    /// Its name in the source.
+    pub from: String,
+    /// The bytes of the source's tensor that it is.
+    pub range: (u64, u64),
+}
+
+impl Entry {
+    /// The whole of a source's tensor under a name of its own.
+    pub fn whole(name: impl Into<String>, from: &str, info: &TensorInfo, dtype: Dtype) -> Self {
+        let bytes = info.data_offsets.1 - info.data_offsets.0;
+        Self {
+            name: name.into(),
+            shape: info.shape.clone(),
+            dtype,
+            from: from.to_owned(),
+            range: (0, bytes as u64),
+        }
+    }
+
+    /// Bytes in the new file.
+    fn bytes(&self) -> u64 {
+        let elements: u64 = self.shape.iter().map(|&n| n as u64).product();
+        elements * (self.dtype.bitsize() as u64 / 8)
+    }
+}
+
+/// Writes a file of tensors that come from `source`, each converted if its dtype differs. `done` hears of the bytes that were
+/// read. The same tensors make the same file.
+///
+/// # Errors
+/// Those of reading, of writing and of [`dtype::convert`], with the tensor's name.
+pub fn write(
+    path: &Path,
+    source: &Source,
+    mut entries: Vec<Entry>,
+    notes: &BTreeMap<String, String>,
+    done: impl Fn(u64),
+) -> Result<()> {
+    // As the safetensors crate orders them: wide elements first, so that each lies aligned to its own width.
+    entries.sort_by(|a, b| {
+        (Reverse(a.dtype.bitsize()), &a.name).cmp(&(Reverse(b.dtype.bitsize()), &b.name))
+    });
+    let failed = |error: std::io::Error| files::failed(path, &error);
+    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+    let header = header(&entries, notes);
+    file.write_all(&(header.len() as u64).to_le_bytes())
+        .and_then(|()| file.write_all(header.as_bytes()))
+        .map_err(failed)?;
+    for entry in &entries {
+        let from = source.info(&entry.from).map(|info| info.dtype);
+        source
+            .read(&entry.from, entry.range, |piece| {
+                done(piece.len() as u64);
+                match from {
+                    Some(from) if from != entry.dtype => {
+                        file.write_all(&dtype::convert(piece, from, entry.dtype)?)
+                    }
+                    _ => file.write_all(piece),
+                }
+                .map_err(failed)
+            })
+            .context(|| format!("tensor {}", entry.from))?;
+    }
+    file.flush().map_err(failed)
+}
+
+fn header(entries: &[Entry], notes: &BTreeMap<String, String>) -> String {
+    let mut header = Map::new();
+    if !notes.is_empty() {
+        header.insert("__metadata__".into(), json!(notes));
+    }
+    let mut offset = 0;
+    for entry in entries {
+        let end = offset + entry.bytes();
+        header.insert(
+            entry.name.clone(),
+            json!({"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [offset, end]}),
+        );
+        offset = end;
+    }
+    let mut text = Value::Object(header).to_string();
+    let padding = text.len().next_multiple_of(ALIGNMENT) - text.len();
+    text.extend(std::iter::repeat_n(' ', padding));
+    text
+}

@@ -1,0 +1,139 @@
+//! `generate` makes the server's pictures.
+
+use std::fs;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use triton_diffusion::config::ModelParameters;
+use triton_diffusion::engine::Pipeline;
+use triton_diffusion::picture::encode::encode;
+use triton_diffusion::pipeline::{Components, DiffusionPipeline, Place};
+use triton_diffusion::request::metadata::Metadata;
+use triton_diffusion::request::resolve::{RequestContext, RowInputs, resolve};
+
+use crate::kit::{checkpoint, fail, succeed, temporary};
+
+const GEN_ARGS: &str = r#"{"num_inference_steps": 3, "seed": 7, "num_images_per_prompt": 2}"#;
+
+/// What the library makes of a request, encoded.
+fn expected(model: &str, row: &RowInputs<'_>) -> Vec<Vec<u8>> {
+    let parameters = ModelParameters::default();
+    let (components, _) = Components::load(&checkpoint(model), &parameters, Place::Cpu).unwrap();
+    let context = RequestContext::new(components.capabilities(), &parameters).unwrap();
+    let request = resolve(row, &context).unwrap();
+    let mut pipeline = DiffusionPipeline::new(components);
+    pipeline.enter_thread().unwrap();
+    let mut job = pipeline.prepare(request.clone()).unwrap();
+    while !pipeline.is_done(&job) {
+        for outcome in pipeline.step(&mut [&mut job]).unwrap() {
+            outcome.unwrap();
+        }
+    }
+    let generated = pipeline.finish(job).unwrap();
+    let pictures = generated.pictures.iter().enumerate();
+    pictures
+        .map(|(index, picture)| {
+            let metadata = Metadata::new(&request, generated.scheduler, model, index);
+            encode(picture, &request.output, &metadata.to_json()).unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn text_becomes_the_pictures_that_the_server_answers() {
+    let folder = temporary();
+    let model = checkpoint("sd1").display().to_string();
+    let told = succeed(
+        folder.path(),
+        &[
+            "generate",
+            &model,
+            "--prompt",
+            "a red chair",
+            "--negative-prompt",
+            "blue",
+            "--gen-args",
+            GEN_ARGS,
+            "--out",
+            "p.png",
+        ],
+    );
+    assert!(told.contains("seed: 7\n"), "{told}");
+    assert!(told.ends_with("p-0.png\np-1.png\n"), "{told}");
+    let row = RowInputs {
+        prompt: b"a red chair",
+        negative_prompt: Some(b"blue"),
+        gen_args: Some(GEN_ARGS.as_bytes()),
+        ..RowInputs::default()
+    };
+    let expected = expected("sd1", &row);
+    for (index, picture) in expected.iter().enumerate() {
+        let path = folder.path().join(format!("p-{index}.png"));
+        assert!(fs::read(path).unwrap() == *picture, "picture {index}");
+    }
+    assert_eq!(expected.len(), 2);
+}
+
+#[test]
+fn a_picture_goes_in_and_the_ending_decides_what_comes_out() {
+    let folder = temporary();
+    let model = checkpoint("sd1").display().to_string();
+    let make = |arguments: &[&str]| {
+        let line = [
+            "generate",
+            model.as_str(),
+            "--prompt",
+            "a chair",
+            "--seed",
+            "1",
+        ];
+        let line: Vec<&str> = line.iter().chain(arguments).copied().collect();
+        succeed(folder.path(), &line)
+    };
+    make(&["--set", "num_inference_steps=2", "--out", "in.png"]);
+    make(&[
+        "--set",
+        "num_inference_steps=2",
+        "--image",
+        "in.png",
+        "--out",
+        "out.jpg",
+    ]);
+    let image = BASE64_STANDARD.encode(fs::read(folder.path().join("in.png")).unwrap());
+    let row = RowInputs {
+        prompt: b"a chair",
+        image: Some(image.as_bytes()),
+        gen_args: Some(br#"{"num_inference_steps": 2, "seed": 1, "output_format": "jpeg"}"#),
+        ..RowInputs::default()
+    };
+    let made = fs::read(folder.path().join("out.jpg")).unwrap();
+    assert!(made == expected("sd1", &row)[0]);
+    assert_eq!(made[..3], [0xff, 0xd8, 0xff]);
+}
+
+#[test]
+fn errors_are_those_of_the_server() {
+    let folder = temporary();
+    let model = checkpoint("sd1").display().to_string();
+    let refused = |arguments: &[&str]| {
+        let line = ["generate", model.as_str(), "--prompt", "p"];
+        let line: Vec<&str> = line.iter().chain(arguments).copied().collect();
+        fail(folder.path(), &line)
+    };
+    for (arguments, words) in [
+        (
+            &["--out", "p.png", "--set", "stesp=3"][..],
+            "unknown key `stesp`",
+        ),
+        (
+            &["--out", "p.png", "--set", "eta=2"],
+            "`eta` must be a number from 0 to 1",
+        ),
+        (&["--out", "p.png", "--mask-image", "p.png"], "p.png"),
+        (&["--out", "none/p.png"], "none: no such folder"),
+        (&["--out", "p.png", "--device", "cuda:0"], "GPU"),
+    ] {
+        let error = refused(arguments);
+        assert!(error.contains(words), "{arguments:?}: {error}");
+        assert!(!folder.path().join("p.png").exists());
+    }
+}

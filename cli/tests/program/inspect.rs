@@ -1,0 +1,126 @@
+//! `inspect` says what the server would.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::kit::{checkpoint, copy, fail, run, succeed, temporary};
+
+fn report(folder: &std::path::Path) -> Value {
+    let output = run(folder, &["inspect", ".", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let problems = report["problems"].as_array().unwrap();
+    assert_eq!(output.status.success(), problems.is_empty(), "{report}");
+    report
+}
+
+#[test]
+fn every_committed_checkpoint_loads() {
+    for (name, class) in [
+        ("sd1", "StableDiffusionPipeline"),
+        ("sd1_safety", "StableDiffusionPipeline"),
+        ("sd2_depth", "StableDiffusionDepth2ImgPipeline"),
+        ("sd2_inpaint", "StableDiffusionInpaintPipeline"),
+        ("x4_upscaler", "StableDiffusionUpscalePipeline"),
+        ("lcm", "LatentConsistencyModelPipeline"),
+    ] {
+        let report = report(&checkpoint(name));
+        assert_eq!(report["pipeline"], class);
+        assert_eq!(report["loaded"], true);
+        assert_eq!(report["problems"], serde_json::json!([]), "{name}");
+        assert_eq!(report["not_served"], serde_json::json!({}), "{name}");
+    }
+}
+
+#[test]
+fn parameters_and_bytes_are_those_of_the_files() {
+    let report = report(&checkpoint("sd1"));
+    let part = |name: &str| {
+        let parts = report["components"].as_array().unwrap();
+        parts
+            .iter()
+            .find(|part| part["name"] == name)
+            .unwrap()
+            .clone()
+    };
+    let unet = part("unet");
+    assert_eq!(unet["class"], "UNet2DConditionModel");
+    assert_eq!(unet["weights"]["dtypes"]["float16"], 431_156);
+    assert_eq!(unet["weights"]["bytes"], 431_156 * 2);
+    let files = unet["files"].as_object().unwrap();
+    let bytes = fs::metadata(checkpoint("sd1/unet/diffusion_pytorch_model.safetensors"));
+    assert_eq!(
+        files["unet/diffusion_pytorch_model.safetensors"],
+        bytes.unwrap().len()
+    );
+    assert!(part("tokenizer")["files"]["tokenizer/vocab.json"].is_number());
+    let sum: u64 = ["unet", "vae", "text_encoder"]
+        .iter()
+        .map(|name| part(name)["weights"]["parameters"].as_u64().unwrap())
+        .sum();
+    assert_eq!(report["total"]["parameters"], sum);
+}
+
+#[test]
+fn all_that_is_missing_is_told() {
+    let folder = temporary();
+    let model = copy("sd1", folder.path());
+    fs::remove_file(model.join("unet/diffusion_pytorch_model.safetensors")).unwrap();
+    fs::write(model.join("unet/diffusion_pytorch_model.bin"), "\u{80}").unwrap();
+    let weights = model.join("vae/diffusion_pytorch_model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..whole.len() - 1]).unwrap();
+    let report = report(&model);
+    let problems: Vec<&str> = report["problems"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|problem| problem.as_str().unwrap())
+        .collect();
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(problems[0].contains("pickled weights"), "{problems:?}");
+    assert!(
+        problems[1].contains("not a whole safetensors file"),
+        "{problems:?}"
+    );
+    assert!(report["not_served"]["unet/diffusion_pytorch_model.bin"].is_number());
+}
+
+#[test]
+fn what_only_loading_finds_is_told_unless_it_is_to_be_quick() {
+    let folder = temporary();
+    let model = copy("sd2_base", folder.path());
+    let path = model.join("unet/config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    // Twice as many resnets as there are weights for.
+    fs::write(
+        &path,
+        config.replace("\"layers_per_block\": 2", "\"layers_per_block\": 4"),
+    )
+    .unwrap();
+    let report = report(&model);
+    let problem = report["problems"][0].as_str().unwrap();
+    assert!(
+        problem.contains("is missing") || problem.contains("has shape"),
+        "{problem}"
+    );
+    let text = succeed(&model, &["inspect", ".", "--quick"]);
+    assert!(text.contains("was not loaded"), "{text}");
+}
+
+#[test]
+fn a_folder_that_is_none_is_an_error() {
+    let folder = temporary();
+    let error = fail(folder.path(), &["inspect", "nowhere"]);
+    assert!(error.contains("nowhere: no such folder"), "{error}");
+    let error = fail(folder.path(), &["inspect", "."]);
+    assert!(error.contains("model_index.json"), "{error}");
+    let index = r#"{"_class_name": "FluxPipeline"}"#;
+    fs::write(folder.path().join("model_index.json"), index).unwrap();
+    let report = report(folder.path());
+    let problem = report["problems"][0].as_str().unwrap();
+    assert!(
+        problem.contains("_class_name is not supported"),
+        "{problem}"
+    );
+}

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::fault::{self, Point};
 use crate::pipeline::{Components, ModelIndex, Place};
 use crate::telemetry::Counters;
+use crate::weights::Progress;
 
 /// A loaded model (`TRITONBACKEND_Model`).
 pub struct ModelState {
@@ -71,16 +72,27 @@ impl ModelState {
         }
         fault::check(Point::Load)?;
         let start = Instant::now();
-        let (components, warnings) = Components::load(&self.folder, &self.parameters, place)?;
+        let report = |progress: Progress| {
+            log_info!(
+                "model '{}': loading, {} of {} MiB",
+                self.name,
+                progress.done >> 20,
+                progress.total >> 20
+            );
+        };
+        let (components, warnings) =
+            Components::load_reporting(&self.folder, &self.parameters, place, &report)?;
         for warning in warnings {
             log_warn!("model '{}': {warning}", self.name);
         }
         log_info!(
-            "model '{}': {} on {place:?} loaded in {:.2} s, {}",
+            "model '{}': {} on {place:?} loaded in {:.2} s, {}; weights of {} MiB, {} of them shared with other models",
             self.name,
             components.class,
             start.elapsed().as_secs_f64(),
-            components.scheduler_name()
+            components.scheduler_name(),
+            components.footprint.total >> 20,
+            components.footprint.shared >> 20
         );
         loaded.insert(place, components.clone());
         Ok(components)

@@ -16,6 +16,7 @@ unsafe extern "C" {
     fn td_cuda_is_linked() -> bool;
     fn td_cuda_set_device(index: c_int) -> *mut c_char;
     fn td_cuda_empty_cache() -> *mut c_char;
+    fn td_cuda_memory(index: c_int, free: *mut usize, total: *mut usize) -> *mut c_char;
 }
 
 /// The environment variable that names a folder with `libtorch_cuda.so` and what it needs.
@@ -70,6 +71,20 @@ pub fn empty_cache(device: tch::Device) -> Result<()> {
         tch::Device::Cuda(_) => take(unsafe { td_cuda_empty_cache() }),
         _ => Ok(()),
     }
+}
+
+/// Free memory of a device that [`device`] has given, in bytes, after unused memory of this process is given back.
+///
+/// # Errors
+/// CUDA's own, as `Internal`.
+pub fn free_memory(index: usize) -> Result<u64> {
+    empty_cache(tch::Device::Cuda(index))?;
+    let index =
+        c_int::try_from(index).map_err(|_| Error::internal("a CUDA device index out of range"))?;
+    let (mut free, mut total) = (0usize, 0usize);
+    // SAFETY: a number and places for two; libtorch's CUDA library is in the process, since there is a device.
+    take(unsafe { td_cuda_memory(index, &mut free, &mut total) })?;
+    Ok(free as u64)
 }
 
 /// True if libtorch's CUDA library has registered itself in this process.

@@ -45,6 +45,17 @@ pub(super) fn take(message: *mut c_char) -> Result<()> {
     Err(from_message(&text))
 }
 
+/// The number of a floating dtype in `c10/core/ScalarType.h`; tch keeps its own copy private.
+pub(super) fn scalar_type(kind: Kind) -> Option<c_int> {
+    match kind {
+        Kind::Half => Some(5),
+        Kind::Float => Some(6),
+        Kind::Double => Some(7),
+        Kind::BFloat16 => Some(15),
+        _ => None,
+    }
+}
+
 /// libtorch's CPU generator (Mersenne Twister 19937), owned by one request.
 pub struct Generator {
     inner: NonNull<Opaque>,
@@ -76,18 +87,8 @@ impl Generator {
     /// # Errors
     /// Out of memory, or a shape that libtorch refuses.
     pub fn randn(&mut self, shape: &[i64], kind: Kind) -> Result<Tensor> {
-        // The numbers of c10/core/ScalarType.h; tch keeps its own copy private.
-        let dtype = match kind {
-            Kind::Half => 5,
-            Kind::Float => 6,
-            Kind::Double => 7,
-            Kind::BFloat16 => 15,
-            other => {
-                return Err(Error::internal(format!(
-                    "no normal noise of dtype {other:?}"
-                )));
-            }
-        };
+        let dtype = scalar_type(kind)
+            .ok_or_else(|| Error::internal(format!("no normal noise of dtype {kind:?}")))?;
         let mut out = ptr::null_mut();
         // SAFETY: the generator is alive and borrowed for ourselves alone; `shape` is read for
         // `shape.len()` values; `out` is a place for one pointer.

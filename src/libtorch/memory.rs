@@ -1,4 +1,11 @@
-//! The host's allocator.
+//! Memory: how much there is, and giving it back.
+
+use std::path::Path;
+
+use tch::Device;
+
+use super::cuda;
+use crate::error::Result;
 
 /// Gives memory that was freed back to the system, which keeps it for the process otherwise: after many tensors of
 /// middling size that is several hundred megabytes.
@@ -13,3 +20,106 @@ pub fn trim() {
 /// Only the GNU C library keeps it so.
 #[cfg(not(target_env = "gnu"))]
 pub fn trim() {}
+
+/// Bytes that may still be had on a device, as far as can be told: `None` where the system does not say.
+///
+/// On the host that is what the system and the control group of the process (a container's limit) leave, page cache counted as free; on
+/// a GPU what the driver says.
+///
+/// # Errors
+/// CUDA's own, as `Internal`.
+pub fn available(device: Device) -> Result<Option<u64>> {
+    match device {
+        Device::Cuda(index) => cuda::free_memory(index).map(Some),
+        _ => Ok([system(), control_group(Path::new("/sys/fs/cgroup"))]
+            .into_iter()
+            .flatten()
+            .min()),
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo` (proc_meminfo(5)).
+fn system() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"))?;
+    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// What the limit of the control group mounted at `root` leaves (Linux, `Documentation/admin-guide/cgroup-v2.rst`, and `cgroup-v1/memory.rst`).
+fn control_group(root: &Path) -> Option<u64> {
+    let number = |path: &str| -> Option<u64> {
+        std::fs::read_to_string(root.join(path))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    };
+    let reclaimable = |path: &str, key: &str| -> u64 {
+        let text = std::fs::read_to_string(root.join(path)).unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    // "max" is no number: no limit.
+    let (limit, used, cache) = if let Some(limit) = number("memory.max") {
+        (
+            limit,
+            number("memory.current")?,
+            reclaimable("memory.stat", "inactive_file "),
+        )
+    } else {
+        (
+            number("memory/memory.limit_in_bytes")?,
+            number("memory/memory.usage_in_bytes")?,
+            reclaimable("memory/memory.stat", "total_inactive_file "),
+        )
+    };
+    Some(limit.saturating_sub(used.saturating_sub(cache)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn group(name: &str, files: &[(&str, &str)]) -> std::path::PathBuf {
+        let root = std::env::temp_dir().join(format!("td-cgroup-{}-{name}", std::process::id()));
+        for (path, text) in files {
+            std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+            std::fs::write(root.join(path), text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_containers_limit_counts_page_cache_as_free() {
+        let two = group(
+            "v2",
+            &[
+                ("memory.max", "1000\n"),
+                ("memory.current", "700\n"),
+                ("memory.stat", "anon 1\ninactive_file 200\n"),
+            ],
+        );
+        assert_eq!(control_group(&two), Some(500));
+        let one = group(
+            "v1",
+            &[
+                ("memory/memory.limit_in_bytes", "1000"),
+                ("memory/memory.usage_in_bytes", "400"),
+                ("memory/memory.stat", "total_inactive_file 100\n"),
+            ],
+        );
+        assert_eq!(control_group(&one), Some(700));
+        let none = group("none", &[("memory.max", "max\n")]);
+        assert_eq!(control_group(&none), None);
+    }
+
+    #[test]
+    fn the_host_says_what_it_has() {
+        assert!(available(Device::Cpu).unwrap().unwrap() > 1 << 20);
+    }
+}

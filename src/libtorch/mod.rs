@@ -2,10 +2,12 @@
 //!
 //! The only C++ of the project is `shim.cpp` in this folder.
 
+mod borrow;
 pub mod cuda;
 mod error;
 mod generator;
 pub mod memory;
 
+pub use borrow::{Memory, borrow};
 pub use error::is_out_of_memory;
 pub use generator::Generator;

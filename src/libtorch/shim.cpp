@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/randn.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -10,6 +11,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
+#include <tuple>
 #include <utility>
 
 struct td_generator {
@@ -62,6 +65,33 @@ char *td_randn(td_generator *generator, const int64_t *sizes, size_t rank,
         at::randn(at::IntArrayRef(sizes, rank), generator->inner,
                   at::TensorOptions().dtype(static_cast<at::ScalarType>(dtype)));
     *out = new at::Tensor(std::move(noise));
+  });
+}
+
+char *td_borrow(void *data, const int64_t *sizes, size_t rank, int dtype,
+                int device, void *owner, void (*release)(void *),
+                void **out) noexcept {
+  return guarded([&] {
+    // Whatever happens from here on, the last copy of `kept` releases the owner.
+    std::shared_ptr<void> kept(owner, release);
+    const auto place =
+        device < 0 ? c10::Device(c10::DeviceType::CPU)
+                   : c10::Device(c10::DeviceType::CUDA,
+                                 static_cast<c10::DeviceIndex>(device));
+    at::Tensor tensor = at::from_blob(
+        data, at::IntArrayRef(sizes, rank), [kept](void *) {},
+        at::TensorOptions()
+            .dtype(static_cast<at::ScalarType>(dtype))
+            .device(place));
+    *out = new at::Tensor(std::move(tensor));
+  });
+}
+
+char *td_cuda_memory(int index, size_t *free, size_t *total) noexcept {
+  return guarded([&] {
+    std::tie(*free, *total) =
+        at::getDeviceAllocator(c10::DeviceType::CUDA)
+            ->getMemoryInfo(static_cast<c10::DeviceIndex>(index));
   });
 }
 

@@ -23,6 +23,18 @@ void td_generator_free(td_generator *generator) noexcept;
 char *td_randn(td_generator *generator, const int64_t *sizes, size_t rank,
                int dtype, void **out) noexcept;
 
+// A tensor over memory that `owner` keeps: contiguous, of the given shape and
+// c10::ScalarType, on the CPU (`device` -1) or the CUDA device of that index.
+// `release(owner)` is called once: when the last tensor over the memory is gone,
+// or before this returns a message. `*out` receives a new at::Tensor* that the
+// caller owns.
+char *td_borrow(void *data, const int64_t *sizes, size_t rank, int dtype,
+                int device, void *owner, void (*release)(void *),
+                void **out) noexcept;
+
+// Free and total memory of a CUDA device, in bytes.
+char *td_cuda_memory(int index, size_t *free, size_t *total) noexcept;
+
 // True once libtorch's CUDA library is in the process and has registered itself.
 bool td_cuda_is_linked() noexcept;
 

@@ -19,7 +19,7 @@ use crate::models::{
 };
 use crate::request::resolve::Capabilities;
 use crate::schedulers::{self, LowResScheduler, SchedulerConfig};
-use crate::weights::{Component, Shared, Weights, read_json};
+use crate::weights::{Footprint, Loader, Progress, Shared, read_json};
 
 /// `scaling_factor` of the x4 upscaler's VAE (`pipeline_stable_diffusion_upscale.py`).
 const UPSCALE_SCALING_FACTOR: f64 = 0.08333;
@@ -62,6 +62,8 @@ pub struct Components {
     max_noise_level: u32,
     pub(super) device: Device,
     pub(super) numerics: Numerics,
+    /// What the weights take.
+    pub footprint: Footprint,
 }
 
 impl Components {
@@ -77,6 +79,19 @@ impl Components {
         parameters: &ModelParameters,
         place: Place,
     ) -> Result<(Self, Vec<String>)> {
+        Self::load_reporting(folder, parameters, place, &|_| {})
+    }
+
+    /// As [`Components::load`]; `report` is told every two seconds how far it is.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_reporting(
+        folder: &Path,
+        parameters: &ModelParameters,
+        place: Place,
+        report: &(dyn Fn(Progress) + Sync),
+    ) -> Result<(Self, Vec<String>)> {
         let index = ModelIndex::read(folder)?;
         let class = index.class;
         index.require("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"])?;
@@ -91,11 +106,7 @@ impl Components {
         cuda::make_current(device)?;
         let kind = kind(parameters.dtype, device);
         let _no_grad = tch::no_grad_guard();
-        let open_as = |name: &str, stem: &str, kind: Kind| -> Result<Weights> {
-            let component = Component::open(&folder.join(name), stem)?;
-            Ok(Weights::new(component, device, kind))
-        };
-        let open = |name: &str, stem: &str| open_as(name, stem, kind);
+        let mut loader = Loader::new(device);
 
         let text_config: ClipTextConfig = config(folder, "text_encoder")?;
         text_config.check()?;
@@ -146,13 +157,8 @@ impl Components {
             depth_config.check()?;
             let processor = DptImageProcessor::open(&folder.join("feature_extractor"))?;
             processor.check(depth_config.image_size)?;
-            Some(DepthEstimator {
-                processor: Arc::new(processor),
-                model: Shared::new(DptForDepthEstimation::new(
-                    depth_config,
-                    open("depth_estimator", "model")?,
-                )?),
-            })
+            let part = loader.open(&folder.join("depth_estimator"), "model", kind)?;
+            Some((processor, depth_config, part))
         } else {
             None
         };
@@ -172,16 +178,27 @@ impl Components {
                     "CLIPImageProcessorFast",
                 ],
             )?;
-            Some(SafetyCheck::load(folder, device, kind)?)
+            Some(loader.open(&folder.join("safety_checker"), "model", kind)?)
         };
 
-        let text_encoder = ClipTextModel::new(text_config, open("text_encoder", "model")?)?;
-        let unet =
-            UNet2DConditionModel::new(unet_config, open("unet", "diffusion_pytorch_model")?)?;
-        let vae = AutoencoderKl::new(
-            vae_config,
-            open_as("vae", "diffusion_pytorch_model", vae_kind)?,
-        )?;
+        let text_part = loader.open(&folder.join("text_encoder"), "model", kind)?;
+        let unet_part = loader.open(&folder.join("unet"), "diffusion_pytorch_model", kind)?;
+        let vae_part = loader.open(&folder.join("vae"), "diffusion_pytorch_model", vae_kind)?;
+        let mut loaded = loader.load(report)?;
+        let text_encoder = ClipTextModel::new(text_config, loaded.take(text_part)?)?;
+        let unet = UNet2DConditionModel::new(unet_config, loaded.take(unet_part)?)?;
+        let vae = AutoencoderKl::new(vae_config, loaded.take(vae_part)?)?;
+        let depth = match depth {
+            Some((processor, config, part)) => Some(DepthEstimator {
+                processor: Arc::new(processor),
+                model: Shared::new(DptForDepthEstimation::new(config, loaded.take(part)?)?),
+            }),
+            None => None,
+        };
+        let safety_check = match safety_check {
+            Some(part) => Some(SafetyCheck::load(folder, loaded.take(part)?)?),
+            None => None,
+        };
         let components = Self {
             class,
             tokenizer: Arc::new(tokenizer),
@@ -195,6 +212,7 @@ impl Components {
             max_noise_level,
             device,
             numerics: parameters.numerics,
+            footprint: loaded.footprint,
         };
         Ok((components, warnings))
     }

@@ -6,12 +6,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use crate::error::{Error, Result};
 use crate::models::{ClipImageProcessor, SafetyChecker, SafetyCheckerConfig};
 use crate::picture::encode::Picture;
-use crate::weights::{Component, Shared, Weights, read_json};
+use crate::weights::{Shared, Weights, read_json};
 
 /// Says which finished pictures are not to be shown. A clone shares the weights.
 #[derive(Clone)]
@@ -46,12 +46,11 @@ impl SafetyCheck {
     /// # Errors
     /// A missing file or tensor (`NotFound`), a damaged one (`InvalidArgument`), one that we do not
     /// do (`Unsupported`), each by name; out of memory.
-    pub fn load(folder: &Path, device: Device, kind: Kind) -> Result<Self> {
+    pub fn load(folder: &Path, weights: Weights) -> Result<Self> {
         let processor = ClipImageProcessor::open(&folder.join("feature_extractor"))?;
         let folder = folder.join("safety_checker");
         let config: SafetyCheckerConfig = read_json(&folder.join("config.json"))?;
         config.check()?;
-        let weights = Weights::new(Component::open(&folder, "model")?, device, kind);
         Self::new(processor, SafetyChecker::new(config, weights)?)
     }
 
@@ -86,13 +85,18 @@ mod tests {
     use safetensors::tensor::{Dtype, SafeTensors, TensorView};
     use std::fs;
     use std::path::PathBuf;
+    use tch::{Device, Kind};
+
+    use crate::weights::load_component;
 
     fn committed() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/sd1_safety")
     }
 
     fn load(folder: &Path) -> Result<SafetyCheck> {
-        SafetyCheck::load(folder, Device::Cpu, Kind::Float)
+        let checker = folder.join("safety_checker");
+        let weights = load_component(&checker, "model", Device::Cpu, Kind::Float)?;
+        SafetyCheck::load(folder, weights)
     }
 
     /// What a copy of the committed folder loads as, with its tensors under the names that `rename`

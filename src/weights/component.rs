@@ -135,6 +135,11 @@ impl Component {
         &self.folder
     }
 
+    /// All files.
+    pub fn files(&self) -> &[TensorFile] {
+        &self.files
+    }
+
     /// The file that holds `name`.
     pub fn file_of(&self, name: &str) -> Option<&TensorFile> {
         self.places

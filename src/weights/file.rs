@@ -1,22 +1,25 @@
 //! One safetensors file, mapped.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Kind, Tensor};
 
+use super::digest::FileIdentity;
 use crate::error::{Error, Result};
 
 /// A mapped safetensors file whose header has been read and checked.
 ///
-/// The map lives as long as this value; tensors are copied out of it, so that nothing of the file
-/// is needed once a model is loaded.
+/// The map lives as long as this value, and as tensors that lie in it.
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    identity: FileIdentity,
+    map: Arc<Mmap>,
     metadata: Metadata,
     /// Where the tensors' bytes begin.
     data: usize,
@@ -55,9 +58,13 @@ impl TensorFile {
                 data.saturating_add(metadata.data_len())
             )));
         }
+        let about = file
+            .metadata()
+            .map_err(|error| Error::not_found(format!("{}: {error}", path.display())))?;
         Ok(Self {
             path: path.to_owned(),
-            map,
+            identity: FileIdentity::of(&about),
+            map: Arc::new(map),
             metadata,
             data,
         })
@@ -68,7 +75,7 @@ impl TensorFile {
         &self.path
     }
 
-    /// Every tensor's name.
+    /// Every tensor's name, in the order of the data.
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }
@@ -87,20 +94,52 @@ impl TensorFile {
         let info = self.info(name).ok_or_else(|| {
             Error::not_found(format!("{}: has no tensor {name}", self.path.display()))
         })?;
-        let kind = kind(info.dtype).ok_or_else(|| {
+        let kind = self.kind(name, info)?;
+        Ok(Tensor::f_from_data_size(
+            self.bytes(info)?,
+            &shape(info)?,
+            kind,
+        )?)
+    }
+
+    /// The dtype of a tensor, as libtorch's.
+    ///
+    /// # Errors
+    /// `Unsupported` for one that libtorch or we do not know.
+    pub fn kind(&self, name: &str, info: &TensorInfo) -> Result<Kind> {
+        kind(info.dtype).ok_or_else(|| {
             Error::unsupported(format!(
                 "{}: tensor {name} has dtype {:?}; float32, float16, bfloat16, float64 and integers are read",
                 self.path.display(),
                 info.dtype
             ))
-        })?;
-        let shape = shape(info)?;
+        })
+    }
+
+    /// What tells this file from others.
+    pub fn identity(&self) -> &FileIdentity {
+        &self.identity
+    }
+
+    /// The map of the whole file.
+    pub fn map(&self) -> &Arc<Mmap> {
+        &self.map
+    }
+
+    /// Where the bytes of a tensor lie in the map.
+    pub fn range(&self, info: &TensorInfo) -> Range<usize> {
         let (start, end) = info.data_offsets;
-        let bytes = self
-            .map
-            .get(self.data + start..self.data + end)
-            .ok_or_else(|| Error::internal("a tensor outside of its file"))?;
-        Ok(Tensor::f_from_data_size(bytes, &shape, kind)?)
+        self.data + start..self.data + end
+    }
+
+    /// The bytes of a tensor, little-endian, rows first.
+    ///
+    /// # Errors
+    /// A range that the file does not have, which [`TensorFile::open`] has ruled out.
+    pub fn bytes(&self, info: &TensorInfo) -> Result<&[u8]> {
+        self.map
+            .get(self.range(info))
+            .ok_or_else(|| Error::internal("a tensor outside of its file"))
     }
 }
 
@@ -118,6 +157,7 @@ pub fn shape(info: &TensorInfo) -> Result<Vec<i64>> {
         .collect()
 }
 
+/// A file's dtype as libtorch's.
 fn kind(dtype: Dtype) -> Option<Kind> {
     match dtype {
         Dtype::F32 => Some(Kind::Float),

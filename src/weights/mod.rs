@@ -1,24 +1,48 @@
 //! From safetensors files to tensors on a device.
 //!
-//! [`Component`] finds and maps the files, [`Weights`] hands out tensors by the names that the
+//! [`Component`] finds and maps the files. [`Loader`] reads them in parallel and puts their tensors into the store, where equal
+//! ones are one, whichever models they are of. [`Weights`] hands them out by the names that the
 //! checkpoint uses and keeps account of them: a tensor that is missing, has another shape, or is
 //! left over fails the load by name.
 
 mod component;
+mod digest;
 mod file;
+mod loader;
 mod path;
+mod place;
 mod shared;
+mod store;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
 
 pub use component::Component;
 pub use file::TensorFile;
+pub use loader::{Footprint, Loaded, Loader, Part, Progress};
 pub use path::{WeightPath, Weights};
 pub use shared::{Frozen, Shared};
+
+/// The bytes that the weights of all models in the process take on a device, equal ones counted once.
+pub fn resident_bytes(device: Device) -> u64 {
+    store::STORE.bytes(device)
+}
+
+/// The weights of one component; see [`Component::open`] for `stem`.
+///
+/// # Errors
+/// Those of [`Loader::open`] and [`Loader::load`].
+pub fn load_component(folder: &Path, stem: &str, device: Device, kind: Kind) -> Result<Weights> {
+    let mut loader = Loader::new(device);
+    let part = loader.open(folder, stem, kind)?;
+    loader.load(&|_| {})?.take(part)
+}
 
 /// The longest configuration file that is read, in bytes. The longest of the supported folders is
 /// a tokenizer's `vocab.json` of 1 MB.

@@ -2,16 +2,20 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
 use super::component::Component;
 use super::file::shape;
+use super::store::Held;
 use crate::error::{Error, Result};
 
-/// The tensors of a component, placed on a device in one dtype, each handed out once by name.
+/// The tensors of a component on a device in one dtype, handed out by name.
 pub struct Weights {
     component: Component,
+    /// By the name in the file.
+    held: HashMap<String, Arc<Held>>,
     device: Device,
     kind: Kind,
     /// Our name (diffusers' current one) to the name in the file, where they differ.
@@ -26,10 +30,16 @@ impl Weights {
         self.kind
     }
 
-    /// The tensors of `component`, to be placed on `device` as `kind`.
-    pub fn new(component: Component, device: Device, kind: Kind) -> Self {
+    /// The tensors of `component`, which `held` has on `device` as `kind`.
+    pub(super) fn new(
+        component: Component,
+        held: HashMap<String, Arc<Held>>,
+        device: Device,
+        kind: Kind,
+    ) -> Self {
         Self {
             component,
+            held,
             device,
             kind,
             renamed: HashMap::new(),
@@ -121,10 +131,13 @@ impl Weights {
             }
         }
         self.used.borrow_mut().insert(in_file.to_owned());
-        let tensor = file.tensor(in_file)?;
-        // Dtype before device: half-precision files cross the bus in half the bytes only if the
-        // target is half too, and the CPU's rounding is the one that diffusers gets.
-        Ok(tensor.f_to_kind(self.kind)?.f_to_device(self.device)?)
+        let held = self.held.get(in_file).ok_or_else(|| {
+            Error::unsupported(format!(
+                "{}: tensor {in_file} holds no floating-point numbers",
+                file.path().display()
+            ))
+        })?;
+        held.tensor()
     }
 }
 

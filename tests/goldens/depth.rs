@@ -7,7 +7,7 @@ use triton_diffusion::error::ErrorKind;
 use triton_diffusion::models::{DptConfig, DptForDepthEstimation};
 use triton_diffusion::picture::encode::Picture;
 use triton_diffusion::pipeline::{DptImageProcessor, depth_map, given_depth_map};
-use triton_diffusion::weights::{Component, Weights, read_json};
+use triton_diffusion::weights::{load_component, read_json};
 
 use crate::support::{Goldens, checkpoint, weights};
 
@@ -115,8 +115,7 @@ fn half_precision_depths() {
     let manifest: Manifest = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
     let folder = checkpoint(&manifest.checkpoint).join("depth_estimator");
-    let component = Component::open(&folder, "model").unwrap();
-    let weights = Weights::new(component, Device::Cpu, Kind::Half);
+    let weights = load_component(&folder, "model", Device::Cpu, Kind::Half).unwrap();
     let model = DptForDepthEstimation::new(config(&manifest.checkpoint), weights).unwrap();
     for Estimate { name, .. } in manifest.estimates {
         let pixel_values = goldens.tensor(&format!("{name}/pixel_values"));

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use triton_diffusion::models::{ClipImageProcessor, SafetyChecker, SafetyScores};
 use triton_diffusion::picture::encode::Picture;
 use triton_diffusion::pipeline::SafetyCheck;
-use triton_diffusion::weights::read_json;
+use triton_diffusion::weights::{load_component, read_json};
 
 use crate::support::{Goldens, checkpoint, weights};
 
@@ -126,7 +126,9 @@ fn flags_of_pictures() {
     for kind in [Kind::Float, Kind::BFloat16] {
         for case in &manifest.cases {
             let folder = checkpoint(&case.checkpoint);
-            let check = SafetyCheck::load(&folder, Device::Cpu, kind).unwrap();
+            let checker = folder.join("safety_checker");
+            let weights = load_component(&checker, "model", Device::Cpu, kind).unwrap();
+            let check = SafetyCheck::load(&folder, weights).unwrap();
             let pictures: Vec<Picture> = case
                 .pictures
                 .iter()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
-use triton_diffusion::weights::{Component, TensorFile, Weights, read_json};
+use triton_diffusion::weights::{TensorFile, Weights, load_component, read_json};
 
 /// The largest difference that another processor's kernels may make in one value of a model part or a
 /// trajectory, as a share of the largest value (and of 1, if that is smaller).
@@ -107,8 +107,8 @@ pub struct Cases<T> {
 }
 
 pub fn weights(checkpoint_name: &str, component: &str, stem: &str) -> Weights {
-    let component = Component::open(&checkpoint(checkpoint_name).join(component), stem).unwrap();
-    Weights::new(component, Device::Cpu, Kind::Float)
+    let folder = checkpoint(checkpoint_name).join(component);
+    load_component(&folder, stem, Device::Cpu, Kind::Float).unwrap()
 }
 
 /// Peak signal to noise ratio in dB of 8-bit pictures.

@@ -1,0 +1,392 @@
+//! A model's weights, read in parallel and looked up in the store.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tch::{Device, Kind};
+
+use super::component::Component;
+use super::digest::{Digest, Digests};
+use super::file::{TensorFile, shape};
+use super::path::Weights;
+use super::place::place;
+use super::store::{Held, Key, STORE};
+use crate::error::{Error, Result};
+use crate::libtorch::memory;
+
+/// Threads that read; more do not make a disk or a memory bus faster.
+const MAX_THREADS: usize = 8;
+/// Left free on the host beside the weights: a load that takes the last of it harms what runs.
+const HOST_RESERVE: u64 = 256 << 20;
+/// Time between two words on how far a load is.
+const REPORT_EVERY: Duration = Duration::from_secs(2);
+
+/// The weights of a model, to be loaded together onto one device.
+pub struct Loader {
+    device: Device,
+    components: Vec<(Component, Kind)>,
+}
+
+/// One component of a [`Loader`].
+#[derive(Clone, Copy)]
+pub struct Part(usize);
+
+/// How far a load is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Bytes of the files that were read up to now.
+    pub done: u64,
+    /// Bytes that are to be read.
+    pub total: u64,
+}
+
+/// What a load took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of the model's tensors on the device.
+    pub total: u64,
+    /// How many of them were there already, for other models.
+    pub shared: u64,
+}
+
+/// The loaded components.
+pub struct Loaded {
+    weights: Vec<Option<Weights>>,
+    /// What they take.
+    pub footprint: Footprint,
+}
+
+impl Loaded {
+    /// The tensors of a component.
+    ///
+    /// # Errors
+    /// A component that was taken before.
+    pub fn take(&mut self, part: Part) -> Result<Weights> {
+        self.weights
+            .get_mut(part.0)
+            .and_then(Option::take)
+            .ok_or_else(|| Error::internal("a component's weights were taken twice"))
+    }
+}
+
+/// One tensor of one component.
+struct Item<'a> {
+    component: usize,
+    file: &'a TensorFile,
+    name: String,
+    from: Kind,
+    shape: Vec<i64>,
+    kind: Kind,
+    bytes: u64,
+    /// What its file is remembered to hold, if it is.
+    remembered: Option<Digest>,
+}
+
+impl Item<'_> {
+    fn key(&self, digest: Digest, device: Device) -> Key {
+        Key {
+            digest,
+            from: self.from,
+            shape: self.shape.clone(),
+            kind: self.kind,
+            device,
+        }
+    }
+
+    fn digest(&self) -> Result<Digest> {
+        let info = self
+            .file
+            .info(&self.name)
+            .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
+        Ok(Digest::of(self.file.bytes(info)?))
+    }
+}
+
+impl Loader {
+    /// For a device.
+    pub fn new(device: Device) -> Self {
+        Self {
+            device,
+            components: Vec::new(),
+        }
+    }
+
+    /// Opens the weight files of `folder`, whose tensors are to be had as `kind`; see [`Component::open`] for `stem`.
+    ///
+    /// # Errors
+    /// Those of [`Component::open`].
+    pub fn open(&mut self, folder: &Path, stem: &str, kind: Kind) -> Result<Part> {
+        let component = Component::open(folder, stem)?;
+        self.components.push((component, kind));
+        Ok(Part(self.components.len() - 1))
+    }
+
+    /// Loads what is not in the store, in parallel. `report` is called every two seconds from then on.
+    ///
+    /// # Errors
+    /// Out of memory, before anything is loaded, if the device has no room for it; a dtype that is not read (`Unsupported`); what
+    /// CUDA says.
+    pub fn load(self, report: &(dyn Fn(Progress) + Sync)) -> Result<Loaded> {
+        let device = self.device;
+        let items = items(&self.components)?;
+        let progress = Reporter::new(&items, report);
+
+        let digests = in_parallel(&items, |item| {
+            item.remembered.map_or_else(
+                || {
+                    let digest = item.digest()?;
+                    progress.add(item.bytes / 2);
+                    Ok(digest)
+                },
+                Ok,
+            )
+        })?;
+        remember(&items, &digests);
+
+        let keys: Vec<Key> = std::iter::zip(&items, &digests)
+            .map(|(item, &digest)| item.key(digest, device))
+            .collect();
+        let footprint = footprint(&keys);
+        check_room(footprint.total - footprint.shared, device)?;
+
+        let numbered: Vec<usize> = (0..items.len()).collect();
+        let held = in_parallel(&numbered, |&n| {
+            let (item, key) = (&items[n], &keys[n]);
+            let held = STORE.get(key, || {
+                // What is remembered says where to look, never what a tensor holds.
+                if item.remembered.is_some() && item.digest()? != key.digest {
+                    STORE.memory.forget(item.file.identity());
+                    return Err(Error::unavailable(format!(
+                        "{}: changed while it was in use; load the model again",
+                        item.file.path().display()
+                    )));
+                }
+                place(item.file, &item.name, key.clone())
+            })?;
+            progress.add(item.bytes - item.bytes / 2);
+            Ok(held)
+        })?;
+
+        let mut placed: Vec<HashMap<String, Arc<Held>>> =
+            self.components.iter().map(|_| HashMap::new()).collect();
+        for (item, held) in std::iter::zip(&items, held) {
+            if let Some(component) = placed.get_mut(item.component) {
+                component.insert(item.name.clone(), held);
+            }
+        }
+        drop(items);
+        let weights = std::iter::zip(self.components, placed)
+            .map(|((component, kind), placed)| Some(Weights::new(component, placed, device, kind)))
+            .collect();
+        Ok(Loaded { weights, footprint })
+    }
+}
+
+/// All floating-point tensors of the components, the largest first, so that no thread is left with one at the end. (Integers are
+/// positions and the like, which models do not load.)
+fn items(components: &[(Component, Kind)]) -> Result<Vec<Item<'_>>> {
+    let mut items = Vec::new();
+    for (number, (component, target)) in components.iter().enumerate() {
+        for file in component.files() {
+            let remembered: Option<Digests> = STORE.memory.of(file.identity());
+            for name in file.names() {
+                let Some(info) = file.info(&name) else {
+                    continue;
+                };
+                let from = file.kind(&name, info)?;
+                if !matches!(
+                    from,
+                    Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double
+                ) {
+                    continue;
+                }
+                let (start, end) = info.data_offsets;
+                items.push(Item {
+                    component: number,
+                    file,
+                    from,
+                    shape: shape(info)?,
+                    kind: *target,
+                    bytes: (end - start) as u64,
+                    remembered: remembered
+                        .as_ref()
+                        .and_then(|digests| digests.get(&name).copied()),
+                    name,
+                });
+            }
+        }
+    }
+    items.sort_by_key(|item| std::cmp::Reverse(item.bytes));
+    Ok(items)
+}
+
+/// Remembers what files hold that were hashed now.
+fn remember(items: &[Item<'_>], digests: &[Digest]) {
+    let mut files: HashMap<*const TensorFile, (&TensorFile, HashMap<String, Digest>)> =
+        HashMap::new();
+    for (item, &digest) in std::iter::zip(items, digests) {
+        if item.remembered.is_none() {
+            let (_, names) = files
+                .entry(std::ptr::from_ref(item.file))
+                .or_insert_with(|| (item.file, HashMap::new()));
+            names.insert(item.name.clone(), digest);
+        }
+    }
+    for (file, digests) in files.into_values() {
+        STORE
+            .memory
+            .remember(file.identity().clone(), Arc::new(digests));
+    }
+}
+
+/// What the tensors of these keys take, each counted once.
+fn footprint(keys: &[Key]) -> Footprint {
+    let mut seen = std::collections::HashSet::new();
+    let mut footprint = Footprint::default();
+    for key in keys.iter().filter(|key| seen.insert(*key)) {
+        footprint.total += key.bytes();
+        if STORE.has(key) {
+            footprint.shared += key.bytes();
+        }
+    }
+    footprint
+}
+
+/// Whether the device has room for that many bytes more.
+fn check_room(needed: u64, device: Device) -> Result<()> {
+    let reserve = if device == Device::Cpu {
+        HOST_RESERVE
+    } else {
+        0
+    };
+    let available =
+        memory::available(device)?.map_or(u64::MAX, |bytes| bytes.saturating_sub(reserve));
+    // What is there already takes nothing, however full the device is.
+    if needed > available && needed > 0 {
+        return Err(Error::out_of_memory(format!(
+            "the weights take {needed} bytes more on {device:?}, where {available} are free"
+        )));
+    }
+    Ok(())
+}
+
+/// `work` over all items, by as many threads as help; the results in the items' order.
+fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.min(MAX_THREADS).min(items.len()).max(1);
+    let next = AtomicUsize::new(0);
+    let run = || -> Result<Vec<(usize, R)>> {
+        let mut results = Vec::new();
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(n) else {
+                return Ok(results);
+            };
+            match work(item) {
+                Ok(result) => results.push((n, result)),
+                Err(error) => {
+                    // The others need not go on.
+                    next.store(items.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    let outcomes: Vec<Result<Vec<(usize, R)>>> = std::thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads)
+            .filter_map(|_| {
+                std::thread::Builder::new()
+                    .name("diffusion-load".to_owned())
+                    .spawn_scoped(scope, run)
+                    .ok()
+            })
+            .collect();
+        let mut outcomes = vec![run()];
+        outcomes.extend(helpers.into_iter().map(|helper| {
+            helper
+                .join()
+                .unwrap_or_else(|_| Err(Error::internal("a thread that loads weights panicked")))
+        }));
+        outcomes
+    });
+    let mut results = Vec::with_capacity(items.len());
+    for outcome in outcomes {
+        results.extend(outcome?);
+    }
+    results.sort_unstable_by_key(|(n, _)| *n);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+/// Says how far a load is, now and then.
+struct Reporter<'a> {
+    done: AtomicU64,
+    total: u64,
+    started: Instant,
+    /// Reports up to now.
+    said: AtomicU64,
+    report: &'a (dyn Fn(Progress) + Sync),
+}
+
+impl<'a> Reporter<'a> {
+    fn new(items: &[Item<'_>], report: &'a (dyn Fn(Progress) + Sync)) -> Self {
+        Self {
+            done: AtomicU64::new(0),
+            total: items.iter().map(|item| item.bytes).sum(),
+            started: Instant::now(),
+            said: AtomicU64::new(0),
+            report,
+        }
+    }
+
+    fn add(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = (self.started.elapsed().as_millis() / REPORT_EVERY.as_millis()) as u64;
+        let said = self.said.load(Ordering::Relaxed);
+        if due > said
+            && self
+                .said
+                .compare_exchange(said, due, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            (self.report)(Progress {
+                done,
+                total: self.total,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let error = check_room(u64::MAX, Device::Cpu).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
+        check_room(0, Device::Cpu).unwrap();
+    }
+
+    #[test]
+    fn results_come_in_the_order_of_the_items() {
+        let items: Vec<u64> = (0..1000).collect();
+        let doubled = in_parallel(&items, |n| Ok(n * 2)).unwrap();
+        assert!(std::iter::zip(items, doubled).all(|(n, twice)| twice == n * 2));
+    }
+
+    #[test]
+    fn one_failure_ends_the_work() {
+        let outcome = in_parallel(&[1, 2, 3, 4, 5], |n| match n {
+            3 => Err(Error::not_found("three")),
+            n => Ok(*n),
+        });
+        assert_eq!(outcome, Err(Error::not_found("three")));
+    }
+}

@@ -1,0 +1,115 @@
+//! A tensor's bytes, from a mapped file into the dtype and onto the device where they are used.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use tch::{Device, Kind, Tensor};
+
+use super::file::TensorFile;
+use super::store::{Held, Key};
+use crate::error::{Error, Result};
+
+/// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`); MKL's sums may depend on the alignment of
+/// what it reads, so that a tensor is used in its file only where it lies as a copy would.
+const ALIGNMENT: usize = 64;
+/// Elements that are converted at once.
+const CHUNK: usize = 4096;
+
+/// Puts tensor `name` of `file` where `key` says: left in the file where it can be used as it lies there, else copied.
+///
+/// # Errors
+/// Out of memory, or what CUDA says.
+pub fn place(file: &TensorFile, name: &str, key: Key) -> Result<Held> {
+    let info = file
+        .info(name)
+        .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
+    let bytes = file.bytes(info)?;
+    let aligned = (bytes.as_ptr() as usize).is_multiple_of(ALIGNMENT);
+    if key.device == Device::Cpu && key.from == key.kind && aligned && !bytes.is_empty() {
+        return Held::mapped(key, std::sync::Arc::clone(file.map()), file.range(info));
+    }
+    let tensor = match converted(bytes, &key)? {
+        Some(tensor) => tensor,
+        None => file.tensor(name)?.f_to_kind(key.kind)?,
+    };
+    // Dtype before device: half-precision files cross the bus in half the bytes only if the target is half too, and the CPU's
+    // rounding is the one that diffusers gets.
+    let tensor = tensor.f_to_device(key.device)?;
+    Ok(Held::owned(key, tensor))
+}
+
+/// A copy on the CPU in the key's dtype, for the dtypes that weights have.
+///
+/// Not by libtorch's own conversion: that would start a team of threads in each thread that loads.
+fn converted(bytes: &[u8], key: &Key) -> Result<Option<Tensor>> {
+    let tensor = match (key.from, key.kind) {
+        (Kind::Half, Kind::Float) => filled(key, bytes, |from: &[f16], to: &mut [f32]| {
+            from.convert_to_f32_slice(to);
+        }),
+        (Kind::BFloat16, Kind::Float) => filled(key, bytes, |from: &[bf16], to: &mut [f32]| {
+            from.convert_to_f32_slice(to);
+        }),
+        (Kind::Float, Kind::Half) => filled(key, bytes, |from: &[f32], to: &mut [f16]| {
+            to.convert_from_f32_slice(from);
+        }),
+        (Kind::Float, Kind::BFloat16) => filled(key, bytes, |from: &[f32], to: &mut [bf16]| {
+            to.convert_from_f32_slice(from);
+        }),
+        (from, to) if from == to => filled(key, bytes, |from: &[u8], to: &mut [u8]| {
+            to.copy_from_slice(from)
+        }),
+        _ => return Ok(None),
+    };
+    tensor.map(Some)
+}
+
+/// Numbers whose every bit pattern is a value.
+///
+/// # Safety
+/// Any initialised bytes are a valid value of the type, which has no padding.
+unsafe trait Plain: Copy + Default {}
+// SAFETY: a number.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: `repr(transparent)` over u16.
+unsafe impl Plain for f16 {}
+// SAFETY: as above.
+unsafe impl Plain for bf16 {}
+
+/// A new tensor on the CPU that `convert` fills, a chunk of `bytes` at a time; the bytes need not be aligned.
+fn filled<A: Plain, B: Plain>(
+    key: &Key,
+    bytes: &[u8],
+    convert: impl Fn(&[A], &mut [B]),
+) -> Result<Tensor> {
+    let tensor = Tensor::f_empty(&key.shape, (key.kind, Device::Cpu))?;
+    let count = tensor.numel() * key.kind.elt_size_in_bytes() / size_of::<B>();
+    if count * size_of::<A>() != bytes.len() {
+        return Err(Error::internal("a tensor that does not fill its shape"));
+    }
+    let data = tensor.data_ptr().cast::<B>();
+    // SAFETY: the tensor is new, contiguous, `count` elements of `B` long and aligned for any number; nothing else refers to it.
+    // libtorch leaves it unwritten, and `B` is plain: it is written below before anything reads it.
+    let to = if count == 0 {
+        &mut [][..]
+    } else {
+        unsafe { std::slice::from_raw_parts_mut(data, count) }
+    };
+    let mut chunk = [A::default(); CHUNK];
+    for (from, to) in bytes
+        .chunks(CHUNK * size_of::<A>())
+        .zip(to.chunks_mut(CHUNK))
+    {
+        let chunk = &mut chunk[..to.len()];
+        // SAFETY: `chunk` is as many bytes long as `from`, which is apart from it; `A` is plain.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                from.as_ptr(),
+                chunk.as_mut_ptr().cast::<u8>(),
+                from.len(),
+            );
+        }
+        convert(chunk, to);
+    }
+    Ok(tensor)
+}

@@ -1,0 +1,198 @@
+//! One copy of equal weights.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+
+use memmap2::Mmap;
+use tch::{Device, Kind, Tensor};
+
+use super::digest::{Digest, Memory};
+use crate::error::{Error, Result};
+use crate::libtorch;
+
+/// What makes two tensors one: their bytes, how these are to be read, and what they were made into.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Of the bytes in the file.
+    pub digest: Digest,
+    /// The dtype in the file.
+    pub from: Kind,
+    /// Sides, in the file and here: weights are laid out contiguously.
+    pub shape: Vec<i64>,
+    /// The dtype here.
+    pub kind: Kind,
+    /// Where it is.
+    pub device: Device,
+}
+
+impl Key {
+    /// The tensor's length here, in bytes.
+    pub fn bytes(&self) -> u64 {
+        let elements = self.shape.iter().fold(1u64, |product, &side| {
+            product.saturating_mul(u64::try_from(side).unwrap_or(0))
+        });
+        elements.saturating_mul(self.kind.elt_size_in_bytes() as u64)
+    }
+}
+
+/// Where a tensor's values lie.
+enum Values {
+    /// In the file itself, mapped.
+    Mapped(Arc<Mmap>, Range<usize>),
+    /// In memory of libtorch's.
+    Owned(Tensor),
+}
+
+/// A tensor in the store. Every tensor that was handed out over it keeps it alive.
+pub struct Held {
+    key: Key,
+    bytes: usize,
+    values: Values,
+}
+
+// SAFETY: a map is never written to. The tensor is made before it comes here, is never handed out and never written to afterwards:
+// its address is all that is read of it, until it is dropped, by the one owner that is left. libtorch's storage may be freed
+// on any thread.
+unsafe impl Sync for Held {}
+
+// SAFETY: both kinds of values stay where they are, as long as they are and unwritten while `self` lives.
+unsafe impl libtorch::Memory for Held {
+    fn data(&self) -> *const u8 {
+        match &self.values {
+            Values::Mapped(map, range) => map[range.clone()].as_ptr(),
+            Values::Owned(tensor) => tensor.data_ptr().cast_const().cast(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn device(&self) -> Device {
+        self.key.device
+    }
+}
+
+impl Held {
+    /// Values in a mapped file.
+    ///
+    /// # Errors
+    /// A range outside of the file.
+    pub fn mapped(key: Key, map: Arc<Mmap>, range: Range<usize>) -> Result<Self> {
+        let bytes = map
+            .get(range.clone())
+            .ok_or_else(|| Error::internal("a tensor outside of its file"))?
+            .len();
+        Ok(Self {
+            key,
+            bytes,
+            values: Values::Mapped(map, range),
+        })
+    }
+
+    /// Values in a tensor of the key's shape, dtype and device that nothing else refers to.
+    pub fn owned(key: Key, tensor: Tensor) -> Self {
+        Self {
+            key,
+            bytes: tensor.numel() * tensor.kind().elt_size_in_bytes(),
+            values: Values::Owned(tensor),
+        }
+    }
+
+    /// A tensor over the values.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn tensor(self: &Arc<Self>) -> Result<Tensor> {
+        libtorch::borrow(Arc::clone(self), &self.key.shape, self.key.kind)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        STORE.forget(&self.key);
+    }
+}
+
+/// The place of one key: locked while its tensor is made, so that it is made once.
+type Slot = Arc<Mutex<Weak<Held>>>;
+
+/// The weights of all models in the process.
+pub struct Store {
+    slots: Mutex<HashMap<Key, Slot>>,
+    /// The digests of files that were read.
+    pub memory: Memory,
+}
+
+/// The store of this process.
+pub static STORE: LazyLock<Store> = LazyLock::new(|| Store {
+    slots: Mutex::default(),
+    memory: Memory::new(),
+});
+
+impl Store {
+    /// The tensor of this key, made by `make` if it is not there.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn get(&self, key: &Key, make: impl FnOnce() -> Result<Held>) -> Result<Arc<Held>> {
+        let slot = Arc::clone(self.slots().entry(key.clone()).or_default());
+        let mut weak = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = weak.upgrade() {
+            return Ok(held);
+        }
+        match make() {
+            Ok(held) => {
+                let held = Arc::new(held);
+                *weak = Arc::downgrade(&held);
+                Ok(held)
+            }
+            Err(error) => {
+                drop(weak);
+                drop(slot);
+                self.forget(key);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a tensor of this key is there now, or is being made.
+    pub fn has(&self, key: &Key) -> bool {
+        self.slots().get(key).is_some_and(is_taken)
+    }
+
+    /// The bytes of all tensors on `device`, each counted once.
+    pub fn bytes(&self, device: Device) -> u64 {
+        let slots = self.slots();
+        let here = slots
+            .iter()
+            .filter(|(key, slot)| key.device == device && is_taken(slot));
+        here.map(|(key, _)| key.bytes()).sum()
+    }
+
+    /// Takes the place of a tensor away that is gone, unless somebody is about to fill it again or has done so.
+    fn forget(&self, key: &Key) {
+        let mut slots = self.slots();
+        // One count is the table's own; whoever is about to fill the slot has another, and got it under the table's lock.
+        if slots
+            .get(key)
+            .is_some_and(|slot| Arc::strong_count(slot) == 1 && !is_taken(slot))
+        {
+            slots.remove(key);
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Never waits: a slot that is locked is being filled. (To wait would be to hold the table's lock against the one who fills it.)
+fn is_taken(slot: &Slot) -> bool {
+    match slot.try_lock() {
+        Ok(weak) => weak.strong_count() > 0,
+        Err(TryLockError::Poisoned(weak)) => weak.into_inner().strong_count() > 0,
+        Err(TryLockError::WouldBlock) => true,
+    }
+}

@@ -1,0 +1,227 @@
+//! What the store keeps, shares, reads and lets go.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, TensorView};
+use tch::{Device, Kind, Tensor};
+
+use super::digest::Digest;
+use super::store::{Key, STORE};
+use super::{Component, Footprint, Loaded, Loader, Part};
+use crate::error::Error;
+
+/// A folder with one file of float32 tensors, its data at a multiple of 64 bytes if `aligned`.
+fn folder(name: &str, tensors: &[(&str, &[f32])], aligned: bool) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("td-store-{}-{name}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let bytes: Vec<(String, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, values)| {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+            ((*name).to_owned(), bytes.collect())
+        })
+        .collect();
+    write(&folder, Dtype::F32, 4, &bytes, aligned);
+    folder
+}
+
+fn write(folder: &Path, dtype: Dtype, size: usize, tensors: &[(String, Vec<u8>)], aligned: bool) {
+    let views = tensors.iter().map(|(name, bytes)| {
+        let view = TensorView::new(dtype, vec![bytes.len() / size], bytes).unwrap();
+        (name, view)
+    });
+    let file = safetensors::serialize(views, None).unwrap();
+    let (length, rest) = file.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().unwrap()) as usize;
+    let (header, data) = rest.split_at(length);
+    let wanted = if aligned { 0 } else { 8 };
+    let padding = (0..64)
+        .find(|padding| (8 + length + padding) % 64 == wanted)
+        .unwrap();
+    let mut padded = (length as u64 + padding as u64).to_le_bytes().to_vec();
+    padded.extend_from_slice(header);
+    padded.extend(std::iter::repeat_n(b' ', padding));
+    padded.extend_from_slice(data);
+    // As a model is replaced: a new file under the old name.
+    let path = folder.join("model.safetensors");
+    fs::remove_file(&path).ok();
+    fs::write(path, padded).unwrap();
+}
+
+fn load(folder: &Path, kind: Kind) -> (Loaded, Part) {
+    let mut loader = Loader::new(Device::Cpu);
+    let part = loader.open(folder, "model", kind).unwrap();
+    (loader.load(&|_| {}).unwrap(), part)
+}
+
+/// All tensors that the names say, and what they took.
+fn tensors(folder: &Path, kind: Kind, names: &[(&str, i64)]) -> (Vec<Tensor>, Footprint) {
+    let (mut loaded, part) = load(folder, kind);
+    let weights = loaded.take(part).unwrap();
+    let root = weights.root();
+    let tensors = names
+        .iter()
+        .map(|(name, n)| root.tensor(name, &[*n]).unwrap());
+    let tensors = tensors.collect();
+    (tensors, loaded.footprint)
+}
+
+fn key(values: &[f32], kind: Kind) -> Key {
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    Key {
+        digest: Digest::of(&bytes),
+        from: Kind::Float,
+        shape: vec![values.len() as i64],
+        kind,
+        device: Device::Cpu,
+    }
+}
+
+#[test]
+fn equal_tensors_of_two_folders_are_one_until_both_are_gone() {
+    let (same, other) = ([1.5f32; 40], [2.5f32; 40]);
+    let one = folder("one", &[("a", &same)], true);
+    let two = folder("two", &[("renamed", &same), ("own", &other)], true);
+    let (first, took) = tensors(&one, Kind::Float, &[("a", 40)]);
+    assert_eq!(
+        took,
+        Footprint {
+            total: 160,
+            shared: 0
+        }
+    );
+    let (second, took) = tensors(&two, Kind::Float, &[("renamed", 40), ("own", 40)]);
+    assert_eq!(
+        took,
+        Footprint {
+            total: 320,
+            shared: 160
+        }
+    );
+    assert_eq!(first[0].data_ptr(), second[0].data_ptr());
+    drop(first);
+    assert!(STORE.has(&key(&same, Kind::Float)));
+    assert_eq!(Vec::<f32>::try_from(&second[0]).unwrap(), same);
+    drop(second);
+    assert!(!STORE.has(&key(&same, Kind::Float)));
+    assert!(!STORE.has(&key(&other, Kind::Float)));
+}
+
+#[test]
+fn another_dtype_or_shape_is_another_tensor() {
+    let values: Vec<f32> = (0..64u8).map(|n| f32::from(n) + 0.25).collect();
+    let folder = folder("dtypes", &[("a", &values)], false);
+    let (full, _) = tensors(&folder, Kind::Float, &[("a", 64)]);
+    let (half, took) = tensors(&folder, Kind::Half, &[("a", 64)]);
+    assert_eq!(
+        took,
+        Footprint {
+            total: 128,
+            shared: 0
+        }
+    );
+    assert_eq!(half[0].kind(), Kind::Half);
+    assert_eq!(full[0].to_kind(Kind::Half), half[0]);
+}
+
+#[test]
+fn float32_is_used_in_its_file_where_it_lies_aligned() {
+    let values = [3.25f32; 32];
+    for aligned in [true, false] {
+        let folder = folder(&format!("place-{aligned}"), &[("a", &values)], aligned);
+        let (loaded, _) = tensors(&folder, Kind::Float, &[("a", 32)]);
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let address = loaded[0].data_ptr() as u64;
+        let inside = maps
+            .lines()
+            .filter(|line| line.contains(&*folder.to_string_lossy()));
+        let inside = inside.filter(|line| {
+            let (from, to) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+            let hex = |text| u64::from_str_radix(text, 16).unwrap();
+            (hex(from)..hex(to)).contains(&address)
+        });
+        assert_eq!(inside.count(), usize::from(aligned));
+        assert_eq!(address % 64, 0);
+        // The map outlives the folder, and goes with the tensor.
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(Vec::<f32>::try_from(&loaded[0]).unwrap(), values);
+        drop(loaded);
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains(&*folder.to_string_lossy()));
+    }
+}
+
+#[test]
+fn every_dtype_is_converted_as_libtorch_does() {
+    let numbers: Vec<u16> = (0..=u16::MAX).collect();
+    let bytes: Vec<u8> = numbers.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+    for (dtype, kind) in [(Dtype::F16, Kind::Half), (Dtype::BF16, Kind::BFloat16)] {
+        let folder = folder(&format!("{dtype:?}"), &[], true);
+        write(&folder, dtype, 2, &[("a".to_owned(), bytes.clone())], true);
+        let theirs = Tensor::f_from_data_size(&bytes, &[65536], kind).unwrap();
+        let (ours, _) = tensors(&folder, Kind::Float, &[("a", 65536)]);
+        assert!(ours[0].allclose(&theirs.to_kind(Kind::Float), 0.0, 0.0, true));
+    }
+    let floats: Vec<f32> = (0..5000i16)
+        .map(|n| f32::from(n).exp2().recip() * 3.3e9 + f32::from(n) * 0.37)
+        .collect();
+    let folder = folder("narrower", &[("a", &floats)], true);
+    for kind in [Kind::Half, Kind::BFloat16] {
+        let (ours, _) = tensors(&folder, kind, &[("a", 5000)]);
+        assert_eq!(ours[0], Tensor::from_slice(&floats).to_kind(kind));
+    }
+}
+
+#[test]
+fn a_file_that_was_replaced_is_read_anew() {
+    let place = folder("replaced", &[("a", &[1.0f32; 16])], true);
+    let (before, _) = tensors(&place, Kind::Float, &[("a", 16)]);
+    folder("replaced", &[("a", &[7.0f32; 16])], true);
+    let (after, took) = tensors(&place, Kind::Float, &[("a", 16)]);
+    assert_eq!(took.shared, 0);
+    assert_eq!(Vec::<f32>::try_from(&before[0]).unwrap(), [1.0; 16]);
+    assert_eq!(Vec::<f32>::try_from(&after[0]).unwrap(), [7.0; 16]);
+}
+
+#[test]
+fn what_is_remembered_of_a_file_is_never_what_a_tensor_is_made_of() {
+    let place = folder("lies", &[("a", &[4.0f32; 16])], true);
+    let identity = Component::open(&place, "model").unwrap().files()[0]
+        .identity()
+        .clone();
+    let lie = std::collections::HashMap::from([("a".to_owned(), Digest::of(b"another tenant's"))]);
+    STORE.memory.remember(identity, std::sync::Arc::new(lie));
+    let mut loader = Loader::new(Device::Cpu);
+    loader.open(&place, "model", Kind::Float).unwrap();
+    assert!(matches!(loader.load(&|_| {}), Err(Error::Unavailable(_))));
+    let (tensors, _) = tensors(&place, Kind::Float, &[("a", 16)]);
+    assert_eq!(Vec::<f32>::try_from(&tensors[0]).unwrap(), [4.0; 16]);
+}
+
+#[test]
+fn many_threads_that_want_one_tensor_make_it_once() {
+    let values = [9.75f32; 4096];
+    let place = folder("threads", &[("a", &values)], false);
+    for _ in 0..20 {
+        let addresses: Vec<usize> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| tensors(&place, Kind::Float, &[("a", 4096)]).0))
+                .collect();
+            let held: Vec<_> = threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect();
+            held.iter()
+                .map(|tensors| tensors[0].data_ptr() as usize)
+                .collect()
+        });
+        assert!(addresses.iter().all(|address| *address == addresses[0]));
+        assert!(!STORE.has(&key(&values, Kind::Float)));
+    }
+}

@@ -80,13 +80,14 @@ def deploy(calls, options):
         calls.call("sagemaker", "create_endpoint", EndpointName=name, EndpointConfigName=name)
         made = len(removal)
         calls.wait("sagemaker", "endpoint_in_service", options.timeout, EndpointName=name)
+    # Ctrl-C too: instances that nobody waits for cost money.
     except BaseException as error:
         if calls.dry_run:
             raise
         left = remove(calls, removal[len(removal) - made :])
         hint = f"; still there: {', '.join(left)} (endpoint.py delete --name {name})" if left else ""
         if not isinstance(error, Exception):
-            print(f"interrupted{hint}", file=sys.stderr)
+            print(hint.removeprefix("; "), file=sys.stderr)
             raise
         raise DeployError(f"{words(error)}{hint}") from error
 
@@ -247,6 +248,9 @@ def main(command_line=None, clients=None):
     except (DeployError, OSError, BotoCoreError, ClientError, Boto3Error) as error:
         print(f"endpoint.py {options.command}: {words(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"endpoint.py {options.command}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

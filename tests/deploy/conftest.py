@@ -7,8 +7,7 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "deploy" / "sagemaker"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "deploy" / "sagemaker"))
 
 SERVICES = ("s3", "sagemaker", "sagemaker-runtime", "application-autoscaling")
 

@@ -102,6 +102,13 @@ def test_upload(stubs, tmp_path):
     assert endpoint.main(["upload", "--models", MODELS.rstrip("/"), *paths], stubs.clients) == 0
 
 
+def test_an_upload_that_fails_is_named(stubs, tmp_path, capsys):
+    path = archive(tmp_path, "sd_base.tar.gz")
+    stubs.fail("s3", "put_object", "AccessDenied", "not yours")
+    assert endpoint.main(["upload", "--models", MODELS, str(path)], stubs.clients) == 1
+    assert "sd_base.tar.gz" in (text := capsys.readouterr().err) and "not yours" in text
+
+
 def test_a_file_that_is_no_archive_keeps_all_from_being_uploaded(stubs, tmp_path, capsys):
     good = archive(tmp_path, "sd_base.tar.gz")
     text = tmp_path / "text.tar.gz"
@@ -165,6 +172,21 @@ def test_deploy_says_what_it_could_not_remove(stubs, capsys):
     stubs.fail("sagemaker", "delete_endpoint", "ValidationException", "Cannot update in-progress endpoint")
     assert endpoint.main(DEPLOY, stubs.clients) == 1
     assert "still there: endpoint, configuration, model (endpoint.py delete --name sd)" in capsys.readouterr().err
+
+
+def test_deploy_that_is_interrupted_removes_what_it_made(stubs, capsys, monkeypatch):
+    expect_made(stubs, *MADE)
+    stubs.expect("sagemaker", "describe_endpoint", {"EndpointName": "sd"}, state("Creating"))
+    expect_endpoint_removed(stubs)
+    waits = iter([KeyboardInterrupt])
+
+    def sleep(_):
+        for interrupt in waits:
+            raise interrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert endpoint.main(DEPLOY, stubs.clients) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_autoscale(stubs):
@@ -274,6 +296,15 @@ def test_invoke_waits_for_a_model_that_is_being_loaded(stubs, tmp_path, no_waiti
     stubs.expect("sagemaker-runtime", "invoke_endpoint", REQUEST, reply(REPLY))
     assert endpoint.main([*INVOKE, "--out", str(tmp_path / "cat.png")], stubs.clients) == 0
     assert no_waiting == [10]
+
+
+def test_invoke_does_not_wait_for_ever(stubs, capsys, monkeypatch):
+    now = iter(range(0, 1000, 60))
+    monkeypatch.setattr("endpoint.time.monotonic", lambda: next(now))
+    for _ in range(3):
+        stubs.fail("sagemaker-runtime", "invoke_endpoint", "ModelNotReadyException", "still loading")
+    assert endpoint.main([*INVOKE, "--wait", "120"], stubs.clients) == 1
+    assert "still loading" in capsys.readouterr().err
 
 
 def test_invoke_says_what_the_model_answered(stubs, tmp_path, capsys):

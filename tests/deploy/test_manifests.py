@@ -1,14 +1,14 @@
 """The Kubernetes manifests: valid by the published schemas, and true to themselves."""
 
 import copy
+import pathlib
 import re
 
 import pytest
 import schemas
 import yaml
-from conftest import ROOT
 
-FOLDER = ROOT / "deploy" / "kubernetes"
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 # (file, kind) -> manifest
 MANIFESTS = {
     (path.name, manifest["kind"]): manifest

@@ -6,6 +6,7 @@
 mod bars;
 mod check;
 mod checkpoint;
+mod convert;
 mod dtype;
 mod files;
 mod generate;
@@ -36,6 +37,7 @@ enum Command {
     Repo(repo::Arguments),
     Generate(generate::Arguments),
     Invoke(invoke::Arguments),
+    Convert(convert::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +57,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Repo(arguments) => repo::run(&arguments)?,
         Command::Generate(arguments) => generate::run(&arguments)?,
         Command::Invoke(arguments) => invoke::run(&arguments)?,
+        Command::Convert(arguments) => convert::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

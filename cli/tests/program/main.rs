@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod convert;
 mod generate;
 mod inspect;
 mod invoke;
 mod kit;
+mod original;
 mod pack;
 mod repo;

@@ -1,18 +1,25 @@
 //! Metrics: what the engines do, at Triton's metrics endpoint.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use triton_api::metrics::{Counter, CounterFamily};
+use triton_api::metrics::{Counter, CounterFamily, Gauge, GaugeFamily};
 use triton_api::{Health, log_error, log_warn};
 
 use crate::engine::Observer;
+use crate::pipeline::Place;
+use crate::weights;
 
-/// The metric families of the backend, each with the labels `model` and `version`.
+/// The metric families of the backend: counters with the labels `model` and `version`, a gauge with the label `device`.
 pub struct Families {
     unet_calls: Option<CounterFamily>,
     unet_rows: Option<CounterFamily>,
     jobs_cancelled: Option<CounterFamily>,
     pictures: Option<CounterFamily>,
+    weights_bytes: Option<GaugeFamily>,
+    /// One for each device that weights were on, which are kept: a device without any shows 0.
+    weights: Mutex<HashMap<Place, Gauge>>,
 }
 
 impl Families {
@@ -31,7 +38,31 @@ impl Families {
                 "Rows dropped because their request was cancelled or failed in another row",
             ),
             pictures: family("diffusion_pictures_total", "Pictures that were made"),
+            weights_bytes: GaugeFamily::new(
+                "diffusion_weights_bytes",
+                "Bytes of the weights of all models on a device, equal tensors counted once",
+            )
+            .map_err(|error| log_warn!("diffusion: no metric diffusion_weights_bytes: {error}"))
+            .ok(),
+            weights: Mutex::default(),
         }
+    }
+
+    /// Brings the gauge of a device up to date, after a load or an unload.
+    pub fn weights_changed(&self, place: Place) {
+        let Some(family) = &self.weights_bytes else {
+            return;
+        };
+        let mut gauges = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        let gauge = match gauges.entry(place) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => match family.gauge(&[("device", &place.to_string())]) {
+                Ok(gauge) => entry.insert(gauge),
+                Err(error) => return log_warn!("diffusion: no metric of {place}: {error}"),
+            },
+        };
+        // A gauge that cannot be set is no reason to fail a load.
+        let _ = gauge.set(weights::resident_bytes(place.device()) as f64);
     }
 
     /// The counters of one model.

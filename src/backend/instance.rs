@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use triton_api::{InstanceContext, InstanceKind, RequestBatch, Slot};
+use triton_api::{
+    InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn,
+};
 
 use super::ModelState;
 use super::error::to_triton;
@@ -36,7 +38,24 @@ impl ModelInstanceState {
                 ));
             }
         };
-        let components = model.components(place)?;
+        let (components, bytes) = model.components(place)?;
+        let usage = MemoryUsage {
+            memory_type: match place {
+                Place::Cpu => MemoryType::Cpu,
+                Place::Gpu(_) => MemoryType::Gpu,
+            },
+            memory_type_id: match place {
+                Place::Cpu => 0,
+                Place::Gpu(index) => i64::from(index),
+            },
+            byte_size: usize::try_from(bytes).unwrap_or(usize::MAX),
+        };
+        if let Err(error) = context.report_memory_usage(&[usage]) {
+            log_warn!(
+                "instance '{}': memory not reported: {error}",
+                context.name()
+            );
+        }
         let request_context = RequestContext::new(components.capabilities(), model.parameters())?;
         let observer = EngineObserver {
             instance: context.name().to_owned(),

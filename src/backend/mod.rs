@@ -6,6 +6,8 @@ mod model;
 mod reply;
 mod responder;
 
+use std::sync::Arc;
+
 use triton_api::{BackendContext, log_info};
 
 use crate::telemetry::Families;
@@ -15,7 +17,7 @@ pub use model::ModelState;
 
 /// What the library holds once for all models (`TRITONBACKEND_Backend`).
 pub struct BackendState {
-    families: Families,
+    families: Arc<Families>,
 }
 
 impl triton_api::Backend for BackendState {
@@ -30,7 +32,7 @@ impl triton_api::Backend for BackendState {
             context.location().display()
         );
         Ok(Self {
-            families: Families::register(),
+            families: Arc::new(Families::register()),
         })
     }
 }

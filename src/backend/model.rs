@@ -15,9 +15,10 @@ use crate::config::{
 };
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
+use crate::libtorch::{cuda, memory};
 use crate::pipeline::{Components, ModelIndex, Place};
-use crate::telemetry::Counters;
-use crate::weights::Progress;
+use crate::telemetry::{Counters, Families};
+use crate::weights::{Footprint, Progress};
 
 /// A loaded model (`TRITONBACKEND_Model`).
 pub struct ModelState {
@@ -27,6 +28,7 @@ pub struct ModelState {
     max_batch_size: u32,
     inputs: &'static [TensorSpec],
     counters: Arc<Counters>,
+    families: Arc<Families>,
     /// One copy of the weights for each device, however many instances are on it.
     components: Mutex<HashMap<Place, Components>>,
 }
@@ -57,18 +59,19 @@ impl ModelState {
         Arc::clone(&self.counters)
     }
 
-    /// The model's parts on `place`, loaded by the first instance that asks.
+    /// The model's parts on `place`, loaded by the first instance that asks, and the bytes that this took on the device: 0 for later
+    /// instances, and nothing for what other models have there already.
     ///
     /// # Errors
     /// What is wrong with the folder, or with the device.
-    pub fn components(&self, place: Place) -> Result<Components> {
+    pub fn components(&self, place: Place) -> Result<(Components, u64)> {
         // Held while loading: two instances of one device must not load twice.
         let mut loaded = self
             .components
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(components) = loaded.get(&place) {
-            return Ok(components.clone());
+            return Ok((components.clone(), 0));
         }
         fault::check(Point::Load)?;
         let start = Instant::now();
@@ -95,7 +98,9 @@ impl ModelState {
             components.footprint.shared >> 20
         );
         loaded.insert(place, components.clone());
-        Ok(components)
+        self.families.weights_changed(place);
+        let Footprint { total, shared } = components.footprint;
+        Ok((components, total - shared))
     }
 
     fn read(
@@ -134,8 +139,27 @@ impl ModelState {
             max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),
             inputs,
             components: Mutex::default(),
+            families: Arc::clone(&backend.families),
             name,
         })
+    }
+}
+
+/// The last instance is gone: what its weights and its work took goes back to the system and to the driver.
+impl Drop for ModelState {
+    fn drop(&mut self) {
+        let components = self
+            .components
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let places: Vec<Place> = components.drain().map(|(place, _)| place).collect();
+        for &place in &places {
+            if let Err(error) = cuda::empty_cache(place.device()) {
+                log_warn!("model '{}': {error}", self.name);
+            }
+            self.families.weights_changed(place);
+        }
+        memory::trim();
     }
 }
 

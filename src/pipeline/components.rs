@@ -35,6 +35,26 @@ pub enum Place {
     Gpu(i32),
 }
 
+impl Place {
+    /// The place as libtorch calls it, whether or not it is there.
+    pub fn device(self) -> Device {
+        match self {
+            Self::Cpu => Device::Cpu,
+            Self::Gpu(index) => usize::try_from(index).map_or(Device::Cpu, Device::Cuda),
+        }
+    }
+}
+
+/// `cpu`, `gpu0`, `gpu1`, ...
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Gpu(index) => write!(f, "gpu{index}"),
+        }
+    }
+}
+
 /// What depth to image has beside the common parts.
 #[derive(Clone)]
 pub struct DepthEstimator {

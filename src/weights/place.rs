@@ -88,11 +88,11 @@ fn filled<A: Plain, B: Plain>(
         return Err(Error::internal("a tensor that does not fill its shape"));
     }
     let data = tensor.data_ptr().cast::<B>();
-    // SAFETY: the tensor is new, contiguous, `count` elements of `B` long and aligned for any number; nothing else refers to it.
-    // libtorch leaves it unwritten, and `B` is plain: it is written below before anything reads it.
     let to = if count == 0 {
         &mut [][..]
     } else {
+        // SAFETY: the tensor is new, contiguous, `count` elements of `B` long and aligned for any number; nothing else refers to it.
+        // libtorch leaves it unwritten, and `B` is plain: it is written below before anything reads it.
         unsafe { std::slice::from_raw_parts_mut(data, count) }
     };
     let mut chunk = [A::default(); CHUNK];

@@ -15,3 +15,4 @@ mod faults;
 mod setup;
 mod sharing;
 mod success;
+mod weights;

@@ -13,10 +13,10 @@ use triton_diffusion::request::generate::GenerateRequest;
 use triton_diffusion::request::metadata::Metadata;
 use triton_diffusion::request::resolve::{RequestContext, RowInputs, resolve};
 
-use crate::bars;
 use crate::check::ParameterArguments;
 use crate::dtype::Float;
 use crate::inputs::RequestArguments;
+use crate::{bars, say};
 
 /// Makes a picture without a server: the bytes are those that the server answers
 #[derive(Args)]
@@ -96,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     spinner.finish_and_clear();
     let (components, warnings) = loaded?;
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        say::aside(format_args!("warning: {warning}"));
     }
     let context = RequestContext::new(components.capabilities(), &parameters)?;
     let request = resolve(
@@ -124,7 +124,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     tell(&request, &generated);
     for path in arguments.request.write(&pictures)? {
-        println!("{}", path.display());
+        say::line(path.display());
     }
     Ok(())
 }
@@ -149,15 +149,19 @@ fn make(components: Components, request: GenerateRequest) -> Result<Generated> {
 
 /// What the server puts into the response's parameters.
 fn tell(request: &GenerateRequest, generated: &Generated) {
-    println!("seed: {}", request.seed);
-    println!("steps_run: {}", generated.steps_run);
-    println!("scheduler: {}", generated.scheduler);
+    say::line(format_args!("seed: {}", request.seed));
+    say::line(format_args!("steps_run: {}", generated.steps_run));
+    say::line(format_args!("scheduler: {}", generated.scheduler));
     if generated.prompt_truncated {
-        eprintln!("warning: a prompt has more tokens than the text encoder takes, and was cut off");
+        say::aside(format_args!(
+            "warning: a prompt has more tokens than the text encoder takes, and was cut off"
+        ));
     }
     let flagged = generated.nsfw_content_detected.iter().flatten();
     for (index, _) in flagged.enumerate().filter(|(_, flagged)| **flagged) {
-        eprintln!("warning: the safety checker made picture {index} black");
+        say::aside(format_args!(
+            "warning: the safety checker made picture {index} black"
+        ));
     }
 }
 

@@ -16,6 +16,7 @@ mod invoke;
 mod model_config;
 mod pack;
 mod repo;
+mod say;
 mod tensors;
 
 use std::process::ExitCode;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say::aside(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

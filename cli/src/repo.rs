@@ -9,10 +9,10 @@ use clap::Args;
 use triton_diffusion::error::{Context, Error, Result};
 
 use crate::check::ParameterArguments;
-use crate::files;
 use crate::inspect::Report;
 use crate::model_config::{Kind, config_pbtxt, cpu_pbtxt};
 use crate::pack::{CHECKPOINT, model_name, refused};
+use crate::{files, say};
 
 /// Makes a model repository that links to checkpoints, for a server on this machine
 #[derive(Args)]
@@ -74,12 +74,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         symlink(&model.folder, &link).map_err(|error| files::failed(&link, &error))?;
         let target = arguments.out.join(&name);
         fs::rename(&staged, &target).map_err(|error| files::failed(&target, &error))?;
-        println!(
+        say::line(format_args!(
             "{}: {}, {}",
             target.display(),
             model.pipeline,
             model.folder.display()
-        );
+        ));
     }
     Ok(())
 }

@@ -122,21 +122,7 @@ impl Layout {
             left_out: BTreeMap::new(),
         };
         for (name, info) in tensors {
-            let fate = if let Some(own) = name.strip_prefix(UNET) {
-                Some((Component::Unet, unet.fate(own, &info.shape)))
-            } else if let Some(own) = name.strip_prefix(VAE) {
-                Some((Component::Vae, vae.fate(own, &info.shape)))
-            } else if let Some(own) = name.strip_prefix(CLIP) {
-                Some((Component::TextEncoder, clip::fate(own, &info.shape)))
-            } else if let Some(own) = name.strip_prefix(OPEN_CLIP) {
-                Some((
-                    Component::TextEncoder,
-                    clip::open_clip_fate(own, &info.shape),
-                ))
-            } else {
-                None
-            };
-            match fate {
+            match fate(name, &info.shape, &unet, &vae) {
                 Some((component, Some(Fate::Kept(places)))) => {
                     let own = layout.entries.entry(component).or_default();
                     own.extend(places.into_iter().map(|place| entry(name, info, place)));
@@ -205,6 +191,26 @@ impl Layout {
     pub fn left_out(&self) -> impl Iterator<Item = (&'static str, usize)> {
         self.left_out.iter().map(|(why, count)| (*why, *count))
     }
+}
+
+/// The component that a tensor is of, and what becomes of it there; `None` for one outside of the components.
+fn fate(
+    name: &str,
+    shape: &[usize],
+    unet: &unet::Blocks,
+    vae: &vae::Blocks,
+) -> Option<(Component, Option<Fate>)> {
+    if let Some(own) = name.strip_prefix(UNET) {
+        return Some((Component::Unet, unet.fate(own, shape)));
+    }
+    if let Some(own) = name.strip_prefix(VAE) {
+        return Some((Component::Vae, vae.fate(own, shape)));
+    }
+    if let Some(own) = name.strip_prefix(CLIP) {
+        return Some((Component::TextEncoder, clip::fate(own, shape)));
+    }
+    let own = name.strip_prefix(OPEN_CLIP)?;
+    Some((Component::TextEncoder, clip::open_clip_fate(own, shape)))
 }
 
 fn entry(name: &str, info: &TensorInfo, place: Place) -> Entry {

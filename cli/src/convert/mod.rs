@@ -21,7 +21,7 @@ use crate::check::check;
 use crate::dtype::{Float, target};
 use crate::inspect::Report;
 use crate::tensors::{self, Source};
-use crate::{bars, files};
+use crate::{bars, files, say};
 
 use config::{Prediction, Wanted};
 use layout::{Component, Layout};
@@ -90,9 +90,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     verify(&folder)?;
     fs::rename(&folder, &arguments.out).map_err(|error| files::failed(&arguments.out, &error))?;
     for (why, count) in layout.left_out() {
-        println!("left out: {count} tensor(s), {why}");
+        say::line(format_args!("left out: {count} tensor(s), {why}"));
     }
-    println!("{}", arguments.out.display());
+    say::line(arguments.out.display());
     Ok(())
 }
 

@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use clap::Args;
 use triton_diffusion::error::{Error, Result};
 
+use crate::say;
+
 pub use report::Report;
 
 /// Says what a diffusers folder holds, and what the server would say of it
@@ -33,9 +35,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.json {
         let json = serde_json::to_string_pretty(&report)
             .map_err(|error| Error::internal(format!("the report: {error}")))?;
-        println!("{json}");
+        say::line(json);
     } else {
-        print!("{}", text::text(&report));
+        say::line(text::text(&report).trim_end());
     }
     Ok(if report.problems.is_empty() {
         ExitCode::SUCCESS

@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
-use crate::bars;
 use crate::inputs::RequestArguments;
+use crate::{bars, say};
 
 pub use error::{InvokeError, Result};
 use protocol::{Answer, body, ranks};
@@ -53,12 +53,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let answer = Answer::read(&answer?)?;
     for (name, value) in &answer.parameters {
         match value {
-            Value::String(text) => println!("{name}: {text}"),
-            other => println!("{name}: {other}"),
+            Value::String(text) => say::line(format_args!("{name}: {text}")),
+            other => say::line(format_args!("{name}: {other}")),
         }
     }
     for path in arguments.request.write(&answer.pictures)? {
-        println!("{}", path.display());
+        say::line(path.display());
     }
     Ok(())
 }

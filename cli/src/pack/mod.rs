@@ -16,7 +16,7 @@ use crate::checkpoint::Prefer;
 use crate::dtype::Float;
 use crate::inspect::Report;
 use crate::model_config::Kind;
-use crate::{bars, files};
+use crate::{bars, files, say};
 
 pub use name::model_name;
 pub use stage::CHECKPOINT;
@@ -115,10 +115,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     if is_archive {
         archive::write(&out, &model, name, arguments.compression)?;
-        println!("{}: {}", out.display(), files::size(files::length(&out)?));
+        say::line(format_args!(
+            "{}: {}",
+            out.display(),
+            files::size(files::length(&out)?)
+        ));
     } else {
         fs::rename(&model, &target).map_err(|error| files::failed(&target, &error))?;
-        println!("{}", target.display());
+        say::line(target.display());
     }
     Ok(())
 }
@@ -137,7 +141,7 @@ fn verify(folder: &Path, staged: &Path, parameters: &config::ModelParameters) ->
     match outcome {
         Ok(loadable) => {
             for warning in loadable.warnings {
-                eprintln!("warning: {}", names(&warning));
+                say::aside(format_args!("warning: {}", names(&warning)));
             }
             Ok(())
         }

@@ -1,6 +1,7 @@
 //! `inspect` says what the server would.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -123,4 +124,19 @@ fn a_folder_that_is_none_is_an_error() {
         problem.contains("_class_name is not supported"),
         "{problem}"
     );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_triton-diffusion"))
+        .args(["inspect", ".", "--quick"])
+        .current_dir(checkpoint("sd1"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(program.stdout.take());
+    let output = program.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }

@@ -23,18 +23,22 @@ pub fn trim() {}
 
 /// Bytes that may still be had on a device, as far as can be told: `None` where the system does not say.
 ///
-/// On the host that is what the system and the control group of the process (a container's limit) leave, page cache counted as free; on
-/// a GPU what the driver says.
+/// On the host that is the least of what the system, the control group of the process (a container's limit) and the limit of its
+/// address space (`ulimit -v`) leave, page cache counted as free; on a GPU what the driver says.
 ///
 /// # Errors
 /// CUDA's own, as `Internal`.
 pub fn available(device: Device) -> Result<Option<u64>> {
     match device {
         Device::Cuda(index) => cuda::free_memory(index).map(Some),
-        _ => Ok([system(), control_group(Path::new("/sys/fs/cgroup"))]
-            .into_iter()
-            .flatten()
-            .min()),
+        _ => Ok([
+            system(),
+            control_group(Path::new("/sys/fs/cgroup")),
+            address_space(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()),
     }
 }
 
@@ -46,6 +50,24 @@ fn system() -> Option<u64> {
         .find(|line| line.starts_with("MemAvailable:"))?;
     let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+/// What `RLIMIT_AS` leaves, if there is such a limit; the address space in use is the first number of `/proc/self/statm`, in pages.
+fn address_space() -> Option<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a place for the answer.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } != 0;
+    if failed || limit.rlim_cur == libc::RLIM_INFINITY {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().next()?.parse().ok()?;
+    // SAFETY: takes a number.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    Some(limit.rlim_cur.saturating_sub(pages.saturating_mul(page)))
 }
 
 /// What the limit of the control group mounted at `root` leaves (Linux, `Documentation/admin-guide/cgroup-v2.rst`, and `cgroup-v1/memory.rst`).

@@ -37,8 +37,12 @@ impl TensorFile {
         // SAFETY: the map is read only. A file that another process shortens while it is mapped
         // would raise SIGBUS on a read past its new end; a model folder is written before its model
         // is loaded and replaced, not rewritten, as Triton and the Hugging Face cache do.
-        let map = unsafe { Mmap::map(&file) }
-            .map_err(|error| Error::not_found(format!("{}: {error}", path.display())))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| match error.kind() {
+            std::io::ErrorKind::OutOfMemory => {
+                Error::out_of_memory(format!("{}: cannot be mapped", path.display()))
+            }
+            _ => Error::not_found(format!("{}: {error}", path.display())),
+        })?;
         let invalid = |error: &dyn std::fmt::Display| {
             Error::invalid_argument(format!(
                 "{}: not a whole safetensors file: {error}",

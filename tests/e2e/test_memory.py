@@ -1,0 +1,126 @@
+"""Memory: what is said when there is none, and that it comes back."""
+
+import contextlib
+import json
+import os
+import pathlib
+import resource
+
+import notebook
+import pytest
+from support import CHECKPOINTS, MEMORY_WORDS, SECRET, wait_for
+
+MIB = 2**20
+
+
+@contextlib.contextmanager
+def address_space(server, spare):
+    """Lets the server map `spare` bytes more than it has now, as a container's limit would."""
+    pid = server.process.pid
+    pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[0])
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + spare, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+
+
+class Endpoint:
+    """The SageMaker routes of a server, for one model."""
+
+    def __init__(self, server, name, folder):
+        self.url, self.name, self.folder = server.sagemaker_url, name, folder
+        self.target = "sd_base.tar.gz"
+
+    def load(self):
+        body = {"model_name": self.name, "url": str(self.folder)}
+        return notebook.send("POST", f"{self.url}/models", body, target=self.target)
+
+    def invoke(self, **gen_args):
+        body = notebook.body_of(prompt=f"a cat, BLOOM, out of memory, {SECRET}", gen_args=json.dumps(gen_args))
+        return notebook.send("POST", f"{self.url}/models/{self.name}/invoke", body, target=self.target)
+
+    def unload(self):
+        return notebook.send("DELETE", f"{self.url}/models/{self.name}", target=self.target)
+
+
+@pytest.fixture(scope="module")
+def endpoint(server, tmp_path_factory):
+    name = "0123456789abcdef0123456789abcdef"
+    endpoint = Endpoint(server, name, notebook.unpacked(tmp_path_factory.mktemp("models") / name / "model", "sd_base"))
+    status, _, body = endpoint.load()
+    if status == 400 and b"/opt/ml/models" in body:
+        pytest.skip("this tritonserver loads from /opt/ml/models only")
+    assert status == 200, body
+    assert endpoint.unload()[0] == 200
+    return endpoint
+
+
+def check_507(status, body):
+    assert status == 507, (status, body)
+    message = json.loads(body)["error"]
+    assert any(word in message for word in MEMORY_WORDS)
+    assert SECRET not in message and "BLOOM" not in message
+
+
+def test_a_load_that_does_not_fit_is_507_and_fits_later(server, endpoint):
+    with address_space(server, 100 * MIB):
+        status, _, body = endpoint.load()
+        check_507(status, body)
+    status, _, body = endpoint.load()
+    assert status == 200, body
+    assert endpoint.unload()[0] == 200
+
+
+def test_a_request_that_does_not_fit_is_507_and_the_next_smaller_works(server, endpoint):
+    assert endpoint.load()[0] == 200
+    try:
+        assert endpoint.invoke(num_inference_steps=1, seed=1)[0] == 200
+        with address_space(server, 100 * MIB):
+            status, _, body = endpoint.invoke(num_inference_steps=1, seed=1, height=1024, width=1024)
+            check_507(status, body)
+            status, _, body = endpoint.invoke(num_inference_steps=1, seed=1)
+            assert status == 200, body
+        # No error that a user causes becomes 507, whatever words are in the prompt.
+        status, _, body = endpoint.invoke(num_inference_steps="OOM")
+        assert status == 400, body
+    finally:
+        assert endpoint.unload()[0] == 200
+
+
+class Process:
+    """What a process holds, by /proc."""
+
+    def __init__(self, pid, folder):
+        proc = pathlib.Path(f"/proc/{pid}")
+        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+        self.resident = int(status["VmRSS"].split()[0]) * 1024
+        self.threads = int(status["Threads"])
+        self.files = len(list((proc / "fd").iterdir()))
+        self.maps = [line for line in (proc / "maps").read_text().splitlines() if str(folder) in line]
+
+
+def test_load_infer_unload_leaves_nothing(server, client, repository):
+    """DESIGN's 200 cycles: growth under 100 MB, no thread, map or open file left."""
+    repository.add("cycled")
+
+    def cycle():
+        client.load("cycled")
+        client.infer("cycled", prompt="a cat", gen_args={"num_inference_steps": 1, "seed": 1})
+        client.http.unload_model("cycled")
+        # Unload answers at once, before the model is gone.
+        wait_for(lambda: server.metric("diffusion_weights_bytes", device="cpu") == 0, 10, "the weights are gone")
+
+    for _ in range(5):
+        cycle()
+    folder = os.path.realpath(CHECKPOINTS / "sd2_base")
+    before = Process(server.process.pid, folder)
+    for _ in range(200):
+        cycle()
+    after = Process(server.process.pid, folder)
+    assert after.resident - before.resident < 100 * MIB, (before.resident, after.resident)
+    assert after.threads <= before.threads
+    assert after.files <= before.files
+    assert after.maps == []
+    assert server.metric("diffusion_weights_bytes", device="cpu") == 0

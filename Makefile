@@ -20,7 +20,7 @@ TEST_ARGS ?=
 # demo spin shortly and then sleep. The pictures are the same.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help setup setup-reference build backend demo test test-rust test-e2e tiles lint parity bench clean
+.PHONY: help setup setup-reference build backend demo train test test-rust test-e2e test-deploy tiles lint parity bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,15 +40,22 @@ backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=
 demo: backend ## start a server with a tiny checkpoint, send a prompt, write demo.png
 	@$(PYTHON_VENV) tools/demo.py
 
+train: setup-reference ## train the demo's checkpoints anew (hours on 2 cores; goes on where it was stopped)
+	'$(REFERENCE_VENV)/bin/python' -m pip install --quiet --no-deps -r demo/train/requirements.txt
+	'$(REFERENCE_VENV)/bin/python' demo/train/run.py --work target/train --out demo/models
+
 # In this order: test-rust builds the library with planned failures in it, test-e2e builds and serves it without.
-test: test-rust ## all tests: Rust, and end to end against a real tritonserver
-	@$(MAKE) --no-print-directory test-e2e
+test: test-rust ## all tests: Rust, end to end against a real tritonserver, deployment
+	@$(MAKE) --no-print-directory test-e2e test-deploy
 
 test-rust: setup
 	$(CARGO) test --release --workspace --features triton-diffusion/fault-injection $(TEST_ARGS)
 
 test-e2e: backend
 	$(PYTHON_VENV) -m pytest tests/e2e $(PYTEST_ARGS)
+
+test-deploy: setup
+	$(PYTHON_VENV) -m pytest tests/deploy $(PYTEST_ARGS)
 
 tiles: setup ## the upscaler in pieces against the upscaler whole, 512x512 to 2048x2048 (some minutes)
 	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features fault-injection --test tiles -- --nocapture
@@ -68,4 +75,4 @@ bench: backend setup-reference ## compare with diffusers in Triton's Python back
 	$(PYTHON_VENV) benches/load_time.py --reference-venv '$(REFERENCE_VENV)'
 
 clean: ## remove what was built; the virtual environments stay
-	rm -rf target dist demo.png
+	rm -rf target dist demo.png demo.html

@@ -1,0 +1,98 @@
+"""The pictures that the UNets learn from, encoded once: captions, latents, depth, and what inpainting sees of them."""
+
+import time
+
+import numpy as np
+import torch
+
+import scenes
+from training import rng
+
+SIDE, FACTOR = 128, 8
+LATENT = SIDE // FACTOR
+SCENES, MASKED = 12000, 7000
+
+
+def scene(index):
+    return scenes.sample(rng("scene", index))
+
+
+def mask_of(generator, drawn):
+    """A hole, bool (SIDE, SIDE), true where to paint: about a thing, a box anywhere, a thick stroke, now and then everything."""
+    kind = generator.uniform()
+    y, x = (np.mgrid[:SIDE, :SIDE] + 0.5) / SIDE
+    if drawn.things and kind < 0.5:
+        item = drawn.things[generator.integers(len(drawn.things))]
+        grow = generator.uniform(1.05, 1.5)
+        if generator.uniform() < 0.5:
+            return np.hypot(x - item.x, y - item.y) < item.radius * grow
+        return np.maximum(abs(x - item.x), abs(y - item.y)) < item.radius * grow
+    if kind < 0.85:
+        left, top = generator.uniform(0, 0.7, 2)
+        width, height = generator.uniform(0.2, 0.75, 2)
+        return (x > left) & (x < left + width) & (y > top) & (y < top + height)
+    if kind < 0.95:
+        from_x, from_y, to_x, to_y = generator.uniform(0, 1, 4)
+        along = np.clip(((x - from_x) * (to_x - from_x) + (y - from_y) * (to_y - from_y)) / (
+            (to_x - from_x) ** 2 + (to_y - from_y) ** 2 + 1e-6), 0, 1)
+        return np.hypot(x - from_x - along * (to_x - from_x), y - from_y - along * (to_y - from_y)) < generator.uniform(0.05, 0.15)
+    return np.ones((SIDE, SIDE), bool)
+
+
+def tensor(images):
+    """Pictures from 0 to 1, channels last, as the VAE takes them."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) * 2 - 1
+
+
+def encode(vae, images):
+    """Means and standard deviations of the latents, scaled, float16."""
+    posterior = vae.encode(tensor(images)).latent_dist
+    scale = vae.config.scaling_factor
+    return (posterior.mean * scale).half(), (posterior.std * scale).half()
+
+
+def cached(work, name, make):
+    """What `make` returns, made once."""
+    file = work / f"{name}.pt"
+    if not file.exists():
+        torch.save(make(), file)
+    return torch.load(file, weights_only=True)
+
+
+@torch.no_grad()
+def pictures(vae, size=32):
+    """Of SCENES scenes: `captions`, latents `mean` and `std` (n, 4, 16, 16), `depth` (n, 16, 16) from -1 to 1."""
+    means, stds, depths, captions = [], [], [], []
+    started = time.monotonic()
+    for first in range(0, SCENES, size):
+        drawn = [scene(n) for n in range(first, min(first + size, SCENES))]
+        rendered = [scenes.render(s, SIDE) for s in drawn]
+        mean, std = encode(vae, [image for image, _ in rendered])
+        depth = torch.from_numpy(np.stack([depth for _, depth in rendered]))[:, None]
+        # As StableDiffusionDepth2ImgPipeline.prepare_depth_map does with what the estimator says.
+        depth = torch.nn.functional.interpolate(depth, (LATENT, LATENT), mode="bicubic", align_corners=False)
+        low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
+        depths.append((2 * (depth - low) / (high - low) - 1).half())
+        means.append(mean), stds.append(std), captions.extend(s.caption for s in drawn)
+        if first % (size * 50) == 0:
+            print(f"encoded {first + len(drawn)}/{SCENES} scenes in {time.monotonic() - started:.0f} s", flush=True)
+    return {"captions": captions, "mean": torch.cat(means), "std": torch.cat(stds), "depth": torch.cat(depths)}
+
+
+@torch.no_grad()
+def masked(vae, size=32):
+    """Of the first MASKED scenes, a hole each: `mask` (n, 1, 16, 16), 1 to paint, and the latents `mean` of the rest."""
+    masks, means = [], []
+    for first in range(0, MASKED, size):
+        seen = []
+        for n in range(first, min(first + size, MASKED)):
+            drawn = scene(n)
+            mask = mask_of(rng("mask", n), drawn)
+            image, _ = scenes.render(drawn, SIDE)
+            # Grey in the hole: 0 of -1 to 1.
+            seen.append(np.where(mask[..., None], np.float32(0.5), image))
+            masks.append(torch.from_numpy(mask[None, None].astype(np.float32)))
+        means.append(encode(vae, seen)[0])
+    # Nearest, as the pipeline shrinks a mask.
+    small = torch.nn.functional.interpolate(torch.cat(masks), (LATENT, LATENT))
+    return {"mask": small.half(), "mean": torch.cat(means)}

@@ -1,0 +1,236 @@
+"""Captioned scenes: one or two flat shapes before a textured background, with their depth.
+
+A scene is drawn from signed distances, so that any window of it can be had at any resolution without aliasing:
+lengths are shares of the picture's side, (0, 0) is the top left corner, y points down.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star")
+
+# sRGB, 0 to 255. The objects are saturated, the backgrounds pale, so that "a red circle on a red background" shows.
+COLOURS = {
+    "red": (214, 39, 40),
+    "green": (34, 139, 52),
+    "blue": (38, 84, 206),
+    "yellow": (250, 215, 40),
+    "orange": (250, 135, 20),
+    "purple": (130, 50, 170),
+    "white": (250, 250, 250),
+    "black": (24, 24, 24),
+}
+BACKGROUNDS = {
+    "red": (232, 158, 158),
+    "green": (160, 212, 160),
+    "blue": (158, 188, 236),
+    "yellow": (240, 228, 150),
+    "purple": (204, 172, 224),
+    "gray": (168, 168, 168),
+}
+TEXTURES = ("plain", "striped", "checkered", "dotted")
+
+# Radius of the circle that a shape lies in, as a share of the side.
+RADII = {"small": (0.11, 0.135), None: (0.17, 0.2), "large": (0.25, 0.29)}
+PLACES = {
+    "on the left": (0.3, 0.5),
+    "on the right": (0.7, 0.5),
+    "at the top": (0.5, 0.3),
+    "at the bottom": (0.5, 0.7),
+    "in the middle": (0.5, 0.5),
+}
+RELATIONS = ("left of", "right of", "above", "below", "in front of")
+
+# Depth as the estimator and the depth-conditioned UNet see it: larger is nearer, as MiDaS has it.
+FAR, FLOOR, OBJECT, BEHIND, FRONT = 0.05, 0.25, 0.75, 0.55, 0.95
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A shape: its words, its centre and radius, and the angle it is turned by (radians)."""
+
+    shape: str
+    colour: str
+    size: str | None
+    x: float = 0.5
+    y: float = 0.5
+    radius: float = 0.2
+    angle: float = 0.0
+    depth: float = OBJECT
+
+    def words(self):
+        named = " ".join(word for word in (self.size, self.colour, self.shape) if word)
+        return f"an {named}" if named.startswith("orange") else f"a {named}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A background and the things before it, the farthest first."""
+
+    background: str
+    texture: str
+    caption: str
+    phase: tuple = (0.0, 0.0, 0.0)
+    things: tuple = field(default=())
+    relation: str | None = None
+    place: str | None = None
+
+    def without(self, *gone):
+        """The same scene, seen without some of its things."""
+        return replace(self, things=tuple(thing for n, thing in enumerate(self.things) if n not in gone))
+
+
+def ground(texture, background):
+    """The words for a background."""
+    return f"a {background} background" if texture == "plain" else f"a {texture} {background} background"
+
+
+def sample(rng):
+    """Draws a scene: two things in about half, one in most of the others, none in a few."""
+    background = str(rng.choice(list(BACKGROUNDS)))
+    texture = str(rng.choice(TEXTURES, p=(0.4, 0.2, 0.2, 0.2)))
+    phase = tuple(rng.uniform(0, 1, 3))
+    scene = Scene(background, texture, "", phase)
+    kind = rng.uniform()
+    if kind < 0.06:
+        words = ground(texture, background)
+        return replace(scene, caption=words if rng.uniform() < 0.5 else words.replace("a ", "an empty ", 1))
+    if kind < 0.5:
+        return one_thing(rng, scene)
+    return two_things(rng, scene)
+
+
+def thing(rng, taken=(), sizes=(None, "small", "large")):
+    """A thing whose colour is not taken, somewhere to be said."""
+    colours = [colour for colour in COLOURS if colour not in taken]
+    size = sizes[rng.integers(len(sizes))]
+    return Thing(
+        str(rng.choice(SHAPES)), str(rng.choice(colours)), size, radius=rng.uniform(*RADII[size]),
+        angle=rng.uniform(-0.2, 0.2),
+    )
+
+
+def jitter(rng, centre, radius, spread=0.04):
+    """A place near `centre` from which nothing of the thing leaves the picture."""
+    low, high = radius + 0.02, 0.98 - radius
+    return [float(np.clip(value + rng.uniform(-spread, spread), low, high)) for value in centre]
+
+
+def one_thing(rng, scene):
+    only = thing(rng)
+    place = None
+    if rng.uniform() < 0.4:
+        place = str(rng.choice(list(PLACES)))
+        x, y = jitter(rng, PLACES[place], only.radius)
+    else:
+        x, y = jitter(rng, (0.5, 0.5), only.radius, 0.14)
+    only = replace(only, x=x, y=y)
+    on = ground(scene.texture, scene.background)
+    said = f"{only.words()} {place} on {on}" if place else f"{only.words()} on {on}"
+    return replace(scene, things=(only,), caption=said, place=place)
+
+
+def two_things(rng, scene):
+    relation = str(rng.choice(RELATIONS))
+    if relation == "in front of":
+        first = thing(rng, sizes=("small", None))
+        second = thing(rng, (first.colour,), ("large",))
+        x, y = jitter(rng, (0.5, 0.5), second.radius, 0.08)
+        second = replace(second, x=x, y=y, depth=BEHIND)
+        turn = rng.uniform(0, 2 * np.pi)
+        away = second.radius * rng.uniform(0.5, 0.9)
+        x, y = jitter(rng, (x + away * np.cos(turn), y + away * np.sin(turn)), first.radius, 0.0)
+        first = replace(first, x=x, y=y, depth=FRONT)
+    else:
+        first = thing(rng)
+        second = thing(rng, (first.colour,), (None, "small") if first.size == "large" else (None, "small", "large"))
+        room = 1.0 - 2 * (first.radius + second.radius)
+        gap = rng.uniform(0.02, max(0.03, min(0.2, room * 0.8)))
+        distance = first.radius + second.radius + gap
+        start = rng.uniform(0.02, max(0.03, 0.98 - distance - first.radius - second.radius))
+        along = (start + first.radius, start + first.radius + distance)
+        across = [jitter(rng, (0.5, 0.5), item.radius, 0.1)[0] for item in (first, second)]
+        if relation in ("right of", "below"):
+            along = (1 - along[0], 1 - along[1])
+        if relation in ("left of", "right of"):
+            first, second = (replace(i, x=a, y=b) for i, a, b in zip((first, second), along, across))
+        else:
+            first, second = (replace(i, x=b, y=a) for i, a, b in zip((first, second), along, across))
+    on = ground(scene.texture, scene.background)
+    said = f"{first.words()} {relation} {second.words()} on {on}"
+    return replace(scene, things=(second, first), caption=said, relation=relation)
+
+
+def distance(item, x, y):
+    """Signed distance of points to a thing's outline, in shares of the side; negative inside."""
+    dx, dy = x - item.x, y - item.y
+    if item.shape == "circle":
+        return np.hypot(dx, dy) - item.radius
+    cos, sin = np.cos(item.angle), np.sin(item.angle)
+    dx, dy = cos * dx + sin * dy, cos * dy - sin * dx
+    if item.shape == "square":
+        return np.maximum(np.abs(dx), np.abs(dy)) - item.radius * 0.8
+    if item.shape == "triangle":
+        # Equilateral, a corner at the top: three half planes at half the radius from the centre.
+        sides = np.maximum(np.abs(dx) * (3**0.5 / 2) - dy / 2, dy)
+        return sides - item.radius * 0.5
+    # A star of five points: fold the plane into one tenth of it, then one edge from the tip to the inner corner.
+    tenth = np.pi / 5
+    turn = np.arctan2(dx, -dy)
+    turn = np.abs((turn + tenth) % (2 * tenth) - tenth)
+    reach = np.hypot(dx, dy)
+    px, py = reach * np.cos(turn), reach * np.sin(turn)
+    inner = 0.45 * item.radius
+    tip, corner = (item.radius, 0.0), (inner * np.cos(tenth), inner * np.sin(tenth))
+    ex, ey = corner[0] - tip[0], corner[1] - tip[1]
+    return (ex * (py - tip[1]) - ey * (px - tip[0])) * (-1 / np.hypot(ex, ey))
+
+
+def pattern(scene, x, y):
+    """Signed distance to the texture's darker part."""
+    a, b, turn = scene.phase
+    if scene.texture == "striped":
+        turn = (turn - 0.5) * np.pi / 2 + np.pi / 4
+        u = (x * np.cos(turn) + y * np.sin(turn)) * 6 + a
+        return (np.abs(u % 1 - 0.5) - 0.25) / 6
+    if scene.texture == "checkered":
+        u, v = x * 4 + a, y * 4 + b
+        du, dv = np.abs(u % 1 - 0.5) - 0.25, np.abs(v % 1 - 0.5) - 0.25
+        return np.where((du < 0) == (dv < 0), -1.0, 1.0) * np.minimum(np.abs(du), np.abs(dv)) / 4
+    if scene.texture == "dotted":
+        u, v = x * 6 + a, y * 6 + b
+        return (np.hypot(u % 1 - 0.5, v % 1 - 0.5) - 0.24) / 6
+    return np.ones_like(x)
+
+
+def render(scene, pixels, window=(0.0, 0.0, 1.0)):
+    """Draws a window (left, top, side) of the scene.
+
+    Returns the picture, float32 (pixels, pixels, 3) from 0 to 1, and its depth, float32 (pixels, pixels) from 0 to 1.
+    """
+    left, top, side = window
+    step = side / pixels
+    x = (left + (np.arange(pixels, dtype=np.float32) + 0.5) * step)[None, :]
+    y = (top + (np.arange(pixels, dtype=np.float32) + 0.5) * step)[:, None]
+    x, y = np.broadcast_arrays(x, y)
+
+    def cover(signed):
+        return np.clip(0.5 - signed / step, 0, 1)[..., None]
+
+    base = np.array(BACKGROUNDS[scene.background], np.float32) / 255
+    # The light falls from above: enough that no part is quite flat, too little to change a colour's name.
+    light = (1.05 - 0.12 * y)[..., None]
+    image = np.broadcast_to(base, (*x.shape, 3)).astype(np.float32)
+    if scene.texture != "plain":
+        image = image * (1 - 0.2 * cover(pattern(scene, x, y)))
+    image = image * light
+    depth = (FAR + (FLOOR - FAR) * y).astype(np.float32)
+    for item in scene.things:
+        signed = distance(item, x, y)
+        shade = cover(signed)
+        local = ((y - item.y) / item.radius)[..., None]
+        colour = np.array(COLOURS[item.colour], np.float32) / 255 * (1 - 0.07 * local)
+        image = image * (1 - shade) + colour * shade
+        depth = np.where(signed < 0, np.float32(item.depth), depth)
+    return np.clip(image, 0, 1).astype(np.float32), depth.astype(np.float32)

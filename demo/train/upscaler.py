@@ -1,0 +1,116 @@
+"""The x4 upscaler's UNet: 7 channels, the noise level as a class, in the latents of the f4 VAE."""
+
+import time
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+import scenes
+import words
+from latents import encode
+from training import Training, rng
+from unets import NO_CAPTION
+
+# The betas of the public x4 upscaler, for the latents and for the noise on the small picture.
+BETAS = dict(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear", num_train_timesteps=1000)
+MAX_NOISE_LEVEL = 350
+# StableDiffusionUpscalePipeline takes no other scaling factor.
+SCALING_FACTOR = 0.08333
+CROPS, CROP, SIDE = 6000, 128, 512
+STEPS, BATCH = 2000, 16
+
+
+def build():
+    torch.manual_seed(rng("upscaler").integers(2**31))
+    return UNet2DConditionModel(
+        sample_size=128,
+        in_channels=7,
+        out_channels=4,
+        block_out_channels=(32, 48, 64, 64),
+        layers_per_block=1,
+        cross_attention_dim=words.HIDDEN,
+        norm_num_groups=16,
+        attention_head_dim=[2, 3, 4, 4],
+        use_linear_projection=True,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+        only_cross_attention=(True, True, True, False),
+        num_class_embeds=1000,
+    )
+
+
+def fix_scaling(vae):
+    """Scales the f4 VAE's latents in its own weights so that SCALING_FACTOR makes them of variance one."""
+    factor = vae.config.scaling_factor / SCALING_FACTOR
+    with torch.no_grad():
+        means = vae.config.latent_channels
+        vae.quant_conv.weight[:means] *= factor
+        vae.quant_conv.bias[:means] *= factor
+        vae.quant_conv.bias[means:] += 2 * float(np.log(factor))
+        vae.post_quant_conv.weight /= factor
+    vae.register_to_config(scaling_factor=SCALING_FACTOR)
+
+
+def crop(index):
+    """A scene, a crop of it as 512 pixels would show it, and the same at a quarter of the size."""
+    generator = rng("crop", index)
+    scene = scenes.sample(generator)
+    side = CROP / SIDE
+    left, top = generator.uniform(0, 1 - side, 2)
+    if scene.things and generator.uniform() < 0.7:
+        item = scene.things[generator.integers(len(scene.things))]
+        turn = generator.uniform(0, 2 * np.pi)
+        left = np.clip(item.x + 0.7 * item.radius * np.cos(turn) - side / 2, 0, 1 - side)
+        top = np.clip(item.y + 0.7 * item.radius * np.sin(turn) - side / 2, 0, 1 - side)
+    image, _ = scenes.render(scene, CROP, (left, top, side))
+    small = image.reshape(CROP // 4, 4, CROP // 4, 4, 3).mean((1, 3))
+    return scene, image, small
+
+
+@torch.no_grad()
+def crops(vae, size=32):
+    """`captions`, latents `mean` and `std` (n, 4, 32, 32), the `small` pictures (n, 3, 32, 32) from -1 to 1."""
+    means, stds, smalls, captions = [], [], [], []
+    started = time.monotonic()
+    for first in range(0, CROPS, size):
+        drawn = [crop(n) for n in range(first, min(first + size, CROPS))]
+        mean, std = encode(vae, [image for _, image, _ in drawn])
+        means.append(mean), stds.append(std), captions.extend(scene.caption for scene, _, _ in drawn)
+        smalls.append((torch.from_numpy(np.stack([small for _, _, small in drawn])).permute(0, 3, 1, 2) * 2 - 1).half())
+    print(f"encoded {CROPS} crops in {time.monotonic() - started:.0f} s", flush=True)
+    return {"captions": captions, "mean": torch.cat(means), "std": torch.cat(stds), "small": torch.cat(smalls)}
+
+
+def train(work, tokenizer, encoder, data):
+    unet = build()
+    schedule = DDPMScheduler(**BETAS, prediction_type="v_prediction")
+    low_res = DDPMScheduler(**BETAS)
+    empty, ids = words.tokens(tokenizer, [""]), words.tokens(tokenizer, data["captions"])
+
+    def batch(step):
+        generator = rng("upscaler", step)
+        chosen = torch.from_numpy(generator.choice(CROPS, BATCH, replace=False))
+        seed = torch.Generator().manual_seed(int(generator.integers(2**31)))
+        mean, std = data["mean"][chosen].float(), data["std"][chosen].float()
+        return {
+            "ids": torch.where(torch.rand(BATCH, 1, generator=seed) < NO_CAPTION, empty, ids[chosen]),
+            "latents": mean + std * torch.randn(mean.shape, generator=seed),
+            "small": data["small"][chosen].float(),
+            "noise": torch.randn(mean.shape, generator=seed),
+            "grain": torch.randn(BATCH, 3, *mean.shape[2:], generator=seed),
+            "times": torch.randint(0, 1000, (BATCH,), generator=seed),
+            "levels": torch.randint(0, MAX_NOISE_LEVEL, (BATCH,), generator=seed),
+        }
+
+    def loss(batch, _):
+        noisy = schedule.add_noise(batch["latents"], batch["noise"], batch["times"])
+        small = low_res.add_noise(batch["small"], batch["grain"], batch["levels"])
+        wanted = schedule.get_velocity(batch["latents"], batch["noise"], batch["times"])
+        with torch.no_grad():
+            hidden = encoder(batch["ids"]).last_hidden_state
+        told = unet(torch.cat([noisy, small], 1), batch["times"], hidden, class_labels=batch["levels"]).sample
+        return torch.nn.functional.mse_loss(told, wanted), {}
+
+    Training(work, "unet_upscale", {"unet": unet}, STEPS, 1e-3).run(batch, loss)
+    return unet

@@ -41,10 +41,10 @@ pub struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     config: Option<PathBuf>,
     /// What the UNet predicts; no shape tells, so that it must be said for Stable Diffusion 2
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with = "config")]
     prediction_type: Option<Prediction>,
     /// Pixels along a side of the pictures that the model was trained on [default: 512; 768 with v_prediction]
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(64..=4096))]
+    #[arg(long, value_name = "PIXELS", conflicts_with = "config", value_parser = clap::value_parser!(u32).range(64..=4096))]
     image_size: Option<u32>,
     /// Keep the weights in this dtype [default: that of the file]
     #[arg(long)]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use crate::kit::{checkpoint, fail, succeed, temporary};
+use crate::kit::{checkpoint, fail, run, succeed, temporary};
 use crate::original::{Tensor, Tensors, original, read, write};
 
 const WEIGHTS: [&str; 3] = [
@@ -193,6 +193,18 @@ fn what_no_shape_tells_must_be_said() {
         let error = refused(arguments);
         assert!(error.contains(words), "{arguments:?}: {error}");
     }
+    // What --config decides cannot be said twice.
+    let line = [
+        "convert",
+        "m.safetensors",
+        "--out",
+        "o",
+        "--config",
+        &path,
+        "--image-size",
+        "768",
+    ];
+    assert_eq!(run(folder.path(), &line).status.code(), Some(2));
     let left: Vec<_> = fs::read_dir(folder.path())
         .unwrap()
         .map(|e| e.unwrap().file_name())

@@ -31,10 +31,10 @@ setup: ## install the pinned packages into .venv and link target/libtorch
 setup-reference: ## make .venv-reference with diffusers (3 GB), for parity and bench
 	@REFERENCE_VENV='$(REFERENCE_VENV)' tools/setup_reference.sh
 
-build: setup ## target/release/libtriton_diffusion.so
-	$(CARGO) build --release
+build: setup ## target/release: libtriton_diffusion.so, and the command triton-diffusion
+	$(CARGO) build --release --package triton-diffusion --package triton-diffusion-cli
 
-backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=dist/backends
+backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=dist/backends; dist/bin/triton-diffusion
 	@CUDA='$(CUDA)' tools/backend.sh
 
 demo: backend ## start a server with a tiny checkpoint, send a prompt, write demo.png

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Puts the built library and what it links into dist/backends/diffusion, a folder that tritonserver serves as it is:
 # the library's rpath is $ORIGIN, so that no LD_LIBRARY_PATH is needed. CUDA=1 adds libtorch's CUDA libraries in cuda/,
-# where an instance on a GPU looks for them.
+# where an instance on a GPU looks for them. The command goes to dist/bin and finds libtorch in ../backends/diffusion.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -10,11 +10,8 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 venv="$root/.venv"
 site="$(site_packages "$venv")"
-built="$root/target/release/libtriton_diffusion.so"
 target="$root/dist/backends/diffusion"
-
-[ -f "$built" ] || { echo "backend.sh: $built is missing; run 'make build'" >&2; exit 1; }
-mkdir -p "$target"
+mkdir -p "$target" "$root/dist/bin"
 
 # place FILE FOLDER: a hard link where the file system allows one (libtorch_cpu.so alone has 430 MB), else a copy.
 place() {
@@ -45,14 +42,16 @@ if [ -n "${CUDA:-}" ] && [ "$CUDA" != 0 ]; then
   done
 fi
 
-# Our own library goes without debug information (8 MB instead of 100) and is renamed into place: a build that comes later
-# must not change the file under a server that has it mapped.
-new="$target/.libtriton_diffusion.so.new"
-strip --strip-debug -o "$new" "$built"
-if cmp -s "$new" "$target/libtriton_diffusion.so"; then
-  rm "$new"
-else
-  mv -f "$new" "$target/libtriton_diffusion.so"
-fi
+# stripped NAME FOLDER: what we built goes without debug information (8 MB instead of 100) and is renamed into place: a build
+# that comes later must not change the file under a server that has it mapped.
+stripped() {
+  local built="$root/target/release/$1" new="$2/.$1.new"
+  [ -f "$built" ] || { echo "backend.sh: $built is missing; run 'make build'" >&2; exit 1; }
+  strip --strip-debug -o "$new" "$built"
+  if cmp -s "$new" "$2/$1"; then rm "$new"; else mv -f "$new" "$2/$1"; fi
+}
+stripped libtriton_diffusion.so "$target"
+stripped triton-diffusion "$root/dist/bin"
 
 echo "backend: $target"
+echo "command: $root/dist/bin/triton-diffusion"

@@ -12,6 +12,8 @@ PARITY := $(CURDIR)/target/parity
 REFERENCE_VENV ?= $(CURDIR)/.venv-reference
 # CUDA=1 puts libtorch's CUDA libraries into dist/backends/diffusion too (3 GB are downloaded the first time).
 CUDA ?=
+# The model repository of `make serve`.
+MODELS ?= model_repository
 # Further arguments for pytest and for the cargo tests: make test PYTEST_ARGS='-k cancel' TEST_ARGS='--test goldens'
 PYTEST_ARGS ?=
 TEST_ARGS ?=
@@ -20,7 +22,7 @@ TEST_ARGS ?=
 # demo spin shortly and then sleep. The pictures are the same.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help setup setup-reference build backend demo train test test-rust test-e2e test-deploy tiles lint parity bench clean
+.PHONY: help setup setup-reference build backend demo serve train test test-rust test-e2e test-deploy tiles lint parity bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +41,9 @@ backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=
 
 demo: backend ## start a server with a tiny checkpoint, send a prompt, write demo.png
 	@$(PYTHON_VENV) tools/demo.py
+
+serve: backend ## serve a model repository on loopback: make serve MODELS=model_repository
+	@$(PYTHON_VENV) tools/server.py $(MODELS)
 
 train: setup-reference ## train the demo's checkpoints anew (hours on 2 cores; goes on where it was stopped)
 	'$(REFERENCE_VENV)/bin/python' -m pip install --quiet --no-deps -r demo/train/requirements.txt

@@ -1,9 +1,10 @@
-"""Starts a tritonserver on loopback, waits until it is ready, and ends it.
+"""Starts a tritonserver on loopback, waits until it is ready, and ends it. As a program (`make serve`): serves a model repository.
 
 Used by the demo, the benches and the end-to-end tests. The server is the one that the nvidia-pytriton package of this
 Python environment carries, or the program that the variable TRITONSERVER names.
 """
 
+import argparse
 import contextlib
 import ctypes
 import importlib.util
@@ -269,3 +270,24 @@ def parse_samples(text, name):
                     labels[key.strip()] = quoted.strip().strip('"')
         samples.append((labels, float(value)))
     return samples
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Serves all models of a repository on 127.0.0.1, until Ctrl-C.")
+    parser.add_argument("model_repository", type=pathlib.Path)
+    parser.add_argument("arguments", nargs="*", help="further arguments of tritonserver, after --")
+    arguments = parser.parse_args()
+    command = [
+        str(find_tritonserver()),
+        f"--model-repository={arguments.model_repository.resolve()}",
+        f"--backend-directory={BACKENDS}",
+        "--http-address=127.0.0.1",
+        "--grpc-address=127.0.0.1",
+        "--metrics-address=127.0.0.1",
+        *arguments.arguments,
+    ]
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

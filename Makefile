@@ -22,7 +22,7 @@ TEST_ARGS ?=
 # demo spin shortly and then sleep. The pictures are the same.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help setup setup-reference build backend demo serve train test test-rust test-e2e test-deploy tiles lint parity bench clean
+.PHONY: help setup setup-reference build backend demo serve train test test-rust test-e2e test-deploy tiles lint parity bench bench-full-size clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,8 +76,13 @@ parity: backend setup-reference ## run diffusers and this backend on this machin
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(CARGO) test --release --features fault-injection --test goldens -- --nocapture
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(PYTHON_VENV) -m pytest tests/e2e/test_goldens.py
 
-bench: backend setup-reference ## compare with diffusers in Triton's Python backend, in one server run
+bench: backend setup-reference ## compare with diffusers in Triton's Python backend: load time, and memory of 20 fine-tunes
 	$(PYTHON_VENV) benches/load_time.py --reference-venv '$(REFERENCE_VENV)'
+	$(PYTHON_VENV) benches/many_models.py --reference-venv '$(REFERENCE_VENV)'
+
+bench-full-size: backend setup-reference ## the same for 3 models of Stable Diffusion 2.1's shapes (8 GB of disk, 20 GB of memory)
+	[ -d target/bench/sd21 ] || '$(REFERENCE_VENV)/bin/python' benches/full_size.py target/bench/sd21
+	$(PYTHON_VENV) benches/many_models.py --reference-venv '$(REFERENCE_VENV)' --checkpoint target/bench/sd21 --count 3 --no-pictures
 
 clean: ## remove what was built; the virtual environments stay
 	rm -rf target dist demo.png demo.html

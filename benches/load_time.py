@@ -11,117 +11,12 @@ import argparse
 import pathlib
 import shutil
 import statistics
-import subprocess
-import sys
-import time
 
-import numpy as np
 import tritonclient.http as httpclient
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
-from server import BACKENDS, ROOT, ServerError, TritonServer, pytriton_folder  # noqa: E402
+from peer import ROOT, add_model, load_once, start
 
 DIFFUSION = "diffusion"
 PYTHON = "python_diffusers"
-
-TENSORS = """\
-max_batch_size: 8
-input [
-  { name: "prompt" data_type: TYPE_STRING dims: [ 1 ] },
-  { name: "gen_args" data_type: TYPE_STRING dims: [ 1 ] optional: true }
-]
-output [{ name: "generated_image" data_type: TYPE_STRING dims: [ -1 ] }]
-instance_group [{ kind: KIND_CPU }]
-"""
-
-# What people serve with today: a diffusers pipeline in a Python model, requests one by one.
-MODEL_PY = '''\
-import base64, io, json, pathlib
-
-import numpy as np
-import torch
-import triton_python_backend_utils as pb_utils
-from diffusers import StableDiffusionPipeline
-
-
-class TritonPythonModel:
-    def initialize(self, args):
-        folder = pathlib.Path(args["model_repository"]) / args["model_version"] / "checkpoint"
-        self.pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-        self.pipe.set_progress_bar_config(disable=True)
-
-    def execute(self, requests):
-        responses = []
-        for request in requests:
-            prompt = pb_utils.get_input_tensor_by_name(request, "prompt").as_numpy().item().decode()
-            gen_args = pb_utils.get_input_tensor_by_name(request, "gen_args").as_numpy().item().decode()
-            images = []
-            for image in self.pipe(prompt=prompt, **json.loads(gen_args)).images:
-                buffer = io.BytesIO()
-                image.save(buffer, format="PNG")
-                images.append(base64.b64encode(buffer.getvalue()))
-            output = pb_utils.Tensor("generated_image", np.array([images], dtype=object))
-            responses.append(pb_utils.InferenceResponse([output]))
-        return responses
-'''
-
-
-def make_repository(folder, checkpoint):
-    """Two models over the same checkpoint."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, backend in ((DIFFUSION, "diffusion"), (PYTHON, "python")):
-        version = folder / name / "1"
-        version.mkdir(parents=True)
-        (folder / name / "config.pbtxt").write_text(f'backend: "{backend}"\n{TENSORS}')
-        (version / "checkpoint").symlink_to(checkpoint, target_is_directory=True)
-    (folder / PYTHON / "1" / "model.py").write_text(MODEL_PY)
-
-
-def make_backends(folder, python_version):
-    """A backend folder with this backend and the server package's Python backend, its stub for `python_version`."""
-    shutil.rmtree(folder, ignore_errors=True)
-    package = pytriton_folder()
-    if package is None:
-        raise ServerError("the Python backend comes with the nvidia-pytriton package: run 'make setup'")
-    stub = package / "tritonserver" / "python_backend_stubs" / python_version / "triton_python_backend_stub"
-    if not stub.exists():
-        raise ServerError(f"the server package has no Python backend for Python {python_version}")
-    (folder / "python").mkdir(parents=True)
-    (folder / "diffusion").symlink_to(BACKENDS / "diffusion", target_is_directory=True)
-    for path in (package / "tritonserver" / "backends" / "python").iterdir():
-        if path.is_file():
-            (folder / "python" / path.name).symlink_to(path)
-    (folder / "python" / stub.name).symlink_to(stub)
-    return package.parent / "nvidia_pytriton.libs"
-
-
-def ask_python(python, expression):
-    """Evaluates an expression of sys and sysconfig in another interpreter."""
-    code = f"import sys, sysconfig; print({expression})"
-    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def infer(client, model):
-    """One small picture."""
-    inputs = []
-    for name, text in (("prompt", "a cat on a mat"), ("gen_args", '{"num_inference_steps": 2}')):
-        tensor = httpclient.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=np.object_))
-        inputs.append(tensor)
-    if client.infer(model, inputs).as_numpy("generated_image").size != 1:
-        raise ServerError(f"{model} did not answer with one picture")
-
-
-def load_once(client, model):
-    """Loads, asks for a picture, unloads; returns the seconds that the load took."""
-    started = time.monotonic()
-    client.load_model(model)
-    seconds = time.monotonic() - started
-    infer(client, model)
-    client.unload_model(model)
-    while client.is_model_ready(model):
-        time.sleep(0.05)
-    return seconds
 
 
 def main():
@@ -131,26 +26,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
-    python = arguments.reference_venv / "bin" / "python"
-    version = ask_python(python, "'%d.%d' % sys.version_info[:2]")
-    library_folder = ask_python(python, "sysconfig.get_config_var('LIBDIR')")
     work = ROOT / "target" / "bench"
-    make_repository(work / "model_repository", arguments.checkpoint.resolve())
-    libraries = make_backends(work / "backends", version)
-    # The stub runs the first `python3` on PATH's packages; it and the server need libpython and the server's libraries.
-    site = ask_python(python, "sysconfig.get_paths()['platlib']")
-    environment = {
-        "LD_LIBRARY_PATH": f"{library_folder}:{libraries}",
-        "PYTHONPATH": site,
-        "PATH": f"{arguments.reference_venv / 'bin'}:/usr/local/bin:/usr/bin:/bin",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    shutil.rmtree(work / "model_repository", ignore_errors=True)
     models = (DIFFUSION, PYTHON)
+    for model, backend in zip(models, ("diffusion", "python")):
+        add_model(work / "model_repository", model, backend, arguments.checkpoint)
     seconds = {model: [] for model in models}
-    server = TritonServer(
-        work / "model_repository", work / "server.log", backends=work / "backends", environment=environment
-    )
+    server = start(work, arguments.reference_venv)
     with server, httpclient.InferenceServerClient(server.http_address, network_timeout=600.0) as client:
         for model in models:
             load_once(client, model)

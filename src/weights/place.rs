@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::file::TensorFile;
 use super::store::{Held, Key};
 use crate::error::{Error, Result};
+use crate::libtorch::memory;
 
 /// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`); MKL's sums may depend on the alignment of
 /// what it reads, so that a tensor is used in its file only where it lies as a copy would.
@@ -88,6 +89,7 @@ fn filled<A: Plain, B: Plain>(
         return Err(Error::internal("a tensor that does not fill its shape"));
     }
     let data = tensor.data_ptr().cast::<B>();
+    memory::prefer_huge_pages(data.cast(), count * size_of::<B>());
     let to = if count == 0 {
         &mut [][..]
     } else {

@@ -22,7 +22,7 @@ TEST_ARGS ?=
 # demo spin shortly and then sleep. The pictures are the same.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help setup setup-reference build backend demo serve train test test-rust test-e2e test-deploy tiles lint parity bench bench-full-size clean
+.PHONY: help setup setup-reference build backend demo serve train test test-rust test-e2e test-deploy soak tiles lint parity bench bench-full-size clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ test-e2e: backend
 
 test-deploy: setup
 	$(PYTHON_VENV) -m pytest tests/deploy $(PYTEST_ARGS)
+
+soak: backend ## eight clients that load, infer and unload at random for five minutes
+	TRITON_DIFFUSION_SOAK_SECONDS=300 $(PYTHON_VENV) -m pytest tests/e2e/test_soak.py $(PYTEST_ARGS)
 
 tiles: setup ## the upscaler in pieces against the upscaler whole, 512x512 to 2048x2048 (some minutes)
 	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features fault-injection --test tiles -- --nocapture

@@ -13,7 +13,7 @@ from training import Training, rng
 
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 CHANNELS = {"text": 4, "depth": 5, "inpaint": 9}
-STEPS = {"text": 2600, "depth": 800, "inpaint": 900}
+STEPS = {"text": 4200, "depth": 800, "inpaint": 900}
 RATES = {"text": 2e-3, "depth": 5e-4, "inpaint": 5e-4}
 MUON = {"text": 0.02, "depth": 0.005, "inpaint": 0.005}
 BATCH, NO_CAPTION = 32, 0.1

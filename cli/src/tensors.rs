@@ -17,8 +17,9 @@ use crate::{dtype, files};
 
 /// Elements that are converted at a time.
 const PIECE: usize = 1 << 20;
-/// The header's length is padded to a multiple of this, so that tensors lie aligned.
-const ALIGNMENT: usize = 8;
+/// The data begins at a multiple of this, and so do all tensors whose length is one: as the server's memory would have them, which
+/// can then use them in the file (`src/weights/place.rs`).
+const ALIGNMENT: usize = 64;
 
 /// A safetensors file whose tensors are read one by one.
 pub struct Source {
@@ -157,9 +158,11 @@ pub fn write(
     notes: &BTreeMap<String, String>,
     done: impl Fn(u64),
 ) -> Result<()> {
-    // As the safetensors crate orders them: wide elements first, so that each lies aligned to its own width.
-    entries.sort_by(|a, b| {
-        (Reverse(a.dtype.bitsize()), &a.name).cmp(&(Reverse(b.dtype.bitsize()), &b.name))
+    // As the safetensors crate orders them: wide elements first, so that each lies aligned to its own width. Odd lengths last, so that
+    // the others keep their alignment.
+    entries.sort_by_cached_key(|entry| {
+        let odd = !entry.bytes().is_multiple_of(ALIGNMENT as u64);
+        (Reverse(entry.dtype.bitsize()), odd, entry.name.clone())
     });
     let failed = |error: std::io::Error| files::failed(path, &error);
     let mut file = BufWriter::new(File::create(path).map_err(failed)?);
@@ -200,7 +203,9 @@ fn header(entries: &[Entry], notes: &BTreeMap<String, String>) -> String {
         offset = end;
     }
     let mut text = Value::Object(header).to_string();
-    let padding = text.len().next_multiple_of(ALIGNMENT) - text.len();
+    // The header's own length stands before it, in eight bytes.
+    let before = size_of::<u64>() + text.len();
+    let padding = before.next_multiple_of(ALIGNMENT) - before;
     text.extend(std::iter::repeat_n(' ', padding));
     text
 }

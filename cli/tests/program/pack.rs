@@ -157,6 +157,32 @@ fn weights_are_converted_and_whole_numbers_are_not() {
     assert!(!text(&packed, "config.pbtxt").contains("dtype"));
 }
 
+/// The server uses a tensor in its file where it lies at a multiple of 64 bytes.
+#[test]
+fn converted_tensors_lie_where_they_can_be_used() {
+    let work = temporary();
+    let folder = linked("sd2_base", work.path());
+    let folder = folder.to_str().unwrap();
+    succeed(
+        work.path(),
+        &["pack", folder, "--name", "m", "--dtype", "float32"],
+    );
+    let files = unpack(&work.path().join("m.tar.gz"), "m");
+    let bytes = &files[&Path::new("1/checkpoint").join(UNET)];
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    assert_eq!((8 + length) % 64, 0);
+    let (_, metadata) = SafeTensors::read_metadata(bytes).unwrap();
+    let mut aligned = 0;
+    for info in metadata.tensors().values() {
+        let (start, end) = info.data_offsets;
+        if (end - start) % 64 == 0 {
+            assert_eq!(start % 64, 0);
+            aligned += 1;
+        }
+    }
+    assert!(aligned > 100, "{aligned}");
+}
+
 #[test]
 fn the_fp16_variant_is_taken_for_float16() {
     let folder = temporary();

@@ -2,8 +2,8 @@
 
     .venv-reference/bin/python benches/full_size.py target/bench/sd21
 
-Shapes and switches are those of the public checkpoint stabilityai/stable-diffusion-2-1-base; tokenizer and scheduler are those of a
-tiny one in tests/checkpoints. The weights are noise: loading and memory are real, pictures are not.
+Shapes and switches are those of the public checkpoint stabilityai/stable-diffusion-2-1-base; tokenizer and scheduler
+are those of a tiny one in tests/checkpoints. The weights are noise: loading and memory are real, pictures are not.
 """
 
 import json

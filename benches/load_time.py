@@ -13,7 +13,7 @@ import shutil
 import statistics
 
 import tritonclient.http as httpclient
-from peer import ROOT, add_model, load_once, start
+from peer import REFERENCE_VENV, TINY, WORK, add_model, load_once, start
 
 DIFFUSION = "diffusion"
 PYTHON = "python_diffusers"
@@ -21,18 +21,17 @@ PYTHON = "python_diffusers"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-venv", type=pathlib.Path, default=ROOT / ".venv-reference")
-    parser.add_argument("--checkpoint", type=pathlib.Path, default=ROOT / "tests" / "checkpoints" / "sd2_base")
+    parser.add_argument("--reference-venv", type=pathlib.Path, default=REFERENCE_VENV)
+    parser.add_argument("--checkpoint", type=pathlib.Path, default=TINY)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
-    work = ROOT / "target" / "bench"
-    shutil.rmtree(work / "model_repository", ignore_errors=True)
+    shutil.rmtree(WORK / "model_repository", ignore_errors=True)
     models = (DIFFUSION, PYTHON)
     for model, backend in zip(models, ("diffusion", "python")):
-        add_model(work / "model_repository", model, backend, arguments.checkpoint)
+        add_model(WORK / "model_repository", model, backend, arguments.checkpoint)
     seconds = {model: [] for model in models}
-    server = start(work, arguments.reference_venv)
+    server = start(WORK, arguments.reference_venv)
     with server, httpclient.InferenceServerClient(server.http_address, network_timeout=600.0) as client:
         for model in models:
             load_once(client, model)

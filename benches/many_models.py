@@ -1,10 +1,11 @@
-"""Memory and load time of fine-tunes that differ in the UNet only, here and in diffusers behind Triton's Python backend.
+"""Memory and load time of fine-tunes that differ in the UNet only, here and in diffusers behind Triton's Python
+backend.
 
-    make bench        (or: .venv/bin/python benches/many_models.py --reference-venv .venv-reference --checkpoint DIR --count 20)
+    make bench        (or: .venv/bin/python benches/many_models.py --reference-venv .venv-reference --count 20)
 
-`--count` fine-tunes are loaded into this backend and measured, then `--peers` into the Python backend, one process each; the figures
-of the peers are extrapolated to `--count`. Memory is the proportional set size of the server and its children beyond that of the empty
-server. Each file is read once before, so that all of them lie in the page cache.
+`--count` fine-tunes are loaded into this backend and measured, then `--peers` into the Python backend, one process
+each; the figures of the peers are extrapolated to `--count`. Memory is the proportional set size of the server and its
+children beyond that of the empty server. Each file is read once before, so that all of them lie in the page cache.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import struct
 import time
 
 import tritonclient.http as httpclient
-from peer import ROOT, add_model, infer, start
+from peer import REFERENCE_VENV, TINY, WORK, add_model, infer, start
 
 UNET = pathlib.Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -54,13 +55,13 @@ def memory(server):
 
 
 def measure(arguments, backend, folders):
-    """Loads a model over each folder and asks it for a picture: (memory of all, seconds of each load, bytes of the weights metric)."""
-    work = ROOT / "target" / "bench"
-    shutil.rmtree(work / "model_repository", ignore_errors=True)
+    """Loads a model over each folder and asks it for a picture: (memory of all, seconds of each load, bytes of the
+    weights metric)."""
+    shutil.rmtree(WORK / "model_repository", ignore_errors=True)
     names = [f"tune_{number}" for number in range(len(folders))]
     for name, folder in zip(names, folders):
-        add_model(work / "model_repository", name, backend, folder)
-    with start(work, arguments.reference_venv) as server:
+        add_model(WORK / "model_repository", name, backend, folder)
+    with start(WORK, arguments.reference_venv) as server:
         with httpclient.InferenceServerClient(server.http_address, network_timeout=1200.0) as client:
             empty, seconds = memory(server), []
             for name in names:
@@ -90,14 +91,16 @@ def distinct_bytes(folders):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-venv", type=pathlib.Path, default=ROOT / ".venv-reference")
-    parser.add_argument("--checkpoint", type=pathlib.Path, default=ROOT / "tests" / "checkpoints" / "sd2_base")
+    parser.add_argument("--reference-venv", type=pathlib.Path, default=REFERENCE_VENV)
+    parser.add_argument("--checkpoint", type=pathlib.Path, default=TINY)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--peers", type=int, default=3)
-    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="load only; a full-size picture takes minutes")
+    parser.add_argument(
+        "--no-pictures", dest="pictures", action="store_false", help="load only; a full-size picture takes minutes"
+    )
     arguments = parser.parse_args()
 
-    tunes = ROOT / "target" / "bench" / "tunes"
+    tunes = WORK / "tunes"
     shutil.rmtree(tunes, ignore_errors=True)
     folders = [tuned(arguments.checkpoint, tunes / f"{number}", number + 1) for number in range(arguments.count)]
     distinct = distinct_bytes(folders)
@@ -107,11 +110,13 @@ def main():
 
     mib = 2**20
     print(f"{arguments.count} fine-tunes of {arguments.checkpoint.name} that differ in the UNet, on the CPU in float32")
-    print(f"  distinct tensors {distinct / mib:9.0f} MiB; the store holds {weights / mib:.0f} MiB ({weights / distinct:.1%})")
+    held = weights / distinct
+    print(f"  distinct tensors {distinct / mib:9.0f} MiB; the store holds {weights / mib:.0f} MiB ({held:.1%})")
     print(f"  this backend     {ours / mib:9.0f} MiB in one process")
     print(f"  Python backend   {theirs / mib:9.0f} MiB in {arguments.count} (measured with {arguments.peers})")
     print(f"  ratio            {ours / theirs:9.1%}")
-    print(f"  first load       {our_seconds[0]:9.2f} s here, {their_seconds[0]:.2f} s there: {our_seconds[0] / their_seconds[0]:.1%}")
+    here, there = our_seconds[0], their_seconds[0]
+    print(f"  first load       {here:9.2f} s here, {there:.2f} s there: {here / there:.1%}")
     if len(our_seconds) > 1 and len(their_seconds) > 1:
         here, there = min(our_seconds[1:]), min(their_seconds[1:])
         print(f"  a further load   {here:9.2f} s here, {there:.2f} s there: {here / there:.1%}")

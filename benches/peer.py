@@ -12,6 +12,10 @@ import tritonclient.http as httpclient
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 from server import BACKENDS, ROOT, ServerError, TritonServer, pytriton_folder  # noqa: E402
 
+WORK = ROOT / "target" / "bench"
+TINY = ROOT / "tests" / "checkpoints" / "sd2_base"
+REFERENCE_VENV = ROOT / ".venv-reference"
+
 TENSORS = """\
 max_batch_size: 8
 input [
@@ -23,7 +27,7 @@ instance_group [{ kind: KIND_CPU }]
 """
 
 # What people serve with today: a diffusers pipeline in a Python model, requests one by one.
-MODEL_PY = '''\
+MODEL_PY = """\
 import base64, io, json, pathlib
 
 import numpy as np
@@ -51,7 +55,7 @@ class TritonPythonModel:
             output = pb_utils.Tensor("generated_image", np.array([images], dtype=object))
             responses.append(pb_utils.InferenceResponse([output]))
         return responses
-'''
+"""
 
 
 def add_model(repository, name, backend, checkpoint):
@@ -89,7 +93,8 @@ def ask_python(python, expression):
 
 
 def start(work, reference_venv):
-    """A server over `work/model_repository` with both backends, not started yet; the Python one has the packages of `reference_venv`."""
+    """A server over `work/model_repository` with both backends, not started yet; the Python one has the packages of
+    `reference_venv`."""
     python = reference_venv / "bin" / "python"
     version = ask_python(python, "'%d.%d' % sys.version_info[:2]")
     library_folder = ask_python(python, "sysconfig.get_config_var('LIBDIR')")

@@ -1,7 +1,8 @@
-"""Names what a picture of the demo's family shows, by plain image code: colour masks, areas, outlines. No network sees it.
+"""Names what a picture of the demo's family shows, by plain image code: colour masks, areas, outlines. No network sees
+it.
 
-    found = recognise.things(picture)            # {"red": Found(shape="circle", area=0.09, x=0.5, y=0.4)}
-    recognise.ground(picture)                    # "green"
+found = recognise.things(picture)            # {"red": Found(shape="circle", area=0.09, x=0.5, y=0.4)}
+recognise.ground(picture)                    # "green"
 """
 
 import sys
@@ -17,7 +18,8 @@ import scenes  # noqa: E402
 
 # What is smaller than this share of the picture is no thing but an edge between two colours.
 LEAST_AREA = 0.012
-# Below this a harmonic of the outline says nothing: the outline is a circle's. A square's fourth is 0.07, before any blur.
+# Below this a harmonic of the outline says nothing: the outline is a circle's. A square's fourth is 0.07, before any
+# blur.
 ROUND = 0.035
 
 
@@ -75,7 +77,8 @@ def things(picture):
 
 
 def harmonics(patch):
-    """Of the distance from the centre to the outline, over the angle: the strength of the first harmonics, by its mean."""
+    """Of the distance from the centre to the outline, over the angle: the strength of the first harmonics, by its
+    mean."""
     y, x = np.nonzero(patch)
     y, x = y - y.mean(), x - x.mean()
     angles, reach = np.arctan2(y, x), np.hypot(y, x)

@@ -1,7 +1,7 @@
 """`make demo`: four models in one tritonserver, and a picture that goes through all of them.
 
-Text to image; its objects recoloured by their depth; one of them removed by inpainting; the result enlarged four times. The
-pictures go to target/demo/pictures, a contact sheet to demo.png, and demo.html shows each with its request.
+Text to image; its objects recoloured by their depth; one of them removed by inpainting; the result enlarged four times.
+The pictures go to target/demo/pictures, a contact sheet to demo.png, and demo.html shows each with its request.
 """
 
 import argparse
@@ -120,7 +120,8 @@ def send(server, client, request):
 
 
 def mask_about(picture, colour, grow=0.3):
-    """A mask, white where the thing of that colour lies and a share of its size around it, as a person would draw it."""
+    """A mask, white where the thing of that colour lies and a share of its size around it, as a person would draw
+    it."""
     found = recognise.things(np.asarray(picture)).get(colour)
     if found is None:
         raise SystemExit(f"the picture shows nothing {colour} to be removed")
@@ -135,31 +136,51 @@ def mask_about(picture, colour, grow=0.3):
 def walk(server):
     """The four requests, each with the picture of the one before; yields (request, answer)."""
     with grpcclient.InferenceServerClient(server.grpc_address) as client:
+
         def answered(request):
-            print(f"{request.title}\n  prompt: {request.prompt}\n  gen_args: {json.dumps(request.gen_args)}", flush=True)
+            print(
+                f"{request.title}\n  prompt: {request.prompt}\n  gen_args: {json.dumps(request.gen_args)}", flush=True
+            )
             return request, send(server, client, request)
 
-        request, first = answered(Request(
-            "1. Text to image", "sd_base", "a large red circle left of a small blue square on a striped green background",
-            {"num_inference_steps": 30, "seed": 7},
-        ))
+        request, first = answered(
+            Request(
+                "1. Text to image",
+                "sd_base",
+                "a large red circle left of a small blue square on a striped green background",
+                {"num_inference_steps": 30, "seed": 7},
+            )
+        )
         yield request, first
-        request, second = answered(Request(
-            "2. Restyled with its depth", "sd_depth",
-            "a large yellow circle left of a small purple square on a checkered blue background",
-            {"num_inference_steps": 30, "strength": 1.0, "seed": 7}, {"image": first.picture},
-        ))
+        request, second = answered(
+            Request(
+                "2. Restyled with its depth",
+                "sd_depth",
+                "a large yellow circle left of a small purple square on a checkered blue background",
+                {"num_inference_steps": 30, "strength": 1.0, "seed": 7},
+                {"image": first.picture},
+            )
+        )
         yield request, second
-        request, third = answered(Request(
-            "3. The square removed by inpainting", "sd_inpaint", "a large yellow circle on a checkered blue background",
-            {"num_inference_steps": 30, "seed": 7, "height": 128, "width": 128},
-            {"image": second.picture, "mask_image": mask_about(second.picture, "purple")},
-        ))
+        request, third = answered(
+            Request(
+                "3. The square removed by inpainting",
+                "sd_inpaint",
+                "a large yellow circle on a checkered blue background",
+                {"num_inference_steps": 30, "seed": 7, "height": 128, "width": 128},
+                {"image": second.picture, "mask_image": mask_about(second.picture, "purple")},
+            )
+        )
         yield request, third
-        yield answered(Request(
-            "4. Enlarged four times", "sd_upscale", "a large yellow circle on a checkered blue background",
-            {"num_inference_steps": 20, "seed": 7}, {"image": third.picture},
-        ))
+        yield answered(
+            Request(
+                "4. Enlarged four times",
+                "sd_upscale",
+                "a large yellow circle on a checkered blue background",
+                {"num_inference_steps": 20, "seed": 7},
+                {"image": third.picture},
+            )
+        )
 
 
 def contact_sheet(steps, side=384):
@@ -183,9 +204,11 @@ def contact_sheet(steps, side=384):
 
 def page(steps):
     """A page that holds the pictures and shows each with its request."""
+
     def shown(picture, words):
         data = base64.b64encode(png(picture)).decode()
-        return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{html.escape(words)}</figcaption></figure>'
+        caption = f"<figcaption>{html.escape(words)}</figcaption>"
+        return f'<figure><img src="data:image/png;base64,{data}" alt="">{caption}</figure>'
 
     parts = []
     for request, answer in steps:
@@ -194,8 +217,10 @@ def page(steps):
         rows |= {"response": f"{told}; {answer.seconds:.1f} s"}
         table = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
         pictures = "".join(shown(picture, name) for name, picture in request.pictures.items())
-        parts.append(f"<section><h2>{html.escape(request.title)}</h2><table>{table}</table><div>{pictures}"
-                     f"{shown(answer.picture, 'generated_image')}</div></section>")
+        parts.append(
+            f"<section><h2>{html.escape(request.title)}</h2><table>{table}</table><div>{pictures}"
+            f"{shown(answer.picture, 'generated_image')}</div></section>"
+        )
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>triton-diffusion: the demo</title>
 <style>
@@ -206,15 +231,17 @@ img {{ width: 256px; image-rendering: pixelated; border: 1px solid #ddd }}
 th {{ text-align: left; padding-right: 1rem; vertical-align: top; font-weight: 600 }}
 </style>
 <h1>triton-diffusion: the demo</h1>
-<p>One tritonserver, four models, each answer the next one's input. The checkpoints are the small ones of demo/models.</p>
-{"".join(parts)}
+<p>One tritonserver, four models, each answer the next one's input. The checkpoints are the small ones of
+demo/models.</p> {"".join(parts)}
 </html>
 """
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=pathlib.Path, default=DEMO / "models", help="folder of the four checkpoints")
+    parser.add_argument(
+        "--checkpoints", type=pathlib.Path, default=DEMO / "models", help="folder of the four checkpoints"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=ROOT, help="where demo.png and demo.html go")
     parser.add_argument("--serve", action="store_true", help="then go on serving on ports 8000 to 8002, until Ctrl-C")
     arguments = parser.parse_args()

@@ -47,13 +47,17 @@ async def main():
 
     async with grpcclient.InferenceServerClient(arguments.url) as client:
         asked = [
-            asyncio.create_task(picture(client, arguments.model, prompt, arguments.steps, arguments.out / f"picture-{n}.png"))
+            asyncio.create_task(
+                picture(client, arguments.model, prompt, arguments.steps, arguments.out / f"picture-{n}.png")
+            )
             for n, prompt in enumerate(arguments.prompts, 1)
         ]
         if arguments.cancel is not None:
             # So many steps that it would be the last to end.
             gone = asyncio.create_task(
-                picture(client, arguments.model, arguments.cancel, 10 * arguments.steps, arguments.out / "cancelled.png")
+                picture(
+                    client, arguments.model, arguments.cancel, 10 * arguments.steps, arguments.out / "cancelled.png"
+                )
             )
             await asyncio.sleep(arguments.after)
             gone.cancel()

@@ -1,14 +1,14 @@
 """The two VAEs: f8 for the pictures of 128 x 128, f4 for the upscaler's of 512 x 512.
 
-Both learn from windows of 64 x 64 pixels; they are convolutional, so that they apply to whole pictures. Absolute and squared
-error and a light pull of the latents to the normal distribution (Rombach et al. 2022, section 3.1, without its adversary).
+Both learn from windows of 64 x 64 pixels; they are convolutional, so that they apply to whole pictures. Absolute and
+squared error and a light pull of the latents to the normal distribution (Rombach et al. 2022, section 3.1, without its
+adversary).
 """
 
 import numpy as np
+import scenes
 import torch
 from diffusers import AutoencoderKL
-
-import scenes
 from training import Training, rng
 
 SIZES = {"vae_f8": 128, "vae_f4": 512}
@@ -36,7 +36,8 @@ def build(name):
 
 
 def windows(name, step):
-    """Pictures (BATCH, 3, 64, 64) from -1 to 1, each a window of another scene, more often with an outline than without."""
+    """Pictures (BATCH, 3, 64, 64) from -1 to 1, each a window of another scene, more often with an outline than
+    without."""
     generator = rng(name, step)
     side = WINDOW / SIZES[name]
     pictures = []

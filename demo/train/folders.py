@@ -2,7 +2,10 @@
 
 import shutil
 
+import depth
 import torch
+import unets
+import upscaler
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -12,31 +15,33 @@ from diffusers import (
     StableDiffusionUpscalePipeline,
 )
 
-import depth
-import unets
-import upscaler
-
 # What public folders carry beside their betas.
 DDIM = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
 
 
 def write(out, parts):
     """Writes sd_base, sd_depth, sd_inpaint and sd_upscale below `out`; model cards that lie there stay."""
-    parts = {name: part.to(torch.float16) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()}
+    parts = {
+        name: part.to(torch.float16) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()
+    }
     shared = {name: parts[name] for name in ("tokenizer", "text_encoder", "vae")}
     scheduler = DDIMScheduler(**unets.BETAS, **DDIM, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     unchecked = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipelines = {
         "sd_base": StableDiffusionPipeline(**shared, unet=parts["unet_text"], scheduler=scheduler, **unchecked),
         "sd_depth": StableDiffusionDepth2ImgPipeline(
-            **shared, unet=parts["unet_depth"], scheduler=scheduler, depth_estimator=parts["depth_estimator"],
+            **shared,
+            unet=parts["unet_depth"],
+            scheduler=scheduler,
+            depth_estimator=parts["depth_estimator"],
             feature_extractor=depth.processor(),
         ),
         "sd_inpaint": StableDiffusionInpaintPipeline(
             **shared, unet=parts["unet_inpaint"], scheduler=scheduler, **unchecked
         ),
         "sd_upscale": StableDiffusionUpscalePipeline(
-            **{**shared, "vae": parts["vae_f4"]}, unet=parts["unet_upscale"],
+            **{**shared, "vae": parts["vae_f4"]},
+            unet=parts["unet_upscale"],
             scheduler=DDIMScheduler(**upscaler.BETAS, **DDIM),
             low_res_scheduler=DDPMScheduler(**upscaler.BETAS, variance_type="fixed_small"),
             max_noise_level=upscaler.MAX_NOISE_LEVEL,

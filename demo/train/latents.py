@@ -3,9 +3,8 @@
 import time
 
 import numpy as np
-import torch
-
 import scenes
+import torch
 from training import rng
 
 SIDE, FACTOR = 128, 8
@@ -18,7 +17,8 @@ def scene(index):
 
 
 def mask_of(generator, drawn):
-    """A hole, bool (SIDE, SIDE), true where to paint: about a thing, a box anywhere, a thick stroke, now and then everything."""
+    """A hole, bool (SIDE, SIDE), true where to paint: about a thing, a box anywhere, a thick stroke, now and then
+    everything."""
     kind = generator.uniform()
     y, x = (np.mgrid[:SIDE, :SIDE] + 0.5) / SIDE
     if drawn.things and kind < 0.5:
@@ -33,9 +33,15 @@ def mask_of(generator, drawn):
         return (x > left) & (x < left + width) & (y > top) & (y < top + height)
     if kind < 0.95:
         from_x, from_y, to_x, to_y = generator.uniform(0, 1, 4)
-        along = np.clip(((x - from_x) * (to_x - from_x) + (y - from_y) * (to_y - from_y)) / (
-            (to_x - from_x) ** 2 + (to_y - from_y) ** 2 + 1e-6), 0, 1)
-        return np.hypot(x - from_x - along * (to_x - from_x), y - from_y - along * (to_y - from_y)) < generator.uniform(0.05, 0.15)
+        along = np.clip(
+            ((x - from_x) * (to_x - from_x) + (y - from_y) * (to_y - from_y))
+            / ((to_x - from_x) ** 2 + (to_y - from_y) ** 2 + 1e-6),
+            0,
+            1,
+        )
+        return np.hypot(x - from_x - along * (to_x - from_x), y - from_y - along * (to_y - from_y)) < generator.uniform(
+            0.05, 0.15
+        )
     return np.ones((SIDE, SIDE), bool)
 
 
@@ -81,7 +87,8 @@ def pictures(vae, size=32):
 
 @torch.no_grad()
 def masked(vae, size=32):
-    """Of the first MASKED scenes, a hole each: `mask` (n, 1, 16, 16), 1 to paint, and the latents `mean` of the rest."""
+    """Of the first MASKED scenes, a hole each: `mask` (n, 1, 16, 16), 1 to paint, and the latents `mean` of the
+    rest."""
     masks, means = [], []
     for first in range(0, MASKED, size):
         seen = []

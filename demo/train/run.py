@@ -2,8 +2,8 @@
 
     python demo/train/run.py --work target/train --out demo/models
 
-After the text encoder two lanes run beside each other, a core each: the f8 VAE and the UNets in its latents, and the f4 VAE,
-the upscaler and the depth estimator.
+After the text encoder two lanes run beside each other, a core each: the f8 VAE and the UNets in its latents, and the f4
+VAE, the upscaler and the depth estimator.
 """
 
 import argparse
@@ -13,16 +13,15 @@ import platform
 import warnings
 from pathlib import Path
 
-import diffusers
-import numpy
-import torch
-import transformers
-
 import autoencoders
 import depth
+import diffusers
 import folders
 import latents
+import numpy
+import torch
 import training
+import transformers
 import unets
 import upscaler
 import words

@@ -106,7 +106,10 @@ def thing(rng, taken=(), sizes=(None, "small", "large")):
     colours = [colour for colour in COLOURS if colour not in taken]
     size = sizes[rng.integers(len(sizes))]
     return Thing(
-        str(rng.choice(SHAPES)), str(rng.choice(colours)), size, radius=rng.uniform(*RADII[size]),
+        str(rng.choice(SHAPES)),
+        str(rng.choice(colours)),
+        size,
+        radius=rng.uniform(*RADII[size]),
         angle=rng.uniform(-0.2, 0.2),
     )
 

@@ -1,7 +1,8 @@
-"""What all trainings share: seeded data from a worker, Muon beside AdamW with warm-up and cosine decay, an average of the
-weights, checkpoints, a log of losses.
+"""What all trainings share: seeded data from a worker, Muon beside AdamW with warm-up and cosine decay, an average of
+the weights, checkpoints, a log of losses.
 
-A training is repeatable: batch n depends on the seed and n alone, so that one that was stopped goes on as if it had not been.
+A training is repeatable: batch n depends on the seed and n alone, so that one that was stopped goes on as if it had not
+been.
 """
 
 import json
@@ -35,10 +36,11 @@ class Batches(torch.utils.data.Dataset):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal by a Newton-Schulz iteration (Jordan et al. 2024, github.com/KellerJordan/Muon).
+    """Momentum whose matrices are made orthogonal by a Newton-Schulz iteration (Jordan et al. 2024,
+    github.com/KellerJordan/Muon).
 
-    torch.optim.Muon takes matrices alone; here a convolution is the matrix of its output channels. On the VAE it needs half the
-    steps of AdamW.
+    torch.optim.Muon takes matrices alone; here a convolution is the matrix of its output channels. On the VAE it needs
+    half the steps of AdamW.
     """
 
     def __init__(self, parameters, lr, momentum=0.95):
@@ -65,7 +67,16 @@ class Muon(torch.optim.Optimizer):
 
 # Layers at the edge of a network are no maps between features, and an embedding's rows are learned one by one: AdamW's.
 NOT_MUON = (
-    "embedding.", "position_embeddings", "embedder", "cls_token", "conv_in", "conv_out", "quant_conv", "head.head.4", "queries", "answers",
+    "embedding.",
+    "position_embeddings",
+    "embedder",
+    "cls_token",
+    "conv_in",
+    "conv_out",
+    "quant_conv",
+    "head.head.4",
+    "queries",
+    "answers",
 )
 
 
@@ -83,7 +94,9 @@ class Training:
         inner = {n for n, (name, p) in enumerate(named) if p.ndim >= 2 and not any(word in name for word in NOT_MUON)}
         self.optimizers = [
             Muon([p for n, p in enumerate(self.parameters) if n in inner], muon),
-            torch.optim.AdamW([p for n, p in enumerate(self.parameters) if n not in inner], rate, (0.9, 0.99), weight_decay=0.0),
+            torch.optim.AdamW(
+                [p for n, p in enumerate(self.parameters) if n not in inner], rate, (0.9, 0.99), weight_decay=0.0
+            ),
         ]
         self.rates = [muon, rate]
         self.mean = [p.detach().clone() for p in self.parameters]
@@ -112,8 +125,11 @@ class Training:
         part = self.file.with_suffix(".part")
         torch.save(state, part)
         part.rename(self.file)
-        self.file.with_suffix(".json").write_text(json.dumps(
-            {"name": self.name, "steps": self.step, "seconds": round(self.seconds), "losses": self.log}, indent=1))
+        self.file.with_suffix(".json").write_text(
+            json.dumps(
+                {"name": self.name, "steps": self.step, "seconds": round(self.seconds), "losses": self.log}, indent=1
+            )
+        )
 
     def share_of_rate(self, step):
         """Linear warm-up over 50 steps, then half a cosine down to 2 %."""
@@ -124,7 +140,10 @@ class Training:
     def run(self, make, loss, workers=1, report=100, keep=300):
         """Trains to the end, then leaves the averaged weights in the modules."""
         loader = torch.utils.data.DataLoader(
-            Batches(make, self.step, self.steps), batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
+            Batches(make, self.step, self.steps),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
         )
         seen, started = [], time.monotonic()
         for batch in loader:

@@ -1,14 +1,13 @@
 """The UNets of text to image, depth to image and inpainting.
 
-v-prediction with betas that end in pure noise (Salimans and Ho 2022; Lin et al. 2023, section 3.1): a small model that never
-saw pure noise takes a picture's background from the noise instead of the words. The other two begin as copies of the first,
-their further input channels at zero, as Stability AI began theirs.
+v-prediction with betas that end in pure noise (Salimans and Ho 2022; Lin et al. 2023, section 3.1): a small model that
+never saw pure noise takes a picture's background from the noise instead of the words. The other two begin as copies of
+the first, their further input channels at zero, as Stability AI began theirs.
 """
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-
 import words
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from training import Training, rng
 
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)

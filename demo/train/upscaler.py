@@ -3,11 +3,10 @@
 import time
 
 import numpy as np
-import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-
 import scenes
+import torch
 import words
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from latents import encode
 from training import Training, rng
 from unets import NO_CAPTION

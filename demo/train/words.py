@@ -5,19 +5,18 @@ import json
 from importlib.metadata import files
 from pathlib import Path
 
+import scenes
 import torch
+from training import Training, rng
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
-
-import scenes
-from training import Training, rng
 
 # CLIP's merges are sorted by how often they occur; the first hundreds spell common English.
 FIRST_MERGES = 600
 WORDS = (
-    "a an the of on in at and with picture photo image background gray grey middle left right top bottom above below front "
-    "small large medium big tiny empty plain striped checkered dotted red green blue yellow orange purple white black circle "
-    "square triangle star two no blurry low quality , ."
+    "a an the of on in at and with picture photo image background gray grey middle left right top bottom above below "
+    "front small large medium big tiny empty plain striped checkered dotted red green blue yellow orange purple white "
+    "black circle square triangle star two no blurry low quality , ."
 ).split()
 HIDDEN, LAYERS, HEADS, LENGTH = 128, 2, 4, 77
 STEPS, BATCH = 300, 64
@@ -28,8 +27,15 @@ ATTRIBUTES = {
     "texture": list(scenes.TEXTURES),
     "relation": [NOTHING, *scenes.RELATIONS],
     "place": [NOTHING, *scenes.PLACES],
-    **{f"{key} {n}": [NOTHING, *values] for n in (1, 2)
-       for key, values in (("shape", scenes.SHAPES), ("colour", list(scenes.COLOURS)), ("size", ["small", "medium", "large"]))},
+    **{
+        f"{key} {n}": [NOTHING, *values]
+        for n in (1, 2)
+        for key, values in (
+            ("shape", scenes.SHAPES),
+            ("colour", list(scenes.COLOURS)),
+            ("size", ["small", "medium", "large"]),
+        )
+    },
 }
 
 
@@ -63,29 +69,32 @@ def write_tokenizer(folder):
     tokens = symbols + [symbol + "</w>" for symbol in symbols] + ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: n for n, t in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text(
-        "\n".join(["#version: 0.2"] + [" ".join(pair) for pair in merges]) + "\n", encoding="utf-8")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!", model_max_length=LENGTH
+    (folder / "vocab.json").write_text(
+        json.dumps({t: n for n, t in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8"
     )
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2"] + [" ".join(pair) for pair in merges]) + "\n", encoding="utf-8"
+    )
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!", model_max_length=LENGTH)
 
 
 def build(tokenizer):
     torch.manual_seed(rng("text_encoder").integers(2**31))
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=4 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        hidden_act="gelu",
-        max_position_embeddings=LENGTH,
-        projection_dim=HIDDEN // 2,
-        bos_token_id=len(tokenizer) - 2,
-        eos_token_id=len(tokenizer) - 1,
-        pad_token_id=tokenizer.pad_token_id,
-    ))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=HIDDEN,
+            intermediate_size=4 * HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            hidden_act="gelu",
+            max_position_embeddings=LENGTH,
+            projection_dim=HIDDEN // 2,
+            bos_token_id=len(tokenizer) - 2,
+            eos_token_id=len(tokenizer) - 1,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def tokens(tokenizer, captions, length=LENGTH):
@@ -118,7 +127,9 @@ class Heads(torch.nn.Module):
 def train(work, tokenizer):
     """Cross-entropy of the attributes on the hidden states, until a caption's words are all told."""
     encoder, heads = build(tokenizer), Heads()
-    training = Training(work, "text_encoder", {"text_encoder": encoder, "heads": heads}, STEPS, 3e-3, average=0.99, muon=0.01)
+    training = Training(
+        work, "text_encoder", {"text_encoder": encoder, "heads": heads}, STEPS, 3e-3, average=0.99, muon=0.01
+    )
 
     def batch(step):
         generator = rng("text_encoder", step)

@@ -62,8 +62,19 @@ def test_what_is_packed_is_served_to_sagemaker(endpoint, model):
 
 
 def test_pack_serve_invoke_and_generate_agree(server, client, repository, tmp_path):
-    """The README's way: the answer of the server, fetched by `invoke`, and `generate` without one are the same bytes."""
-    run("pack", CHECKPOINTS / "sd2_base", "--name", "packed", "--kind", "cpu", "--out", repository.folder, folder=tmp_path)
+    """The README's way: the answer of the server, fetched by `invoke`, and `generate` without one are the same
+    bytes."""
+    run(
+        "pack",
+        CHECKPOINTS / "sd2_base",
+        "--name",
+        "packed",
+        "--kind",
+        "cpu",
+        "--out",
+        repository.folder,
+        folder=tmp_path,
+    )
     client.load("packed")
     url = f"http://{server.http_address}"
     arguments = ["--prompt", "a cat", "--set", "num_inference_steps=3", "--seed", 9]

@@ -1,7 +1,7 @@
 """The pictures of the trained checkpoints in demo/models show what was asked for, as plain image code sees it.
 
-Every margin here fails on random weights of the same shapes. TRITON_DIFFUSION_DEMO_MODELS names another folder of the four
-models, to show that.
+Every margin here fails on random weights of the same shapes. TRITON_DIFFUSION_DEMO_MODELS names another folder of the
+four models, to show that.
 """
 
 import os
@@ -73,11 +73,9 @@ def at_default(demo):
 
 def test_text_is_followed(at_default, capsys):
     right = [shows(picture, caption) for picture, caption in zip(at_default, CAPTIONS)]
-    grounds = [
-        recognise.ground(picture) == caption.split()[-2] for picture, caption in zip(at_default, CAPTIONS)
-    ]
+    grounds = [recognise.ground(picture) == caption.split()[-2] for picture, caption in zip(at_default, CAPTIONS)]
     with capsys.disabled():
-        print(f"\n{sum(right)} of {len(CAPTIONS)} captions are seen in their pictures, {sum(grounds)} of their backgrounds")
+        print(f"\n{sum(right)} of {len(CAPTIONS)} captions are seen in their pictures, and {sum(grounds)} backgrounds")
         for caption, seen in zip(CAPTIONS, right):
             if not seen:
                 print(f"  not seen: {caption}")
@@ -91,7 +89,10 @@ def test_guidance_draws_to_the_text(demo, at_default):
     guided = sum(shows(picture, caption) for picture, caption in zip(at_default, CAPTIONS))
     assert guided > followed, (guided, followed)
     # An empty prompt with guidance is the picture without it.
-    plain, pushed = text_to_image(demo, [""], {"guidance_scale": 1.0}), text_to_image(demo, [""], {"guidance_scale": 7.5})
+    plain, pushed = (
+        text_to_image(demo, [""], {"guidance_scale": 1.0}),
+        text_to_image(demo, [""], {"guidance_scale": 7.5}),
+    )
     assert np.abs(plain[0].astype(int) - pushed[0]).max() <= 2
 
 
@@ -113,9 +114,7 @@ def overlap(a, b):
 def test_depth_keeps_outlines_while_colours_change(demo, shape):
     source = scene("gray", "plain", scenes.Thing(shape, "blue", "large", 0.48, 0.52, 0.27))
     prompt = f"a large red {shape} on a green background"
-    answer = demo.infer(
-        "sd_depth", prompt=prompt, image=sent(drawn(source)), gen_args={"strength": 1.0, "seed": 1}
-    )
+    answer = demo.infer("sd_depth", prompt=prompt, image=sent(drawn(source)), gen_args={"strength": 1.0, "seed": 1})
     picture = array(answer.picture)
     found = recognise.things(picture)
     assert "red" in found and "blue" not in found, list(found)
@@ -146,7 +145,10 @@ def test_inpainting_fills_the_hole_with_what_is_asked(demo):
 
 def test_inpainting_removes_what_is_under_the_mask(demo):
     source = scene(
-        "blue", "plain", scenes.Thing("circle", "yellow", None, 0.3, 0.5, 0.2), scenes.Thing("star", "red", None, 0.74, 0.5, 0.18)
+        "blue",
+        "plain",
+        scenes.Thing("circle", "yellow", None, 0.3, 0.5, 0.2),
+        scenes.Thing("star", "red", None, 0.74, 0.5, 0.18),
     )
     picture = drawn(source)
     mask = Image.new("L", picture.size, 0)
@@ -173,7 +175,9 @@ def test_the_upscaler_beats_bicubic(demo, capsys):
     """On a picture with a camera's noise, which is what `noise_level` is for."""
     gains = []
     for n, (shape, colour) in enumerate([("circle", "red"), ("star", "yellow"), ("triangle", "purple")]):
-        source = scene("green", ("plain", "striped", "checkered")[n], scenes.Thing(shape, colour, "large", 0.5, 0.5, 0.27))
+        source = scene(
+            "green", ("plain", "striped", "checkered")[n], scenes.Thing(shape, colour, "large", 0.5, 0.5, 0.27)
+        )
         large = np.asarray(drawn(source, 256))
         small = np.asarray(drawn(source, 64)) + np.random.default_rng(n).normal(0, 20, (64, 64, 3))
         small = Image.fromarray(small.round().clip(0, 255).astype(np.uint8))

@@ -25,8 +25,8 @@ MODELS = {
 ARGUMENTS = [{"num_inference_steps": steps, "seed": steps} for steps in (2, 3, 5)]
 # What a client may be told while others load and unload the same models. Triton's own words.
 TRANSITION = re.compile(
-    r"unknown model|is not ready|not found|has no available versions|is unloading|in transition|failed to (un)?load|busy|"
-    r"Request for unknown model|being unloaded|unavailable",
+    r"unknown model|is not ready|not found|has no available versions|unloading|unloaded|in transition|"
+    r"failed to (un)?load|busy|unavailable",
     re.IGNORECASE,
 )
 
@@ -48,7 +48,13 @@ class Soaking:
     """One client and what it has seen."""
 
     def __init__(self, number, server, client, right, until):
-        self.random, self.server, self.client, self.right, self.until = random.Random(number), server, client, right, until
+        self.random, self.server, self.client, self.right, self.until = (
+            random.Random(number),
+            server,
+            client,
+            right,
+            until,
+        )
         self.pictures, self.refusals, self.wrong = 0, 0, []
 
     def run(self):

@@ -17,7 +17,7 @@ MAX_NOISE_LEVEL = 350
 # StableDiffusionUpscalePipeline takes no other scaling factor.
 SCALING_FACTOR = 0.08333
 CROPS, CROP, SIDE = 6000, 128, 512
-STEPS, BATCH = 2000, 16
+STEPS, BATCH = 4500, 16
 
 
 def build():

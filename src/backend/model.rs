@@ -84,7 +84,8 @@ impl ModelState {
             );
         };
         let (components, warnings) =
-            Components::load_reporting(&self.folder, &self.parameters, place, &report)?;
+            Components::load_reporting(&self.folder, &self.parameters, place, &report)
+                .inspect_err(|_| self.give_back(place))?;
         for warning in warnings {
             log_warn!("model '{}': {warning}", self.name);
         }
@@ -101,6 +102,17 @@ impl ModelState {
         self.families.weights_changed(place);
         let Footprint { total, shared } = components.footprint;
         Ok((components, total - shared))
+    }
+
+    /// Gives memory that nothing uses any more back to the driver and the system.
+    fn give_back(&self, place: Place) {
+        if cuda::is_linked()
+            && let Err(error) = cuda::empty_cache(place.device())
+        {
+            log_warn!("model '{}': {error}", self.name);
+        }
+        memory::trim();
+        self.families.weights_changed(place);
     }
 
     fn read(
@@ -154,12 +166,8 @@ impl Drop for ModelState {
             .unwrap_or_else(PoisonError::into_inner);
         let places: Vec<Place> = components.drain().map(|(place, _)| place).collect();
         for &place in &places {
-            if let Err(error) = cuda::empty_cache(place.device()) {
-                log_warn!("model '{}': {error}", self.name);
-            }
-            self.families.weights_changed(place);
+            self.give_back(place);
         }
-        memory::trim();
     }
 }
 

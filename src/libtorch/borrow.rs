@@ -43,11 +43,12 @@ extern "C" fn release<M: Memory>(owner: *mut c_void) {
 
 /// A contiguous tensor of `shape` and `kind` over `owner`'s memory, which lives until the last tensor over it is gone.
 ///
-/// Nothing may write to it: tensors over the same memory are elsewhere.
+/// # Safety
+/// Nothing may write to the tensor or a view of it: others read the same memory, which may be a file mapped for reading.
 ///
 /// # Errors
 /// A shape that does not fill the memory exactly; a dtype that weights do not have.
-pub fn borrow<M: Memory>(owner: Arc<M>, shape: &[i64], kind: Kind) -> Result<Tensor> {
+pub unsafe fn borrow<M: Memory>(owner: Arc<M>, shape: &[i64], kind: Kind) -> Result<Tensor> {
     let dtype = scalar_type(kind)
         .ok_or_else(|| Error::internal(format!("no weights of dtype {kind:?}")))?;
     let wanted = shape
@@ -109,7 +110,8 @@ mod tests {
     #[test]
     fn the_owner_lives_as_long_as_the_last_view() {
         let owner = Arc::new(Numbers((0..6u8).map(f32::from).collect()));
-        let tensor = borrow(Arc::clone(&owner), &[2, 3], Kind::Float).unwrap();
+        // SAFETY: it is only read.
+        let tensor = unsafe { borrow(Arc::clone(&owner), &[2, 3], Kind::Float) }.unwrap();
         let row = tensor.f_select(0, 1).unwrap();
         drop(tensor);
         assert_eq!(Arc::strong_count(&owner), 2);
@@ -122,7 +124,8 @@ mod tests {
     fn a_shape_that_does_not_fill_the_memory_is_refused_and_nothing_is_kept() {
         let owner = Arc::new(Numbers(vec![0.0; 6]));
         for shape in [&[7][..], &[2, 2], &[-1, 6], &[i64::MAX, 4]] {
-            assert!(borrow(Arc::clone(&owner), shape, Kind::Float).is_err());
+            // SAFETY: it is refused.
+            assert!(unsafe { borrow(Arc::clone(&owner), shape, Kind::Float) }.is_err());
         }
         assert_eq!(Arc::strong_count(&owner), 1);
     }

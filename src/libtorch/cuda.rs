@@ -73,12 +73,12 @@ pub fn empty_cache(device: tch::Device) -> Result<()> {
     }
 }
 
-/// Free memory of a device that [`device`] has given, in bytes, after unused memory of this process is given back.
+/// Free memory of a device that [`device`] has given, in bytes. What libtorch keeps for the next request of a loaded model is not among
+/// it, and stays theirs.
 ///
 /// # Errors
 /// CUDA's own, as `Internal`.
 pub fn free_memory(index: usize) -> Result<u64> {
-    empty_cache(tch::Device::Cuda(index))?;
     let index =
         c_int::try_from(index).map_err(|_| Error::internal("a CUDA device index out of range"))?;
     let (mut free, mut total) = (0usize, 0usize);

@@ -48,7 +48,7 @@ pub fn trim() {}
 
 /// Bytes that may still be had on a device, as far as can be told: `None` where the system does not say.
 ///
-/// On the host that is the least of what the system, the control group of the process (a container's limit) and the limit of its
+/// On the host that is the least of what the system, the control group at `/sys/fs/cgroup` (a container's own) and the limit of its
 /// address space (`ulimit -v`) leave, page cache counted as free; on a GPU what the driver says.
 ///
 /// # Errors

@@ -82,7 +82,9 @@ char *td_borrow(void *data, const int64_t *sizes, size_t rank, int dtype,
         data, at::IntArrayRef(sizes, rank), [kept](void *) {},
         at::TensorOptions()
             .dtype(static_cast<at::ScalarType>(dtype))
-            .device(place));
+            .device(place),
+        // Said, so that libtorch need not ask the driver where the memory is.
+        place);
     *out = new at::Tensor(std::move(tensor));
   });
 }

@@ -14,6 +14,11 @@ impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
+
+    /// The digest of all that the hasher was given.
+    pub fn of_all(hasher: &blake3::Hasher) -> Self {
+        Self(*hasher.finalize().as_bytes())
+    }
 }
 
 /// What tells a file from every other, and from what it was before.
@@ -46,13 +51,14 @@ pub type Digests = Arc<HashMap<String, Digest>>;
 
 /// The digests of files that were read before: a second load of a file need not read what is in the store.
 ///
-/// They only say where to look. What enters the store under a digest is hashed when it does.
+/// They say where to look: a tensor that is in the store under a remembered digest is taken without reading the file, on the word of
+/// the file's identity. What enters the store is hashed when it does.
 pub struct Memory {
     files: Mutex<HashMap<FileIdentity, Digests>>,
 }
 
 /// Files whose digests are remembered. One takes some hundred kilobytes; beyond this all are forgotten.
-const MAX_FILES: usize = 4096;
+const MAX_FILES: usize = 256;
 
 impl Memory {
     /// One that remembers nothing.

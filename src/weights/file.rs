@@ -13,13 +13,34 @@ use tch::{Kind, Tensor};
 use super::digest::FileIdentity;
 use crate::error::{Error, Result};
 
+/// A file and its map, which stays until the last tensor in it is gone.
+pub struct MappedFile {
+    map: Mmap,
+    file: File,
+    identity: FileIdentity,
+}
+
+impl MappedFile {
+    /// All bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Whether the file is still what it was when it was mapped, by its size and times: somebody may have written into it, and then
+    /// the map shows that.
+    pub fn is_unchanged(&self) -> bool {
+        self.file
+            .metadata()
+            .is_ok_and(|about| FileIdentity::of(&about) == self.identity)
+    }
+}
+
 /// A mapped safetensors file whose header has been read and checked.
 ///
 /// The map lives as long as this value, and as tensors that lie in it.
 pub struct TensorFile {
     path: PathBuf,
-    identity: FileIdentity,
-    map: Arc<Mmap>,
+    mapped: Arc<MappedFile>,
     metadata: Metadata,
     /// Where the tensors' bytes begin.
     data: usize,
@@ -32,8 +53,15 @@ impl TensorFile {
     /// `NotFound` if there is no such file; `InvalidArgument` if it is not a whole safetensors file
     /// (a header that is no JSON, offsets past the end, a file that was cut short).
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path)
-            .map_err(|error| Error::not_found(format!("{}: {error}", path.display())))?;
+        let cannot_read = |error| Error::not_found(format!("{}: {error}", path.display()));
+        // To open a pipe would wait for somebody who writes.
+        if !std::fs::metadata(path).map_err(cannot_read)?.is_file() {
+            return Err(Error::invalid_argument(format!(
+                "{}: not a file",
+                path.display()
+            )));
+        }
+        let file = File::open(path).map_err(cannot_read)?;
         // SAFETY: the map is read only. A file that another process shortens while it is mapped
         // would raise SIGBUS on a read past its new end; a model folder is written before its model
         // is loaded and replaced, not rewritten, as Triton and the Hugging Face cache do.
@@ -41,7 +69,7 @@ impl TensorFile {
             std::io::ErrorKind::OutOfMemory => {
                 Error::out_of_memory(format!("{}: cannot be mapped", path.display()))
             }
-            _ => Error::not_found(format!("{}: {error}", path.display())),
+            _ => cannot_read(error),
         })?;
         let invalid = |error: &dyn std::fmt::Display| {
             Error::invalid_argument(format!(
@@ -62,13 +90,14 @@ impl TensorFile {
                 data.saturating_add(metadata.data_len())
             )));
         }
-        let about = file
-            .metadata()
-            .map_err(|error| Error::not_found(format!("{}: {error}", path.display())))?;
+        let about = file.metadata().map_err(cannot_read)?;
         Ok(Self {
             path: path.to_owned(),
-            identity: FileIdentity::of(&about),
-            map: Arc::new(map),
+            mapped: Arc::new(MappedFile {
+                map,
+                file,
+                identity: FileIdentity::of(&about),
+            }),
             metadata,
             data,
         })
@@ -122,12 +151,12 @@ impl TensorFile {
 
     /// What tells this file from others.
     pub fn identity(&self) -> &FileIdentity {
-        &self.identity
+        &self.mapped.identity
     }
 
-    /// The map of the whole file.
-    pub fn map(&self) -> &Arc<Mmap> {
-        &self.map
+    /// The file and its map.
+    pub fn mapped(&self) -> &Arc<MappedFile> {
+        &self.mapped
     }
 
     /// Where the bytes of a tensor lie in the map.
@@ -141,7 +170,8 @@ impl TensorFile {
     /// # Errors
     /// A range that the file does not have, which [`TensorFile::open`] has ruled out.
     pub fn bytes(&self, info: &TensorInfo) -> Result<&[u8]> {
-        self.map
+        self.mapped
+            .bytes()
             .get(self.range(info))
             .ok_or_else(|| Error::internal("a tensor outside of its file"))
     }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind};
@@ -37,9 +37,9 @@ pub struct Part(usize);
 /// How far a load is.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
-    /// Bytes of the files that were read up to now.
+    /// Bytes of the files that were dealt with up to now: hashed, and placed or found.
     pub done: u64,
-    /// Bytes that are to be read.
+    /// All of them.
     pub total: u64,
 }
 
@@ -124,7 +124,8 @@ impl Loader {
         Ok(Part(self.components.len() - 1))
     }
 
-    /// Loads what is not in the store, in parallel. `report` is called every two seconds from then on.
+    /// Loads what is not in the store, in parallel. `report` is called as tensors are done, at most every two
+    /// seconds.
     ///
     /// # Errors
     /// Out of memory, before anything is loaded, if the device has no room for it; a dtype that is not read (`Unsupported`); what
@@ -135,40 +136,32 @@ impl Loader {
         let progress = Reporter::new(&items, report);
 
         let digests = in_parallel(&items, |item| {
-            item.remembered.map_or_else(
-                || {
-                    let digest = item.digest()?;
-                    progress.add(item.bytes / 2);
-                    Ok(digest)
-                },
-                Ok,
-            )
+            let digest = item.remembered.map_or_else(|| item.digest(), Ok);
+            progress.add(item.bytes / 2);
+            digest
         })?;
         remember(&items, &digests);
 
         let keys: Vec<Key> = std::iter::zip(&items, &digests)
             .map(|(item, &digest)| item.key(digest, device))
             .collect();
+        // From the look at what is free until it is taken, one load at a time: two would both be promised the same memory.
+        static PLACING: Mutex<()> = Mutex::new(());
+        let one_at_a_time = PLACING.lock().unwrap_or_else(PoisonError::into_inner);
         let footprint = footprint(&keys);
         check_room(footprint.total - footprint.shared, device)?;
 
         let numbered: Vec<usize> = (0..items.len()).collect();
         let held = in_parallel(&numbered, |&n| {
             let (item, key) = (&items[n], &keys[n]);
-            let held = STORE.get(key, || {
-                // What is remembered says where to look, never what a tensor holds.
-                if item.remembered.is_some() && item.digest()? != key.digest {
-                    STORE.memory.forget(item.file.identity());
-                    return Err(Error::unavailable(format!(
-                        "{}: changed while it was in use; load the model again",
-                        item.file.path().display()
-                    )));
-                }
-                place(item.file, &item.name, key.clone())
-            })?;
+            let held = STORE
+                .get(key, || place(item.file, &item.name, key.clone()))
+                .inspect_err(|_| STORE.memory.forget(item.file.identity()))?;
             progress.add(item.bytes - item.bytes / 2);
             Ok(held)
         })?;
+
+        drop(one_at_a_time);
 
         let mut placed: Vec<HashMap<String, Arc<Held>>> =
             self.components.iter().map(|_| HashMap::new()).collect();
@@ -257,17 +250,21 @@ fn footprint(keys: &[Key]) -> Footprint {
 
 /// Whether the device has room for that many bytes more.
 fn check_room(needed: u64, device: Device) -> Result<()> {
+    // What is there already takes nothing, however full the device is.
+    if needed == 0 {
+        return Ok(());
+    }
     let reserve = if device == Device::Cpu {
         HOST_RESERVE
     } else {
         0
     };
-    let available =
-        memory::available(device)?.map_or(u64::MAX, |bytes| bytes.saturating_sub(reserve));
-    // What is there already takes nothing, however full the device is.
-    if needed > available && needed > 0 {
+    let Some(free) = memory::available(device)? else {
+        return Ok(());
+    };
+    if needed > free.saturating_sub(reserve) {
         return Err(Error::out_of_memory(format!(
-            "the weights take {needed} bytes more on {device:?}, where {available} are free"
+            "the weights take {needed} bytes more on {device:?}, where {free} are free and {reserve} of them kept so"
         )));
     }
     Ok(())

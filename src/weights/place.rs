@@ -1,9 +1,12 @@
 //! A tensor's bytes, from a mapped file into the dtype and onto the device where they are used.
 
+use std::sync::Arc;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
+use super::digest::Digest;
 use super::file::TensorFile;
 use super::store::{Held, Key};
 use crate::error::{Error, Result};
@@ -12,26 +15,50 @@ use crate::libtorch::memory;
 /// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`); MKL's sums may depend on the alignment of
 /// what it reads, so that a tensor is used in its file only where it lies as a copy would.
 const ALIGNMENT: usize = 64;
+/// A smaller tensor is copied: used in place, it would hold the map of a whole file for whoever shares it.
+const LEAST_IN_PLACE: usize = 1 << 20;
 /// Elements that are converted at once.
-const CHUNK: usize = 4096;
+const CHUNK: usize = 16384;
 
 /// Puts tensor `name` of `file` where `key` says: left in the file where it can be used as it lies there, else copied.
 ///
 /// # Errors
-/// Out of memory, or what CUDA says.
+/// `Unavailable` if the bytes are not those of the key's digest; out of memory, or what CUDA says.
 pub fn place(file: &TensorFile, name: &str, key: Key) -> Result<Held> {
     let info = file
         .info(name)
         .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
     let bytes = file.bytes(info)?;
     let aligned = (bytes.as_ptr() as usize).is_multiple_of(ALIGNMENT);
-    if key.device == Device::Cpu && key.from == key.kind && aligned && !bytes.is_empty() {
-        return Held::mapped(key, std::sync::Arc::clone(file.map()), file.range(info));
-    }
-    let tensor = match converted(bytes, &key)? {
-        Some(tensor) => tensor,
-        None => file.tensor(name)?.f_to_kind(key.kind)?,
+    let changed = || {
+        Error::unavailable(format!(
+            "{}: changed while it was read; load the model again",
+            file.path().display()
+        ))
     };
+    let in_place = key.device == Device::Cpu && key.from == key.kind && aligned;
+    if in_place && bytes.len() >= LEAST_IN_PLACE {
+        let digest = key.digest;
+        let held = Held::mapped(key, Arc::clone(file.mapped()), file.range(info))?;
+        if Digest::of(bytes) != digest || !file.mapped().is_unchanged() {
+            return Err(changed());
+        }
+        return Ok(held);
+    }
+    // The bytes that are hashed are those that are converted: the file may change at any moment, and what lies under a digest may be
+    // handed to the models of others.
+    let mut hasher = blake3::Hasher::new();
+    let tensor = match converted(bytes, &key, &mut hasher)? {
+        Some(tensor) => tensor,
+        None => {
+            let own = bytes.to_vec();
+            hasher.update(&own);
+            Tensor::f_from_data_size(&own, &key.shape, key.from)?.f_to_kind(key.kind)?
+        }
+    };
+    if Digest::of_all(&hasher) != key.digest {
+        return Err(changed());
+    }
     // Dtype before device: half-precision files cross the bus in half the bytes only if the target is half too, and the CPU's
     // rounding is the one that diffusers gets.
     let tensor = tensor.f_to_device(key.device)?;
@@ -41,21 +68,25 @@ pub fn place(file: &TensorFile, name: &str, key: Key) -> Result<Held> {
 /// A copy on the CPU in the key's dtype, for the dtypes that weights have.
 ///
 /// Not by libtorch's own conversion: that would start a team of threads in each thread that loads.
-fn converted(bytes: &[u8], key: &Key) -> Result<Option<Tensor>> {
+fn converted(bytes: &[u8], key: &Key, hasher: &mut blake3::Hasher) -> Result<Option<Tensor>> {
     let tensor = match (key.from, key.kind) {
-        (Kind::Half, Kind::Float) => filled(key, bytes, |from: &[f16], to: &mut [f32]| {
+        (Kind::Half, Kind::Float) => filled(key, bytes, hasher, |from: &[f16], to: &mut [f32]| {
             from.convert_to_f32_slice(to);
         }),
-        (Kind::BFloat16, Kind::Float) => filled(key, bytes, |from: &[bf16], to: &mut [f32]| {
-            from.convert_to_f32_slice(to);
-        }),
-        (Kind::Float, Kind::Half) => filled(key, bytes, |from: &[f32], to: &mut [f16]| {
+        (Kind::BFloat16, Kind::Float) => {
+            filled(key, bytes, hasher, |from: &[bf16], to: &mut [f32]| {
+                from.convert_to_f32_slice(to);
+            })
+        }
+        (Kind::Float, Kind::Half) => filled(key, bytes, hasher, |from: &[f32], to: &mut [f16]| {
             to.convert_from_f32_slice(from);
         }),
-        (Kind::Float, Kind::BFloat16) => filled(key, bytes, |from: &[f32], to: &mut [bf16]| {
-            to.convert_from_f32_slice(from);
-        }),
-        (from, to) if from == to => filled(key, bytes, |from: &[u8], to: &mut [u8]| {
+        (Kind::Float, Kind::BFloat16) => {
+            filled(key, bytes, hasher, |from: &[f32], to: &mut [bf16]| {
+                to.convert_from_f32_slice(from);
+            })
+        }
+        (from, to) if from == to => filled(key, bytes, hasher, |from: &[u8], to: &mut [u8]| {
             to.copy_from_slice(from)
         }),
         _ => return Ok(None),
@@ -77,10 +108,12 @@ unsafe impl Plain for f16 {}
 // SAFETY: as above.
 unsafe impl Plain for bf16 {}
 
-/// A new tensor on the CPU that `convert` fills, a chunk of `bytes` at a time; the bytes need not be aligned.
+/// A new tensor on the CPU that `convert` fills, a chunk of `bytes` at a time, each of which goes through `hasher`; the bytes need not
+/// be aligned.
 fn filled<A: Plain, B: Plain>(
     key: &Key,
     bytes: &[u8],
+    hasher: &mut blake3::Hasher,
     convert: impl Fn(&[A], &mut [B]),
 ) -> Result<Tensor> {
     let tensor = Tensor::f_empty(&key.shape, (key.kind, Device::Cpu))?;
@@ -97,20 +130,18 @@ fn filled<A: Plain, B: Plain>(
         // libtorch leaves it unwritten, and `B` is plain: it is written below before anything reads it.
         unsafe { std::slice::from_raw_parts_mut(data, count) }
     };
-    let mut chunk = [A::default(); CHUNK];
+    let mut chunk = vec![A::default(); CHUNK.min(count)];
     for (from, to) in bytes
         .chunks(CHUNK * size_of::<A>())
         .zip(to.chunks_mut(CHUNK))
     {
         let chunk = &mut chunk[..to.len()];
-        // SAFETY: `chunk` is as many bytes long as `from`, which is apart from it; `A` is plain.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                from.as_ptr(),
-                chunk.as_mut_ptr().cast::<u8>(),
-                from.len(),
-            );
-        }
+        // SAFETY: `chunk` is as many bytes long as `from`, which is apart from it; `A` is plain, so that its bytes may be written
+        // and read as such.
+        let own =
+            unsafe { std::slice::from_raw_parts_mut(chunk.as_mut_ptr().cast::<u8>(), from.len()) };
+        own.copy_from_slice(from);
+        hasher.update(own);
         convert(chunk, to);
     }
     Ok(tensor)

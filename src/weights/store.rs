@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
-use memmap2::Mmap;
 use tch::{Device, Kind, Tensor};
 
 use super::digest::{Digest, Memory};
+use super::file::MappedFile;
 use crate::error::{Error, Result};
 use crate::libtorch;
 
@@ -39,7 +39,7 @@ impl Key {
 /// Where a tensor's values lie.
 enum Values {
     /// In the file itself, mapped.
-    Mapped(Arc<Mmap>, Range<usize>),
+    Mapped(Arc<MappedFile>, Range<usize>),
     /// In memory of libtorch's.
     Owned(Tensor),
 }
@@ -51,7 +51,7 @@ pub struct Held {
     values: Values,
 }
 
-// SAFETY: a map is never written to. The tensor is made before it comes here, is never handed out and never written to afterwards:
+// SAFETY: we never write to a map, and what others do to the file is ruled out by `TensorFile::open`. The tensor is made before it comes here, is never handed out and never written to afterwards:
 // its address is all that is read of it, until it is dropped, by the one owner that is left. libtorch's storage may be freed
 // on any thread.
 unsafe impl Sync for Held {}
@@ -60,7 +60,7 @@ unsafe impl Sync for Held {}
 unsafe impl libtorch::Memory for Held {
     fn data(&self) -> *const u8 {
         match &self.values {
-            Values::Mapped(map, range) => map[range.clone()].as_ptr(),
+            Values::Mapped(file, range) => file.bytes()[range.clone()].as_ptr(),
             Values::Owned(tensor) => tensor.data_ptr().cast_const().cast(),
         }
     }
@@ -79,15 +79,16 @@ impl Held {
     ///
     /// # Errors
     /// A range outside of the file.
-    pub fn mapped(key: Key, map: Arc<Mmap>, range: Range<usize>) -> Result<Self> {
-        let bytes = map
+    pub fn mapped(key: Key, file: Arc<MappedFile>, range: Range<usize>) -> Result<Self> {
+        let bytes = file
+            .bytes()
             .get(range.clone())
             .ok_or_else(|| Error::internal("a tensor outside of its file"))?
             .len();
         Ok(Self {
             key,
             bytes,
-            values: Values::Mapped(map, range),
+            values: Values::Mapped(file, range),
         })
     }
 
@@ -100,12 +101,21 @@ impl Held {
         }
     }
 
-    /// A tensor over the values.
+    /// Whether the values are what was put here: those in a file may have been written over.
+    fn is_unchanged(&self) -> bool {
+        match &self.values {
+            Values::Mapped(file, _) => file.is_unchanged(),
+            Values::Owned(_) => true,
+        }
+    }
+
+    /// A tensor over the values, for reading only: other models read them too.
     ///
     /// # Errors
     /// Out of memory.
     pub fn tensor(self: &Arc<Self>) -> Result<Tensor> {
-        libtorch::borrow(Arc::clone(self), &self.key.shape, self.key.kind)
+        // SAFETY: weights are handed to models alone, which are `Frozen`: nothing writes to them.
+        unsafe { libtorch::borrow(Arc::clone(self), &self.key.shape, self.key.kind) }
     }
 }
 
@@ -132,14 +142,17 @@ pub static STORE: LazyLock<Store> = LazyLock::new(|| Store {
 });
 
 impl Store {
-    /// The tensor of this key, made by `make` if it is not there.
+    /// The tensor of this key, made by `make` if it is not there, or if its file was written into since: then whoever has it keeps
+    /// it, and nobody else gets it.
     ///
     /// # Errors
     /// Those of `make`.
     pub fn get(&self, key: &Key, make: impl FnOnce() -> Result<Held>) -> Result<Arc<Held>> {
         let slot = Arc::clone(self.slots().entry(key.clone()).or_default());
         let mut weak = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = weak.upgrade() {
+        if let Some(held) = weak.upgrade()
+            && held.is_unchanged()
+        {
             return Ok(held);
         }
         match make() {

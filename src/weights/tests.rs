@@ -132,10 +132,10 @@ fn another_dtype_or_shape_is_another_tensor() {
 
 #[test]
 fn float32_is_used_in_its_file_where_it_lies_aligned() {
-    let values = [3.25f32; 32];
+    let values = vec![3.25f32; 1 << 18];
     for aligned in [true, false] {
         let folder = folder(&format!("place-{aligned}"), &[("a", &values)], aligned);
-        let (loaded, _) = tensors(&folder, Kind::Float, &[("a", 32)]);
+        let (loaded, _) = tensors(&folder, Kind::Float, &[("a", 1 << 18)]);
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let address = loaded[0].data_ptr() as u64;
         let inside = maps
@@ -155,6 +155,27 @@ fn float32_is_used_in_its_file_where_it_lies_aligned() {
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         assert!(!maps.contains(&*folder.to_string_lossy()));
     }
+}
+
+/// A model in whose file somebody writes shows that; others that load later must not.
+#[test]
+fn a_file_that_was_written_into_is_shared_no_more() {
+    let values = vec![6.5f32; 1 << 18];
+    let one = folder("written", &[("a", &values)], true);
+    let two = folder("untouched", &[("a", &values)], true);
+    let (first, _) = tensors(&one, Kind::Float, &[("a", 1 << 18)]);
+    // Not replaced: the same file, with other numbers.
+    let path = one.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&1.0f32.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let (second, _) = tensors(&two, Kind::Float, &[("a", 1 << 18)]);
+    assert_ne!(first[0].data_ptr(), second[0].data_ptr());
+    assert_eq!(Vec::<f32>::try_from(&second[0]).unwrap(), values);
+    drop(first);
+    assert_eq!(Vec::<f32>::try_from(&second[0]).unwrap(), values);
+    assert!(STORE.has(&key(&values, Kind::Float)));
 }
 
 #[test]
@@ -190,7 +211,7 @@ fn a_file_that_was_replaced_is_read_anew() {
 }
 
 #[test]
-fn what_is_remembered_of_a_file_is_never_what_a_tensor_is_made_of() {
+fn what_enters_the_store_is_hashed_then() {
     let place = folder("lies", &[("a", &[4.0f32; 16])], true);
     let identity = Component::open(&place, "model").unwrap().files()[0]
         .identity()

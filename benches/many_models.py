@@ -74,8 +74,15 @@ def measure(arguments, backend, folders):
             return memory(server) - empty, seconds, weights
 
 
+def bytes_here(entry):
+    """What a tensor takes on the CPU for a model in float32: large matrices stay in half precision."""
+    begin, end = entry["data_offsets"]
+    stays = entry["dtype"] == "F32" or (len(entry["shape"]) > 1 and end - begin >= 2**20)
+    return (end - begin) * (1 if stays else 2)
+
+
 def distinct_bytes(folders):
-    """The bytes in float32 of the tensors of all folders, equal ones counted once."""
+    """The bytes that the tensors of all folders take, equal ones counted once."""
     seen = {}
     for folder in folders:
         for path in folder.rglob("*.safetensors"):
@@ -84,8 +91,8 @@ def distinct_bytes(folders):
             for name, entry in json.loads(content[8 : 8 + length]).items():
                 if name != "__metadata__" and entry["dtype"] in ("F16", "BF16", "F32"):
                     begin, end = entry["data_offsets"]
-                    size = (end - begin) * (1 if entry["dtype"] == "F32" else 2)
-                    seen[(tuple(entry["shape"]), hash(content[8 + length + begin : 8 + length + end]))] = size
+                    data = hash(content[8 + length + begin : 8 + length + end])
+                    seen[(tuple(entry["shape"]), data)] = bytes_here(entry)
     return sum(seen.values())
 
 

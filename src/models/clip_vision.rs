@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::clip_encoder::{Activation, ClipEncoder, ClipEncoderConfig};
 use super::layers::{Embedding, LayerNorm};
+use super::weight::Weight;
 use crate::error::{Error, Result};
 use crate::weights::WeightPath;
 
@@ -97,7 +98,7 @@ impl ClipVisionConfig {
 pub struct ClipVisionModel {
     class_embedding: Tensor,
     /// The kernel of a convolution without bias that takes one patch at a time.
-    patch_embedding: Tensor,
+    patch_embedding: Weight,
     position_embedding: Embedding,
     /// `pre_layrnorm` in every checkpoint.
     pre_layernorm: LayerNorm,
@@ -119,9 +120,10 @@ impl ClipVisionModel {
         let norm = |name: &str| LayerNorm::new(&path.sub(name), size, config.layer_norm_eps);
         Ok(Self {
             class_embedding: embeddings.tensor("class_embedding", &[size])?,
-            patch_embedding: embeddings
-                .sub("patch_embedding")
-                .tensor("weight", &[size, config.num_channels, patch, patch])?,
+            patch_embedding: Weight::new(
+                &embeddings.sub("patch_embedding"),
+                &[size, config.num_channels, patch, patch],
+            )?,
             position_embedding: Embedding::new(
                 &embeddings.sub("position_embedding"),
                 config.num_positions(),
@@ -149,15 +151,12 @@ impl ClipVisionModel {
                 size = self.image_size
             )));
         }
-        let patches = pixel_values
-            .f_conv2d(
-                &self.patch_embedding,
-                None::<&Tensor>,
-                [self.patch_size, self.patch_size],
-                [0, 0],
-                [1, 1],
-                1,
-            )?
+        let stride = [self.patch_size, self.patch_size];
+        let patches = self
+            .patch_embedding
+            .with(pixel_values.kind(), |weight| {
+                Ok(pixel_values.f_conv2d(weight, None::<&Tensor>, stride, [0, 0], [1, 1], 1)?)
+            })?
             .f_flatten(2, -1)?
             .f_transpose(1, 2)?;
         let class = self.class_embedding.f_expand([rows, 1, -1], false)?;

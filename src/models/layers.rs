@@ -7,9 +7,10 @@
 //! shares its call. [`Rows`] says where each job's rows lie, and the layers whose kernels look at the
 //! batch run over each job's rows on their own when bytes are to be kept.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::strips::{Map, StripSize, convolve};
+use super::weight::Weight;
 use crate::error::Result;
 use crate::weights::WeightPath;
 
@@ -96,7 +97,7 @@ fn aligned(piece: Tensor) -> Result<Tensor> {
 
 /// A learned product with a matrix, and a bias.
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
@@ -108,7 +109,7 @@ impl Linear {
     pub fn new(path: &WeightPath<'_>, inputs: i64, outputs: i64) -> Result<Self> {
         let bias = Some(path.tensor("bias", &[outputs])?);
         Ok(Self {
-            weight: path.tensor("weight", &[outputs, inputs])?,
+            weight: Weight::new(path, &[outputs, inputs])?,
             bias,
         })
     }
@@ -119,7 +120,7 @@ impl Linear {
     /// A tensor that is missing or of another shape.
     pub fn without_bias(path: &WeightPath<'_>, inputs: i64, outputs: i64) -> Result<Self> {
         Ok(Self {
-            weight: path.tensor("weight", &[outputs, inputs])?,
+            weight: Weight::new(path, &[outputs, inputs])?,
             bias: None,
         })
     }
@@ -129,12 +130,14 @@ impl Linear {
     /// # Errors
     /// Out of memory.
     pub fn forward(&self, input: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
-        rows.each(input, |input| {
-            if input.is_contiguous() {
-                Ok(input.f_linear(&self.weight, self.bias.as_ref())?)
-            } else {
-                self.forward_strided(input)
-            }
+        self.weight.with(input.kind(), |weight| {
+            rows.each(input, |input| {
+                if input.is_contiguous() {
+                    Ok(input.f_linear(weight, self.bias.as_ref())?)
+                } else {
+                    self.forward_strided(input, weight)
+                }
+            })
         })
     }
 
@@ -143,13 +146,13 @@ impl Linear {
     /// libtorch makes one product or a product for each row of such an input, by whether the weight
     /// could have a gradient (`should_fold` in `aten/src/ATen/native/LinearAlgebra.cpp`). A trained
     /// weight in Python can, and so diffusers gets one; ours cannot.
-    fn forward_strided(&self, input: &Tensor) -> Result<Tensor> {
+    fn forward_strided(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let mut shape = input.size();
         let inputs = shape.pop().unwrap_or(1);
-        shape.extend(self.weight.size().first());
+        shape.extend(weight.size().first());
         let product = input
             .f_reshape([-1, inputs])?
-            .f_mm(&self.weight.f_transpose(0, 1)?)?
+            .f_mm(&weight.f_transpose(0, 1)?)?
             .f_view(&shape[..])?;
         match &self.bias {
             Some(bias) => Ok(product.f_add(bias)?),
@@ -160,7 +163,7 @@ impl Linear {
 
 /// A square convolution over `[rows, channels, height, width]`.
 pub struct Conv2d {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     stride: i64,
     padding: i64,
@@ -180,7 +183,7 @@ impl Conv2d {
         padding: i64,
     ) -> Result<Self> {
         Ok(Self {
-            weight: path.tensor("weight", &[outputs, inputs, kernel, kernel])?,
+            weight: Weight::new(path, &[outputs, inputs, kernel, kernel])?,
             bias: Some(path.tensor("bias", &[outputs])?),
             stride,
             padding,
@@ -193,7 +196,7 @@ impl Conv2d {
     /// A tensor that is missing or of another shape.
     pub fn same_without_bias(path: &WeightPath<'_>, inputs: i64, outputs: i64) -> Result<Self> {
         Ok(Self {
-            weight: path.tensor("weight", &[outputs, inputs, 3, 3])?,
+            weight: Weight::new(path, &[outputs, inputs, 3, 3])?,
             bias: None,
             stride: 1,
             padding: 1,
@@ -225,15 +228,17 @@ impl Conv2d {
             let map = Map::Whole(input.shallow_clone());
             return convolve(&map, size, |strip| self.forward(strip, Rows::WHOLE));
         }
-        rows.each(input, |input| {
-            Ok(input.f_conv2d(
-                &self.weight,
-                self.bias.as_ref(),
-                [self.stride, self.stride],
-                [self.padding, self.padding],
-                [1, 1],
-                1,
-            )?)
+        self.weight.with(input.kind(), |weight| {
+            rows.each(input, |input| {
+                Ok(input.f_conv2d(
+                    weight,
+                    self.bias.as_ref(),
+                    [self.stride, self.stride],
+                    [self.padding, self.padding],
+                    [1, 1],
+                    1,
+                )?)
+            })
         })
     }
 }
@@ -278,7 +283,9 @@ impl LayerNorm {
 
 /// A table of vectors.
 pub struct Embedding {
+    /// Perhaps in half precision, as [`WeightPath::held`] says.
     weight: Tensor,
+    kind: Kind,
 }
 
 impl Embedding {
@@ -288,7 +295,8 @@ impl Embedding {
     /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, entries: i64, size: i64) -> Result<Self> {
         Ok(Self {
-            weight: path.tensor("weight", &[entries, size])?,
+            weight: path.held("weight", &[entries, size])?,
+            kind: path.kind(),
         })
     }
 
@@ -297,13 +305,8 @@ impl Embedding {
     /// # Errors
     /// An index outside of the table.
     pub fn forward(&self, indices: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::f_embedding(
-            &self.weight,
-            indices,
-            -1,
-            false,
-            false,
-        )?)
+        let vectors = Tensor::f_embedding(&self.weight, indices, -1, false, false)?;
+        Ok(vectors.f_to_kind(self.kind)?)
     }
 }
 
@@ -319,7 +322,7 @@ pub fn silu(input: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     fn noise(shape: &[i64]) -> Tensor {
         Tensor::randn(shape, (Kind::Float, Device::Cpu))
@@ -328,13 +331,13 @@ mod tests {
     #[test]
     fn pieces_are_computed_as_if_alone() {
         let conv = Conv2d {
-            weight: noise(&[5, 4, 3, 3]),
+            weight: noise(&[5, 4, 3, 3]).into(),
             bias: Some(noise(&[5])),
             stride: 1,
             padding: 1,
         };
         let linear = Linear {
-            weight: noise(&[7, 4]),
+            weight: noise(&[7, 4]).into(),
             bias: Some(noise(&[7])),
         };
         let (a, b) = (noise(&[1, 4, 5, 7]), noise(&[2, 4, 5, 7]));

@@ -25,6 +25,7 @@ mod tokenizer;
 mod unet_2d_blocks;
 mod unet_2d_condition;
 mod unet_2d_config;
+mod weight;
 
 pub use autoencoder_kl::AutoencoderKl;
 pub use autoencoder_kl_config::AutoencoderKlConfig;

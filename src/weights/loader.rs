@@ -21,10 +21,17 @@ use crate::libtorch::memory;
 const MAX_THREADS: usize = 8;
 /// Left free on the host beside the weights: a load that takes the last of it harms what runs.
 const HOST_RESERVE: u64 = 256 << 20;
+/// A tensor of at least as many bytes in its file stays in half precision on the CPU, if it is a matrix; so the small models lose no time
+/// by being widened in every call.
+const LEAST_NARROW: u64 = 1 << 20;
 /// Time between two words on how far a load is.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 
 /// The weights of a model, to be loaded together onto one device.
+///
+/// A large matrix in half precision that is asked for in float32 on the CPU stays as it is, in its file: widened at load it would take
+/// three times the memory traffic and twice the memory, which is what bounds the models of a machine and the time of a load. It is
+/// widened where it is used ([`WeightPath::held`](super::WeightPath::held)), some per cent of a denoising step.
 pub struct Loader {
     device: Device,
     components: Vec<(Component, Kind)>,
@@ -132,7 +139,7 @@ impl Loader {
     /// CUDA says.
     pub fn load(self, report: &(dyn Fn(Progress) + Sync)) -> Result<Loaded> {
         let device = self.device;
-        let items = items(&self.components)?;
+        let items = items(&self.components, device)?;
         let progress = Reporter::new(&items, report);
 
         let digests = in_parallel(&items, |item| {
@@ -155,7 +162,10 @@ impl Loader {
         let held = in_parallel(&numbered, |&n| {
             let (item, key) = (&items[n], &keys[n]);
             let held = STORE
-                .get(key, || place(item.file, &item.name, key.clone()))
+                .get(key, || {
+                    let hashed = item.remembered.is_none();
+                    place(item.file, &item.name, key.clone(), hashed)
+                })
                 .inspect_err(|_| STORE.memory.forget(item.file.identity()))?;
             progress.add(item.bytes - item.bytes / 2);
             Ok(held)
@@ -180,7 +190,7 @@ impl Loader {
 
 /// All floating-point tensors of the components, the largest first, so that no thread is left with one at the end. (Integers are
 /// positions and the like, which models do not load.)
-fn items(components: &[(Component, Kind)]) -> Result<Vec<Item<'_>>> {
+fn items(components: &[(Component, Kind)], device: Device) -> Result<Vec<Item<'_>>> {
     let mut items = Vec::new();
     for (number, (component, target)) in components.iter().enumerate() {
         for file in component.files() {
@@ -197,13 +207,19 @@ fn items(components: &[(Component, Kind)]) -> Result<Vec<Item<'_>>> {
                     continue;
                 }
                 let (start, end) = info.data_offsets;
+                let (shape, bytes) = (shape(info)?, (end - start) as u64);
+                let narrow = device == Device::Cpu
+                    && *target == Kind::Float
+                    && matches!(from, Kind::Half | Kind::BFloat16)
+                    && shape.len() > 1
+                    && bytes >= LEAST_NARROW;
                 items.push(Item {
                     component: number,
                     file,
                     from,
-                    shape: shape(info)?,
-                    kind: *target,
-                    bytes: (end - start) as u64,
+                    shape,
+                    kind: if narrow { from } else { *target },
+                    bytes,
                     remembered: remembered
                         .as_ref()
                         .and_then(|digests| digests.get(&name).copied()),

@@ -25,7 +25,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// The dtype that tensors are given in.
+    /// The dtype that the model computes in.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -113,7 +113,7 @@ impl Weights {
         self.renamed.get(name).map_or(name, String::as_str)
     }
 
-    fn tensor(&self, name: &str, wanted: &[i64]) -> Result<Tensor> {
+    fn held(&self, name: &str, wanted: &[i64]) -> Result<Tensor> {
         let in_file = self.name_in_file(name);
         let Some(file) = self.component.file_of(in_file) else {
             return Err(Error::not_found(format!(
@@ -164,7 +164,21 @@ impl WeightPath<'_> {
     /// `NotFound` if it is missing, `InvalidArgument` if its shape is not `shape`; the message has
     /// the whole name.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        self.weights.tensor(&self.name(name), shape)
+        Ok(self.held(name, shape)?.f_to_kind(self.kind())?)
+    }
+
+    /// As [`WeightPath::tensor`], but perhaps in half precision where that was asked in float32: a large matrix on the CPU stays as it
+    /// lies in its file (see [`Loader`](super::Loader)), to be widened where it is used.
+    ///
+    /// # Errors
+    /// Those of [`WeightPath::tensor`].
+    pub fn held(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        self.weights.held(&self.name(name), shape)
+    }
+
+    /// The dtype that the model computes in.
+    pub fn kind(&self) -> Kind {
+        self.weights.kind
     }
 
     /// Whether there is a tensor `name` below this path.

@@ -13,23 +13,29 @@ use crate::error::{Error, Result};
 use crate::libtorch::memory;
 
 /// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`); MKL's sums may depend on the alignment of
-/// what it reads, so that a tensor is used in its file only where it lies as a copy would.
+/// what it reads, so that a tensor of float32 is used in its file only where it lies as a copy would. One of another dtype is converted
+/// before anything is summed.
 const ALIGNMENT: usize = 64;
 /// A smaller tensor is copied: used in place, it would hold the map of a whole file for whoever shares it.
 const LEAST_IN_PLACE: usize = 1 << 20;
 /// Elements that are converted at once.
 const CHUNK: usize = 16384;
 
-/// Puts tensor `name` of `file` where `key` says: left in the file where it can be used as it lies there, else copied.
+/// Puts tensor `name` of `file` where `key` says: left in the file where it can be used as it lies there, else copied. `hashed` says that the
+/// key's digest is of this map, just now, and not what is remembered of the file.
 ///
 /// # Errors
 /// `Unavailable` if the bytes are not those of the key's digest; out of memory, or what CUDA says.
-pub fn place(file: &TensorFile, name: &str, key: Key) -> Result<Held> {
+pub fn place(file: &TensorFile, name: &str, key: Key, hashed: bool) -> Result<Held> {
     let info = file
         .info(name)
         .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
     let bytes = file.bytes(info)?;
-    let aligned = (bytes.as_ptr() as usize).is_multiple_of(ALIGNMENT);
+    let alignment = match key.kind {
+        Kind::Float => ALIGNMENT,
+        kind => kind.elt_size_in_bytes(),
+    };
+    let aligned = (bytes.as_ptr() as usize).is_multiple_of(alignment);
     let changed = || {
         Error::unavailable(format!(
             "{}: changed while it was read; load the model again",
@@ -40,7 +46,7 @@ pub fn place(file: &TensorFile, name: &str, key: Key) -> Result<Held> {
     if in_place && bytes.len() >= LEAST_IN_PLACE {
         let digest = key.digest;
         let held = Held::mapped(key, Arc::clone(file.mapped()), file.range(info))?;
-        if Digest::of(bytes) != digest || !file.mapped().is_unchanged() {
+        if !(hashed || Digest::of(bytes) == digest) || !file.mapped().is_unchanged() {
             return Err(changed());
         }
         return Ok(held);

@@ -246,3 +246,59 @@ fn many_threads_that_want_one_tensor_make_it_once() {
         assert!(!STORE.has(&key(&values, Kind::Float)));
     }
 }
+
+#[test]
+fn a_large_matrix_of_half_precision_stays_in_its_file() {
+    let values: Vec<f32> = (0..1 << 19)
+        .map(|n: u32| (n % 1000) as f32 * 0.25 - 9.0)
+        .collect();
+    let matrix = Tensor::from_slice(&values).reshape([512, 1024]);
+    for (name, kind, dtype) in [
+        ("f16", Kind::Half, Dtype::F16),
+        ("bf16", Kind::BFloat16, Dtype::BF16),
+    ] {
+        let narrow = matrix.to_kind(kind);
+        let place = std::env::temp_dir().join(format!("td-store-{}-{name}", std::process::id()));
+        fs::create_dir_all(&place).unwrap();
+        let bits: Vec<u16> = Vec::try_from(narrow.view_dtype(Kind::Int16).reshape([-1]))
+            .map(|bits: Vec<i16>| bits.into_iter().map(i16::cast_unsigned).collect())
+            .unwrap();
+        let bytes: Vec<u8> = bits.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let vector = bytes[..64].to_vec();
+        let views = [
+            (
+                "matrix",
+                TensorView::new(dtype, vec![512, 1024], &bytes).unwrap(),
+            ),
+            ("vector", TensorView::new(dtype, vec![32], &vector).unwrap()),
+        ];
+        fs::write(
+            place.join("model.safetensors"),
+            safetensors::serialize(views, None).unwrap(),
+        )
+        .unwrap();
+
+        let (mut loaded, part) = load(&place, Kind::Float);
+        assert_eq!(loaded.footprint.total, (1 << 20) + 128);
+        let weights = loaded.take(part).unwrap();
+        let root = weights.root();
+        let held = root.held("matrix", &[512, 1024]).unwrap();
+        assert_eq!(held, narrow);
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(maps.contains(&*place.to_string_lossy()));
+        // Whoever does not know of it gets what was asked for.
+        let wide = root.tensor("matrix", &[512, 1024]).unwrap();
+        assert_eq!(wide, narrow.to_kind(Kind::Float));
+        assert_eq!(root.held("vector", &[32]).unwrap().kind(), Kind::Float);
+        drop((loaded, held));
+
+        let (mut loaded, part) = load(&place, kind);
+        assert_eq!(loaded.footprint.total, (1 << 20) + 64);
+        let weights = loaded.take(part).unwrap();
+        assert_eq!(
+            weights.root().tensor("matrix", &[512, 1024]).unwrap(),
+            narrow
+        );
+        fs::remove_dir_all(&place).unwrap();
+    }
+}

@@ -35,6 +35,22 @@ class Batches(torch.utils.data.Dataset):
         return self.make(self.first + index)
 
 
+def orthogonal(matrices):
+    """About U Vᵀ of each matrix U S Vᵀ, (n, rows, columns) with no more rows than columns: five steps of Newton-Schulz with
+    Jordan's coefficients.
+
+    They are polynomials of the rows' products, so that all but the last multiplication are over that small square.
+    """
+    matrices = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    square, product = matrices @ matrices.mT, None
+    for _ in range(5):
+        step = 2.0315 * square @ square - 4.775 * square
+        step.diagonal(dim1=1, dim2=2).add_(3.4445)
+        square = step @ square @ step
+        product = step if product is None else step @ product
+    return product @ matrices
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are made orthogonal by a Newton-Schulz iteration (Jordan et al. 2024,
     github.com/KellerJordan/Muon).
@@ -48,6 +64,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        alike = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -57,14 +74,12 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 mean = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(mean, group["momentum"]).flatten(1)
-                rows, columns = update.shape
-                update = update.T if rows > columns else update
-                update = update / (update.norm() + 1e-7)
-                for _ in range(5):
-                    square = update @ update.T
-                    update = 3.4445 * update + (2.0315 * square @ square - 4.775 * square) @ update
-                update = update.T if rows > columns else update
-                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+                alike.setdefault((update.shape, group["lr"]), []).append((parameter, update))
+        for ((rows, columns), rate), pairs in alike.items():
+            updates = torch.stack([update for _, update in pairs])
+            updates = orthogonal(updates.mT).mT if rows > columns else orthogonal(updates)
+            for (parameter, _), update in zip(pairs, updates):
+                parameter.add_(update.reshape(parameter.shape), alpha=-rate * max(1, rows / columns) ** 0.5)
 
 
 # Layers at the edge of a network are no maps between features, and an embedding's rows are learned one by one: AdamW's.

@@ -23,6 +23,9 @@ pub struct BackendState {
 impl triton_api::Backend for BackendState {
     type Model = ModelState;
 
+    /// Instances of one device share what the first of them loads, and wait for it; those of several GPUs load beside each other.
+    const PARALLEL_INSTANCE_LOADING: bool = true;
+
     fn initialize(context: &BackendContext<'_>) -> Result<Self, triton_api::Error> {
         triton_api::panic::install_hook();
         log_info!(

@@ -30,8 +30,12 @@ pub struct ModelState {
     counters: Arc<Counters>,
     families: Arc<Families>,
     /// One copy of the weights for each device, however many instances are on it.
-    components: Mutex<HashMap<Place, Components>>,
+    components: Mutex<HashMap<Place, Once>>,
 }
+
+/// The parts on one device: locked while the first instance loads them, so that the others there wait, and those of other devices
+/// do not.
+type Once = Arc<Mutex<Option<Components>>>;
 
 impl ModelState {
     /// The name under which Triton serves the model.
@@ -65,12 +69,15 @@ impl ModelState {
     /// # Errors
     /// What is wrong with the folder, or with the device.
     pub fn components(&self, place: Place) -> Result<(Components, u64)> {
-        // Held while loading: two instances of one device must not load twice.
-        let mut loaded = self
-            .components
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(components) = loaded.get(&place) {
+        let once = {
+            let mut places = self
+                .components
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(places.entry(place).or_default())
+        };
+        let mut loaded = once.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(components) = &*loaded {
             return Ok((components.clone(), 0));
         }
         fault::check(Point::Load)?;
@@ -98,7 +105,7 @@ impl ModelState {
             components.footprint.total >> 20,
             components.footprint.shared >> 20
         );
-        loaded.insert(place, components.clone());
+        *loaded = Some(components.clone());
         self.families.weights_changed(place);
         let Footprint { total, shared } = components.footprint;
         Ok((components, total - shared))

@@ -7,7 +7,9 @@ pub mod cuda;
 mod error;
 mod generator;
 pub mod memory;
+mod upload;
 
 pub use borrow::{Memory, borrow};
 pub use error::is_out_of_memory;
 pub use generator::Generator;
+pub use upload::Upload;

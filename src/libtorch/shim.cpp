@@ -2,10 +2,13 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/randn.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <cstdlib>
@@ -44,6 +47,15 @@ char *guarded(Body &&body) noexcept {
   }
 }
 
+c10::Device cuda_device(int index) {
+  return c10::Device(c10::DeviceType::CUDA,
+                     static_cast<c10::DeviceIndex>(index));
+}
+
+c10::Stream cuda_stream(int index, int64_t stream) {
+  return c10::Stream(c10::Stream::UNSAFE, cuda_device(index), stream);
+}
+
 }  // namespace
 
 extern "C" {
@@ -76,8 +88,7 @@ char *td_borrow(void *data, const int64_t *sizes, size_t rank, int dtype,
     std::shared_ptr<void> kept(owner, release);
     const auto place =
         device < 0 ? c10::Device(c10::DeviceType::CPU)
-                   : c10::Device(c10::DeviceType::CUDA,
-                                 static_cast<c10::DeviceIndex>(device));
+                   : cuda_device(device);
     at::Tensor tensor = at::from_blob(
         data, at::IntArrayRef(sizes, rank), [kept](void *) {},
         at::TensorOptions()
@@ -104,14 +115,60 @@ bool td_cuda_is_linked() noexcept {
 char *td_cuda_set_device(int index) noexcept {
   return guarded([&] {
     c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
-        ->setDevice(c10::Device(c10::DeviceType::CUDA,
-                                static_cast<c10::DeviceIndex>(index)));
+        ->setDevice(cuda_device(index));
   });
 }
 
 char *td_cuda_empty_cache() noexcept {
   return guarded(
       [&] { at::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache(); });
+}
+
+char *td_pinned_empty(const int64_t *sizes, size_t rank, int dtype,
+                      void **out) noexcept {
+  return guarded([&] {
+    *out = new at::Tensor(
+        at::empty(at::IntArrayRef(sizes, rank),
+                  at::TensorOptions()
+                      .dtype(static_cast<at::ScalarType>(dtype))
+                      .pinned_memory(true)));
+  });
+}
+
+char *td_pinned_empty_cache() noexcept {
+  return guarded(
+      [] { at::getHostAllocator(c10::DeviceType::CUDA)->empty_cache(); });
+}
+
+char *td_copy_stream(int index, int64_t *stream) noexcept {
+  return guarded([&] {
+    *stream = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
+                  ->getStreamFromGlobalPool(cuda_device(index))
+                  .id();
+  });
+}
+
+char *td_upload(const void *host, int index, int64_t stream,
+                void **out) noexcept {
+  return guarded([&] {
+    const at::Tensor &from = *static_cast<const at::Tensor *>(host);
+    const auto *device = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
+    // The copy's memory comes from the stream's own pool, so that no other
+    // stream's work on what was there before can be under way.
+    c10::StreamGuard guard(cuda_stream(index, stream));
+    at::Tensor copy = from.to(cuda_device(index), from.scalar_type(),
+                              /*non_blocking=*/true, /*copy=*/true);
+    // Freed, its memory waits for the default stream, where models read it.
+    copy.record_stream(device->getDefaultStream(cuda_device(index)));
+    *out = new at::Tensor(std::move(copy));
+  });
+}
+
+char *td_stream_synchronize(int index, int64_t stream) noexcept {
+  return guarded([&] {
+    c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
+        ->synchronizeStream(cuda_stream(index, stream));
+  });
 }
 
 }  // extern "C"

@@ -44,4 +44,24 @@ char *td_cuda_set_device(int index) noexcept;
 // Gives the CUDA caching allocator's unused blocks back to the driver.
 char *td_cuda_empty_cache() noexcept;
 
+// An unwritten, contiguous tensor in pinned host memory, for CUDA.
+char *td_pinned_empty(const int64_t *sizes, size_t rank, int dtype,
+                      void **out) noexcept;
+
+// Gives pinned memory that nothing uses back to the system.
+char *td_pinned_empty_cache() noexcept;
+
+// The number of a stream of libtorch's pool for the CUDA device `index`.
+char *td_copy_stream(int index, int64_t *stream) noexcept;
+
+// A copy of the tensor `host` (an at::Tensor*) on the device, made on `stream`
+// without waiting if `host` is pinned. The copy may be used, and freed, by what
+// runs on the default stream once the stream was synchronized. `*out` receives a
+// new at::Tensor* that the caller owns.
+char *td_upload(const void *host, int index, int64_t stream,
+                void **out) noexcept;
+
+// Waits for all that was put on the stream.
+char *td_stream_synchronize(int index, int64_t stream) noexcept;
+
 }  // extern "C"

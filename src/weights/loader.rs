@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind};
@@ -15,7 +15,7 @@ use super::path::Weights;
 use super::place::place;
 use super::store::{Held, Key, STORE};
 use crate::error::{Error, Result};
-use crate::libtorch::memory;
+use crate::libtorch::{Upload, memory};
 
 /// Threads that read; more do not make a disk or a memory bus faster.
 const MAX_THREADS: usize = 8;
@@ -152,25 +152,28 @@ impl Loader {
         let keys: Vec<Key> = std::iter::zip(&items, &digests)
             .map(|(item, &digest)| item.key(digest, device))
             .collect();
-        // From the look at what is free until it is taken, one load at a time: two would both be promised the same memory.
-        static PLACING: Mutex<()> = Mutex::new(());
-        let one_at_a_time = PLACING.lock().unwrap_or_else(PoisonError::into_inner);
+        // From the look at what is free until it is taken, one load on a device: two would both be promised the same memory.
+        let placing = STORE.placing(device);
+        let one_at_a_time = placing.lock().unwrap_or_else(PoisonError::into_inner);
         let footprint = footprint(&keys);
         check_room(footprint.total - footprint.shared, device)?;
 
+        let upload = Upload::to(device)?;
         let numbered: Vec<usize> = (0..items.len()).collect();
         let held = in_parallel(&numbered, |&n| {
             let (item, key) = (&items[n], &keys[n]);
             let held = STORE
                 .get(key, || {
                     let hashed = item.remembered.is_none();
-                    place(item.file, &item.name, key.clone(), hashed)
+                    place(item.file, &item.name, key.clone(), hashed, &upload)
                 })
                 .inspect_err(|_| STORE.memory.forget(item.file.identity()))?;
             progress.add(item.bytes - item.bytes / 2);
             Ok(held)
         })?;
 
+        // Before anybody may read them.
+        upload.finish()?;
         drop(one_at_a_time);
 
         let mut placed: Vec<HashMap<String, Arc<Held>>> =

@@ -10,7 +10,7 @@ use super::digest::Digest;
 use super::file::TensorFile;
 use super::store::{Held, Key};
 use crate::error::{Error, Result};
-use crate::libtorch::memory;
+use crate::libtorch::{Upload, memory};
 
 /// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`); MKL's sums may depend on the alignment of
 /// what it reads, so that a tensor of float32 is used in its file only where it lies as a copy would. One of another dtype is converted
@@ -26,7 +26,13 @@ const CHUNK: usize = 16384;
 ///
 /// # Errors
 /// `Unavailable` if the bytes are not those of the key's digest; out of memory, or what CUDA says.
-pub fn place(file: &TensorFile, name: &str, key: Key, hashed: bool) -> Result<Held> {
+pub fn place(
+    file: &TensorFile,
+    name: &str,
+    key: Key,
+    hashed: bool,
+    upload: &Upload,
+) -> Result<Held> {
     let info = file
         .info(name)
         .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
@@ -54,7 +60,7 @@ pub fn place(file: &TensorFile, name: &str, key: Key, hashed: bool) -> Result<He
     // The bytes that are hashed are those that are converted: the file may change at any moment, and what lies under a digest may be
     // handed to the models of others.
     let mut hasher = blake3::Hasher::new();
-    let tensor = match converted(bytes, &key, &mut hasher)? {
+    let tensor = match converted(bytes, &key, upload, &mut hasher)? {
         Some(tensor) => tensor,
         None => {
             let own = bytes.to_vec();
@@ -67,32 +73,37 @@ pub fn place(file: &TensorFile, name: &str, key: Key, hashed: bool) -> Result<He
     }
     // Dtype before device: half-precision files cross the bus in half the bytes only if the target is half too, and the CPU's
     // rounding is the one that diffusers gets.
-    let tensor = tensor.f_to_device(key.device)?;
-    Ok(Held::owned(key, tensor))
+    Ok(Held::owned(key, upload.send(tensor)?))
 }
 
 /// A copy on the CPU in the key's dtype, for the dtypes that weights have.
 ///
 /// Not by libtorch's own conversion: that would start a team of threads in each thread that loads.
-fn converted(bytes: &[u8], key: &Key, hasher: &mut blake3::Hasher) -> Result<Option<Tensor>> {
+fn converted(
+    bytes: &[u8],
+    key: &Key,
+    upload: &Upload,
+    hasher: &mut blake3::Hasher,
+) -> Result<Option<Tensor>> {
+    let new = upload.staging(&key.shape, key.kind)?;
     let tensor = match (key.from, key.kind) {
-        (Kind::Half, Kind::Float) => filled(key, bytes, hasher, |from: &[f16], to: &mut [f32]| {
+        (Kind::Half, Kind::Float) => filled(new, bytes, hasher, |from: &[f16], to: &mut [f32]| {
             from.convert_to_f32_slice(to);
         }),
         (Kind::BFloat16, Kind::Float) => {
-            filled(key, bytes, hasher, |from: &[bf16], to: &mut [f32]| {
+            filled(new, bytes, hasher, |from: &[bf16], to: &mut [f32]| {
                 from.convert_to_f32_slice(to);
             })
         }
-        (Kind::Float, Kind::Half) => filled(key, bytes, hasher, |from: &[f32], to: &mut [f16]| {
+        (Kind::Float, Kind::Half) => filled(new, bytes, hasher, |from: &[f32], to: &mut [f16]| {
             to.convert_from_f32_slice(from);
         }),
         (Kind::Float, Kind::BFloat16) => {
-            filled(key, bytes, hasher, |from: &[f32], to: &mut [bf16]| {
+            filled(new, bytes, hasher, |from: &[f32], to: &mut [bf16]| {
                 to.convert_from_f32_slice(from);
             })
         }
-        (from, to) if from == to => filled(key, bytes, hasher, |from: &[u8], to: &mut [u8]| {
+        (from, to) if from == to => filled(new, bytes, hasher, |from: &[u8], to: &mut [u8]| {
             to.copy_from_slice(from)
         }),
         _ => return Ok(None),
@@ -114,20 +125,19 @@ unsafe impl Plain for f16 {}
 // SAFETY: as above.
 unsafe impl Plain for bf16 {}
 
-/// A new tensor on the CPU that `convert` fills, a chunk of `bytes` at a time, each of which goes through `hasher`; the bytes need not
+/// `new`, a tensor on the host that nothing else refers to, filled by `convert`, a chunk of `bytes` at a time, each of which goes through `hasher`; the bytes need not
 /// be aligned.
 fn filled<A: Plain, B: Plain>(
-    key: &Key,
+    new: Tensor,
     bytes: &[u8],
     hasher: &mut blake3::Hasher,
     convert: impl Fn(&[A], &mut [B]),
 ) -> Result<Tensor> {
-    let tensor = Tensor::f_empty(&key.shape, (key.kind, Device::Cpu))?;
-    let count = tensor.numel() * key.kind.elt_size_in_bytes() / size_of::<B>();
+    let count = new.numel() * new.kind().elt_size_in_bytes() / size_of::<B>();
     if count * size_of::<A>() != bytes.len() {
         return Err(Error::internal("a tensor that does not fill its shape"));
     }
-    let data = tensor.data_ptr().cast::<B>();
+    let data = new.data_ptr().cast::<B>();
     memory::prefer_huge_pages(data.cast(), count * size_of::<B>());
     let to = if count == 0 {
         &mut [][..]
@@ -150,5 +160,5 @@ fn filled<A: Plain, B: Plain>(
         hasher.update(own);
         convert(chunk, to);
     }
-    Ok(tensor)
+    Ok(new)
 }

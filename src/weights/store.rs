@@ -131,6 +131,8 @@ type Slot = Arc<Mutex<Weak<Held>>>;
 /// The weights of all models in the process.
 pub struct Store {
     slots: Mutex<HashMap<Key, Slot>>,
+    /// Held by the load that places tensors on a device.
+    placing: Mutex<HashMap<Device, Arc<Mutex<()>>>>,
     /// The digests of files that were read.
     pub memory: Memory,
 }
@@ -138,6 +140,7 @@ pub struct Store {
 /// The store of this process.
 pub static STORE: LazyLock<Store> = LazyLock::new(|| Store {
     slots: Mutex::default(),
+    placing: Mutex::default(),
     memory: Memory::new(),
 });
 
@@ -168,6 +171,12 @@ impl Store {
                 Err(error)
             }
         }
+    }
+
+    /// To be locked by a load from the moment that it looks at what is free on the device until it has taken it.
+    pub fn placing(&self, device: Device) -> Arc<Mutex<()>> {
+        let mut placing = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(placing.entry(device).or_default())
     }
 
     /// Whether a tensor of this key is there now, or is being made.

@@ -127,6 +127,33 @@ fn a_second_instance_takes_no_weights_of_its_own() {
     server.assert_clean();
 }
 
+#[test]
+fn instances_that_load_beside_each_other_load_once() {
+    let server = server();
+    let repository = Repository::new();
+    {
+        let backend = server.load_backend().unwrap();
+        assert!(backend.parallel_loading());
+        let model = backend
+            .load_model(repository.link("sd_base", "sd2_base"))
+            .unwrap();
+        let instances: Vec<_> = std::thread::scope(|scope| {
+            let loads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| model.load_instance(InstanceSpec::default()).unwrap()))
+                .collect();
+            loads.into_iter().map(|load| load.join().unwrap()).collect()
+        });
+        let took: Vec<_> = instances
+            .iter()
+            .map(|instance| instance.memory_usage()[0].byte_size)
+            .filter(|&bytes| bytes > 0)
+            .collect();
+        assert_eq!(took.len(), 1, "one of them loaded: {took:?}");
+        assert_eq!(took[0] as f64, resident(&server));
+    }
+    server.assert_clean();
+}
+
 /// The files of an unloaded model are neither open nor mapped: SageMaker deletes them.
 #[test]
 fn nothing_of_a_files_is_held_after_an_unload() {

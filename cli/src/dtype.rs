@@ -62,10 +62,17 @@ pub fn convert(bytes: &[u8], from: Dtype, to: Dtype) -> Result<Vec<u8>> {
     };
     let converted = match to {
         Dtype::F32 => write(&values, |v| v as f32, f32::is_finite, f32::to_le_bytes),
-        Dtype::F16 => write(&values, f16::from_f64, |v| v.is_finite(), f16::to_le_bytes),
+        // By way of float32, as libtorch does: `from_f64` of half looks at the upper half of the double alone where the processor has no
+        // instruction for it, so that what lies just above a tie becomes one.
+        Dtype::F16 => write(
+            &values,
+            |v| f16::from_f32(v as f32),
+            |v| v.is_finite(),
+            f16::to_le_bytes,
+        ),
         Dtype::BF16 => write(
             &values,
-            bf16::from_f64,
+            |v| bf16::from_f32(v as f32),
             |v| v.is_finite(),
             bf16::to_le_bytes,
         ),
@@ -128,6 +135,16 @@ mod tests {
         let bytes = convert(&floats(&[tie, above, -0.0]), Dtype::F32, Dtype::F16).unwrap();
         let back = convert(&bytes, Dtype::F16, Dtype::F32).unwrap();
         assert_eq!(back, floats(&[1.0, 1.0 + 2f32.powi(-9), -0.0]));
+    }
+
+    #[test]
+    fn what_lies_just_above_a_tie_goes_up() {
+        let values = floats(&[1.0 + 2f32.powi(-8) + 2f32.powi(-23)]);
+        let bytes = convert(&values, Dtype::F32, Dtype::BF16).unwrap();
+        assert_eq!(bytes, 0x3f81u16.to_le_bytes());
+        let values = floats(&[1.0 + 2f32.powi(-11) + 2f32.powi(-23)]);
+        let bytes = convert(&values, Dtype::F32, Dtype::F16).unwrap();
+        assert_eq!(bytes, 0x3c01u16.to_le_bytes());
     }
 
     #[test]

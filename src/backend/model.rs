@@ -16,7 +16,7 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
 use crate::libtorch::{cuda, memory};
-use crate::pipeline::{Components, ModelIndex, Place};
+use crate::pipeline::{Components, ModelIndex, Place, release_scratch};
 use crate::telemetry::{Counters, Families};
 use crate::weights::{Footprint, Progress};
 
@@ -118,6 +118,7 @@ impl ModelState {
         {
             log_warn!("model '{}': {error}", self.name);
         }
+        release_scratch();
         memory::trim();
         self.families.weights_changed(place);
     }

@@ -49,17 +49,18 @@ pub fn trim() {}
 /// Bytes that may still be had on a device, as far as can be told: `None` where the system does not say.
 ///
 /// On the host that is the least of what the system, the control group at `/sys/fs/cgroup` (a container's own) and the limit of its
-/// address space (`ulimit -v`) leave, page cache counted as free; on a GPU what the driver says.
+/// address space (`ulimit -v`) leave, page cache that nobody has mapped counted as free; on a GPU what the driver says. `mapped` bytes of what
+/// is to be had lie in this process's maps already, and take nothing more of its address space.
 ///
 /// # Errors
 /// CUDA's own, as `Internal`.
-pub fn available(device: Device) -> Result<Option<u64>> {
+pub fn available(device: Device, mapped: u64) -> Result<Option<u64>> {
     match device {
         Device::Cuda(index) => cuda::free_memory(index).map(Some),
         _ => Ok([
             system(),
             control_group(Path::new("/sys/fs/cgroup")),
-            address_space(),
+            address_space().map(|left| left.saturating_add(mapped)),
         ]
         .into_iter()
         .flatten()
@@ -104,24 +105,26 @@ fn control_group(root: &Path) -> Option<u64> {
             .parse()
             .ok()
     };
-    let reclaimable = |path: &str, key: &str| -> u64 {
+    let figure = |path: &str, key: &str| -> u64 {
         let text = std::fs::read_to_string(root.join(path)).unwrap_or_default();
         text.lines()
             .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
             .unwrap_or(0)
     };
+    // What is mapped is in use: the weights of loaded models are.
+    let cache = |path: &str, prefix: &str, mapped: &str| -> u64 {
+        let figure = |name: &str| figure(path, &format!("{prefix}{name} "));
+        (figure("inactive_file") + figure("active_file")).saturating_sub(figure(mapped))
+    };
     // "max" is no number: no limit.
     let (limit, used, cache) = if let Some(limit) = number("memory.max") {
-        (
-            limit,
-            number("memory.current")?,
-            reclaimable("memory.stat", "inactive_file "),
-        )
+        let cache = cache("memory.stat", "", "file_mapped");
+        (limit, number("memory.current")?, cache)
     } else {
         (
             number("memory/memory.limit_in_bytes")?,
             number("memory/memory.usage_in_bytes")?,
-            reclaimable("memory/memory.stat", "total_inactive_file "),
+            cache("memory/memory.stat", "total_", "mapped_file"),
         )
     };
     Some(limit.saturating_sub(used.saturating_sub(cache)))
@@ -148,25 +151,31 @@ mod tests {
             &[
                 ("memory.max", "1000\n"),
                 ("memory.current", "700\n"),
-                ("memory.stat", "anon 1\ninactive_file 200\n"),
+                (
+                    "memory.stat",
+                    "anon 1\nfile_mapped 50\ninactive_file 200\nactive_file 100\n",
+                ),
             ],
         );
-        assert_eq!(control_group(&two), Some(500));
+        assert_eq!(control_group(&two), Some(550));
         let one = group(
             "v1",
             &[
                 ("memory/memory.limit_in_bytes", "1000"),
                 ("memory/memory.usage_in_bytes", "400"),
-                ("memory/memory.stat", "total_inactive_file 100\n"),
+                (
+                    "memory/memory.stat",
+                    "total_mapped_file 50\ntotal_inactive_file 100\ntotal_active_file 10\n",
+                ),
             ],
         );
-        assert_eq!(control_group(&one), Some(700));
+        assert_eq!(control_group(&one), Some(660));
         let none = group("none", &[("memory.max", "max\n")]);
         assert_eq!(control_group(&none), None);
     }
 
     #[test]
     fn the_host_says_what_it_has() {
-        assert!(available(Device::Cpu).unwrap().unwrap() > 1 << 20);
+        assert!(available(Device::Cpu, 0).unwrap().unwrap() > 1 << 20);
     }
 }

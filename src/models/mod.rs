@@ -43,3 +43,4 @@ pub use strips::StripSize;
 pub use tokenizer::{ClipTokenizer, Tokens};
 pub use unet_2d_condition::{UNet2DConditionModel, UNetInput};
 pub use unet_2d_config::{BlockType, PerBlock, SampleSize, UNet2DConfig};
+pub use weight::release_scratch;

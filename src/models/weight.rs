@@ -1,15 +1,24 @@
 //! Weights that stay in half precision where they are computed with in float32.
 
-use std::cell::Cell;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::weights::WeightPath;
 
-thread_local! {
-    /// Where this thread widens: as long as the largest weight that it has met, gone with the thread.
-    static SCRATCH: Cell<Option<Tensor>> = const { Cell::new(None) };
+/// Where weights are widened: as many tensors as were at work at once, each as long as the largest weight that it has met. They are shared
+/// between all models, since idle ones need none.
+static SCRATCH: Mutex<Vec<Tensor>> = Mutex::new(Vec::new());
+
+/// Gives the memory back in which no weight is being widened now. The next use takes some anew.
+pub fn release_scratch() {
+    let idle = std::mem::take(&mut *scratch());
+    drop(idle);
+}
+
+fn scratch() -> MutexGuard<'static, Vec<Tensor>> {
+    SCRATCH.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The matrix of a product or the kernel of a convolution.
@@ -28,7 +37,7 @@ impl Weight {
         Ok(Self(path.held("weight", shape)?))
     }
 
-    /// `f` with the weight as `kind`. `f` must not keep it: the next weight that this thread uses may be written over it.
+    /// `f` with the weight as `kind`. `f` must not keep it: another weight may be written over it later.
     ///
     /// # Errors
     /// What `f` says, or out of memory.
@@ -36,16 +45,16 @@ impl Weight {
         if self.0.kind() == kind || self.0.device() != Device::Cpu {
             return f(&self.0);
         }
-        // Taken, not borrowed: a use within a use gets memory of its own.
-        let scratch = match SCRATCH.take() {
-            Some(scratch) if scratch.kind() == kind && scratch.numel() >= self.0.numel() => scratch,
+        let kept = scratch().pop();
+        let own = match kept {
+            Some(own) if own.kind() == kind && own.numel() >= self.0.numel() => own,
             smaller => {
                 drop(smaller);
                 Tensor::f_empty([self.0.numel() as i64], (kind, self.0.device()))?
             }
         };
-        let result = widened(&self.0, &scratch).and_then(|wide| f(&wide));
-        SCRATCH.set(Some(scratch));
+        let result = widened(&self.0, &own).and_then(|wide| f(&wide));
+        scratch().push(own);
         result
     }
 }
@@ -68,7 +77,11 @@ impl From<Tensor> for Weight {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use std::path::Path;
+
     use super::*;
+    use crate::models::{ClipTextModel, Rows, UNet2DConditionModel, UNetInput};
+    use crate::weights::{Loader, read_json};
 
     fn noise(shape: &[i64]) -> Tensor {
         Tensor::randn(shape, (Kind::Float, Device::Cpu))
@@ -111,6 +124,50 @@ mod tests {
                 Ok(())
             })
             .unwrap();
+    }
+
+    /// A text encoder and a UNet whose matrices all stay narrow, and the same widened at load.
+    #[test]
+    fn models_over_narrow_weights_give_the_same_bytes() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/sd2_base");
+        let _no_grad = tch::no_grad_guard();
+        let outputs = [0, u64::MAX].map(|least| {
+            let mut loader = Loader::new(Device::Cpu).least_narrow(least);
+            let [text, unet] = [
+                ("text_encoder", "model"),
+                ("unet", "diffusion_pytorch_model"),
+            ]
+            .map(|(name, stem)| loader.open(&folder.join(name), stem, Kind::Float).unwrap());
+            let mut loaded = loader.load(&|_| {}).unwrap();
+            let bytes = loaded.footprint.total;
+            let config = |name: &str| folder.join(name).join("config.json");
+            let text = ClipTextModel::new(
+                read_json(&config("text_encoder")).unwrap(),
+                loaded.take(text).unwrap(),
+            )
+            .unwrap();
+            let unet = UNet2DConditionModel::new(
+                read_json(&config("unet")).unwrap(),
+                loaded.take(unet).unwrap(),
+            )
+            .unwrap();
+            let tokens = Tensor::arange(77, (Kind::Int64, Device::Cpu)).reshape([1, 77]);
+            let hidden = text.forward(&tokens, 0).unwrap();
+            let input = UNetInput {
+                sample: &(Tensor::arange(256, (Kind::Float, Device::Cpu)).reshape([1, 4, 8, 8])
+                    / 99.0),
+                timesteps: &Tensor::from_slice(&[500i64]),
+                encoder_hidden_states: &hidden,
+                class_labels: None,
+                timestep_cond: None,
+            };
+            let sample = unet.forward(&input, Rows::WHOLE).unwrap();
+            (bytes, hidden.copy(), sample)
+        });
+        let [narrow, wide] = outputs;
+        assert!(narrow.0 < wide.0, "{} bytes, {} bytes", narrow.0, wide.0);
+        assert_eq!(narrow.1, wide.1);
+        assert_eq!(narrow.2, wide.2);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::config::{Numerics, PipelineClass};
 use crate::engine::{Batch, Pipeline, StepOutcome};
 use crate::error::{Error, Result};
 use crate::libtorch::{Generator, cuda, memory};
-use crate::models::{Rows, StripSize, UNetInput, guidance_scale_embedding};
+use crate::models::{Rows, StripSize, UNetInput, guidance_scale_embedding, release_scratch};
 use crate::picture::Picture;
 use crate::picture::convert::pictures;
 use crate::request::generate::{GenerateRequest, Source};
@@ -338,6 +338,7 @@ impl Pipeline for DiffusionPipeline {
     }
 
     fn relieve(&mut self) {
+        release_scratch();
         // A failure here changes nothing: memory is short either way.
         let _ = cuda::empty_cache(self.components.device);
     }

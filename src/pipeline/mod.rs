@@ -21,6 +21,7 @@ mod text_to_image;
 mod tiles;
 mod upscale;
 
+pub use crate::models::release_scratch;
 pub use components::{Components, Place};
 pub use depth_map::{depth_map, given_depth_map};
 pub use diffusion::{DiffusionPipeline, Generated, Pieces};

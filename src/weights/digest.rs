@@ -52,7 +52,7 @@ pub type Digests = Arc<HashMap<String, Digest>>;
 /// The digests of files that were read before: a second load of a file need not read what is in the store.
 ///
 /// They say where to look: a tensor that is in the store under a remembered digest is taken without reading the file, on the word of
-/// the file's identity. What enters the store is hashed when it does.
+/// the file's identity. What enters the store was hashed by the load that put it there.
 pub struct Memory {
     files: Mutex<HashMap<FileIdentity, Digests>>,
 }

@@ -26,12 +26,16 @@ impl MappedFile {
         &self.map
     }
 
-    /// Whether the file is still what it was when it was mapped, by its size and times: somebody may have written into it, and then
-    /// the map shows that.
-    pub fn is_unchanged(&self) -> bool {
-        self.file
-            .metadata()
-            .is_ok_and(|about| FileIdentity::of(&about) == self.identity)
+    /// What the file was when it was mapped.
+    pub fn identity(&self) -> &FileIdentity {
+        &self.identity
+    }
+
+    /// What it is now: somebody may have written into it, and then the map shows that. `None` if it has become shorter, so that
+    /// reading the map would end the process.
+    pub fn identity_now(&self) -> Option<FileIdentity> {
+        let about = self.file.metadata().ok()?;
+        (about.len() >= self.map.len() as u64).then(|| FileIdentity::of(&about))
     }
 }
 
@@ -151,7 +155,7 @@ impl TensorFile {
 
     /// What tells this file from others.
     pub fn identity(&self) -> &FileIdentity {
-        &self.mapped.identity
+        self.mapped.identity()
     }
 
     /// The file and its map.

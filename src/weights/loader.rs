@@ -12,7 +12,7 @@ use super::component::Component;
 use super::digest::{Digest, Digests};
 use super::file::{TensorFile, shape};
 use super::path::Weights;
-use super::place::place;
+use super::place::{place, stays};
 use super::store::{Held, Key, STORE};
 use crate::error::{Error, Result};
 use crate::libtorch::{Upload, memory};
@@ -35,6 +35,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(2);
 pub struct Loader {
     device: Device,
     components: Vec<(Component, Kind)>,
+    least_narrow: u64,
 }
 
 /// One component of a [`Loader`].
@@ -87,7 +88,7 @@ struct Item<'a> {
     from: Kind,
     shape: Vec<i64>,
     kind: Kind,
-    bytes: u64,
+    length: u64,
     /// What its file is remembered to hold, if it is.
     remembered: Option<Digest>,
 }
@@ -104,11 +105,16 @@ impl Item<'_> {
     }
 
     fn digest(&self) -> Result<Digest> {
+        Ok(Digest::of(self.bytes()?))
+    }
+
+    /// In the map of its file.
+    fn bytes(&self) -> Result<&[u8]> {
         let info = self
             .file
             .info(&self.name)
             .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
-        Ok(Digest::of(self.file.bytes(info)?))
+        self.file.bytes(info)
     }
 }
 
@@ -118,7 +124,16 @@ impl Loader {
         Self {
             device,
             components: Vec::new(),
+            least_narrow: LEAST_NARROW,
         }
+    }
+
+    /// With another limit than [`LEAST_NARROW`].
+    #[cfg(test)]
+    #[must_use]
+    pub fn least_narrow(mut self, bytes: u64) -> Self {
+        self.least_narrow = bytes;
+        self
     }
 
     /// Opens the weight files of `folder`, whose tensors are to be had as `kind`; see [`Component::open`] for `stem`.
@@ -139,12 +154,12 @@ impl Loader {
     /// CUDA says.
     pub fn load(self, report: &(dyn Fn(Progress) + Sync)) -> Result<Loaded> {
         let device = self.device;
-        let items = items(&self.components, device)?;
+        let items = items(&self.components, device, self.least_narrow)?;
         let progress = Reporter::new(&items, report);
 
         let digests = in_parallel(&items, |item| {
             let digest = item.remembered.map_or_else(|| item.digest(), Ok);
-            progress.add(item.bytes / 2);
+            progress.add(item.length / 2);
             digest
         })?;
         remember(&items, &digests);
@@ -156,7 +171,8 @@ impl Loader {
         let placing = STORE.placing(device);
         let one_at_a_time = placing.lock().unwrap_or_else(PoisonError::into_inner);
         let footprint = footprint(&keys);
-        check_room(footprint.total - footprint.shared, device)?;
+        let mapped = in_place(&items, &keys)?;
+        check_room(footprint.total - footprint.shared, mapped, device)?;
 
         let upload = Upload::to(device)?;
         let numbered: Vec<usize> = (0..items.len()).collect();
@@ -168,7 +184,7 @@ impl Loader {
                     place(item.file, &item.name, key.clone(), hashed, &upload)
                 })
                 .inspect_err(|_| STORE.memory.forget(item.file.identity()))?;
-            progress.add(item.bytes - item.bytes / 2);
+            progress.add(item.length - item.length / 2);
             Ok(held)
         })?;
 
@@ -193,7 +209,11 @@ impl Loader {
 
 /// All floating-point tensors of the components, the largest first, so that no thread is left with one at the end. (Integers are
 /// positions and the like, which models do not load.)
-fn items(components: &[(Component, Kind)], device: Device) -> Result<Vec<Item<'_>>> {
+fn items(
+    components: &[(Component, Kind)],
+    device: Device,
+    least_narrow: u64,
+) -> Result<Vec<Item<'_>>> {
     let mut items = Vec::new();
     for (number, (component, target)) in components.iter().enumerate() {
         for file in component.files() {
@@ -215,14 +235,14 @@ fn items(components: &[(Component, Kind)], device: Device) -> Result<Vec<Item<'_
                     && *target == Kind::Float
                     && matches!(from, Kind::Half | Kind::BFloat16)
                     && shape.len() > 1
-                    && bytes >= LEAST_NARROW;
+                    && bytes >= least_narrow;
                 items.push(Item {
                     component: number,
                     file,
                     from,
                     shape,
                     kind: if narrow { from } else { *target },
-                    bytes,
+                    length: bytes,
                     remembered: remembered
                         .as_ref()
                         .and_then(|digests| digests.get(&name).copied()),
@@ -231,7 +251,7 @@ fn items(components: &[(Component, Kind)], device: Device) -> Result<Vec<Item<'_
             }
         }
     }
-    items.sort_by_key(|item| std::cmp::Reverse(item.bytes));
+    items.sort_by_key(|item| std::cmp::Reverse(item.length));
     Ok(items)
 }
 
@@ -267,8 +287,20 @@ fn footprint(keys: &[Key]) -> Footprint {
     footprint
 }
 
-/// Whether the device has room for that many bytes more.
-fn check_room(needed: u64, device: Device) -> Result<()> {
+/// How many bytes of what is not there yet are to be used in the maps of their files.
+fn in_place(items: &[Item<'_>], keys: &[Key]) -> Result<u64> {
+    let mut seen = std::collections::HashSet::new();
+    let mut bytes = 0;
+    for (item, key) in std::iter::zip(items, keys) {
+        if seen.insert(key) && stays(key, item.bytes()?) && !STORE.has(key) {
+            bytes += key.bytes();
+        }
+    }
+    Ok(bytes)
+}
+
+/// Whether the device has room for that many bytes more, `mapped` of which lie in files that are mapped already.
+fn check_room(needed: u64, mapped: u64, device: Device) -> Result<()> {
     // What is there already takes nothing, however full the device is.
     if needed == 0 {
         return Ok(());
@@ -278,7 +310,7 @@ fn check_room(needed: u64, device: Device) -> Result<()> {
     } else {
         0
     };
-    let Some(free) = memory::available(device)? else {
+    let Some(free) = memory::available(device, mapped)? else {
         return Ok(());
     };
     if needed > free.saturating_sub(reserve) {
@@ -353,7 +385,7 @@ impl<'a> Reporter<'a> {
     fn new(items: &[Item<'_>], report: &'a (dyn Fn(Progress) + Sync)) -> Self {
         Self {
             done: AtomicU64::new(0),
-            total: items.iter().map(|item| item.bytes).sum(),
+            total: items.iter().map(|item| item.length).sum(),
             started: Instant::now(),
             said: AtomicU64::new(0),
             report,
@@ -385,9 +417,9 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let error = check_room(u64::MAX, Device::Cpu).unwrap_err();
+        let error = check_room(u64::MAX, 0, Device::Cpu).unwrap_err();
         assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
-        check_room(0, Device::Cpu).unwrap();
+        check_room(0, 0, Device::Cpu).unwrap();
     }
 
     #[test]

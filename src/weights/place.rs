@@ -13,16 +13,18 @@ use crate::error::{Error, Result};
 use crate::libtorch::{Upload, memory};
 
 /// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`); MKL's sums may depend on the alignment of
-/// what it reads, so that a tensor of float32 is used in its file only where it lies as a copy would. One of another dtype is converted
-/// before anything is summed.
+/// what it reads, so that a tensor of float32 is used in its file only where it lies as a copy would. Nobody is promised the bytes of
+/// sums in another dtype, and one that stays narrow is widened before anything is summed.
 const ALIGNMENT: usize = 64;
 /// A smaller tensor is copied: used in place, it would hold the map of a whole file for whoever shares it.
 const LEAST_IN_PLACE: usize = 1 << 20;
 /// Elements that are converted at once.
 const CHUNK: usize = 16384;
 
-/// Puts tensor `name` of `file` where `key` says: left in the file where it can be used as it lies there, else copied. `hashed` says that the
-/// key's digest is of this map, just now, and not what is remembered of the file.
+/// Puts tensor `name` of `file` where `key` says: left in the file where it can be used as it lies there, else copied.
+///
+/// `hashed` says that the key's digest is of this map, just now, and not what is remembered of the file: then one that is left there is
+/// not hashed again, and only a file that changed in between by its size or times is noticed.
 ///
 /// # Errors
 /// `Unavailable` if the bytes are not those of the key's digest; out of memory, or what CUDA says.
@@ -37,22 +39,17 @@ pub fn place(
         .info(name)
         .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
     let bytes = file.bytes(info)?;
-    let alignment = match key.kind {
-        Kind::Float => ALIGNMENT,
-        kind => kind.elt_size_in_bytes(),
-    };
-    let aligned = (bytes.as_ptr() as usize).is_multiple_of(alignment);
     let changed = || {
         Error::unavailable(format!(
             "{}: changed while it was read; load the model again",
             file.path().display()
         ))
     };
-    let in_place = key.device == Device::Cpu && key.from == key.kind && aligned;
-    if in_place && bytes.len() >= LEAST_IN_PLACE {
+    if stays(&key, bytes) {
         let digest = key.digest;
         let held = Held::mapped(key, Arc::clone(file.mapped()), file.range(info))?;
-        if !(hashed || Digest::of(bytes) == digest) || !file.mapped().is_unchanged() {
+        let same = hashed || Digest::of(bytes) == digest;
+        if !same || file.mapped().identity_now().as_ref() != Some(file.identity()) {
             return Err(changed());
         }
         return Ok(held);
@@ -76,6 +73,18 @@ pub fn place(
     Ok(Held::owned(key, upload.send(tensor)?))
 }
 
+/// Whether a tensor with these bytes, in the map of its file, is used there.
+pub fn stays(key: &Key, bytes: &[u8]) -> bool {
+    let alignment = match key.kind {
+        Kind::Float => ALIGNMENT,
+        kind => kind.elt_size_in_bytes(),
+    };
+    key.device == Device::Cpu
+        && key.from == key.kind
+        && bytes.len() >= LEAST_IN_PLACE
+        && (bytes.as_ptr() as usize).is_multiple_of(alignment)
+}
+
 /// A copy on the CPU in the key's dtype, for the dtypes that weights have.
 ///
 /// Not by libtorch's own conversion: that would start a team of threads in each thread that loads.
@@ -85,25 +94,29 @@ fn converted(
     upload: &Upload,
     hasher: &mut blake3::Hasher,
 ) -> Result<Option<Tensor>> {
-    let new = upload.staging(&key.shape, key.kind)?;
+    let new = || upload.staging(&key.shape, key.kind);
     let tensor = match (key.from, key.kind) {
-        (Kind::Half, Kind::Float) => filled(new, bytes, hasher, |from: &[f16], to: &mut [f32]| {
-            from.convert_to_f32_slice(to);
-        }),
-        (Kind::BFloat16, Kind::Float) => {
-            filled(new, bytes, hasher, |from: &[bf16], to: &mut [f32]| {
+        (Kind::Half, Kind::Float) => {
+            filled(new()?, bytes, hasher, |from: &[f16], to: &mut [f32]| {
                 from.convert_to_f32_slice(to);
             })
         }
-        (Kind::Float, Kind::Half) => filled(new, bytes, hasher, |from: &[f32], to: &mut [f16]| {
-            to.convert_from_f32_slice(from);
-        }),
-        (Kind::Float, Kind::BFloat16) => {
-            filled(new, bytes, hasher, |from: &[f32], to: &mut [bf16]| {
+        (Kind::BFloat16, Kind::Float) => {
+            filled(new()?, bytes, hasher, |from: &[bf16], to: &mut [f32]| {
+                from.convert_to_f32_slice(to);
+            })
+        }
+        (Kind::Float, Kind::Half) => {
+            filled(new()?, bytes, hasher, |from: &[f32], to: &mut [f16]| {
                 to.convert_from_f32_slice(from);
             })
         }
-        (from, to) if from == to => filled(new, bytes, hasher, |from: &[u8], to: &mut [u8]| {
+        (Kind::Float, Kind::BFloat16) => {
+            filled(new()?, bytes, hasher, |from: &[f32], to: &mut [bf16]| {
+                to.convert_from_f32_slice(from);
+            })
+        }
+        (from, to) if from == to => filled(new()?, bytes, hasher, |from: &[u8], to: &mut [u8]| {
             to.copy_from_slice(from)
         }),
         _ => return Ok(None),

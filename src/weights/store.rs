@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError, Wea
 
 use tch::{Device, Kind, Tensor};
 
-use super::digest::{Digest, Memory};
+use super::digest::{Digest, FileIdentity, Memory};
 use super::file::MappedFile;
 use crate::error::{Error, Result};
 use crate::libtorch;
@@ -38,8 +38,8 @@ impl Key {
 
 /// Where a tensor's values lie.
 enum Values {
-    /// In the file itself, mapped.
-    Mapped(Arc<MappedFile>, Range<usize>),
+    /// In the file itself, mapped, and what the file was when it held them for certain.
+    Mapped(Arc<MappedFile>, Range<usize>, Mutex<FileIdentity>),
     /// In memory of libtorch's.
     Owned(Tensor),
 }
@@ -51,16 +51,17 @@ pub struct Held {
     values: Values,
 }
 
-// SAFETY: we never write to a map, and what others do to the file is ruled out by `TensorFile::open`. The tensor is made before it comes here, is never handed out and never written to afterwards:
-// its address is all that is read of it, until it is dropped, by the one owner that is left. libtorch's storage may be freed
-// on any thread.
+// SAFETY: we never write to a map, and what others do to the file is ruled out by `TensorFile::open`. The tensor is never handed out: its
+// address is all that is read of it here, until it is dropped, by the one owner that is left. On a GPU its values may still be on
+// their way when it comes here, and nobody reads them before `Loader::load` has waited for them, which other loads on the device wait
+// for in turn. libtorch's storage may be freed on any thread.
 unsafe impl Sync for Held {}
 
 // SAFETY: both kinds of values stay where they are, as long as they are and unwritten while `self` lives.
 unsafe impl libtorch::Memory for Held {
     fn data(&self) -> *const u8 {
         match &self.values {
-            Values::Mapped(file, range) => file.bytes()[range.clone()].as_ptr(),
+            Values::Mapped(file, range, _) => file.bytes()[range.clone()].as_ptr(),
             Values::Owned(tensor) => tensor.data_ptr().cast_const().cast(),
         }
     }
@@ -88,7 +89,11 @@ impl Held {
         Ok(Self {
             key,
             bytes,
-            values: Values::Mapped(file, range),
+            values: Values::Mapped(
+                Arc::clone(&file),
+                range,
+                Mutex::new(file.identity().clone()),
+            ),
         })
     }
 
@@ -101,12 +106,26 @@ impl Held {
         }
     }
 
-    /// Whether the values are what was put here: those in a file may have been written over.
-    fn is_unchanged(&self) -> bool {
-        match &self.values {
-            Values::Mapped(file, _) => file.is_unchanged(),
-            Values::Owned(_) => true,
+    /// Whether the values are what was put here: those in a file may have been written over. A file that is another by its size or
+    /// times is read again, once: its model may just have been deleted, which changes its time too.
+    pub fn is_unchanged(&self) -> bool {
+        let Values::Mapped(file, range, held_them) = &self.values else {
+            return true;
+        };
+        let mut held_them = held_them.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(now) = file.identity_now() else {
+            return false;
+        };
+        if *held_them == now {
+            return true;
         }
+        let bytes = file.bytes().get(range.clone()).unwrap_or_default();
+        let same =
+            Digest::of(bytes) == self.key.digest && file.identity_now().as_ref() == Some(&now);
+        if same {
+            *held_them = now;
+        }
+        same
     }
 
     /// A tensor over the values, for reading only: other models read them too.
@@ -179,9 +198,23 @@ impl Store {
         Arc::clone(placing.entry(device).or_default())
     }
 
-    /// Whether a tensor of this key is there now, or is being made.
+    /// Whether [`Store::get`] would find a tensor of this key now, or one that is being made.
     pub fn has(&self, key: &Key) -> bool {
-        self.slots().get(key).is_some_and(is_taken)
+        let Some(slot) = self.slots().get(key).map(Arc::clone) else {
+            return false;
+        };
+        let held = match slot.try_lock() {
+            Ok(weak) => weak.upgrade(),
+            Err(TryLockError::Poisoned(weak)) => weak.into_inner().upgrade(),
+            Err(TryLockError::WouldBlock) => return true,
+        };
+        // Before the tensor: if it is the last of its kind it takes the slot away, which another count would keep.
+        drop(slot);
+        let Some(held) = held else {
+            self.forget(key);
+            return false;
+        };
+        held.is_unchanged()
     }
 
     /// The bytes of all tensors on `device`, each counted once.

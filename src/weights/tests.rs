@@ -178,6 +178,24 @@ fn a_file_that_was_written_into_is_shared_no_more() {
     assert!(STORE.has(&key(&values, Kind::Float)));
 }
 
+/// An endpoint deletes the files of a model that it unloads, which changes their times; whoever shares their tensors goes on sharing.
+#[test]
+fn a_file_that_was_deleted_is_shared_further() {
+    let values = vec![8.5f32; 1 << 18];
+    let names = [("a", 1 << 18)];
+    let one = folder("deleted", &[("a", &values)], true);
+    let (first, _) = tensors(&one, Kind::Float, &names);
+    let two = folder("stays", &[("a", &values)], true);
+    let (second, _) = tensors(&two, Kind::Float, &names);
+    drop(first);
+    fs::remove_dir_all(&one).unwrap();
+    let three = folder("comes", &[("a", &values)], true);
+    let (third, took) = tensors(&three, Kind::Float, &names);
+    assert_eq!(took.shared, took.total);
+    assert_eq!(second[0].data_ptr(), third[0].data_ptr());
+    assert_eq!(Vec::<f32>::try_from(&third[0]).unwrap(), values);
+}
+
 #[test]
 fn every_dtype_is_converted_as_libtorch_does() {
     let numbers: Vec<u16> = (0..=u16::MAX).collect();

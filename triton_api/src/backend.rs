@@ -20,8 +20,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     type Model: Model<Backend = Self>;
 
     /// Whether Triton may initialize instances of one model at the same time
-    /// (`TRITONBACKEND_GetBackendAttribute`). Say so only if loading changes nothing that
-    /// belongs to the whole process.
+    /// (`TRITONBACKEND_GetBackendAttribute`). Say so only if [`Instance::initialize`] may run on several
+    /// threads at once, for one model and for several.
     const PARALLEL_INSTANCE_LOADING: bool = false;
 
     /// `TRITONBACKEND_Initialize`. The API version has been checked already.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,13 @@ use tch::{Device, Kind};
 use super::component::Component;
 use super::digest::{Digest, Digests};
 use super::file::{TensorFile, shape};
+use super::parallel::in_parallel;
 use super::path::Weights;
 use super::place::{place, stays};
 use super::store::{Held, Key, STORE};
 use crate::error::{Error, Result};
 use crate::libtorch::{Upload, memory};
 
-/// Threads that read; more do not make a disk or a memory bus faster.
-const MAX_THREADS: usize = 8;
 /// Left free on the host beside the weights: a load that takes the last of it harms what runs.
 const HOST_RESERVE: u64 = 256 << 20;
 /// A tensor of at least as many bytes in its file stays in half precision on the CPU, if it is a matrix; so the small models lose no time
@@ -321,56 +320,6 @@ fn check_room(needed: u64, mapped: u64, device: Device) -> Result<()> {
     Ok(())
 }
 
-/// `work` over all items, by as many threads as help; the results in the items' order.
-fn in_parallel<T: Sync, R: Send>(
-    items: &[T],
-    work: impl Fn(&T) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores.min(MAX_THREADS).min(items.len()).max(1);
-    let next = AtomicUsize::new(0);
-    let run = || -> Result<Vec<(usize, R)>> {
-        let mut results = Vec::new();
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(n) else {
-                return Ok(results);
-            };
-            match work(item) {
-                Ok(result) => results.push((n, result)),
-                Err(error) => {
-                    // The others need not go on.
-                    next.store(items.len(), Ordering::Relaxed);
-                    return Err(error);
-                }
-            }
-        }
-    };
-    let outcomes: Vec<Result<Vec<(usize, R)>>> = std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads)
-            .filter_map(|_| {
-                std::thread::Builder::new()
-                    .name("diffusion-load".to_owned())
-                    .spawn_scoped(scope, run)
-                    .ok()
-            })
-            .collect();
-        let mut outcomes = vec![run()];
-        outcomes.extend(helpers.into_iter().map(|helper| {
-            helper
-                .join()
-                .unwrap_or_else(|_| Err(Error::internal("a thread that loads weights panicked")))
-        }));
-        outcomes
-    });
-    let mut results = Vec::with_capacity(items.len());
-    for outcome in outcomes {
-        results.extend(outcome?);
-    }
-    results.sort_unstable_by_key(|(n, _)| *n);
-    Ok(results.into_iter().map(|(_, result)| result).collect())
-}
-
 /// Says how far a load is, now and then.
 struct Reporter<'a> {
     done: AtomicU64,
@@ -420,21 +369,5 @@ mod tests {
         let error = check_room(u64::MAX, 0, Device::Cpu).unwrap_err();
         assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
         check_room(0, 0, Device::Cpu).unwrap();
-    }
-
-    #[test]
-    fn results_come_in_the_order_of_the_items() {
-        let items: Vec<u64> = (0..1000).collect();
-        let doubled = in_parallel(&items, |n| Ok(n * 2)).unwrap();
-        assert!(std::iter::zip(items, doubled).all(|(n, twice)| twice == n * 2));
-    }
-
-    #[test]
-    fn one_failure_ends_the_work() {
-        let outcome = in_parallel(&[1, 2, 3, 4, 5], |n| match n {
-            3 => Err(Error::not_found("three")),
-            n => Ok(*n),
-        });
-        assert_eq!(outcome, Err(Error::not_found("three")));
     }
 }

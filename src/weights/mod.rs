@@ -9,6 +9,7 @@ mod component;
 mod digest;
 mod file;
 mod loader;
+mod parallel;
 mod path;
 mod place;
 mod shared;

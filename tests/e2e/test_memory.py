@@ -1,5 +1,6 @@
 """Memory: what is said when there is none, and that it comes back."""
 
+import collections
 import contextlib
 import json
 import os
@@ -89,6 +90,16 @@ def test_a_request_that_does_not_fit_is_507_and_the_next_smaller_works(server, e
         assert endpoint.unload()[0] == 200
 
 
+def opened(link):
+    """What a descriptor in /proc stands for. None for sockets, which the server's own clients open and close (the
+    backend has none), and for a descriptor that was closed meanwhile."""
+    try:
+        target = os.readlink(link)
+    except FileNotFoundError:
+        return None
+    return None if target.startswith("socket:") else target.split(":[")[0]
+
+
 class Process:
     """What a process holds, by /proc."""
 
@@ -97,7 +108,7 @@ class Process:
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
         self.resident = int(status["VmRSS"].split()[0]) * 1024
         self.threads = int(status["Threads"])
-        self.files = len(list((proc / "fd").iterdir()))
+        self.files = collections.Counter(filter(None, map(opened, (proc / "fd").iterdir())))
         self.maps = [line for line in (proc / "maps").read_text().splitlines() if str(folder) in line]
 
 
@@ -121,6 +132,6 @@ def test_load_infer_unload_leaves_nothing(server, client, repository):
     after = Process(server.process.pid, folder)
     assert after.resident - before.resident < 100 * MIB, (before.resident, after.resident)
     assert after.threads <= before.threads
-    assert after.files <= before.files
+    assert not after.files - before.files
     assert after.maps == []
     assert server.metric("diffusion_weights_bytes", device="cpu") == 0

@@ -29,11 +29,6 @@ import recognise  # noqa: E402
 from server import TritonServer  # noqa: E402
 
 MODELS = ("sd_base", "sd_depth", "sd_inpaint", "sd_upscale")
-CONFIG = """\
-backend: "diffusion"
-max_batch_size: 8
-instance_group [{ kind: KIND_CPU }]
-"""
 
 
 @dataclass
@@ -59,12 +54,12 @@ class Answer:
 
 
 def make_repository(folder, checkpoints):
-    """Writes a model repository: for each model of MODELS a config.pbtxt and a link to its checkpoint."""
+    """Writes a model repository: for each model of MODELS the demo's config.pbtxt and a link to its checkpoint."""
     if folder.exists():
         shutil.rmtree(folder)
     for model in MODELS:
         (folder / model / "1").mkdir(parents=True)
-        (folder / model / "config.pbtxt").write_text(CONFIG)
+        shutil.copy(DEMO / "config.pbtxt", folder / model)
         (folder / model / "1" / "checkpoint").symlink_to(checkpoints / model, target_is_directory=True)
 
 

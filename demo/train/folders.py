@@ -17,6 +17,8 @@ from diffusers import (
 
 # What public folders carry beside their betas.
 DDIM = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
+# The noise that DDPM adds at each step lets a small network mend what it drew wrong at the step before.
+DDPM = dict(clip_sample=False, steps_offset=1, prediction_type="v_prediction")
 
 
 def write(out, parts):
@@ -25,7 +27,7 @@ def write(out, parts):
         name: part.to(torch.float16) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()
     }
     shared = {name: parts[name] for name in ("tokenizer", "text_encoder", "vae")}
-    scheduler = DDIMScheduler(**unets.BETAS, **DDIM, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    scheduler = DDPMScheduler(**unets.BETAS, **DDPM, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     unchecked = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipelines = {
         "sd_base": StableDiffusionPipeline(**shared, unet=parts["unet_text"], scheduler=scheduler, **unchecked),

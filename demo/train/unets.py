@@ -15,11 +15,11 @@ from training import Training, rng
 
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 CHANNELS = {"text": 4, "depth": 5, "inpaint": 9}
-STEPS = {"text": 9000, "depth": 600, "inpaint": 600}
+STEPS = {"text": 9000, "depth": 600, "inpaint": 900}
 # The latents at outlines count more than the rest: a shape is told by a tenth of them, and the textures about it, whose
 # phase nobody can guess, would have most of the loss.
 OUTLINE_WEIGHT, OUTLINE_WIDTH = 8, 0.07
-RATES = {"text": 2e-3, "depth": 5e-4, "inpaint": 5e-4}
+RATES = {"text": 2e-3, "depth": 1e-3, "inpaint": 1e-3}
 MUON = {"text": 0.02, "depth": 0.005, "inpaint": 0.005}
 BATCH, NO_CAPTION = 32, 0.1
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from support import ROOT
 
-EXAMPLES = ROOT / "examples"
+DEMO, EXAMPLES = ROOT / "demo", ROOT / "examples"
 MODELS = ("sd_base", "sd_depth", "sd_inpaint", "sd_upscale")
 if not (ROOT / "demo" / "models").is_dir():
     pytest.skip("the checkpoints of demo/models are being trained", allow_module_level=True)
@@ -21,7 +21,7 @@ if not (ROOT / "demo" / "models").is_dir():
 def demo(client, repository):
     """The server's models, loaded."""
     for name in MODELS:
-        repository.add(name, checkpoint=ROOT / "demo" / "models" / name)
+        repository.add(name, (DEMO / "config.pbtxt").read_text(), checkpoint=DEMO / "models" / name)
     client.load(*MODELS)
 
 

@@ -14,6 +14,8 @@ REFERENCE_VENV ?= $(CURDIR)/.venv-reference
 CUDA ?=
 # The model repository of `make serve`.
 MODELS ?= model_repository
+# SERVE=1 lets the demo's server run on, at ports 8000 to 8002.
+SERVE ?=
 # Further arguments for pytest and for the cargo tests: make test PYTEST_ARGS='-k cancel' TEST_ARGS='--test goldens'
 PYTEST_ARGS ?=
 TEST_ARGS ?=
@@ -39,8 +41,8 @@ build: setup ## target/release: libtriton_diffusion.so, and the command triton-d
 backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=dist/backends; dist/bin/triton-diffusion
 	@CUDA='$(CUDA)' tools/backend.sh
 
-demo: backend ## start a server with a tiny checkpoint, send a prompt, write demo.png
-	@$(PYTHON_VENV) tools/demo.py
+demo: backend ## a picture through four models, to demo.png and demo.html; with SERVE=1 the server stays
+	@$(PYTHON_VENV) demo/walk.py $(if $(SERVE),--serve)
 
 serve: backend ## serve a model repository on loopback: make serve MODELS=model_repository
 	@$(PYTHON_VENV) tools/server.py $(MODELS)

@@ -142,7 +142,7 @@ def walk(server):
             Request(
                 "1. Text to image",
                 "sd_base",
-                "a large red circle left of a small blue square on a striped green background",
+                "a red star left of a blue circle on a green background",
                 {"num_inference_steps": 30, "seed": 7},
             )
         )
@@ -151,7 +151,7 @@ def walk(server):
             Request(
                 "2. Restyled with its depth",
                 "sd_depth",
-                "a large yellow circle left of a small purple square on a checkered blue background",
+                "a black star left of a purple circle on a striped yellow background",
                 {"num_inference_steps": 30, "strength": 1.0, "seed": 7},
                 {"image": first.picture},
             )
@@ -159,11 +159,11 @@ def walk(server):
         yield request, second
         request, third = answered(
             Request(
-                "3. The square removed by inpainting",
+                "3. The star removed by inpainting",
                 "sd_inpaint",
-                "a large yellow circle on a checkered blue background",
+                "a striped yellow background",
                 {"num_inference_steps": 30, "seed": 7, "height": 128, "width": 128},
-                {"image": second.picture, "mask_image": mask_about(second.picture, "purple")},
+                {"image": second.picture, "mask_image": mask_about(second.picture, "black")},
             )
         )
         yield request, third
@@ -171,8 +171,8 @@ def walk(server):
             Request(
                 "4. Enlarged four times",
                 "sd_upscale",
-                "a large yellow circle on a checkered blue background",
-                {"num_inference_steps": 20, "seed": 7},
+                "a purple circle on a striped yellow background",
+                {"num_inference_steps": 20, "guidance_scale": 1.0, "seed": 7},
                 {"image": third.picture},
             )
         )

@@ -70,7 +70,9 @@ def report(work):
     """What was trained with what, how long it took, and how the losses went: ten lines of each training's log."""
     logs = [json.loads(file.read_text()) for file in sorted(work.glob("*.json"))]
     for log in logs:
-        log["losses"] = [log["losses"][n] for n in numpy.linspace(0, len(log["losses"]) - 1, 10).round().astype(int)]
+        log["losses"] = [
+            log["losses"][n] for n in numpy.unique(numpy.linspace(0, len(log["losses"]) - 1, 10).round().astype(int))
+        ]
     versions = {module.__name__: module.__version__ for module in (torch, diffusers, transformers, numpy)}
     return {"seed": training.SEED, "python": platform.python_version(), "versions": versions, "trainings": logs}
 

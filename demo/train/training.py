@@ -161,6 +161,8 @@ class Training:
             batch_size=None,
             num_workers=workers,
             prefetch_factor=2 if workers else None,
+            # `make` is a closure over the data: a worker that is forked has it.
+            multiprocessing_context="fork" if workers else None,
         )
         seen, started = [], time.monotonic()
         for batch in loader:

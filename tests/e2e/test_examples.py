@@ -13,8 +13,6 @@ from support import ROOT
 
 DEMO, EXAMPLES = ROOT / "demo", ROOT / "examples"
 MODELS = ("sd_base", "sd_depth", "sd_inpaint", "sd_upscale")
-if not (ROOT / "demo" / "models").is_dir():
-    pytest.skip("the checkpoints of demo/models are being trained", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

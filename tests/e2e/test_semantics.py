@@ -20,9 +20,6 @@ import recognise  # noqa: E402
 import scenes  # noqa: E402
 
 MODELS = pathlib.Path(os.environ.get("TRITON_DIFFUSION_DEMO_MODELS", ROOT / "demo" / "models"))
-if not MODELS.is_dir():
-    pytest.skip("the checkpoints of demo/models are being trained", allow_module_level=True)
-
 CONFIG = (ROOT / "demo" / "config.pbtxt").read_text()
 # Of one thing, and of two.
 CAPTIONS = (ROOT / "demo" / "captions.txt").read_text().splitlines()
@@ -97,10 +94,10 @@ def test_two_things_are_told_apart(demo, capsys):
         assert score(text_to_image(demo, PAIRS, {}), PAIRS) >= NEEDED_PAIRS
 
 
-def test_guidance_draws_to_the_text(demo, at_default):
-    free = text_to_image(demo, CAPTIONS, {"guidance_scale": 1.0})
-    followed, guided = score(free, CAPTIONS), score(at_default, CAPTIONS)
-    assert guided > followed + 4, (guided, followed)
+def test_guidance_draws_to_the_text(demo):
+    """Two things are hardly drawn without guidance, which is what `guidance_scale` 1 means; with it some are."""
+    free, guided = (score(text_to_image(demo, PAIRS, {"guidance_scale": scale}), PAIRS) for scale in (1.0, 7.0))
+    assert guided >= free + 3, (guided, free)
     # An empty prompt with guidance is the picture without it.
     plain, pushed = (text_to_image(demo, [""], {"guidance_scale": scale})[0] for scale in (1.0, 7.0))
     assert np.abs(plain.astype(int) - pushed).max() <= 2

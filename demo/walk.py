@@ -11,6 +11,7 @@ import io
 import json
 import pathlib
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -261,6 +262,8 @@ def main():
         (arguments.out / "demo.html").write_text(page(steps), encoding="utf-8")
         print(f"wrote {arguments.out / 'demo.png'} and {arguments.out / 'demo.html'}", flush=True)
         if arguments.serve:
+            # Ends as Ctrl-C does, with the server.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             print(f"serving on http {server.http_address}, grpc {server.grpc_address}; Ctrl-C ends it", flush=True)
             try:
                 while server.is_alive():

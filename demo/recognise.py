@@ -7,20 +7,27 @@ recognise.ground(picture)                    # "green"
 
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+from scipy import fft, ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "train"))
 
 import scenes  # noqa: E402
 
 # What is smaller than this share of the picture is no thing but an edge between two colours.
-LEAST_AREA = 0.012
+LEAST_AREA = 0.008
 # Below this a harmonic of the outline says nothing: the outline is a circle's. A square's fourth is 0.07, before any
 # blur.
 ROUND = 0.035
+# Things nearer to each other than this many pixels touch: one may hide a part of the other.
+TOUCH = 5
+# Pixels along the outline of what hides a thing whose colour is a mixture.
+MIXED = 2
+# The side of the pictures in which shapes are laid over what is seen of a thing.
+SMALL = 64
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,8 @@ def nearest(picture):
     return distances.argmin(1).reshape(picture.shape[:2])
 
 
-def things(picture):
-    """The largest patch of each of the things' colours: {colour: Found}."""
+def patches(picture):
+    """The largest patch of each of the things' colours, its holes filled: {colour: bool (height, width)}."""
     numbers = nearest(picture)
     found = {}
     for colour in scenes.COLOURS:
@@ -66,14 +73,75 @@ def things(picture):
         labels, count = ndimage.label(mask)
         if not count:
             continue
-        sizes = np.bincount(labels.ravel())[1:]
-        patch = ndimage.binary_fill_holes(labels == sizes.argmax() + 1)
-        area = patch.mean()
-        if area < LEAST_AREA:
-            continue
-        y, x = ndimage.center_of_mass(patch)
-        found[colour] = Found(outline(patch), area, (x + 0.5) / patch.shape[1], (y + 0.5) / patch.shape[0], patch)
+        patch = ndimage.binary_fill_holes(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
+        if patch.mean() >= LEAST_AREA:
+            found[colour] = patch
     return found
+
+
+def things(picture):
+    """What is seen in each of the things' colours: {colour: Found}. `picture`: uint8 (side, side, 3), a multiple of
+    SMALL."""
+    masks = patches(picture)
+    found = {}
+    for colour, patch in masks.items():
+        hidden = np.zeros_like(patch)
+        for other in masks.values():
+            if other is not patch and touch(patch, other) and nearer(other, patch):
+                hidden |= ndimage.binary_dilation(other, iterations=MIXED)
+        shape = best_fit(patch, ~hidden)[0] if hidden.any() else outline(patch)
+        y, x = ndimage.center_of_mass(patch)
+        side = len(patch)
+        found[colour] = Found(shape, patch.mean(), (x + 0.5) / side, (y + 0.5) / side, patch)
+    return found
+
+
+def touch(patch, other):
+    return (patch & ndimage.binary_dilation(other, iterations=TOUCH)).any()
+
+
+def nearer(patch, other):
+    """Whether of two things that touch `patch` is the one before: it lies on the other, or is the more whole."""
+    within = (patch & other).sum()
+    if within:
+        return within > 0.5 * patch.sum()
+    everywhere = np.ones_like(patch)
+    return best_fit(patch, everywhere)[1] > best_fit(other, everywhere)[1]
+
+
+@cache
+def templates():
+    """Every shape in every size and turn: their names, and the spectra of their masks (n, SMALL, SMALL // 2 + 1)."""
+    x = (np.arange(SMALL) + 0.5) / SMALL
+    x, y = np.meshgrid(x, x)
+    names, masks = [], []
+    for shape in scenes.SHAPES:
+        for radius in np.linspace(0.08, 0.34, 14):
+            for angle in (0.0,) if shape == "circle" else (-0.24, -0.12, 0.0, 0.12, 0.24):
+                names.append(shape)
+                masks.append(scenes.distance(scenes.Thing(shape, "red", None, 0.5, 0.5, radius, angle), x, y) < 0)
+    return names, fft.rfft2(np.array(masks, np.float32)).conj()
+
+
+def best_fit(patch, told):
+    """The shape that covers a patch best, wherever it is laid, and its intersection over union with it. Only pixels that
+    are `told` count: the others may be hidden."""
+    names, spectra = templates()
+    told = shrunk(told)
+    seen = shrunk(patch) & told
+
+    def overlap(mask):
+        return fft.irfft2(spectra * fft.rfft2(mask.astype(np.float32)), s=mask.shape)
+
+    both = overlap(seen)
+    fits = (both / (overlap(told) + seen.sum() - both)).max((1, 2))
+    return names[fits.argmax()], fits.max()
+
+
+def shrunk(mask):
+    """A mask of SMALL x SMALL: true where more than half is."""
+    times = len(mask) // SMALL
+    return mask.reshape(SMALL, times, SMALL, times).mean((1, 3)) > 0.5
 
 
 def harmonics(patch):

@@ -9,11 +9,13 @@ from training import rng
 
 SIDE, FACTOR = 128, 8
 LATENT = SIDE // FACTOR
-SCENES, MASKED = 12000, 7000
+# After SCENES of all kinds come PAIRS, each of two things: those are many more than one thing can be, and harder.
+SCENES, PAIRS, MASKED = 12000, 8000, 7000
 
 
 def scene(index):
-    return scenes.sample(rng("scene", index))
+    draw = scenes.sample if index < SCENES else scenes.sample_pair
+    return draw(rng("scene", index))
 
 
 def mask_of(generator, drawn):
@@ -66,12 +68,13 @@ def cached(work, name, make):
 
 
 @torch.no_grad()
-def pictures(vae, size=32):
-    """Of SCENES scenes: `captions`, latents `mean` and `std` (n, 4, 16, 16), `depth` (n, 16, 16) from -1 to 1."""
+def pictures(vae, begin, end, size=32):
+    """Of the scenes from `begin` to before `end`: `captions`, latents `mean` and `std` (n, 4, 16, 16), `depth`
+    (n, 1, 16, 16) from -1 to 1."""
     means, stds, depths, captions = [], [], [], []
     started = time.monotonic()
-    for first in range(0, SCENES, size):
-        drawn = [scene(n) for n in range(first, min(first + size, SCENES))]
+    for first in range(begin, end, size):
+        drawn = [scene(n) for n in range(first, min(first + size, end))]
         rendered = [scenes.render(s, SIDE) for s in drawn]
         mean, std = encode(vae, [image for image, _ in rendered])
         depth = torch.from_numpy(np.stack([depth for _, depth in rendered]))[:, None]
@@ -80,9 +83,17 @@ def pictures(vae, size=32):
         low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
         depths.append((2 * (depth - low) / (high - low) - 1).half())
         means.append(mean), stds.append(std), captions.extend(s.caption for s in drawn)
-        if first % (size * 50) == 0:
-            print(f"encoded {first + len(drawn)}/{SCENES} scenes in {time.monotonic() - started:.0f} s", flush=True)
+        if (first - begin) % (size * 50) == 0:
+            print(f"encoded to {first + len(drawn)}/{end} scenes in {time.monotonic() - started:.0f} s", flush=True)
     return {"captions": captions, "mean": torch.cat(means), "std": torch.cat(stds), "depth": torch.cat(depths)}
+
+
+def joined(*parts):
+    """What several calls of `pictures` returned, as of one."""
+    return {
+        key: sum((part[key] for part in parts), []) if key == "captions" else torch.cat([part[key] for part in parts])
+        for key in parts[0]
+    }
 
 
 @torch.no_grad()

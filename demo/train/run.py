@@ -36,7 +36,10 @@ def pictures(work):
     """The f8 VAE and the three UNets in its latents."""
     tokenizer, encoder = text_encoder(work)
     vae = autoencoders.train(work, "vae_f8")
-    cached = latents.cached(work, "pictures", lambda: latents.pictures(vae))
+    cached = latents.joined(
+        latents.cached(work, "pictures", lambda: latents.pictures(vae, 0, latents.SCENES)),
+        latents.cached(work, "pairs", lambda: latents.pictures(vae, latents.SCENES, latents.SCENES + latents.PAIRS)),
+    )
     base = unets.train(work, "text", tokenizer, encoder, cached)
     to_depth = unets.train(work, "depth", tokenizer, encoder, cached, base=base)
     masked = latents.cached(work, "masked", lambda: latents.masked(vae))

@@ -86,19 +86,28 @@ def ground(texture, background):
     return f"a {background} background" if texture == "plain" else f"a {texture} {background} background"
 
 
-def sample(rng):
-    """Draws a scene: two things in about half, one in most of the others, none in a few."""
+def backdrop(rng):
+    """A background alone, without a caption."""
     background = str(rng.choice(list(BACKGROUNDS)))
     texture = str(rng.choice(TEXTURES, p=(0.4, 0.2, 0.2, 0.2)))
-    phase = tuple(rng.uniform(0, 1, 3))
-    scene = Scene(background, texture, "", phase)
+    return Scene(background, texture, "", tuple(rng.uniform(0, 1, 3)))
+
+
+def sample(rng):
+    """Draws a scene: two things in about half, one in most of the others, none in a few."""
+    scene = backdrop(rng)
     kind = rng.uniform()
     if kind < 0.06:
-        words = ground(texture, background)
+        words = ground(scene.texture, scene.background)
         return replace(scene, caption=words if rng.uniform() < 0.5 else words.replace("a ", "an empty ", 1))
     if kind < 0.5:
         return one_thing(rng, scene)
     return two_things(rng, scene)
+
+
+def sample_pair(rng):
+    """Draws a scene of two things."""
+    return two_things(rng, backdrop(rng))
 
 
 def thing(rng, taken=(), sizes=(None, "small", "large")):

@@ -100,12 +100,14 @@ NOT_MUON = (
 class Training:
     """One training of `modules`, with its checkpoint and losses in `work/name`.*.
 
-    `loss(batch, step)` returns the loss and a dictionary of figures to log.
+    `loss(batch, step)` returns the loss and a dictionary of figures to log. After `steps` the rate begins once more, at
+    half of its height, for `further` steps (Loshchilov and Hutter 2017, "SGDR").
     """
 
-    def __init__(self, work, name, modules, steps, rate, average=0.999, muon=0.02):
+    def __init__(self, work, name, modules, steps, rate, average=0.999, muon=0.02, further=0):
         self.file = Path(work) / f"{name}.pt"
-        self.name, self.modules, self.steps, self.average = name, modules, steps, average
+        self.name, self.modules, self.average = name, modules, average
+        self.first, self.further, self.steps = steps, further, steps + further
         named = [(n, p) for module in modules.values() for n, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         inner = {n for n, (name, p) in enumerate(named) if p.ndim >= 2 and not any(word in name for word in NOT_MUON)}
@@ -149,10 +151,13 @@ class Training:
         )
 
     def share_of_rate(self, step):
-        """Linear warm-up over 50 steps, then half a cosine down to 2 %."""
+        """Linear warm-up over 50 steps, then half a cosine down to 2 %; and so again for the further steps."""
+        height, steps = 1.0, self.first
+        if step >= self.first:
+            height, steps, step = 0.5, self.further, step - self.first
         if step < 50:
-            return (step + 1) / 50
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 50) / max(1, self.steps - 50)))
+            return height * (step + 1) / 50
+        return height * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 50) / max(1, steps - 50))))
 
     def run(self, make, loss, workers=1, report=100, keep=300):
         """Trains to the end, then leaves the averaged weights in the modules."""

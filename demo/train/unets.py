@@ -16,6 +16,8 @@ from training import Training, rng
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 CHANNELS = {"text": 4, "depth": 5, "inpaint": 9}
 STEPS = {"text": 9000, "depth": 600, "inpaint": 900}
+# The base's second cycle, which sees the further pairs too: which of two things has which colour and shape comes late.
+FURTHER = {"text": 4200, "depth": 0, "inpaint": 0}
 # The latents at outlines count more than the rest: a shape is told by a tenth of them, and the textures about it, whose
 # phase nobody can guess, would have most of the loss.
 OUTLINE_WEIGHT, OUTLINE_WIDTH = 8, 0.07
@@ -100,10 +102,11 @@ def batches(kind, tokenizer, pictures, masked):
     """`make(step)`: token ids, latents, what stands beside them in the input."""
     empty = words.tokens(tokenizer, [""])
     ids = words.tokens(tokenizer, pictures["captions"])
-    count = len(masked["mask"]) if kind == "inpaint" else len(ids)
+    mixed, every = latents.SCENES, len(masked["mask"]) if kind == "inpaint" else len(ids)
 
     def make(step):
         generator = rng("unet", kind, step)
+        count = mixed if kind == "text" and step < STEPS["text"] else every
         chosen = torch.from_numpy(generator.choice(count, BATCH, replace=False))
         seed = torch.Generator().manual_seed(int(generator.integers(2**31)))
         mean, std = pictures["mean"][chosen].float(), pictures["std"][chosen].float()
@@ -134,7 +137,13 @@ def train(work, kind, tokenizer, encoder, pictures, masked=None, base=None):
     schedule = noise_schedule()
     levels = Levels()
     training = Training(
-        work, f"unet_{kind}", {"unet": unet, "levels": levels}, STEPS[kind], RATES[kind], muon=MUON[kind]
+        work,
+        f"unet_{kind}",
+        {"unet": unet, "levels": levels},
+        STEPS[kind],
+        RATES[kind],
+        muon=MUON[kind],
+        further=FURTHER[kind],
     )
 
     def loss(batch, _):

@@ -24,6 +24,10 @@ TEST_ARGS ?=
 # demo spin shortly and then sleep. The pictures are the same.
 export GOMP_SPINCOUNT ?= 10000
 
+# The property tests draw the same cases in every run, so that a failure comes of what was changed. Others with
+# make test-rust PROPTEST_RNG_SEED=$RANDOM
+export PROPTEST_RNG_SEED ?= 1
+
 .PHONY: help setup setup-reference build backend demo serve train test test-rust test-e2e test-deploy soak tiles lint parity bench bench-full-size clean
 
 help: ## list the targets

@@ -49,7 +49,8 @@ impl Switched {
     fn steps_of_the_run(&self) -> usize {
         let steps = self.steps as f64;
         let timesteps = (1000.0 / (1000.0 / steps)).ceil() as usize;
-        let converted = self.conversion != "none" && self.class != "EulerAncestralDiscreteScheduler";
+        let converted =
+            self.conversion != "none" && self.class != "EulerAncestralDiscreteScheduler";
         if self.spacing == "trailing" && !converted {
             timesteps
         } else {
@@ -82,6 +83,27 @@ fn switched() -> impl Strategy<Value = Switched> {
             spacing,
             conversion,
         })
+}
+
+/// diffusers makes 62 of them: `numpy.arange(1000, 0, -1000 / 61)` is one number longer than asked. Sigmas that are
+/// spaced anew are as many as asked, and EulerAncestral has no switch for that.
+#[test]
+fn sixty_one_trailing_steps_are_sixty_two() {
+    for (class, conversion, steps) in [
+        ("EulerDiscreteScheduler", "none", 62),
+        ("EulerDiscreteScheduler", "use_karras_sigmas", 61),
+        ("EulerAncestralDiscreteScheduler", "use_karras_sigmas", 62),
+    ] {
+        let switched = Switched {
+            class,
+            steps: 61,
+            spacing: "trailing",
+            conversion,
+        };
+        let config = switched.config(&json!({}));
+        let trace = run_to(&noise(2), &config, &plan(61), PredictionType::Epsilon);
+        assert_eq!(trace.timesteps.len(), steps, "{class} {conversion}");
+    }
 }
 
 proptest! {

@@ -135,43 +135,38 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
-    fn group(name: &str, files: &[(&str, &str)]) -> std::path::PathBuf {
-        let root = std::env::temp_dir().join(format!("td-cgroup-{}-{name}", std::process::id()));
+    fn group(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
-            std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
-            std::fs::write(root.join(path), text).unwrap();
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
         }
         root
     }
 
     #[test]
     fn a_containers_limit_counts_page_cache_as_free() {
-        let two = group(
-            "v2",
-            &[
-                ("memory.max", "1000\n"),
-                ("memory.current", "700\n"),
-                (
-                    "memory.stat",
-                    "anon 1\nfile_mapped 50\ninactive_file 200\nactive_file 100\n",
-                ),
-            ],
-        );
-        assert_eq!(control_group(&two), Some(550));
-        let one = group(
-            "v1",
-            &[
-                ("memory/memory.limit_in_bytes", "1000"),
-                ("memory/memory.usage_in_bytes", "400"),
-                (
-                    "memory/memory.stat",
-                    "total_mapped_file 50\ntotal_inactive_file 100\ntotal_active_file 10\n",
-                ),
-            ],
-        );
-        assert_eq!(control_group(&one), Some(660));
-        let none = group("none", &[("memory.max", "max\n")]);
-        assert_eq!(control_group(&none), None);
+        let two = group(&[
+            ("memory.max", "1000\n"),
+            ("memory.current", "700\n"),
+            (
+                "memory.stat",
+                "anon 1\nfile_mapped 50\ninactive_file 200\nactive_file 100\n",
+            ),
+        ]);
+        assert_eq!(control_group(two.path()), Some(550));
+        let one = group(&[
+            ("memory/memory.limit_in_bytes", "1000"),
+            ("memory/memory.usage_in_bytes", "400"),
+            (
+                "memory/memory.stat",
+                "total_mapped_file 50\ntotal_inactive_file 100\ntotal_active_file 10\n",
+            ),
+        ]);
+        assert_eq!(control_group(one.path()), Some(660));
+        let none = group(&[("memory.max", "max\n")]);
+        assert_eq!(control_group(none.path()), None);
     }
 
     #[test]

@@ -216,11 +216,12 @@ mod tests {
     use super::*;
     use safetensors::tensor::TensorView;
     use std::io::Write;
+    use tempfile::NamedTempFile;
 
-    fn written(name: &str, bytes: &[u8]) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("td-weights-{}-{name}", std::process::id()));
-        File::create(&path).unwrap().write_all(bytes).unwrap();
-        path
+    fn written(bytes: &[u8]) -> NamedTempFile {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
     }
 
     fn one_tensor() -> Vec<u8> {
@@ -234,8 +235,8 @@ mod tests {
 
     #[test]
     fn tensors_come_back() {
-        let path = written("good", &one_tensor());
-        let file = TensorFile::open(&path).unwrap();
+        let written = written(&one_tensor());
+        let file = TensorFile::open(written.path()).unwrap();
         assert_eq!(file.names(), ["a"]);
         assert_eq!(
             Vec::<f32>::try_from(file.tensor("a").unwrap()).unwrap(),
@@ -248,11 +249,14 @@ mod tests {
     fn every_cut_is_refused() {
         let whole = one_tensor();
         for length in 0..whole.len() {
-            let path = written("cut", &whole[..length]);
-            assert!(TensorFile::open(&path).is_err(), "cut to {length} bytes");
+            let cut = written(&whole[..length]);
+            assert!(
+                TensorFile::open(cut.path()).is_err(),
+                "cut to {length} bytes"
+            );
         }
         let mut longer = whole;
         longer.push(0);
-        assert!(TensorFile::open(&written("longer", &longer)).is_err());
+        assert!(TensorFile::open(written(&longer).path()).is_err());
     }
 }

@@ -3,10 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
+use tempfile::TempDir;
 
 use super::digest::Digest;
 use super::store::{Key, STORE};
@@ -14,9 +15,13 @@ use super::{Component, Footprint, Loaded, Loader, Part};
 use crate::error::Error;
 
 /// A folder with one file of float32 tensors, its data at a multiple of 64 bytes if `aligned`.
-fn folder(name: &str, tensors: &[(&str, &[f32])], aligned: bool) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("td-store-{}-{name}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
+fn folder(tensors: &[(&str, &[f32])], aligned: bool) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path(), tensors, aligned);
+    folder
+}
+
+fn fill(folder: &Path, tensors: &[(&str, &[f32])], aligned: bool) {
     let bytes: Vec<(String, Vec<u8>)> = tensors
         .iter()
         .map(|(name, values)| {
@@ -24,8 +29,7 @@ fn folder(name: &str, tensors: &[(&str, &[f32])], aligned: bool) -> PathBuf {
             ((*name).to_owned(), bytes.collect())
         })
         .collect();
-    write(&folder, Dtype::F32, 4, &bytes, aligned);
-    folder
+    write(folder, Dtype::F32, 4, &bytes, aligned);
 }
 
 fn write(folder: &Path, dtype: Dtype, size: usize, tensors: &[(String, Vec<u8>)], aligned: bool) {
@@ -86,9 +90,9 @@ fn key(values: &[f32], kind: Kind) -> Key {
 #[test]
 fn equal_tensors_of_two_folders_are_one_until_both_are_gone() {
     let (same, other) = ([1.5f32; 40], [2.5f32; 40]);
-    let one = folder("one", &[("a", &same)], true);
-    let two = folder("two", &[("renamed", &same), ("own", &other)], true);
-    let (first, took) = tensors(&one, Kind::Float, &[("a", 40)]);
+    let one = folder(&[("a", &same)], true);
+    let two = folder(&[("renamed", &same), ("own", &other)], true);
+    let (first, took) = tensors(one.path(), Kind::Float, &[("a", 40)]);
     assert_eq!(
         took,
         Footprint {
@@ -96,7 +100,7 @@ fn equal_tensors_of_two_folders_are_one_until_both_are_gone() {
             shared: 0
         }
     );
-    let (second, took) = tensors(&two, Kind::Float, &[("renamed", 40), ("own", 40)]);
+    let (second, took) = tensors(two.path(), Kind::Float, &[("renamed", 40), ("own", 40)]);
     assert_eq!(
         took,
         Footprint {
@@ -116,9 +120,9 @@ fn equal_tensors_of_two_folders_are_one_until_both_are_gone() {
 #[test]
 fn another_dtype_or_shape_is_another_tensor() {
     let values: Vec<f32> = (0..64u8).map(|n| f32::from(n) + 0.25).collect();
-    let folder = folder("dtypes", &[("a", &values)], false);
-    let (full, _) = tensors(&folder, Kind::Float, &[("a", 64)]);
-    let (half, took) = tensors(&folder, Kind::Half, &[("a", 64)]);
+    let folder = folder(&[("a", &values)], false);
+    let (full, _) = tensors(folder.path(), Kind::Float, &[("a", 64)]);
+    let (half, took) = tensors(folder.path(), Kind::Half, &[("a", 64)]);
     assert_eq!(
         took,
         Footprint {
@@ -134,13 +138,12 @@ fn another_dtype_or_shape_is_another_tensor() {
 fn float32_is_used_in_its_file_where_it_lies_aligned() {
     let values = vec![3.25f32; 1 << 18];
     for aligned in [true, false] {
-        let folder = folder(&format!("place-{aligned}"), &[("a", &values)], aligned);
-        let (loaded, _) = tensors(&folder, Kind::Float, &[("a", 1 << 18)]);
+        let folder = folder(&[("a", &values)], aligned);
+        let place = folder.path().to_string_lossy().into_owned();
+        let (loaded, _) = tensors(folder.path(), Kind::Float, &[("a", 1 << 18)]);
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let address = loaded[0].data_ptr() as u64;
-        let inside = maps
-            .lines()
-            .filter(|line| line.contains(&*folder.to_string_lossy()));
+        let inside = maps.lines().filter(|line| line.contains(&place));
         let inside = inside.filter(|line| {
             let (from, to) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
             let hex = |text| u64::from_str_radix(text, 16).unwrap();
@@ -149,11 +152,11 @@ fn float32_is_used_in_its_file_where_it_lies_aligned() {
         assert_eq!(inside.count(), usize::from(aligned));
         assert_eq!(address % 64, 0);
         // The map outlives the folder, and goes with the tensor.
-        fs::remove_dir_all(&folder).unwrap();
+        folder.close().unwrap();
         assert_eq!(Vec::<f32>::try_from(&loaded[0]).unwrap(), values);
         drop(loaded);
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        assert!(!maps.contains(&*folder.to_string_lossy()));
+        assert!(!maps.contains(&place));
     }
 }
 
@@ -161,16 +164,16 @@ fn float32_is_used_in_its_file_where_it_lies_aligned() {
 #[test]
 fn a_file_that_was_written_into_is_shared_no_more() {
     let values = vec![6.5f32; 1 << 18];
-    let one = folder("written", &[("a", &values)], true);
-    let two = folder("untouched", &[("a", &values)], true);
-    let (first, _) = tensors(&one, Kind::Float, &[("a", 1 << 18)]);
+    let one = folder(&[("a", &values)], true);
+    let two = folder(&[("a", &values)], true);
+    let (first, _) = tensors(one.path(), Kind::Float, &[("a", 1 << 18)]);
     // Not replaced: the same file, with other numbers.
-    let path = one.join("model.safetensors");
+    let path = one.path().join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&1.0f32.to_le_bytes());
     fs::write(&path, bytes).unwrap();
-    let (second, _) = tensors(&two, Kind::Float, &[("a", 1 << 18)]);
+    let (second, _) = tensors(two.path(), Kind::Float, &[("a", 1 << 18)]);
     assert_ne!(first[0].data_ptr(), second[0].data_ptr());
     assert_eq!(Vec::<f32>::try_from(&second[0]).unwrap(), values);
     drop(first);
@@ -183,14 +186,14 @@ fn a_file_that_was_written_into_is_shared_no_more() {
 fn a_file_that_was_deleted_is_shared_further() {
     let values = vec![8.5f32; 1 << 18];
     let names = [("a", 1 << 18)];
-    let one = folder("deleted", &[("a", &values)], true);
-    let (first, _) = tensors(&one, Kind::Float, &names);
-    let two = folder("stays", &[("a", &values)], true);
-    let (second, _) = tensors(&two, Kind::Float, &names);
+    let one = folder(&[("a", &values)], true);
+    let (first, _) = tensors(one.path(), Kind::Float, &names);
+    let two = folder(&[("a", &values)], true);
+    let (second, _) = tensors(two.path(), Kind::Float, &names);
     drop(first);
-    fs::remove_dir_all(&one).unwrap();
-    let three = folder("comes", &[("a", &values)], true);
-    let (third, took) = tensors(&three, Kind::Float, &names);
+    one.close().unwrap();
+    let three = folder(&[("a", &values)], true);
+    let (third, took) = tensors(three.path(), Kind::Float, &names);
     assert_eq!(took.shared, took.total);
     assert_eq!(second[0].data_ptr(), third[0].data_ptr());
     assert_eq!(Vec::<f32>::try_from(&third[0]).unwrap(), values);
@@ -201,28 +204,34 @@ fn every_dtype_is_converted_as_libtorch_does() {
     let numbers: Vec<u16> = (0..=u16::MAX).collect();
     let bytes: Vec<u8> = numbers.iter().flat_map(|bits| bits.to_le_bytes()).collect();
     for (dtype, kind) in [(Dtype::F16, Kind::Half), (Dtype::BF16, Kind::BFloat16)] {
-        let folder = folder(&format!("{dtype:?}"), &[], true);
-        write(&folder, dtype, 2, &[("a".to_owned(), bytes.clone())], true);
+        let folder = folder(&[], true);
+        write(
+            folder.path(),
+            dtype,
+            2,
+            &[("a".to_owned(), bytes.clone())],
+            true,
+        );
         let theirs = Tensor::f_from_data_size(&bytes, &[65536], kind).unwrap();
-        let (ours, _) = tensors(&folder, Kind::Float, &[("a", 65536)]);
+        let (ours, _) = tensors(folder.path(), Kind::Float, &[("a", 65536)]);
         assert!(ours[0].allclose(&theirs.to_kind(Kind::Float), 0.0, 0.0, true));
     }
     let floats: Vec<f32> = (0..5000i16)
         .map(|n| f32::from(n).exp2().recip() * 3.3e9 + f32::from(n) * 0.37)
         .collect();
-    let folder = folder("narrower", &[("a", &floats)], true);
+    let folder = folder(&[("a", &floats)], true);
     for kind in [Kind::Half, Kind::BFloat16] {
-        let (ours, _) = tensors(&folder, kind, &[("a", 5000)]);
+        let (ours, _) = tensors(folder.path(), kind, &[("a", 5000)]);
         assert_eq!(ours[0], Tensor::from_slice(&floats).to_kind(kind));
     }
 }
 
 #[test]
 fn a_file_that_was_replaced_is_read_anew() {
-    let place = folder("replaced", &[("a", &[1.0f32; 16])], true);
-    let (before, _) = tensors(&place, Kind::Float, &[("a", 16)]);
-    folder("replaced", &[("a", &[7.0f32; 16])], true);
-    let (after, took) = tensors(&place, Kind::Float, &[("a", 16)]);
+    let place = folder(&[("a", &[1.0f32; 16])], true);
+    let (before, _) = tensors(place.path(), Kind::Float, &[("a", 16)]);
+    fill(place.path(), &[("a", &[7.0f32; 16])], true);
+    let (after, took) = tensors(place.path(), Kind::Float, &[("a", 16)]);
     assert_eq!(took.shared, 0);
     assert_eq!(Vec::<f32>::try_from(&before[0]).unwrap(), [1.0; 16]);
     assert_eq!(Vec::<f32>::try_from(&after[0]).unwrap(), [7.0; 16]);
@@ -230,27 +239,27 @@ fn a_file_that_was_replaced_is_read_anew() {
 
 #[test]
 fn what_enters_the_store_is_hashed_then() {
-    let place = folder("lies", &[("a", &[4.0f32; 16])], true);
-    let identity = Component::open(&place, "model").unwrap().files()[0]
+    let place = folder(&[("a", &[4.0f32; 16])], true);
+    let identity = Component::open(place.path(), "model").unwrap().files()[0]
         .identity()
         .clone();
     let lie = std::collections::HashMap::from([("a".to_owned(), Digest::of(b"another tenant's"))]);
     STORE.memory.remember(identity, std::sync::Arc::new(lie));
     let mut loader = Loader::new(Device::Cpu);
-    loader.open(&place, "model", Kind::Float).unwrap();
+    loader.open(place.path(), "model", Kind::Float).unwrap();
     assert!(matches!(loader.load(&|_| {}), Err(Error::Unavailable(_))));
-    let (tensors, _) = tensors(&place, Kind::Float, &[("a", 16)]);
+    let (tensors, _) = tensors(place.path(), Kind::Float, &[("a", 16)]);
     assert_eq!(Vec::<f32>::try_from(&tensors[0]).unwrap(), [4.0; 16]);
 }
 
 #[test]
 fn many_threads_that_want_one_tensor_make_it_once() {
     let values = [9.75f32; 4096];
-    let place = folder("threads", &[("a", &values)], false);
+    let place = folder(&[("a", &values)], false);
     for _ in 0..20 {
         let addresses: Vec<usize> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| tensors(&place, Kind::Float, &[("a", 4096)]).0))
+                .map(|_| scope.spawn(|| tensors(place.path(), Kind::Float, &[("a", 4096)]).0))
                 .collect();
             let held: Vec<_> = threads
                 .into_iter()
@@ -271,13 +280,9 @@ fn a_large_matrix_of_half_precision_stays_in_its_file() {
         .map(|n: u32| (n % 1000) as f32 * 0.25 - 9.0)
         .collect();
     let matrix = Tensor::from_slice(&values).reshape([512, 1024]);
-    for (name, kind, dtype) in [
-        ("f16", Kind::Half, Dtype::F16),
-        ("bf16", Kind::BFloat16, Dtype::BF16),
-    ] {
+    for (kind, dtype) in [(Kind::Half, Dtype::F16), (Kind::BFloat16, Dtype::BF16)] {
         let narrow = matrix.to_kind(kind);
-        let place = std::env::temp_dir().join(format!("td-store-{}-{name}", std::process::id()));
-        fs::create_dir_all(&place).unwrap();
+        let place = tempfile::tempdir().unwrap();
         let bits: Vec<u16> = Vec::try_from(narrow.view_dtype(Kind::Int16).reshape([-1]))
             .map(|bits: Vec<i16>| bits.into_iter().map(i16::cast_unsigned).collect())
             .unwrap();
@@ -291,32 +296,31 @@ fn a_large_matrix_of_half_precision_stays_in_its_file() {
             ("vector", TensorView::new(dtype, vec![32], &vector).unwrap()),
         ];
         fs::write(
-            place.join("model.safetensors"),
+            place.path().join("model.safetensors"),
             safetensors::serialize(views, None).unwrap(),
         )
         .unwrap();
 
-        let (mut loaded, part) = load(&place, Kind::Float);
+        let (mut loaded, part) = load(place.path(), Kind::Float);
         assert_eq!(loaded.footprint.total, (1 << 20) + 128);
         let weights = loaded.take(part).unwrap();
         let root = weights.root();
         let held = root.held("matrix", &[512, 1024]).unwrap();
         assert_eq!(held, narrow);
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        assert!(maps.contains(&*place.to_string_lossy()));
+        assert!(maps.contains(&*place.path().to_string_lossy()));
         // Whoever does not know of it gets what was asked for.
         let wide = root.tensor("matrix", &[512, 1024]).unwrap();
         assert_eq!(wide, narrow.to_kind(Kind::Float));
         assert_eq!(root.held("vector", &[32]).unwrap().kind(), Kind::Float);
         drop((loaded, held));
 
-        let (mut loaded, part) = load(&place, kind);
+        let (mut loaded, part) = load(place.path(), kind);
         assert_eq!(loaded.footprint.total, (1 << 20) + 64);
         let weights = loaded.take(part).unwrap();
         assert_eq!(
             weights.root().tensor("matrix", &[512, 1024]).unwrap(),
             narrow
         );
-        fs::remove_dir_all(&place).unwrap();
     }
 }

@@ -60,7 +60,7 @@ test: test-rust ## all tests: Rust, end to end against a real tritonserver, depl
 	@$(MAKE) --no-print-directory test-e2e test-deploy
 
 test-rust: setup
-	$(CARGO) test --release --workspace --features triton-diffusion/fault-injection $(TEST_ARGS)
+	$(CARGO) test --release --workspace --features triton-diffusion/failpoints $(TEST_ARGS)
 
 test-e2e: backend
 	$(PYTHON_VENV) -m pytest tests/e2e $(PYTEST_ARGS)
@@ -72,17 +72,17 @@ soak: backend ## eight clients that load, infer and unload at random for five mi
 	TRITON_DIFFUSION_SOAK_SECONDS=300 $(PYTHON_VENV) -m pytest tests/e2e/test_soak.py $(PYTEST_ARGS)
 
 tiles: setup ## the upscaler in pieces against the upscaler whole, 512x512 to 2048x2048 (some minutes)
-	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features fault-injection --test tiles -- --nocapture
+	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features failpoints --test upscaler_tiles -- --nocapture
 
 lint: setup ## rustfmt, clippy and rustdoc, warnings as errors
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/fault-injection -- -D warnings
+	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/failpoints -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
 
 parity: backend setup-reference ## run diffusers and this backend on this machine and demand equal bytes
 	'$(REFERENCE_VENV)/bin/python' tools/reference/make_goldens.py --out '$(PARITY)'
-	TRITON_DIFFUSION_PARITY='$(PARITY)' $(CARGO) test --release --features fault-injection --test goldens -- --nocapture
+	TRITON_DIFFUSION_PARITY='$(PARITY)' $(CARGO) test --release --features failpoints --test goldens -- --nocapture
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(PYTHON_VENV) -m pytest tests/e2e/test_goldens.py
 
 bench: backend setup-reference ## compare with diffusers in Triton's Python backend: load time, and memory of 20 fine-tunes

@@ -1,17 +1,15 @@
-//! Compiles the C++ shim of `src/libtorch` and sets how the library finds libtorch.
+//! Compiles the C++ shim of `src/torch` and sets how the library finds libtorch.
 
 use std::env;
 use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    println!("cargo:rerun-if-changed=src/libtorch/shim.cpp");
-    println!("cargo:rerun-if-changed=src/libtorch/shim.h");
+    println!("cargo:rerun-if-changed=src/torch/shim.cpp");
+    println!("cargo:rerun-if-changed=src/torch/shim.h");
 
     let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) else {
-        println!(
-            "cargo:error=LIBTORCH is not set: build with `make build`, which fetches libtorch"
-        );
+        println!("cargo:error=LIBTORCH is not set: build with `make build`, which fetches libtorch");
         return;
     };
     let include = libtorch.join("include");
@@ -24,16 +22,12 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         // libtorch's headers are not free of warnings.
         .warnings(false)
-        .file("src/libtorch/shim.cpp")
+        .file("src/torch/shim.cpp")
         .compile("td_shim");
 
     // The shipped library finds libtorch beside itself; what runs from the build folder
     // (`target/release` and the folders in it) finds it where `make setup` put it.
-    for place in [
-        "$ORIGIN",
-        "$ORIGIN/../libtorch/lib",
-        "$ORIGIN/../../libtorch/lib",
-    ] {
+    for place in ["$ORIGIN", "$ORIGIN/../libtorch/lib", "$ORIGIN/../../libtorch/lib"] {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{place}");
     }
     let fetched = libtorch.join("lib");

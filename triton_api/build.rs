@@ -29,12 +29,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // bindgen panics when the library is missing; its words follow ours, without a backtrace.
     panic::set_hook(Box::new(|_| {}));
-    let bindings = panic::catch_unwind(panic::AssertUnwindSafe(|| builder.generate())).map_err(
-        |payload| match payload.downcast::<String>() {
-            Ok(reason) => format!("{NO_LIBCLANG} ({reason})"),
-            Err(_) => NO_LIBCLANG.to_owned(),
-        },
-    )??;
+    let bindings =
+        panic::catch_unwind(panic::AssertUnwindSafe(|| builder.generate())).map_err(|payload| {
+            match payload.downcast::<String>() {
+                Ok(reason) => format!("{NO_LIBCLANG} ({reason})"),
+                Err(_) => NO_LIBCLANG.to_owned(),
+            }
+        })??;
     drop(panic::take_hook());
     let out = PathBuf::from(env::var("OUT_DIR")?).join("sys.rs");
     bindings.write_to_file(out)?;
@@ -45,10 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// it, comes without them, so the C compiler is asked for its own.
 fn compiler_headers() -> Option<String> {
     let compiler = env::var("CC").unwrap_or_else(|_| "gcc".to_owned());
-    let output = Command::new(compiler)
-        .arg("-print-file-name=include")
-        .output()
-        .ok()?;
+    let output = Command::new(compiler).arg("-print-file-name=include").output().ok()?;
     let folder = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     Path::new(&folder).is_absolute().then_some(folder)
 }

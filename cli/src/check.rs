@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use clap::Args;
+use diffusion_core::config::{Dtype, ModelParameters};
+use diffusion_core::{Error, Result};
+use diffusion_request::validate::RequestContext;
 use serde_json::{Map, Value, json};
-use triton_diffusion::config::{Dtype, ModelParameters};
-use triton_diffusion::error::{Error, Result};
-use triton_diffusion::pipeline::{Components, Place};
-use triton_diffusion::request::resolve::RequestContext;
+use triton_diffusion::pipelines::{Components, Place};
 
 /// What goes into `config.pbtxt`.
 #[derive(Args, Clone, Debug, Default)]
@@ -26,14 +26,10 @@ impl ParameterArguments {
         let mut pairs = Map::new();
         for parameter in &self.parameters {
             let (key, value) = parameter.split_once('=').ok_or_else(|| {
-                Error::invalid_argument(
-                    "--parameter takes KEY=VALUE, such as scheduler=DDIMScheduler",
-                )
+                Error::invalid_argument("--parameter takes KEY=VALUE, such as scheduler=DDIMScheduler")
             })?;
             if pairs.insert(key.to_owned(), value.into()).is_some() {
-                return Err(Error::invalid_argument(format!(
-                    "--parameter {key} is given twice"
-                )));
+                return Err(Error::invalid_argument(format!("--parameter {key} is given twice")));
             }
         }
         Ok(pairs)

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use diffusion_core::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use triton_diffusion::error::{Error, Result};
 use triton_diffusion::weights::read_json;
 
 /// A component of a pipeline.
@@ -97,9 +97,7 @@ impl Index {
 
     /// The components that the server knows, in the order of [`PARTS`].
     pub fn parts(&self) -> impl Iterator<Item = &'static Part> {
-        PARTS
-            .iter()
-            .filter(|part| self.class_of(part.name).is_some())
+        PARTS.iter().filter(|part| self.class_of(part.name).is_some())
     }
 }
 
@@ -161,11 +159,7 @@ impl WeightFiles {
     fn of_index(folder: &Path, path: PathBuf) -> Result<Self> {
         let index: ShardIndex = read_json(&path)?;
         let names: BTreeSet<String> = index.weight_map.into_values().collect();
-        let is_plain = |name: &String| {
-            Path::new(name)
-                .file_name()
-                .is_some_and(|n| n == name.as_str())
-        };
+        let is_plain = |name: &String| Path::new(name).file_name().is_some_and(|n| n == name.as_str());
         if !names.iter().all(is_plain) {
             return Err(Error::invalid_argument(format!(
                 "{}: names a shard outside of its folder",

@@ -1,9 +1,9 @@
 //! Floats of one width as floats of another.
 
 use clap::ValueEnum;
+use diffusion_core::{Error, Result};
 use half::{bf16, f16};
 use safetensors::Dtype;
-use triton_diffusion::error::{Error, Result};
 
 /// A dtype that weights can be kept in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -89,15 +89,8 @@ fn unknown(dtype: Dtype) -> Error {
     Error::unsupported(format!("{dtype:?} is not a float that weights are kept in"))
 }
 
-fn elements<const N: usize>(
-    bytes: &[u8],
-    read: impl Fn([u8; N]) -> f64,
-) -> impl Iterator<Item = f64> {
-    bytes
-        .as_chunks::<N>()
-        .0
-        .iter()
-        .map(move |chunk| read(*chunk))
+fn elements<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f64) -> impl Iterator<Item = f64> {
+    bytes.as_chunks::<N>().0.iter().map(move |chunk| read(*chunk))
 }
 
 /// `None` if a finite value became an infinite one.

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use diffusion_core::{Error, Result};
 use tempfile::{NamedTempFile, TempDir};
-use triton_diffusion::error::{Error, Result};
 
 /// The error of an operation on a file.
 pub fn failed(path: &Path, error: &std::io::Error) -> Error {
@@ -42,8 +42,7 @@ pub fn make_folder(path: &Path) -> Result<()> {
 /// The system's.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = temporary_file(&folder_of(path))?;
-    file.write_all(bytes)
-        .map_err(|error| failed(path, &error))?;
+    file.write_all(bytes).map_err(|error| failed(path, &error))?;
     persist(file, path)
 }
 
@@ -84,9 +83,7 @@ pub fn temporary_folder(folder: &Path) -> Result<TempDir> {
 /// # Errors
 /// The system's.
 pub fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
-    file.persist(path)
-        .map(drop)
-        .map_err(|error| failed(path, &error.error))
+    file.persist(path).map(drop).map_err(|error| failed(path, &error.error))
 }
 
 /// Opens a file to read.

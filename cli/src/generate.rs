@@ -1,24 +1,24 @@
-//! `generate`: a picture without a server, by the code that the server runs.
+//! `generate`: an image without a server, by the code that the server runs.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use triton_diffusion::config::{Dtype, ModelParameters};
-use triton_diffusion::engine::Pipeline;
-use triton_diffusion::error::Result;
-use triton_diffusion::picture::encode::encode;
-use triton_diffusion::pipeline::{Components, DiffusionPipeline, Generated, Place};
-use triton_diffusion::request::generate::GenerateRequest;
-use triton_diffusion::request::metadata::Metadata;
-use triton_diffusion::request::resolve::{RequestContext, RowInputs, resolve};
+use diffusion_core::Result;
+use diffusion_core::config::{Dtype, ModelParameters};
+use diffusion_engine::Pipeline;
+use diffusion_image::encode::encode;
+use diffusion_request::generate_request::GenerateRequest;
+use diffusion_request::metadata::Metadata;
+use diffusion_request::validate::{RequestContext, RowInputs, resolve};
+use triton_diffusion::pipelines::{Components, DiffusionPipeline, PipelineOutput, Place};
 
 use crate::check::ParameterArguments;
 use crate::dtype::Float;
 use crate::inputs::RequestArguments;
-use crate::{bars, say};
+use crate::{output, progress};
 
-/// Makes a picture without a server: the bytes are those that the server answers
+/// Makes an image without a server: the bytes are those that the server answers
 #[derive(Args)]
 pub struct Arguments {
     /// The diffusers folder, with model_index.json
@@ -33,12 +33,12 @@ pub struct Arguments {
     device: Device,
     #[command(flatten)]
     parameters: ParameterArguments,
-    /// The model's name in the picture's text chunk [default: the folder's name]
+    /// The model's name in the image's text chunk [default: the folder's name]
     #[arg(long)]
     model_name: Option<String>,
 }
 
-/// Where the picture is made.
+/// Where the image is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Device(Place);
 
@@ -81,7 +81,7 @@ impl Arguments {
     }
 }
 
-/// Makes the picture, or pictures.
+/// Makes the image, or images.
 ///
 /// # Errors
 /// Those that the server answers a request with, or fails the load with.
@@ -91,12 +91,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let bytes = |name: &str| row.get(name).map(str::as_bytes);
     let parameters = arguments.parameters()?;
 
-    let spinner = bars::spinner("loading");
+    let spinner = progress::spinner("loading");
     let loaded = Components::load(&arguments.folder, &parameters, arguments.device.0);
     spinner.finish_and_clear();
     let (components, warnings) = loaded?;
     for warning in warnings {
-        say::aside(format_args!("warning: {warning}"));
+        output::aside(format_args!("warning: {warning}"));
     }
     let context = RequestContext::new(components.capabilities(), &parameters)?;
     let request = resolve(
@@ -113,34 +113,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let generated = make(components, request.clone())?;
 
     let model = arguments.model_name();
-    let pictures = generated
-        .pictures
+    let images = generated
+        .images
         .iter()
         .enumerate()
-        .map(|(index, picture)| {
+        .map(|(index, image)| {
             let metadata = Metadata::new(&request, generated.scheduler, &model, index);
-            encode(picture, &request.output, &metadata.to_json())
+            encode(image, &request.output, &metadata.to_json())
         })
         .collect::<Result<Vec<_>>>()?;
     tell(&request, &generated);
-    for path in arguments.request.write(&pictures)? {
-        say::line(path.display());
+    for path in arguments.request.write(&images)? {
+        output::line(path.display());
     }
     Ok(())
 }
 
 /// The pipeline's three parts, with a bar over its steps.
-fn make(components: Components, request: GenerateRequest) -> Result<Generated> {
+fn make(components: Components, request: GenerateRequest) -> Result<PipelineOutput> {
     let mut pipeline = DiffusionPipeline::new(components);
     pipeline.enter_thread()?;
     let mut job = pipeline.prepare(request)?;
     let (_, steps) = job.progress();
-    let bar = bars::steps(steps as u64, "steps");
+    let bar = progress::steps(steps as u64, "steps");
     while !pipeline.is_done(&job) {
-        pipeline
-            .step(&mut [&mut job])?
-            .into_iter()
-            .collect::<Result<()>>()?;
+        pipeline.step(&mut [&mut job])?.into_iter().collect::<Result<()>>()?;
         bar.set_position(job.progress().0 as u64);
     }
     bar.finish_and_clear();
@@ -148,20 +145,18 @@ fn make(components: Components, request: GenerateRequest) -> Result<Generated> {
 }
 
 /// What the server puts into the response's parameters.
-fn tell(request: &GenerateRequest, generated: &Generated) {
-    say::line(format_args!("seed: {}", request.seed));
-    say::line(format_args!("steps_run: {}", generated.steps_run));
-    say::line(format_args!("scheduler: {}", generated.scheduler));
+fn tell(request: &GenerateRequest, generated: &PipelineOutput) {
+    output::line(format_args!("seed: {}", request.seed));
+    output::line(format_args!("steps_run: {}", generated.steps_run));
+    output::line(format_args!("scheduler: {}", generated.scheduler));
     if generated.prompt_truncated {
-        say::aside(format_args!(
+        output::aside(format_args!(
             "warning: a prompt has more tokens than the text encoder takes, and was cut off"
         ));
     }
     let flagged = generated.nsfw_content_detected.iter().flatten();
     for (index, _) in flagged.enumerate().filter(|(_, flagged)| **flagged) {
-        say::aside(format_args!(
-            "warning: the safety checker made picture {index} black"
-        ));
+        output::aside(format_args!("warning: the safety checker made image {index} black"));
     }
 }
 
@@ -172,22 +167,10 @@ mod tests {
 
     #[test]
     fn devices_are_named_as_torch_names_them() {
-        for (text, place) in [
-            ("cpu", Place::Cpu),
-            ("cuda", Place::Gpu(0)),
-            ("cuda:3", Place::Gpu(3)),
-        ] {
+        for (text, place) in [("cpu", Place::Cpu), ("cuda", Place::Gpu(0)), ("cuda:3", Place::Gpu(3))] {
             assert_eq!(text.parse::<Device>().unwrap(), Device(place));
         }
-        for text in [
-            "",
-            "gpu",
-            "cuda:",
-            "cuda:-1",
-            "cuda:+1",
-            "CPU",
-            "cuda:9999999999",
-        ] {
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:+1", "CPU", "cuda:9999999999"] {
             assert!(text.parse::<Device>().is_err(), "{text}");
         }
     }

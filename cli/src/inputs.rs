@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use clap::Args;
+use diffusion_core::config::Format;
+use diffusion_core::{Context, Error, Result};
+use diffusion_request::gen_args::Pairs;
 use serde_json::{Map, Value};
-use triton_diffusion::config::Format;
-use triton_diffusion::error::{Context, Error, Result};
-use triton_diffusion::request::gen_args::Pairs;
 
 use crate::files;
 
-/// Largest picture file that is read, in bytes; a server's own limit is lower.
-const MAX_PICTURE_BYTES: u64 = 256 << 20;
+/// Largest image file that is read, in bytes; a server's own limit is lower.
+const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
-/// What a picture is made from, and where it goes.
+/// What an image is made from, and where it goes.
 #[derive(Args)]
 pub struct RequestArguments {
     /// The prompt
@@ -24,7 +24,7 @@ pub struct RequestArguments {
     /// What is not to be seen
     #[arg(long)]
     negative_prompt: Option<String>,
-    /// The picture that is changed, repainted or enlarged
+    /// The image that is changed, repainted or enlarged
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// What of it is repainted: white is, black is kept
@@ -42,13 +42,13 @@ pub struct RequestArguments {
     /// The same as --set seed=N
     #[arg(long)]
     seed: Option<u64>,
-    /// The picture's file. Its ending decides output_format if nothing else does: png, jpg, jpeg or webp. Several pictures
-    /// get numbers: picture-0.png
+    /// The image's file. Its ending decides output_format if nothing else does: png, jpg, jpeg or webp. Several images
+    /// get numbers: image-0.png
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }
 
-/// The elements of one batch row. Pictures are in base64.
+/// The elements of one batch row. Images are in base64.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Row {
     /// The elements by the names of the input tensors, in the order of the command line's options.
@@ -70,18 +70,14 @@ impl RequestArguments {
     /// A file that cannot be read, `--gen-args` that is no JSON object, a key that is given twice.
     pub fn row(&self) -> Result<Row> {
         let mut inputs = vec![("prompt", self.prompt.clone())];
-        inputs.extend(
-            self.negative_prompt
-                .clone()
-                .map(|text| ("negative_prompt", text)),
-        );
+        inputs.extend(self.negative_prompt.clone().map(|text| ("negative_prompt", text)));
         for (name, path) in [
             ("image", &self.image),
             ("mask_image", &self.mask_image),
             ("depth_map", &self.depth_map),
         ] {
             if let Some(path) = path {
-                inputs.push((name, picture(path)?));
+                inputs.push((name, image(path)?));
             }
         }
         inputs.extend(self.gen_args()?.map(|text| ("gen_args", text)));
@@ -92,9 +88,9 @@ impl RequestArguments {
     fn gen_args(&self) -> Result<Option<String>> {
         let mut own = Map::new();
         for set in &self.set {
-            let (key, value) = set.split_once('=').ok_or_else(|| {
-                Error::invalid_argument("--set takes KEY=VALUE, such as guidance_scale=9")
-            })?;
+            let (key, value) = set
+                .split_once('=')
+                .ok_or_else(|| Error::invalid_argument("--set takes KEY=VALUE, such as guidance_scale=9"))?;
             // What is no JSON is a text: scheduler=DDIMScheduler.
             let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
             add(&mut own, key, value)?;
@@ -102,15 +98,10 @@ impl RequestArguments {
         if let Some(seed) = self.seed {
             add(&mut own, "seed", seed.into())?;
         }
-        let given = self
-            .gen_args
-            .as_deref()
-            .map(str::trim)
-            .filter(|text| !text.is_empty());
+        let given = self.gen_args.as_deref().map(str::trim).filter(|text| !text.is_empty());
         let pairs = match given {
-            Some(text) => serde_json::from_str::<Pairs>(text).map_err(|error| {
-                Error::invalid_argument(format!("--gen-args is not one JSON object: {error}"))
-            })?,
+            Some(text) => serde_json::from_str::<Pairs>(text)
+                .map_err(|error| Error::invalid_argument(format!("--gen-args is not one JSON object: {error}")))?,
             None => Pairs(Vec::new()),
         };
         let has = |key: &str| own.contains_key(key) || pairs.0.iter().any(|(name, _)| name == key);
@@ -131,24 +122,24 @@ impl RequestArguments {
         Ok(Some(Value::Object(all).to_string()))
     }
 
-    /// Writes the pictures and gives the names of their files.
+    /// Writes the images and gives the names of their files.
     ///
     /// # Errors
     /// The system's.
-    pub fn write(&self, pictures: &[Vec<u8>]) -> Result<Vec<PathBuf>> {
+    pub fn write(&self, images: &[Vec<u8>]) -> Result<Vec<PathBuf>> {
         let mut paths = Vec::new();
-        for (index, picture) in pictures.iter().enumerate() {
-            let path = match pictures {
+        for (index, image) in images.iter().enumerate() {
+            let path = match images {
                 [_] => self.out.clone(),
                 _ => numbered(&self.out, index),
             };
-            files::write(&path, picture)?;
+            files::write(&path, image)?;
             paths.push(path);
         }
         Ok(paths)
     }
 
-    /// Says so before time is spent: the folder of the picture is not there.
+    /// Says so before time is spent: the folder of the image is not there.
     ///
     /// # Errors
     /// `NotFound` with the folder's name.
@@ -157,10 +148,7 @@ impl RequestArguments {
         if folder.is_dir() {
             return Ok(());
         }
-        Err(Error::not_found(format!(
-            "{}: no such folder",
-            folder.display()
-        )))
+        Err(Error::not_found(format!("{}: no such folder", folder.display())))
     }
 }
 
@@ -171,12 +159,12 @@ fn add(args: &mut Map<String, Value>, key: &str, value: Value) -> Result<()> {
     }
 }
 
-/// A picture file in base64.
-fn picture(path: &Path) -> Result<String> {
+/// An image file in base64.
+fn image(path: &Path) -> Result<String> {
     let length = files::length(path)?;
-    if length > MAX_PICTURE_BYTES {
+    if length > MAX_IMAGE_BYTES {
         return Err(Error::invalid_argument(format!(
-            "{}: {length} bytes, more than {MAX_PICTURE_BYTES}",
+            "{}: {length} bytes, more than {MAX_IMAGE_BYTES}",
             path.display()
         )));
     }
@@ -195,7 +183,7 @@ fn format_of(path: &Path) -> Option<Format> {
     }
 }
 
-/// `a/picture.png` as `a/picture-3.png`.
+/// `a/image.png` as `a/image-3.png`.
 fn numbered(path: &Path, index: usize) -> PathBuf {
     let mut name = path.file_stem().unwrap_or_default().to_owned();
     name.push(format!("-{index}"));
@@ -226,12 +214,7 @@ mod tests {
     #[test]
     fn gen_args_that_nothing_is_added_to_stay_as_they_are() {
         let text = r#"{ "seed":1,"seed":2 }"#;
-        assert_eq!(
-            gen_args(&["--out", "p", "--gen-args", text])
-                .unwrap()
-                .unwrap(),
-            text
-        );
+        assert_eq!(gen_args(&["--out", "p", "--gen-args", text]).unwrap().unwrap(), text);
         assert_eq!(gen_args(&["--out", "p"]).unwrap(), None);
     }
 
@@ -283,11 +266,8 @@ mod tests {
     }
 
     #[test]
-    fn several_pictures_get_numbers() {
-        assert_eq!(
-            numbered(Path::new("a/b.c.png"), 2),
-            Path::new("a/b.c-2.png")
-        );
+    fn several_images_get_numbers() {
+        assert_eq!(numbered(Path::new("a/b.c.png"), 2), Path::new("a/b.c-2.png"));
         assert_eq!(numbered(Path::new("b"), 0), Path::new("b-0"));
     }
 }

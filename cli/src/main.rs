@@ -1,9 +1,8 @@
-//! The command `triton-diffusion`: looks at checkpoints as the server does, packs and converts them, and makes pictures.
+//! The command `triton-diffusion`: looks at checkpoints as the server does, packs and converts them, and makes images.
 //!
-//! What decides whether a folder can be served, and what makes pictures, is the server's own code: this program is a
+//! What decides whether a folder can be served, and what makes images, is the server's own code: this program is a
 //! caller of the library.
 
-mod bars;
 mod check;
 mod checkpoint;
 mod convert;
@@ -14,16 +13,17 @@ mod inputs;
 mod inspect;
 mod invoke;
 mod model_config;
+mod output;
 mod pack;
+mod progress;
 mod repo;
-mod say;
 mod tensors;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Inspects, packs and converts Stable Diffusion checkpoints for Triton's backend `diffusion`, and makes pictures.
+/// Inspects, packs and converts Stable Diffusion checkpoints for Triton's backend `diffusion`, and makes images.
 #[derive(Parser)]
 #[command(name = "triton-diffusion", version)]
 struct Arguments {
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            say::aside(format_args!("error: {error:#}"));
+            output::aside(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -17,14 +17,8 @@ pub enum Kind {
 /// Inputs, outputs and shapes are left to the backend, which completes them from the checkpoint's pipeline.
 pub fn config_pbtxt(pipeline: &str, kind: Kind, parameters: &Map<String, Value>) -> String {
     let (instances, kind) = match kind {
-        Kind::Gpu => (
-            "One instance on each GPU; it keeps the weights in float16",
-            "KIND_GPU",
-        ),
-        Kind::Cpu => (
-            "One instance on the CPU; it keeps the weights in float32",
-            "KIND_CPU",
-        ),
+        Kind::Gpu => ("One instance on each GPU; it keeps the weights in float16", "KIND_GPU"),
+        Kind::Cpu => ("One instance on the CPU; it keeps the weights in float32", "KIND_CPU"),
     };
     let unless = if parameters.contains_key("dtype") {
         " if `dtype` did not say otherwise"
@@ -52,8 +46,7 @@ pub fn config_pbtxt(pipeline: &str, kind: Kind, parameters: &Map<String, Value>)
 
 /// The file `configs/cpu.pbtxt`: the same model on the CPU, for `--model-config-name=cpu`.
 pub fn cpu_pbtxt(pipeline: &str, parameters: &Map<String, Value>) -> String {
-    let mut text =
-        "# The same model on the CPU: tritonserver --model-config-name=cpu ...\n".to_owned();
+    let mut text = "# The same model on the CPU: tritonserver --model-config-name=cpu ...\n".to_owned();
     text.push_str(&config_pbtxt(pipeline, Kind::Cpu, parameters));
     text
 }

@@ -6,13 +6,13 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use triton_diffusion::error::{Context, Error, Result};
+use diffusion_core::{Context, Error, Result};
 
 use crate::check::ParameterArguments;
 use crate::inspect::Report;
 use crate::model_config::{Kind, config_pbtxt, cpu_pbtxt};
 use crate::pack::{CHECKPOINT, model_name, refused};
-use crate::{files, say};
+use crate::{files, output};
 
 /// Makes a model repository that links to checkpoints, for a server on this machine
 #[derive(Args)]
@@ -74,7 +74,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         symlink(&model.folder, &link).map_err(|error| files::failed(&link, &error))?;
         let target = arguments.out.join(&name);
         fs::rename(&staged, &target).map_err(|error| files::failed(&target, &error))?;
-        say::line(format_args!(
+        output::line(format_args!(
             "{}: {}, {}",
             target.display(),
             model.pipeline,
@@ -105,8 +105,7 @@ fn named(argument: &str) -> Result<(String, PathBuf)> {
     }
     let folder = PathBuf::from(argument);
     let name = folder_name(&folder).unwrap_or_default();
-    let name = model_name(&name)
-        .context(|| format!("{argument}: give the model a name with NAME=FOLDER"))?;
+    let name = model_name(&name).context(|| format!("{argument}: give the model a name with NAME=FOLDER"))?;
     Ok((name.to_owned(), folder))
 }
 
@@ -133,18 +132,10 @@ mod tests {
     #[test]
     fn a_folder_of_the_cache_has_its_repositorys_name() {
         let root = tempfile::tempdir().unwrap();
-        let snapshot = root
-            .path()
-            .join("models--org--stable-diffusion/snapshots/0123abcd");
+        let snapshot = root.path().join("models--org--stable-diffusion/snapshots/0123abcd");
         fs::create_dir_all(&snapshot).unwrap();
         let text = snapshot.display().to_string();
-        assert_eq!(
-            named(&text).unwrap(),
-            ("stable-diffusion".to_owned(), snapshot.clone())
-        );
-        assert_eq!(
-            named(&format!("base={text}")).unwrap(),
-            ("base".to_owned(), snapshot)
-        );
+        assert_eq!(named(&text).unwrap(), ("stable-diffusion".to_owned(), snapshot.clone()));
+        assert_eq!(named(&format!("base={text}")).unwrap(), ("base".to_owned(), snapshot));
     }
 }

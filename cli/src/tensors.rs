@@ -7,10 +7,10 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use diffusion_core::{Context, Error, Result};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
-use triton_diffusion::error::{Context, Error, Result};
 use triton_diffusion::weights::TensorFile;
 
 use crate::{dtype, files};
@@ -45,9 +45,7 @@ impl Source {
         let mut length = [0; size_of::<u64>()];
         read(&mut length, 0)?;
         let length = u64::from_le_bytes(length);
-        let invalid = |why: &dyn std::fmt::Display| {
-            Error::invalid_argument(format!("{}: {why}", path.display()))
-        };
+        let invalid = |why: &dyn std::fmt::Display| Error::invalid_argument(format!("{}: {why}", path.display()));
         // The header was read whole a moment ago.
         let mut header = vec![0; usize::try_from(length).map_err(|error| invalid(&error))?];
         read(&mut header, size_of::<u64>() as u64)?;
@@ -80,20 +78,13 @@ impl Source {
     ///
     /// # Errors
     /// The tensor is not there, the file cannot be read, and those of `take`.
-    pub fn read(
-        &self,
-        name: &str,
-        (from, to): (u64, u64),
-        mut take: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let info = self.info(name).ok_or_else(|| {
-            Error::not_found(format!("{}: has no tensor {name}", self.path.display()))
-        })?;
+    pub fn read(&self, name: &str, (from, to): (u64, u64), mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let info = self
+            .info(name)
+            .ok_or_else(|| Error::not_found(format!("{}: has no tensor {name}", self.path.display())))?;
         let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         if from > to || to > end - start {
-            return Err(Error::internal(format!(
-                "{name}: a part outside of the tensor"
-            )));
+            return Err(Error::internal(format!("{name}: a part outside of the tensor")));
         }
         let mut buffer = vec![0; PIECE * size_of::<f64>()];
         let mut at = self.data + start + from;
@@ -176,9 +167,7 @@ pub fn write(
             .read(&entry.from, entry.range, |piece| {
                 done(piece.len() as u64);
                 match from {
-                    Some(from) if from != entry.dtype => {
-                        file.write_all(&dtype::convert(piece, from, entry.dtype)?)
-                    }
+                    Some(from) if from != entry.dtype => file.write_all(&dtype::convert(piece, from, entry.dtype)?),
                     _ => file.write_all(piece),
                 }
                 .map_err(failed)

@@ -2,7 +2,7 @@
 
 use triton_api::ErrorCode;
 
-use crate::error::{Error, ErrorKind};
+use diffusion_core::{Error, ErrorKind};
 
 /// The error that Triton gets, with the model's name before its words.
 pub fn to_triton(model: &str, error: &Error) -> triton_api::Error {

@@ -2,20 +2,18 @@
 
 use std::sync::Arc;
 
-use triton_api::{
-    InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn,
-};
+use triton_api::{InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn};
 
 use super::ModelState;
+use super::encoder_thread::Responder;
 use super::error::to_triton;
-use super::reply::{Reply, RowClient};
-use super::responder::Responder;
-use crate::engine::{Engine, Task};
-use crate::error::{Error, Result};
-use crate::pipeline::{DiffusionPipeline, Place};
-use crate::request::decode::decode;
-use crate::request::resolve::RequestContext;
-use crate::telemetry::EngineObserver;
+use super::response::{Reply, RowClient};
+use crate::backend::metrics::EngineObserver;
+use crate::pipelines::{DiffusionPipeline, Place};
+use crate::request::tensors::decode;
+use diffusion_core::{Error, Result};
+use diffusion_engine::{Engine, Task};
+use diffusion_request::validate::RequestContext;
 
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
@@ -51,10 +49,7 @@ impl ModelInstanceState {
             byte_size: usize::try_from(bytes).unwrap_or(usize::MAX),
         };
         if let Err(error) = context.report_memory_usage(&[usage]) {
-            log_warn!(
-                "instance '{}': memory not reported: {error}",
-                context.name()
-            );
+            log_warn!("instance '{}': memory not reported: {error}", context.name());
         }
         let request_context = RequestContext::new(components.capabilities(), model.parameters())?;
         let observer = EngineObserver {
@@ -66,7 +61,7 @@ impl ModelInstanceState {
             engine: Engine::start(
                 "diffusion-engine",
                 DiffusionPipeline::new(components),
-                request_context.limits().max_rows as usize,
+                request_context.limits().max_unet_batch_size as usize,
                 Box::new(observer),
             )?,
             responder: Responder::start()?,
@@ -109,10 +104,7 @@ impl ModelInstanceState {
 impl triton_api::Instance for ModelInstanceState {
     type Model = ModelState;
 
-    fn initialize(
-        model: &Arc<ModelState>,
-        context: &InstanceContext<'_>,
-    ) -> Result<Self, triton_api::Error> {
+    fn initialize(model: &Arc<ModelState>, context: &InstanceContext<'_>) -> Result<Self, triton_api::Error> {
         Self::start(model, context).map_err(|error| to_triton(model.name(), &error))
     }
 

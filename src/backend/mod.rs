@@ -1,16 +1,17 @@
 //! Triton's life cycle, and nothing else: the backend, its models, their instances.
 
+mod encoder_thread;
 mod error;
 mod instance;
+mod metrics;
 mod model;
-mod reply;
-mod responder;
+mod response;
 
 use std::sync::Arc;
 
 use triton_api::{BackendContext, log_info};
 
-use crate::telemetry::Families;
+use metrics::Families;
 
 pub use instance::ModelInstanceState;
 pub use model::ModelState;

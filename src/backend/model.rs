@@ -10,15 +10,14 @@ use triton_api::{ModelContext, log_info, log_warn};
 
 use super::error::to_triton;
 use super::{BackendState, ModelInstanceState};
-use crate::config::{
-    ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config,
-};
-use crate::error::{Error, Result};
-use crate::fault::{self, Point};
-use crate::libtorch::{cuda, memory};
-use crate::pipeline::{Components, ModelIndex, Place, release_scratch};
-use crate::telemetry::{Counters, Families};
+use crate::backend::metrics::{Counters, Families};
+use crate::models::layers::weight::release_scratch;
+use crate::pipelines::{Components, ModelIndex, Place};
+use crate::torch::{cuda, memory};
 use crate::weights::{Footprint, Progress};
+use diffusion_core::config::{ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config};
+use diffusion_core::failpoint::{self, FailPoint};
+use diffusion_core::{Error, Result};
 
 /// A loaded model (`TRITONBACKEND_Model`).
 pub struct ModelState {
@@ -70,17 +69,14 @@ impl ModelState {
     /// What is wrong with the folder, or with the device.
     pub fn components(&self, place: Place) -> Result<(Components, u64)> {
         let once = {
-            let mut places = self
-                .components
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut places = self.components.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(places.entry(place).or_default())
         };
         let mut loaded = once.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(components) = &*loaded {
             return Ok((components.clone(), 0));
         }
-        fault::check(Point::Load)?;
+        failpoint::check(FailPoint::Load)?;
         let start = Instant::now();
         let report = |progress: Progress| {
             log_info!(
@@ -90,9 +86,8 @@ impl ModelState {
                 progress.total >> 20
             );
         };
-        let (components, warnings) =
-            Components::load_reporting(&self.folder, &self.parameters, place, &report)
-                .inspect_err(|_| self.give_back(place))?;
+        let (components, warnings) = Components::load_reporting(&self.folder, &self.parameters, place, &report)
+            .inspect_err(|_| self.give_back(place))?;
         for warning in warnings {
             log_warn!("model '{}': {warning}", self.name);
         }
@@ -123,16 +118,12 @@ impl ModelState {
         self.families.weights_changed(place);
     }
 
-    fn read(
-        backend: &BackendState,
-        context: &mut ModelContext<'_>,
-    ) -> Result<Self, triton_api::Error> {
+    fn read(backend: &BackendState, context: &mut ModelContext<'_>) -> Result<Self, triton_api::Error> {
         let name = context.name().to_owned();
         let fail = |error: &Error| to_triton(&name, error);
         let mut config = context.config()?;
         let parameters = config.get("parameters").unwrap_or(&Value::Null);
-        let (parameters, warnings) =
-            ModelParameters::parse(parameters).map_err(|error| fail(&error))?;
+        let (parameters, warnings) = ModelParameters::parse(parameters).map_err(|error| fail(&error))?;
         for warning in warnings {
             log_warn!("model '{name}': {warning}");
         }
@@ -148,10 +139,7 @@ impl ModelState {
             config = completed;
         }
         validate_model_config(&config, inputs).map_err(|error| fail(&error))?;
-        let max_batch_size = config
-            .get("max_batch_size")
-            .and_then(Value::as_u64)
-            .unwrap_or(0);
+        let max_batch_size = config.get("max_batch_size").and_then(Value::as_u64).unwrap_or(0);
         Ok(Self {
             counters: Arc::new(backend.families.counters(&name, context.version())),
             folder,
@@ -168,10 +156,7 @@ impl ModelState {
 /// The last instance is gone: what its weights and its work took goes back to the system and to the driver.
 impl Drop for ModelState {
     fn drop(&mut self) {
-        let components = self
-            .components
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
+        let components = self.components.get_mut().unwrap_or_else(PoisonError::into_inner);
         let places: Vec<Place> = components.drain().map(|(place, _)| place).collect();
         for &place in &places {
             self.give_back(place);
@@ -183,10 +168,7 @@ impl triton_api::Model for ModelState {
     type Backend = BackendState;
     type Instance = ModelInstanceState;
 
-    fn initialize(
-        backend: &Arc<BackendState>,
-        context: &mut ModelContext<'_>,
-    ) -> Result<Self, triton_api::Error> {
+    fn initialize(backend: &Arc<BackendState>, context: &mut ModelContext<'_>) -> Result<Self, triton_api::Error> {
         Self::read(backend, context)
     }
 }

@@ -1,4 +1,4 @@
-//! The safety checker of Stable Diffusion 1: pictures that are near to certain concepts are flagged.
+//! The safety checker of Stable Diffusion 1: images that are near to certain concepts are flagged.
 //!
 //! Source: diffusers `pipelines/stable_diffusion/safety_checker.py`
 //! (`StableDiffusionSafetyChecker`). Rando et al., "Red-Teaming the Stable Diffusion Safety Filter"
@@ -7,12 +7,12 @@
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-use super::clip_vision::{ClipVisionConfig, ClipVisionModel};
+use super::clip::{ClipVisionConfig, ClipVisionModel};
 use super::layers::{Linear, Rows};
-use crate::error::{Error, Result};
-use crate::weights::{WeightPath, Weights};
+use crate::weights::{Frozen, WeightPath, Weights};
+use diffusion_core::{Error, Result};
 
-/// Concepts that flag a picture.
+/// Concepts that flag an image.
 const CONCEPTS: i64 = 17;
 /// Concepts that make all others stricter.
 const SPECIAL_CARE_CONCEPTS: i64 = 3;
@@ -28,7 +28,7 @@ const FILE: &str = "safety_checker/config.json";
 pub struct SafetyCheckerConfig {
     /// The vision model.
     pub vision_config: ClipVisionConfig,
-    /// Size of the embeddings of pictures and concepts.
+    /// Size of the embeddings of images and concepts.
     pub projection_dim: i64,
 }
 
@@ -51,10 +51,7 @@ fn projection_dim() -> i64 {
 impl From<ClipConfig> for SafetyCheckerConfig {
     fn from(config: ClipConfig) -> Self {
         Self {
-            vision_config: config
-                .vision_config_dict
-                .or(config.vision_config)
-                .unwrap_or_default(),
+            vision_config: config.vision_config_dict.or(config.vision_config).unwrap_or_default(),
             projection_dim: config.projection_dim,
         }
     }
@@ -75,7 +72,7 @@ impl SafetyCheckerConfig {
     }
 }
 
-/// Embeddings of concepts, and how near a picture may come to each.
+/// Embeddings of concepts, and how near an image may come to each.
 struct Concepts {
     /// `[projection_dim, concepts]`, each column of length 1.
     directions: Tensor,
@@ -94,7 +91,7 @@ impl Concepts {
         })
     }
 
-    /// `normalized` embeddings of pictures, `[rows, projection_dim]`, to float32 cosines on the CPU,
+    /// `normalized` embeddings of images, `[rows, projection_dim]`, to float32 cosines on the CPU,
     /// `[rows, concepts]`.
     fn cosines(&self, normalized: &Tensor) -> Result<Tensor> {
         Ok(normalized
@@ -104,7 +101,7 @@ impl Concepts {
     }
 }
 
-/// The cosine of the angle between each picture and each concept, float32 on the CPU.
+/// The cosine of the angle between each image and each concept, float32 on the CPU.
 pub struct Cosines {
     /// `[rows, 3]`.
     pub special_care: Tensor,
@@ -112,17 +109,17 @@ pub struct Cosines {
     pub concepts: Tensor,
 }
 
-/// By how much one picture is nearer to each concept than it may be, to three decimals.
+/// By how much one image is nearer to each concept than it may be, to three decimals.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SafetyScores {
     /// Concepts that make all that follow stricter once one of them is over 0.
     pub special_care: Vec<f64>,
-    /// Concepts that flag the picture.
+    /// Concepts that flag the image.
     pub concepts: Vec<f64>,
 }
 
 impl SafetyScores {
-    /// Scores of one picture from its cosines and the thresholds of the concepts.
+    /// Scores of one image from its cosines and the thresholds of the concepts.
     ///
     /// diffusers has the cosine as numpy's float32 and the threshold as Python's float, the
     /// difference of which is a double in numpy 1.
@@ -146,10 +143,7 @@ impl SafetyScores {
             .zip(thresholds)
             .map(|(&cosine, threshold)| thousandths(f64::from(cosine) - threshold + adjustment))
             .collect();
-        Self {
-            special_care,
-            concepts,
-        }
+        Self { special_care, concepts }
     }
 
     /// Whether any concept is nearer than it may be.
@@ -167,6 +161,11 @@ pub struct SafetyChecker {
     concepts: Concepts,
     device: Device,
 }
+
+// SAFETY: the model holds tensors and numbers only. Its methods take `&self` and read the weights through functional
+// operations of libtorch; none writes to a weight.
+#[expect(unsafe_code, reason = "the promise is about this type and changes with it")]
+unsafe impl Frozen for SafetyChecker {}
 
 impl SafetyChecker {
     /// Builds the checker that `config` describes from `weights`, all of which it must use.
@@ -212,21 +211,21 @@ impl SafetyChecker {
         &self.config
     }
 
-    /// Which of the pictures `[rows, 3, image_size, image_size]` are flagged. They are normalised as
+    /// Which of the images `[rows, 3, image_size, image_size]` are flagged. They are normalised as
     /// [`super::ClipImageProcessor`] does it, and may be on any device and of any dtype.
     ///
     /// All rows go through the model in one call, as in diffusers. A value that is not a number
     /// flags nothing, as there.
     ///
     /// # Errors
-    /// Pictures of another size, or out of memory.
+    /// Images of another size, or out of memory.
     pub fn check(&self, pixel_values: &Tensor) -> Result<Vec<bool>> {
         let cosines = self.cosines(&self.image_embeds(pixel_values)?)?;
         let scores = self.scores(&cosines)?;
         Ok(scores.iter().map(SafetyScores::flagged).collect())
     }
 
-    /// The embeddings of pictures, `[rows, projection_dim]`, in the dtype of the model.
+    /// The embeddings of images, `[rows, projection_dim]`, in the dtype of the model.
     ///
     /// # Errors
     /// As [`SafetyChecker::check`].
@@ -238,7 +237,7 @@ impl SafetyChecker {
         self.visual_projection.forward(&pooled, Rows::WHOLE)
     }
 
-    /// How near pictures with these embeddings are to the concepts.
+    /// How near images with these embeddings are to the concepts.
     ///
     /// # Errors
     /// Out of memory.
@@ -250,17 +249,14 @@ impl SafetyChecker {
         })
     }
 
-    /// The scores of pictures with these cosines, one for each.
+    /// The scores of images with these cosines, one for each.
     ///
     /// # Errors
     /// Cosines that are no matrices of float32.
     pub fn scores(&self, cosines: &Cosines) -> Result<Vec<SafetyScores>> {
         let special_care: Vec<Vec<f32>> = (&cosines.special_care).try_into()?;
         let concepts: Vec<Vec<f32>> = (&cosines.concepts).try_into()?;
-        let thresholds = [
-            &self.special_care.thresholds[..],
-            &self.concepts.thresholds[..],
-        ];
+        let thresholds = [&self.special_care.thresholds[..], &self.concepts.thresholds[..]];
         Ok(special_care
             .iter()
             .zip(&concepts)
@@ -321,8 +317,7 @@ mod tests {
 
     #[test]
     fn scores_are_rounded_before_they_count() {
-        let flagged =
-            |cosine: f32| SafetyScores::new([&[-1.0], &[cosine]], [&[0.0], &[0.25]]).flagged();
+        let flagged = |cosine: f32| SafetyScores::new([&[-1.0], &[cosine]], [&[0.0], &[0.25]]).flagged();
         assert!(!flagged(0.25));
         // Half a thousandth goes to the even side, which is 0.
         assert!(!flagged(0.250_49));
@@ -332,9 +327,7 @@ mod tests {
 
     #[test]
     fn special_care_makes_what_follows_stricter() {
-        let scores = |special: [f32; 3]| {
-            SafetyScores::new([&special, &[0.495, 0.3]], [&[0.5; 3], &[0.5, 0.5]])
-        };
+        let scores = |special: [f32; 3]| SafetyScores::new([&special, &[0.495, 0.3]], [&[0.5; 3], &[0.5, 0.5]]);
         let plain = scores([0.5, 0.495, 0.2]);
         assert_eq!(plain.special_care, [0.0, -0.005, -0.3]);
         assert_eq!(plain.concepts, [-0.005, -0.2]);

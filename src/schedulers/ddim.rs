@@ -5,16 +5,16 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::config::{PredictionType, RawConfig, TimestepSpacing};
-use super::noise_schedule::{BetasConfig, add_noise, to_vec};
-use super::prediction::{Shares, times};
-use super::scalar::{pow, root};
-use super::spacing::ascending;
-use super::steps::Steps;
-use super::threshold::Clipping;
+use super::common::config::{PredictionType, RawConfig, TimestepSpacing};
+use super::common::noise_schedule::{BetasConfig, add_noise, to_vec};
+use super::common::prediction::{Shares, times};
+use super::common::spacing::ascending;
+use super::common::steps::Steps;
+use super::common::threshold::Clipping;
+use super::numerics::torch_scalar::{pow, root};
 use super::{Family, Plan, Scheduler, at, check_steps};
-use crate::error::Result;
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::Result;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -70,12 +70,7 @@ impl Family for DdimConfig {
         let steps = plan.num_inference_steps;
         check_steps(steps, train)?;
         let ratio = train / steps as i64;
-        let mut timesteps = ascending(
-            self.keys.timestep_spacing,
-            train,
-            steps,
-            self.keys.steps_offset,
-        );
+        let mut timesteps = ascending(self.keys.timestep_spacing, train, steps, self.keys.steps_offset);
         timesteps.reverse();
         for &timestep in &timesteps {
             at(&self.alphas_cumprod, timestep)?;
@@ -124,12 +119,7 @@ impl Scheduler for Ddim {
         add_noise(original, noise, alpha)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
         let timestep = self.steps.current()?;
         self.steps.advance();
         let keys = &self.config.keys;
@@ -149,10 +139,7 @@ impl Scheduler for Ddim {
         // Formula (16).
         let variance = ((1.0 - alpha_previous) / beta) * (1.0 - alpha / alpha_previous);
         let std_dev = self.eta * root(variance)?;
-        let direction = times(
-            &pred_epsilon,
-            root(1.0 - alpha_previous - pow(std_dev, 2.0)?)?,
-        )?;
+        let direction = times(&pred_epsilon, root(1.0 - alpha_previous - pow(std_dev, 2.0)?)?)?;
         let previous = times(&pred_original, root(alpha_previous)?)?.f_add(&direction)?;
         if self.eta > 0.0 {
             let noise = generator

@@ -5,16 +5,16 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::config::{PredictionType, RawConfig, TimestepSpacing};
-use super::noise_schedule::{BetasConfig, add_noise, to_vec};
-use super::prediction::{Shares, times};
-use super::scalar::{exp, log, root};
-use super::spacing::ascending;
-use super::steps::Steps;
-use super::threshold::Clipping;
+use super::common::config::{PredictionType, RawConfig, TimestepSpacing};
+use super::common::noise_schedule::{BetasConfig, add_noise, to_vec};
+use super::common::prediction::{Shares, times};
+use super::common::spacing::ascending;
+use super::common::steps::Steps;
+use super::common::threshold::Clipping;
+use super::numerics::torch_scalar::{exp, log, root};
 use super::{Family, Plan, Scheduler, at, check_steps};
-use crate::error::Result;
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::Result;
 
 /// The least variance, so that it has a logarithm.
 const MIN_VARIANCE: f32 = 1e-20;
@@ -73,10 +73,7 @@ impl DdpmConfig {
     /// `InvalidArgument`, naming the key; `Unsupported` for a variance that the network would have to
     /// predict, and for `fixed_large_log`, of which diffusers takes the root of a negative number.
     pub fn read(raw: &RawConfig) -> Result<Self> {
-        raw.refuse(
-            "variance_type",
-            &["learned", "learned_range", "fixed_large_log"],
-        )?;
+        raw.refuse("variance_type", &["learned", "learned_range", "fixed_large_log"])?;
         let keys: Keys = raw.read()?;
         Ok(Self {
             alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?,
@@ -129,12 +126,7 @@ impl Scheduler for Ddpm {
         add_noise(original, noise, alpha)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
         let keys = &self.config.keys;
         let alphas_cumprod = &self.config.alphas_cumprod;
         let timestep = self.steps.current()?;
@@ -159,8 +151,7 @@ impl Scheduler for Ddpm {
         // Formula (7): the mean of the posterior.
         let original_share = root(alpha_previous)? * current_beta / beta;
         let sample_share = root(current_alpha)? * beta_previous / beta;
-        let previous =
-            times(&pred_original, original_share)?.f_add(&times(sample, sample_share)?)?;
+        let previous = times(&pred_original, original_share)?.f_add(&times(sample, sample_share)?)?;
         if timestep == 0 {
             return Ok(previous);
         }

@@ -6,16 +6,16 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::config::RawConfig;
-use super::numpy_log::log;
-use super::prediction::{over, times};
-use super::scalar::{exp, pow};
-use super::sigmas::FinalSigmas;
-use super::solver_config::SolverConfig;
-use super::solver_run::{History, Level, Run};
+use super::common::config::RawConfig;
+use super::common::prediction::{over, times};
+use super::common::sigmas::FinalSigmas;
+use super::common::solver_config::SolverConfig;
+use super::common::solver_run::{History, Level, Run};
+use super::numerics::numpy_log::log;
+use super::numerics::torch_scalar::{exp, pow};
 use super::{Family, Plan, Scheduler};
-use crate::error::Result;
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::Result;
 
 /// A run of fewer steps ends with lower orders, where `lower_order_final` is set.
 const FEW_STEPS: usize = 15;
@@ -164,8 +164,7 @@ fn integral_of_line(t: f32, b: f32, c: f32) -> f32 {
 /// ∫ (log t − log c)(log t − log d) / ((log b − log c)(log b − log d)) dt.
 fn integral_of_parabola(t: f32, b: f32, c: f32, d: f32) -> Result<f32> {
     let (t_log, b, c, d) = (log(t), log(b), log(c), log(d));
-    let numerator =
-        t * (c * (d - t_log + 1.0) - d * t_log + d + pow(t_log, 2.0)? - 2.0 * t_log + 2.0);
+    let numerator = t * (c * (d - t_log + 1.0) - d * t_log + d + pow(t_log, 2.0)? - 2.0 * t_log + 2.0);
     Ok(numerator / ((b - c) * (b - d)))
 }
 
@@ -187,12 +186,7 @@ impl Scheduler for DeisMultistep {
         self.run.add_noise(original, noise)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         self.run.check()?;
         self.outputs.push(self.convert(model_output, sample)?);
         let next = self.update(self.order(), sample)?;

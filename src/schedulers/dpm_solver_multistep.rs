@@ -4,17 +4,17 @@
 
 use tch::{Kind, Tensor};
 
-use super::config::RawConfig;
-use super::dpm_solver_config::{AlgorithmType, DpmSolverKeys, SolverType};
-use super::dpm_solver_update::{Terms, convert, update};
-use super::prediction::times;
-use super::sigmas::{FinalSigmas, SigmaSpacing};
-use super::solver_config::Ladder;
-use super::solver_run::{History, Run};
-use super::spacing::linspace;
+use super::common::config::RawConfig;
+use super::common::dpm_solver_config::{AlgorithmType, DpmSolverKeys, SolverType};
+use super::common::dpm_solver_update::{Terms, convert, update};
+use super::common::prediction::times;
+use super::common::sigmas::{FinalSigmas, SigmaSpacing};
+use super::common::solver_config::Ladder;
+use super::common::solver_run::{History, Run};
+use super::common::spacing::linspace;
 use super::{Family, Plan, Scheduler};
-use crate::error::{Error, Result};
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::{Error, Result};
 
 /// A run of fewer steps ends with lower orders, where `lower_order_final` is set.
 const FEW_STEPS: usize = 15;
@@ -155,12 +155,7 @@ impl Scheduler for DpmSolverMultistep {
         self.run.add_noise(original, noise)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
         self.run.check()?;
         let output = convert(&self.keys, self.run.level(1)?, model_output, sample)?;
         let kind = output.kind();
@@ -173,9 +168,7 @@ impl Scheduler for DpmSolverMultistep {
         } else {
             None
         };
-        let order = self
-            .keys
-            .order(self.run.left(), self.run.steps(), self.outputs.len());
+        let order = self.keys.order(self.run.left(), self.run.steps(), self.outputs.len());
         let (d1, d2) = self.differences(order)?;
         let terms = Terms {
             d0: self.outputs.back(0)?,

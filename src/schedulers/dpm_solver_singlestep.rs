@@ -6,15 +6,15 @@
 use serde_json::json;
 use tch::Tensor;
 
-use super::config::RawConfig;
-use super::dpm_solver_config::{AlgorithmType, DpmSolverKeys, SolverType};
-use super::dpm_solver_update::{Terms, convert, update};
-use super::prediction::{over, times};
-use super::sigmas::FinalSigmas;
-use super::solver_run::{History, Run};
+use super::common::config::RawConfig;
+use super::common::dpm_solver_config::{AlgorithmType, DpmSolverKeys, SolverType};
+use super::common::dpm_solver_update::{Terms, convert, update};
+use super::common::prediction::{over, times};
+use super::common::sigmas::FinalSigmas;
+use super::common::solver_run::{History, Run};
 use super::{Family, Plan, Scheduler, past_the_end};
-use crate::error::{Error, Result};
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::{Error, Result};
 
 /// `DPMSolverSinglestepScheduler`.
 #[derive(Clone, Debug)]
@@ -35,8 +35,7 @@ impl DpmSolverSinglestepConfig {
             "euler_at_final",
             "use_lu_lambdas",
         ]);
-        let keys =
-            DpmSolverKeys::read(&known.with_defaults(&[("lower_order_final", json!(false))]))?;
+        let keys = DpmSolverKeys::read(&known.with_defaults(&[("lower_order_final", json!(false))]))?;
         if keys.algorithm_type == AlgorithmType::SdeDpmSolver {
             return Err(Error::unsupported(
                 "scheduler_config.json: algorithm_type sde-dpmsolver is not supported by DPMSolverSinglestepScheduler",
@@ -144,12 +143,7 @@ impl Scheduler for DpmSolverSinglestep {
         self.run.add_noise(original, noise)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
         self.run.check()?;
         let output = convert(&self.keys, self.run.level(1)?, model_output, sample)?;
         let noise = if self.keys.algorithm_type.is_stochastic() {

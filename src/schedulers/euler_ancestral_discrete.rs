@@ -5,14 +5,14 @@
 
 use tch::{Kind, Tensor};
 
-use super::config::{PredictionType, RawConfig};
-use super::scalar::{pow, root};
-use super::sigma_run::{Run, along, derivative, pred_original_sample, scale, times, too_steep};
-use super::sigma_space::{Keys, SigmaSpace};
-use super::sigmas::SigmaKeys;
+use super::common::config::{PredictionType, RawConfig};
+use super::common::sigma_run::{Run, along, derivative, pred_original_sample, scale, times, too_steep};
+use super::common::sigma_space::{Keys, SigmaSpace};
+use super::common::sigmas::SigmaKeys;
+use super::numerics::torch_scalar::{pow, root};
 use super::{Family, Plan, Scheduler, past_the_end};
-use crate::error::Result;
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::Result;
 
 /// `EulerAncestralDiscreteScheduler`.
 #[derive(Clone, Debug)]
@@ -99,12 +99,7 @@ impl Scheduler for EulerAncestral {
         scale(sample, self.run.sigma(self.run.index()?)?)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
         let index = self.run.index()?;
         let sigma = self.run.sigma(index)?;
         let Step { down, up } = *self.steps.get(index).ok_or_else(past_the_end)?;
@@ -116,8 +111,6 @@ impl Scheduler for EulerAncestral {
             .randn(&model_output.size(), model_output.kind())?
             .f_to_device(model_output.device())?;
         self.run.advance();
-        Ok(below
-            .f_add(&times(&noise, up)?)?
-            .f_to_kind(model_output.kind())?)
+        Ok(below.f_add(&times(&noise, up)?)?.f_to_kind(model_output.kind())?)
     }
 }

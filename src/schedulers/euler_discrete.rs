@@ -6,15 +6,15 @@
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-use super::config::{PredictionType, RawConfig};
-use super::noise_schedule::to_vec;
-use super::scalar::log;
-use super::sigma_run::{Run, along, derivative, pred_original_sample, scale};
-use super::sigma_space::{Keys, SigmaSpace};
-use super::sigmas::FinalSigmas;
+use super::common::config::{PredictionType, RawConfig};
+use super::common::noise_schedule::to_vec;
+use super::common::sigma_run::{Run, along, derivative, pred_original_sample, scale};
+use super::common::sigma_space::{Keys, SigmaSpace};
+use super::common::sigmas::FinalSigmas;
+use super::numerics::torch_scalar::log;
 use super::{Family, Plan, Scheduler};
-use crate::error::{Error, Result};
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::{Error, Result};
 
 /// What lies between the first sigma and the last.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
@@ -76,8 +76,7 @@ impl EulerConfig {
     }
 
     fn continuous(&self) -> bool {
-        self.keys.timestep_type == TimestepType::Continuous
-            && self.space.prediction_type == PredictionType::VPrediction
+        self.keys.timestep_type == TimestepType::Continuous && self.space.prediction_type == PredictionType::VPrediction
     }
 
     /// The timesteps and the sigmas of the run, with the one after its last step.
@@ -136,10 +135,7 @@ impl EulerConfig {
                 ));
             }
         };
-        if !noisy.iter().all(|sigma| sigma.is_normal() && *sigma > 0.0)
-            || !last.is_finite()
-            || last < 0.0
-        {
+        if !noisy.iter().all(|sigma| sigma.is_normal() && *sigma > 0.0) || !last.is_finite() || last < 0.0 {
             return Err(Error::invalid_argument(
                 "gen_args: sigmas: all must be above 0, except for the last, which may be 0",
             ));
@@ -193,12 +189,7 @@ impl Scheduler for Euler {
         self.run.add_noise(original, noise)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         let index = self.run.index()?;
         let (sigma, next) = (self.run.sigma(index)?, self.run.sigma(index + 1)?);
         let sample = sample.f_to_kind(Kind::Float)?;

@@ -7,12 +7,12 @@ use serde::Deserialize;
 use serde_json::json;
 use tch::Tensor;
 
-use super::config::{PredictionType, RawConfig};
-use super::sigma_run::{Run, along, derivative, pred_original_sample, scale};
-use super::sigma_space::{Keys, SigmaSpace, pairs};
+use super::common::config::{PredictionType, RawConfig};
+use super::common::sigma_run::{Run, along, derivative, pred_original_sample, scale};
+use super::common::sigma_space::{Keys, SigmaSpace, pairs};
 use super::{Family, Plan, Scheduler};
-use crate::error::Result;
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::Result;
 
 /// The keys of this class alone.
 #[derive(Clone, Debug, Deserialize)]
@@ -75,11 +75,7 @@ impl Family for HeunConfig {
         Ok(Box::new(Heun {
             prediction_type: space.prediction_type,
             clip: self.clip,
-            run: Run::new(
-                pairs(&spaced.float32_timesteps()),
-                sigmas,
-                space.timestep_spacing,
-            )?,
+            run: Run::new(pairs(&spaced.float32_timesteps()), sigmas, space.timestep_spacing)?,
             first: None,
         }))
     }
@@ -124,12 +120,7 @@ impl Scheduler for Heun {
         scale(sample, self.run.sigma(self.run.index()?)?)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         let index = self.run.index()?;
         // Of both calls: the sigma that the network has seen.
         let sigma = self.run.sigma(index)?;

@@ -8,14 +8,14 @@
 use serde_json::json;
 use tch::Tensor;
 
-use super::config::{PredictionType, RawConfig};
-use super::noise_schedule::to_vec;
-use super::sigma_run::{Run, along, derivative, pred_original_sample, scale, times, too_steep};
-use super::sigma_space::{Keys, SigmaSpace, pairs};
-use super::sigmas::SigmaSpacing;
+use super::common::config::{PredictionType, RawConfig};
+use super::common::noise_schedule::to_vec;
+use super::common::sigma_run::{Run, along, derivative, pred_original_sample, scale, times, too_steep};
+use super::common::sigma_space::{Keys, SigmaSpace, pairs};
+use super::common::sigmas::SigmaSpacing;
 use super::{Family, Plan, Scheduler, past_the_end};
-use crate::error::Result;
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::Result;
 
 /// `KDPM2DiscreteScheduler` or `KDPM2AncestralDiscreteScheduler`.
 #[derive(Clone, Debug)]
@@ -98,10 +98,7 @@ impl Steps {
         let square = |tensor: &Tensor| tensor.f_pow_tensor_scalar(2);
         let (down, up) = if ancestral {
             let (from, to) = (square(&from)?, square(&to)?);
-            let up = to
-                .f_mul(&from.f_sub(&to)?)?
-                .f_div(&from)?
-                .f_pow_tensor_scalar(0.5)?;
+            let up = to.f_mul(&from.f_sub(&to)?)?.f_div(&from)?.f_pow_tensor_scalar(0.5)?;
             (to.f_sub(&square(&up)?)?.f_pow_tensor_scalar(0.5)?, up)
         } else {
             (to.shallow_clone(), to.f_zeros_like()?)
@@ -183,12 +180,7 @@ impl Scheduler for Kdpm2 {
         scale(sample, self.sigma()?)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
         let (step, from) = self.from()?;
         let sigma = self.sigma()?;
         let clean = pred_original_sample(self.prediction_type, model_output, sample, sigma)?;

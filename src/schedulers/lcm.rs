@@ -5,16 +5,16 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::config::RawConfig;
-use super::distilled::Distillation;
-use super::noise_schedule::add_noise;
-use super::prediction::{Shares, times};
-use super::scalar::{pow, root, sqrt};
-use super::steps::Steps;
-use super::threshold::Clipping;
+use super::common::config::RawConfig;
+use super::common::lcm_common::Distillation;
+use super::common::noise_schedule::add_noise;
+use super::common::prediction::{Shares, times};
+use super::common::steps::Steps;
+use super::common::threshold::Clipping;
+use super::numerics::torch_scalar::{pow, root, sqrt};
 use super::{Family, Plan, Scheduler, at};
-use crate::error::Result;
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::Result;
 
 /// The variance of clean samples that the boundary condition assumes: 0.5 squared.
 const DATA_VARIANCE: f32 = 0.25;
@@ -91,12 +91,7 @@ impl Scheduler for Lcm {
         add_noise(original, noise, self.alpha(self.steps.current()?)?)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
         let timestep = self.steps.current()?;
         let following = self.steps.following();
         let alpha = self.alpha(timestep)?;

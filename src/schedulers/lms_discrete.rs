@@ -8,14 +8,14 @@ use std::collections::VecDeque;
 
 use tch::Tensor;
 
-use super::config::{PredictionType, RawConfig};
-use super::quadrature::integrate;
-use super::sigma_run::{Run, derivative, pred_original_sample, scale};
-use super::sigma_space::{Keys, SigmaSpace};
-use super::sigmas::SigmaSpacing;
+use super::common::config::{PredictionType, RawConfig};
+use super::common::sigma_run::{Run, derivative, pred_original_sample, scale};
+use super::common::sigma_space::{Keys, SigmaSpace};
+use super::common::sigmas::SigmaSpacing;
+use super::numerics::quadrature::integrate;
 use super::{Family, Plan, Scheduler};
-use crate::error::Result;
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::Result;
 
 /// Outputs of the network that a step looks at.
 const ORDER: usize = 4;
@@ -112,17 +112,11 @@ impl Scheduler for Lms {
         scale(sample, self.run.sigma(self.run.index()?)?)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         let index = self.run.index()?;
         let sigma = self.run.sigma(index)?;
         let clean = pred_original_sample(self.prediction_type, model_output, sample, sigma)?;
-        self.derivatives
-            .push_front(derivative(sample, &clean, sigma)?);
+        self.derivatives.push_front(derivative(sample, &clean, sigma)?);
         self.derivatives.truncate(ORDER);
         // A run that begins in the middle has the weights of one that did not, but fewer derivatives.
         let order = ORDER.min(index + 1);

@@ -3,9 +3,9 @@
 use tch::Tensor;
 
 use super::at;
-use super::config::RawConfig;
-use super::noise_schedule::{BetasConfig, add_noise, to_vec};
-use crate::error::Result;
+use super::common::config::RawConfig;
+use super::common::noise_schedule::{BetasConfig, add_noise, to_vec};
+use diffusion_core::Result;
 
 /// `low_res_scheduler/scheduler_config.json`, of which only the noise of a timestep is used (`add_noise` of
 /// diffusers' `schedulers/scheduling_ddpm.py`).

@@ -4,16 +4,12 @@
 //! own [`Scheduler`] from it, which holds the state of one run. The arithmetic follows diffusers
 //! operation by operation, in its dtypes, so that the samples are equal to the byte.
 
-mod beta_distribution;
-mod config;
+mod common;
 mod ddim;
 mod ddpm;
 mod deis_multistep;
-mod distilled;
-mod dpm_solver_config;
 mod dpm_solver_multistep;
 mod dpm_solver_singlestep;
-mod dpm_solver_update;
 mod euler_ancestral_discrete;
 mod euler_discrete;
 mod heun_discrete;
@@ -21,21 +17,9 @@ mod k_dpm_2_discrete;
 mod lcm;
 mod lms_discrete;
 mod low_res;
-mod noise_schedule;
-mod numpy_log;
+mod numerics;
 mod pndm;
-mod prediction;
-mod quadrature;
-mod scalar;
-mod sigma_run;
-mod sigma_space;
-mod sigmas;
-mod solver_config;
-mod solver_run;
-mod spacing;
-mod steps;
 mod tcd;
-mod threshold;
 mod unipc_multistep;
 
 #[cfg(test)]
@@ -45,13 +29,13 @@ use std::sync::{Arc, LazyLock};
 
 use tch::Tensor;
 
-use crate::config::PipelineClass;
-use crate::error::{Error, Result};
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::config::PipelineClass;
+use diffusion_core::{Error, Result};
 
 pub use low_res::LowResScheduler;
 
-pub use config::{PredictionType, RawConfig, TimestepSpacing};
+pub use common::config::{PredictionType, RawConfig, TimestepSpacing};
 
 use ddim::DdimConfig;
 use ddpm::DdpmConfig;
@@ -88,7 +72,7 @@ pub trait Scheduler: Send {
         1
     }
 
-    /// Leaves out the first `begin_index` timesteps, for a run that starts from a picture rather than
+    /// Leaves out the first `begin_index` timesteps, for a run that starts from an image rather than
     /// from noise. Called at most once, before anything else; such a run calls it with 0 too.
     fn set_begin_index(&mut self, begin_index: usize);
 
@@ -106,12 +90,7 @@ pub trait Scheduler: Send {
     ///
     /// # Errors
     /// Out of memory, or more steps than timesteps.
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor>;
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor>;
 
     /// A clean sample as noisy as the present timestep has it: the first before any step, then the one
     /// that comes next. All of one shape.
@@ -264,8 +243,7 @@ static CLASSES: &[Class] = &[
 
 /// The name of every class that can be asked for.
 pub fn names() -> &'static [&'static str] {
-    static NAMES: LazyLock<Vec<&str>> =
-        LazyLock::new(|| CLASSES.iter().map(|class| class.name).collect());
+    static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| CLASSES.iter().map(|class| class.name).collect());
     &NAMES
 }
 

@@ -5,13 +5,13 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::config::{PredictionType, RawConfig, TimestepSpacing};
-use super::noise_schedule::{BetasConfig, add_noise, to_vec};
-use super::scalar::root;
-use super::spacing::ascending;
+use super::common::config::{PredictionType, RawConfig, TimestepSpacing};
+use super::common::noise_schedule::{BetasConfig, add_noise, to_vec};
+use super::common::spacing::ascending;
+use super::numerics::torch_scalar::root;
 use super::{Family, Plan, Scheduler, at, check_steps, past_the_end, to_floats};
-use crate::error::{Error, Result};
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::{Error, Result};
 
 /// Steps of the Runge-Kutta start, where it is not skipped.
 const ORDER: usize = 4;
@@ -74,22 +74,13 @@ impl Family for PndmConfig {
         let steps = plan.num_inference_steps;
         check_steps(steps, train)?;
         let ratio = train / steps as i64;
-        let ascending = ascending(
-            self.keys.timestep_spacing,
-            train,
-            steps,
-            self.keys.steps_offset,
-        );
+        let ascending = ascending(self.keys.timestep_spacing, train, steps, self.keys.steps_offset);
         let (prk_timesteps, plms_timesteps) = if self.keys.skip_prk_steps {
             (Vec::new(), without_prk(&ascending))
         } else {
             with_prk(&ascending, ratio)?
         };
-        let timesteps: Vec<i64> = prk_timesteps
-            .iter()
-            .chain(&plms_timesteps)
-            .copied()
-            .collect();
+        let timesteps: Vec<i64> = prk_timesteps.iter().chain(&plms_timesteps).copied().collect();
         for &timestep in &timesteps {
             at(&self.alphas_cumprod, timestep)?;
         }
@@ -132,10 +123,7 @@ fn with_prk(ascending: &[i64], ratio: i64) -> Result<(Vec<i64>, Vec<i64>)> {
         .iter()
         .flat_map(|&t| [t, t + ratio / 2])
         .collect();
-    let doubled: Vec<i64> = halves[..halves.len() - 1]
-        .iter()
-        .flat_map(|&t| [t, t])
-        .collect();
+    let doubled: Vec<i64> = halves[..halves.len() - 1].iter().flat_map(|&t| [t, t]).collect();
     let mut prk = doubled[1..doubled.len() - 1].to_vec();
     prk.reverse();
     let mut plms = ascending[..ascending.len() - 3].to_vec();
@@ -175,12 +163,7 @@ impl Scheduler for Pndm {
         add_noise(original, noise, alpha)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         let timestep = self.timestep()?;
         let next = if self.counter < self.prk_timesteps.len() {
             self.step_prk(model_output, timestep, sample)
@@ -199,22 +182,10 @@ impl Pndm {
         self.timesteps.get(index).copied().ok_or_else(past_the_end)
     }
 
-    fn step_prk(
-        &mut self,
-        model_output: &Tensor,
-        timestep: i64,
-        sample: &Tensor,
-    ) -> Result<Tensor> {
-        let back = if self.counter % 2 == 1 {
-            0
-        } else {
-            self.step_ratio / 2
-        };
+    fn step_prk(&mut self, model_output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
+        let back = if self.counter % 2 == 1 { 0 } else { self.step_ratio / 2 };
         let previous_timestep = timestep - back;
-        let start = *self
-            .prk_timesteps
-            .get(self.counter / 4 * 4)
-            .ok_or_else(past_the_end)?;
+        let start = *self.prk_timesteps.get(self.counter / 4 * 4).ok_or_else(past_the_end)?;
         let mut output = model_output.shallow_clone();
         match self.counter % 4 {
             0 => {
@@ -244,12 +215,7 @@ impl Pndm {
         Ok(())
     }
 
-    fn step_plms(
-        &mut self,
-        model_output: &Tensor,
-        timestep: i64,
-        sample: &Tensor,
-    ) -> Result<Tensor> {
+    fn step_plms(&mut self, model_output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
         let mut from = timestep;
         let mut to = timestep - self.step_ratio;
         if self.counter == 1 {
@@ -292,13 +258,7 @@ impl Pndm {
     }
 
     /// Formula (9) of the paper.
-    fn previous_sample(
-        &self,
-        sample: &Tensor,
-        from: i64,
-        to: i64,
-        output: &Tensor,
-    ) -> Result<Tensor> {
+    fn previous_sample(&self, sample: &Tensor, from: i64, to: i64, output: &Tensor) -> Result<Tensor> {
         let keys = &self.config.keys;
         let alpha = at(&self.config.alphas_cumprod, from)?;
         let alpha_previous = if to >= 0 {
@@ -311,15 +271,12 @@ impl Pndm {
         let (beta, beta_previous) = (1.0 - alpha, 1.0 - alpha_previous);
         let times = |tensor: &Tensor, factor: f32| tensor.f_mul_scalar(f64::from(factor));
         let output = match keys.prediction_type {
-            PredictionType::VPrediction => {
-                times(output, root(alpha)?)?.f_add(&times(sample, root(beta)?)?)?
-            }
+            PredictionType::VPrediction => times(output, root(alpha)?)?.f_add(&times(sample, root(beta)?)?)?,
             PredictionType::Epsilon | PredictionType::Sample => output.shallow_clone(),
         };
         let sample_coefficient = root(alpha_previous / alpha)?;
         let denominator = alpha * root(beta_previous)? + root(alpha * beta * alpha_previous)?;
-        let direction =
-            times(&output, alpha_previous - alpha)?.f_div_scalar(f64::from(denominator))?;
+        let direction = times(&output, alpha_previous - alpha)?.f_div_scalar(f64::from(denominator))?;
         Ok(times(sample, sample_coefficient)?.f_sub(&direction)?)
     }
 }

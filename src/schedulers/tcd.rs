@@ -5,15 +5,15 @@
 
 use tch::Tensor;
 
-use super::config::{PredictionType, RawConfig};
-use super::distilled::Distillation;
-use super::noise_schedule::add_noise;
-use super::prediction::{Shares, times};
-use super::scalar::{root, sqrt};
-use super::steps::Steps;
+use super::common::config::{PredictionType, RawConfig};
+use super::common::lcm_common::Distillation;
+use super::common::noise_schedule::add_noise;
+use super::common::prediction::{Shares, times};
+use super::common::steps::Steps;
+use super::numerics::torch_scalar::{root, sqrt};
 use super::{Family, Plan, Scheduler, at};
-use crate::error::{Error, Result};
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::{Error, Result};
 
 /// `TCDScheduler`.
 #[derive(Clone, Debug)]
@@ -74,12 +74,7 @@ impl Scheduler for Tcd {
         add_noise(original, noise, self.alpha(self.steps.current()?)?)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
         let following = self.steps.following();
         let alpha = self.alpha(self.steps.current()?)?;
         // The timestep that is denoised to, in float32 as diffusers has it.
@@ -99,8 +94,8 @@ impl Scheduler for Tcd {
         };
         let pred_original = shares.clean(predicts, model_output, sample)?;
         let pred_epsilon = shares.noise(predicts, model_output, sample)?;
-        let noised = times(&pred_original, sqrt(alpha_between)?)?
-            .f_add(&times(&pred_epsilon, sqrt(1.0 - alpha_between)?)?)?;
+        let noised =
+            times(&pred_original, sqrt(alpha_between)?)?.f_add(&times(&pred_epsilon, sqrt(1.0 - alpha_between)?)?)?;
 
         let Some(following) = following.filter(|_| self.eta > 0.0) else {
             return Ok(noised);

@@ -7,15 +7,15 @@ use serde::Deserialize;
 use serde_json::json;
 use tch::Tensor;
 
-use super::config::RawConfig;
-use super::prediction::{over, times};
-use super::scalar::expm1;
-use super::sigmas::FinalSigmas;
-use super::solver_config::SolverConfig;
-use super::solver_run::{History, Level, Run};
+use super::common::config::RawConfig;
+use super::common::prediction::{over, times};
+use super::common::sigmas::FinalSigmas;
+use super::common::solver_config::SolverConfig;
+use super::common::solver_run::{History, Level, Run};
+use super::numerics::torch_scalar::expm1;
 use super::{Family, Plan, Scheduler};
-use crate::error::{Error, Result};
-use crate::libtorch::Generator;
+use crate::torch::Generator;
+use diffusion_core::{Error, Result};
 
 /// The largest `solver_order`; the paper goes up to 6.
 const MAX_ORDER: usize = 9;
@@ -244,21 +244,11 @@ fn half(like: &Tensor) -> Result<Tensor> {
 /// The sum of `differences` `[rows, k, ..]`, each times its weight, `[k]`.
 fn weighted(weights: &Tensor, differences: &Tensor) -> Result<Tensor> {
     let operands = [weights, differences];
-    Ok(Tensor::f_einsum(
-        "k,bkc...->bc...",
-        &operands,
-        None::<&[i64]>,
-    )?)
+    Ok(Tensor::f_einsum("k,bkc...->bc...", &operands, None::<&[i64]>)?)
 }
 
 /// R `[order, order]` and b `[order]` of the paper's theorem 3.1 in float32, on the device of `beside`.
-fn system(
-    ratios: &[f32],
-    hh: f32,
-    h_phi_1: f32,
-    b_h: f32,
-    beside: &Tensor,
-) -> Result<(Tensor, Tensor)> {
+fn system(ratios: &[f32], hh: f32, h_phi_1: f32, b_h: f32, beside: &Tensor) -> Result<(Tensor, Tensor)> {
     let row = Tensor::f_from_slice(ratios)?.f_to_device(beside.device())?;
     let (mut rows, mut right) = (Vec::new(), Vec::new());
     let (mut h_phi_k, mut factorial) = (h_phi_1 / hh - 1.0, 1.0f64);
@@ -292,12 +282,7 @@ impl Scheduler for UniPcMultistep {
         self.run.add_noise(original, noise)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         self.run.check()?;
         let shares = self.run.level(1)?.shares();
         let predicts = self.solver.prediction_type;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::file::TensorFile;
-use crate::error::{Error, Result};
+use diffusion_core::{Error, Result};
 
 /// The `*.safetensors.index.json` of a sharded component.
 #[derive(Deserialize)]
@@ -60,10 +60,7 @@ impl Component {
         let mut files = Vec::with_capacity(names.len());
         for name in names {
             // A shard lies beside its index; a name with a path in it is not one of ours to open.
-            if Path::new(name)
-                .file_name()
-                .is_none_or(|file| file != name.as_str())
-            {
+            if Path::new(name).file_name().is_none_or(|file| file != name.as_str()) {
                 return Err(Error::invalid_argument(format!(
                     "{}: names a shard outside of its folder",
                     path.display()
@@ -108,11 +105,7 @@ impl Component {
         if !folder.is_dir() {
             return Error::not_found(format!("{}: no such folder", folder.display()));
         }
-        let pickled_stem = if stem == "model" {
-            "pytorch_model"
-        } else {
-            stem
-        };
+        let pickled_stem = if stem == "model" { "pytorch_model" } else { stem };
         let pickle = ["bin", "fp16.bin", "bin.index.json"]
             .iter()
             .map(|end| folder.join(format!("{pickled_stem}.{end}")))
@@ -142,9 +135,7 @@ impl Component {
 
     /// The file that holds `name`.
     pub fn file_of(&self, name: &str) -> Option<&TensorFile> {
-        self.places
-            .get(name)
-            .and_then(|&index| self.files.get(index))
+        self.places.get(name).and_then(|&index| self.files.get(index))
     }
 
     /// Every tensor's name, as the checkpoint spells it.

@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Kind, Tensor};
 
 use super::digest::FileIdentity;
-use crate::error::{Error, Result};
+use diffusion_core::{Error, Result};
 
 /// A file and its map, which stays until the last tensor in it is gone.
 pub struct MappedFile {
@@ -60,29 +60,20 @@ impl TensorFile {
         let cannot_read = |error| Error::not_found(format!("{}: {error}", path.display()));
         // To open a pipe would wait for somebody who writes.
         if !std::fs::metadata(path).map_err(cannot_read)?.is_file() {
-            return Err(Error::invalid_argument(format!(
-                "{}: not a file",
-                path.display()
-            )));
+            return Err(Error::invalid_argument(format!("{}: not a file", path.display())));
         }
         let file = File::open(path).map_err(cannot_read)?;
         // SAFETY: the map is read only. A file that another process shortens while it is mapped
         // would raise SIGBUS on a read past its new end; a model folder is written before its model
         // is loaded and replaced, not rewritten, as Triton and the Hugging Face cache do.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| match error.kind() {
-            std::io::ErrorKind::OutOfMemory => {
-                Error::out_of_memory(format!("{}: cannot be mapped", path.display()))
-            }
+            std::io::ErrorKind::OutOfMemory => Error::out_of_memory(format!("{}: cannot be mapped", path.display())),
             _ => cannot_read(error),
         })?;
         let invalid = |error: &dyn std::fmt::Display| {
-            Error::invalid_argument(format!(
-                "{}: not a whole safetensors file: {error}",
-                path.display()
-            ))
+            Error::invalid_argument(format!("{}: not a whole safetensors file: {error}", path.display()))
         };
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|error| invalid(&error))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| invalid(&error))?;
         // The header's length is followed by the header; the data comes after both.
         let data = header
             .checked_add(size_of::<u64>())
@@ -128,15 +119,11 @@ impl TensorFile {
     /// `NotFound` for a name that the file lacks, `Unsupported` for a dtype that libtorch or we do
     /// not know.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let info = self.info(name).ok_or_else(|| {
-            Error::not_found(format!("{}: has no tensor {name}", self.path.display()))
-        })?;
+        let info = self
+            .info(name)
+            .ok_or_else(|| Error::not_found(format!("{}: has no tensor {name}", self.path.display())))?;
         let kind = self.kind(name, info)?;
-        Ok(Tensor::f_from_data_size(
-            self.bytes(info)?,
-            &shape(info)?,
-            kind,
-        )?)
+        Ok(Tensor::f_from_data_size(self.bytes(info)?, &shape(info)?, kind)?)
     }
 
     /// The dtype of a tensor, as libtorch's.
@@ -188,10 +175,7 @@ impl TensorFile {
 pub fn shape(info: &TensorInfo) -> Result<Vec<i64>> {
     info.shape
         .iter()
-        .map(|&n| {
-            i64::try_from(n)
-                .map_err(|_| Error::invalid_argument("a tensor of more than 2^63 elements"))
-        })
+        .map(|&n| i64::try_from(n).map_err(|_| Error::invalid_argument("a tensor of more than 2^63 elements")))
         .collect()
 }
 
@@ -225,10 +209,7 @@ mod tests {
     }
 
     fn one_tensor() -> Vec<u8> {
-        let data: Vec<u8> = [1.0f32, 2.0, 3.0]
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
+        let data: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
         let view = TensorView::new(Dtype::F32, vec![3], &data).unwrap();
         safetensors::serialize([("a", view)], None).unwrap()
     }
@@ -250,10 +231,7 @@ mod tests {
         let whole = one_tensor();
         for length in 0..whole.len() {
             let cut = written(&whole[..length]);
-            assert!(
-                TensorFile::open(cut.path()).is_err(),
-                "cut to {length} bytes"
-            );
+            assert!(TensorFile::open(cut.path()).is_err(), "cut to {length} bytes");
         }
         let mut longer = whole;
         longer.push(0);

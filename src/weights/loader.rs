@@ -15,8 +15,8 @@ use super::parallel::in_parallel;
 use super::path::Weights;
 use super::place::{place, stays};
 use super::store::{Held, Key, STORE};
-use crate::error::{Error, Result};
-use crate::libtorch::{Upload, memory};
+use crate::torch::{Upload, memory};
+use diffusion_core::{Error, Result};
 
 /// Left free on the host beside the weights: a load that takes the last of it harms what runs.
 const HOST_RESERVE: u64 = 256 << 20;
@@ -191,8 +191,7 @@ impl Loader {
         upload.finish()?;
         drop(one_at_a_time);
 
-        let mut placed: Vec<HashMap<String, Arc<Held>>> =
-            self.components.iter().map(|_| HashMap::new()).collect();
+        let mut placed: Vec<HashMap<String, Arc<Held>>> = self.components.iter().map(|_| HashMap::new()).collect();
         for (item, held) in std::iter::zip(&items, held) {
             if let Some(component) = placed.get_mut(item.component) {
                 component.insert(item.name.clone(), held);
@@ -208,11 +207,7 @@ impl Loader {
 
 /// All floating-point tensors of the components, the largest first, so that no thread is left with one at the end. (Integers are
 /// positions and the like, which models do not load.)
-fn items(
-    components: &[(Component, Kind)],
-    device: Device,
-    least_narrow: u64,
-) -> Result<Vec<Item<'_>>> {
+fn items(components: &[(Component, Kind)], device: Device, least_narrow: u64) -> Result<Vec<Item<'_>>> {
     let mut items = Vec::new();
     for (number, (component, target)) in components.iter().enumerate() {
         for file in component.files() {
@@ -222,10 +217,7 @@ fn items(
                     continue;
                 };
                 let from = file.kind(&name, info)?;
-                if !matches!(
-                    from,
-                    Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double
-                ) {
+                if !matches!(from, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double) {
                     continue;
                 }
                 let (start, end) = info.data_offsets;
@@ -242,9 +234,7 @@ fn items(
                     shape,
                     kind: if narrow { from } else { *target },
                     length: bytes,
-                    remembered: remembered
-                        .as_ref()
-                        .and_then(|digests| digests.get(&name).copied()),
+                    remembered: remembered.as_ref().and_then(|digests| digests.get(&name).copied()),
                     name,
                 });
             }
@@ -256,8 +246,7 @@ fn items(
 
 /// Remembers what files hold that were hashed now.
 fn remember(items: &[Item<'_>], digests: &[Digest]) {
-    let mut files: HashMap<*const TensorFile, (&TensorFile, HashMap<String, Digest>)> =
-        HashMap::new();
+    let mut files: HashMap<*const TensorFile, (&TensorFile, HashMap<String, Digest>)> = HashMap::new();
     for (item, &digest) in std::iter::zip(items, digests) {
         if item.remembered.is_none() {
             let (_, names) = files
@@ -267,9 +256,7 @@ fn remember(items: &[Item<'_>], digests: &[Digest]) {
         }
     }
     for (file, digests) in files.into_values() {
-        STORE
-            .memory
-            .remember(file.identity().clone(), Arc::new(digests));
+        STORE.memory.remember(file.identity().clone(), Arc::new(digests));
     }
 }
 
@@ -304,11 +291,7 @@ fn check_room(needed: u64, mapped: u64, device: Device) -> Result<()> {
     if needed == 0 {
         return Ok(());
     }
-    let reserve = if device == Device::Cpu {
-        HOST_RESERVE
-    } else {
-        0
-    };
+    let reserve = if device == Device::Cpu { HOST_RESERVE } else { 0 };
     let Some(free) = memory::available(device, mapped)? else {
         return Ok(());
     };

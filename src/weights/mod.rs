@@ -22,7 +22,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind};
 
-use crate::error::{Error, Result};
+use diffusion_core::{Error, Result};
 
 pub use component::Component;
 pub use file::TensorFile;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::error::{Error, Result};
+use diffusion_core::{Error, Result};
 
 /// Threads that read; more do not make a disk or a memory bus faster.
 const MAX_THREADS: usize = 8;
@@ -11,10 +11,7 @@ const MAX_THREADS: usize = 8;
 ///
 /// # Errors
 /// The first that `work` returned to the thread that is asked first; then what is left is not begun.
-pub fn in_parallel<T: Sync, R: Send>(
-    items: &[T],
-    work: impl Fn(&T) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
+pub fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = cores.min(MAX_THREADS).min(items.len()).max(1);
     let next = AtomicUsize::new(0);

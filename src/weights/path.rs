@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::component::Component;
 use super::file::shape;
 use super::store::Held;
-use crate::error::{Error, Result};
+use diffusion_core::{Error, Result};
 
 /// The tensors of a component on a device in one dtype, handed out by name.
 pub struct Weights {
@@ -31,12 +31,7 @@ impl Weights {
     }
 
     /// The tensors of `component`, which `held` has on `device` as `kind`.
-    pub(super) fn new(
-        component: Component,
-        held: HashMap<String, Arc<Held>>,
-        device: Device,
-        kind: Kind,
-    ) -> Self {
+    pub(super) fn new(component: Component, held: HashMap<String, Arc<Held>>, device: Device, kind: Kind) -> Self {
         Self {
             component,
             held,
@@ -63,12 +58,9 @@ impl Weights {
     /// Takes tensors that a checkpoint may carry and no model needs as used.
     #[must_use]
     pub fn ignoring(self, unneeded: impl Fn(&str) -> bool) -> Self {
-        self.used.borrow_mut().extend(
-            self.component
-                .names()
-                .filter(|name| unneeded(name))
-                .map(str::to_owned),
-        );
+        self.used
+            .borrow_mut()
+            .extend(self.component.names().filter(|name| unneeded(name)).map(str::to_owned));
         self
     }
 
@@ -91,11 +83,7 @@ impl Weights {
     /// `InvalidArgument` naming the first tensors that the model has no place for.
     pub fn finish(self) -> Result<()> {
         let used = self.used.borrow();
-        let mut left: Vec<&str> = self
-            .component
-            .names()
-            .filter(|name| !used.contains(*name))
-            .collect();
+        let mut left: Vec<&str> = self.component.names().filter(|name| !used.contains(*name)).collect();
         if left.is_empty() {
             return Ok(());
         }

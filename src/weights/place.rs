@@ -9,8 +9,8 @@ use tch::{Device, Kind, Tensor};
 use super::digest::Digest;
 use super::file::TensorFile;
 use super::store::{Held, Key};
-use crate::error::{Error, Result};
-use crate::libtorch::{Upload, memory};
+use crate::torch::{Upload, memory};
+use diffusion_core::{Error, Result};
 
 /// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`); MKL's sums may depend on the alignment of
 /// what it reads, so that a tensor of float32 is used in its file only where it lies as a copy would. Nobody is promised the bytes of
@@ -28,13 +28,7 @@ const CHUNK: usize = 16384;
 ///
 /// # Errors
 /// `Unavailable` if the bytes are not those of the key's digest; out of memory, or what CUDA says.
-pub fn place(
-    file: &TensorFile,
-    name: &str,
-    key: Key,
-    hashed: bool,
-    upload: &Upload,
-) -> Result<Held> {
+pub fn place(file: &TensorFile, name: &str, key: Key, hashed: bool, upload: &Upload) -> Result<Held> {
     let info = file
         .info(name)
         .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
@@ -88,34 +82,21 @@ pub fn stays(key: &Key, bytes: &[u8]) -> bool {
 /// A copy on the CPU in the key's dtype, for the dtypes that weights have.
 ///
 /// Not by libtorch's own conversion: that would start a team of threads in each thread that loads.
-fn converted(
-    bytes: &[u8],
-    key: &Key,
-    upload: &Upload,
-    hasher: &mut blake3::Hasher,
-) -> Result<Option<Tensor>> {
+fn converted(bytes: &[u8], key: &Key, upload: &Upload, hasher: &mut blake3::Hasher) -> Result<Option<Tensor>> {
     let new = || upload.staging(&key.shape, key.kind);
     let tensor = match (key.from, key.kind) {
-        (Kind::Half, Kind::Float) => {
-            filled(new()?, bytes, hasher, |from: &[f16], to: &mut [f32]| {
-                from.convert_to_f32_slice(to);
-            })
-        }
-        (Kind::BFloat16, Kind::Float) => {
-            filled(new()?, bytes, hasher, |from: &[bf16], to: &mut [f32]| {
-                from.convert_to_f32_slice(to);
-            })
-        }
-        (Kind::Float, Kind::Half) => {
-            filled(new()?, bytes, hasher, |from: &[f32], to: &mut [f16]| {
-                to.convert_from_f32_slice(from);
-            })
-        }
-        (Kind::Float, Kind::BFloat16) => {
-            filled(new()?, bytes, hasher, |from: &[f32], to: &mut [bf16]| {
-                to.convert_from_f32_slice(from);
-            })
-        }
+        (Kind::Half, Kind::Float) => filled(new()?, bytes, hasher, |from: &[f16], to: &mut [f32]| {
+            from.convert_to_f32_slice(to);
+        }),
+        (Kind::BFloat16, Kind::Float) => filled(new()?, bytes, hasher, |from: &[bf16], to: &mut [f32]| {
+            from.convert_to_f32_slice(to);
+        }),
+        (Kind::Float, Kind::Half) => filled(new()?, bytes, hasher, |from: &[f32], to: &mut [f16]| {
+            to.convert_from_f32_slice(from);
+        }),
+        (Kind::Float, Kind::BFloat16) => filled(new()?, bytes, hasher, |from: &[f32], to: &mut [bf16]| {
+            to.convert_from_f32_slice(from);
+        }),
         (from, to) if from == to => filled(new()?, bytes, hasher, |from: &[u8], to: &mut [u8]| {
             to.copy_from_slice(from)
         }),
@@ -160,15 +141,11 @@ fn filled<A: Plain, B: Plain>(
         unsafe { std::slice::from_raw_parts_mut(data, count) }
     };
     let mut chunk = vec![A::default(); CHUNK.min(count)];
-    for (from, to) in bytes
-        .chunks(CHUNK * size_of::<A>())
-        .zip(to.chunks_mut(CHUNK))
-    {
+    for (from, to) in bytes.chunks(CHUNK * size_of::<A>()).zip(to.chunks_mut(CHUNK)) {
         let chunk = &mut chunk[..to.len()];
         // SAFETY: `chunk` is as many bytes long as `from`, which is apart from it; `A` is plain, so that its bytes may be written
         // and read as such.
-        let own =
-            unsafe { std::slice::from_raw_parts_mut(chunk.as_mut_ptr().cast::<u8>(), from.len()) };
+        let own = unsafe { std::slice::from_raw_parts_mut(chunk.as_mut_ptr().cast::<u8>(), from.len()) };
         own.copy_from_slice(from);
         hasher.update(own);
         convert(chunk, to);

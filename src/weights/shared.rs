@@ -10,18 +10,6 @@ use std::sync::Arc;
 /// `set_requires_grad`, `set_data`, ...), and the model has no interior mutability.
 pub unsafe trait Frozen: Send {}
 
-// SAFETY: each of these models holds tensors and numbers alone, and its only methods are `forward`,
-// `encode` and `decode`, which read their weights through libtorch's functional operations.
-unsafe impl Frozen for crate::models::ClipTextModel {}
-// SAFETY: as above.
-unsafe impl Frozen for crate::models::UNet2DConditionModel {}
-// SAFETY: as above.
-unsafe impl Frozen for crate::models::AutoencoderKl {}
-// SAFETY: as above.
-unsafe impl Frozen for crate::models::DptForDepthEstimation {}
-// SAFETY: as above; `check` and its parts read likewise.
-unsafe impl Frozen for crate::models::SafetyChecker {}
-
 /// A loaded model that several threads read.
 ///
 /// tch's tensors may be sent to another thread but not shared between threads, since any tensor can

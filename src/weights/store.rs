@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::digest::{Digest, FileIdentity, Memory};
 use super::file::MappedFile;
-use crate::error::{Error, Result};
-use crate::libtorch;
+use crate::torch;
+use diffusion_core::{Error, Result};
 
 /// What makes two tensors one: their bytes, how these are to be read, and what they were made into.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,7 +58,7 @@ pub struct Held {
 unsafe impl Sync for Held {}
 
 // SAFETY: both kinds of values stay where they are, as long as they are and unwritten while `self` lives.
-unsafe impl libtorch::Memory for Held {
+unsafe impl torch::Memory for Held {
     fn data(&self) -> *const u8 {
         match &self.values {
             Values::Mapped(file, range, _) => file.bytes()[range.clone()].as_ptr(),
@@ -89,11 +89,7 @@ impl Held {
         Ok(Self {
             key,
             bytes,
-            values: Values::Mapped(
-                Arc::clone(&file),
-                range,
-                Mutex::new(file.identity().clone()),
-            ),
+            values: Values::Mapped(Arc::clone(&file), range, Mutex::new(file.identity().clone())),
         })
     }
 
@@ -120,8 +116,7 @@ impl Held {
             return true;
         }
         let bytes = file.bytes().get(range.clone()).unwrap_or_default();
-        let same =
-            Digest::of(bytes) == self.key.digest && file.identity_now().as_ref() == Some(&now);
+        let same = Digest::of(bytes) == self.key.digest && file.identity_now().as_ref() == Some(&now);
         if same {
             *held_them = now;
         }
@@ -134,7 +129,7 @@ impl Held {
     /// Out of memory.
     pub fn tensor(self: &Arc<Self>) -> Result<Tensor> {
         // SAFETY: weights are handed to models alone, which are `Frozen`: nothing writes to them.
-        unsafe { libtorch::borrow(Arc::clone(self), &self.key.shape, self.key.kind) }
+        unsafe { torch::borrow(Arc::clone(self), &self.key.shape, self.key.kind) }
     }
 }
 

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::digest::Digest;
 use super::store::{Key, STORE};
 use super::{Component, Footprint, Loaded, Loader, Part};
-use crate::error::Error;
+use diffusion_core::Error;
 
 /// A folder with one file of float32 tensors, its data at a multiple of 64 bytes if `aligned`.
 fn folder(tensors: &[(&str, &[f32])], aligned: bool) -> TempDir {
@@ -42,9 +42,7 @@ fn write(folder: &Path, dtype: Dtype, size: usize, tensors: &[(String, Vec<u8>)]
     let length = u64::from_le_bytes(length.try_into().unwrap()) as usize;
     let (header, data) = rest.split_at(length);
     let wanted = if aligned { 0 } else { 8 };
-    let padding = (0..64)
-        .find(|padding| (8 + length + padding) % 64 == wanted)
-        .unwrap();
+    let padding = (0..64).find(|padding| (8 + length + padding) % 64 == wanted).unwrap();
     let mut padded = (length as u64 + padding as u64).to_le_bytes().to_vec();
     padded.extend_from_slice(header);
     padded.extend(std::iter::repeat_n(b' ', padding));
@@ -66,18 +64,13 @@ fn tensors(folder: &Path, kind: Kind, names: &[(&str, i64)]) -> (Vec<Tensor>, Fo
     let (mut loaded, part) = load(folder, kind);
     let weights = loaded.take(part).unwrap();
     let root = weights.root();
-    let tensors = names
-        .iter()
-        .map(|(name, n)| root.tensor(name, &[*n]).unwrap());
+    let tensors = names.iter().map(|(name, n)| root.tensor(name, &[*n]).unwrap());
     let tensors = tensors.collect();
     (tensors, loaded.footprint)
 }
 
 fn key(values: &[f32], kind: Kind) -> Key {
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     Key {
         digest: Digest::of(&bytes),
         from: Kind::Float,
@@ -93,13 +86,7 @@ fn equal_tensors_of_two_folders_are_one_until_both_are_gone() {
     let one = folder(&[("a", &same)], true);
     let two = folder(&[("renamed", &same), ("own", &other)], true);
     let (first, took) = tensors(one.path(), Kind::Float, &[("a", 40)]);
-    assert_eq!(
-        took,
-        Footprint {
-            total: 160,
-            shared: 0
-        }
-    );
+    assert_eq!(took, Footprint { total: 160, shared: 0 });
     let (second, took) = tensors(two.path(), Kind::Float, &[("renamed", 40), ("own", 40)]);
     assert_eq!(
         took,
@@ -123,13 +110,7 @@ fn another_dtype_or_shape_is_another_tensor() {
     let folder = folder(&[("a", &values)], false);
     let (full, _) = tensors(folder.path(), Kind::Float, &[("a", 64)]);
     let (half, took) = tensors(folder.path(), Kind::Half, &[("a", 64)]);
-    assert_eq!(
-        took,
-        Footprint {
-            total: 128,
-            shared: 0
-        }
-    );
+    assert_eq!(took, Footprint { total: 128, shared: 0 });
     assert_eq!(half[0].kind(), Kind::Half);
     assert_eq!(full[0].to_kind(Kind::Half), half[0]);
 }
@@ -205,13 +186,7 @@ fn every_dtype_is_converted_as_libtorch_does() {
     let bytes: Vec<u8> = numbers.iter().flat_map(|bits| bits.to_le_bytes()).collect();
     for (dtype, kind) in [(Dtype::F16, Kind::Half), (Dtype::BF16, Kind::BFloat16)] {
         let folder = folder(&[], true);
-        write(
-            folder.path(),
-            dtype,
-            2,
-            &[("a".to_owned(), bytes.clone())],
-            true,
-        );
+        write(folder.path(), dtype, 2, &[("a".to_owned(), bytes.clone())], true);
         let theirs = Tensor::f_from_data_size(&bytes, &[65536], kind).unwrap();
         let (ours, _) = tensors(folder.path(), Kind::Float, &[("a", 65536)]);
         assert!(ours[0].allclose(&theirs.to_kind(Kind::Float), 0.0, 0.0, true));
@@ -261,13 +236,8 @@ fn many_threads_that_want_one_tensor_make_it_once() {
             let threads: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| tensors(place.path(), Kind::Float, &[("a", 4096)]).0))
                 .collect();
-            let held: Vec<_> = threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .collect();
-            held.iter()
-                .map(|tensors| tensors[0].data_ptr() as usize)
-                .collect()
+            let held: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            held.iter().map(|tensors| tensors[0].data_ptr() as usize).collect()
         });
         assert!(addresses.iter().all(|address| *address == addresses[0]));
         assert!(!STORE.has(&key(&values, Kind::Float)));
@@ -276,9 +246,7 @@ fn many_threads_that_want_one_tensor_make_it_once() {
 
 #[test]
 fn a_large_matrix_of_half_precision_stays_in_its_file() {
-    let values: Vec<f32> = (0..1 << 19)
-        .map(|n: u32| (n % 1000) as f32 * 0.25 - 9.0)
-        .collect();
+    let values: Vec<f32> = (0..1 << 19).map(|n: u32| (n % 1000) as f32 * 0.25 - 9.0).collect();
     let matrix = Tensor::from_slice(&values).reshape([512, 1024]);
     for (kind, dtype) in [(Kind::Half, Dtype::F16), (Kind::BFloat16, Dtype::BF16)] {
         let narrow = matrix.to_kind(kind);
@@ -289,10 +257,7 @@ fn a_large_matrix_of_half_precision_stays_in_its_file() {
         let bytes: Vec<u8> = bits.iter().flat_map(|bits| bits.to_le_bytes()).collect();
         let vector = bytes[..64].to_vec();
         let views = [
-            (
-                "matrix",
-                TensorView::new(dtype, vec![512, 1024], &bytes).unwrap(),
-            ),
+            ("matrix", TensorView::new(dtype, vec![512, 1024], &bytes).unwrap()),
             ("vector", TensorView::new(dtype, vec![32], &vector).unwrap()),
         ];
         fs::write(
@@ -318,9 +283,6 @@ fn a_large_matrix_of_half_precision_stays_in_its_file() {
         let (mut loaded, part) = load(place.path(), kind);
         assert_eq!(loaded.footprint.total, (1 << 20) + 64);
         let weights = loaded.take(part).unwrap();
-        assert_eq!(
-            weights.root().tensor("matrix", &[512, 1024]).unwrap(),
-            narrow
-        );
+        assert_eq!(weights.root().tensor("matrix", &[512, 1024]).unwrap(), narrow);
     }
 }

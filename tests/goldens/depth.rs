@@ -1,12 +1,13 @@
-//! Depth-to-image's way from a picture to what the UNet sees of its depth.
+//! Depth-to-image's way from an image to what the UNet sees of its depth.
 
+use diffusion_core::ErrorKind;
+use diffusion_image::encode::RgbImage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
-use triton_diffusion::error::ErrorKind;
-use triton_diffusion::models::{DptConfig, DptForDepthEstimation};
-use triton_diffusion::picture::encode::Picture;
-use triton_diffusion::pipeline::{DptImageProcessor, depth_map, given_depth_map};
+use triton_diffusion::models::dpt::{DptConfig, DptForDepthEstimation};
+use triton_diffusion::pipelines::{depth_map, given_depth_map};
+use triton_diffusion::processors::DptImageProcessor;
 use triton_diffusion::weights::{load_component, read_json};
 
 use crate::support::{Goldens, checkpoint, weights};
@@ -29,7 +30,7 @@ struct Estimate {
 #[derive(Deserialize)]
 struct Processor {
     name: String,
-    picture: String,
+    image: String,
     config: Map<String, Value>,
 }
 
@@ -41,16 +42,15 @@ struct Given {
 }
 
 fn config(name: &str) -> DptConfig {
-    let config: DptConfig =
-        read_json(&checkpoint(name).join("depth_estimator/config.json")).unwrap();
+    let config: DptConfig = read_json(&checkpoint(name).join("depth_estimator/config.json")).unwrap();
     config.check().unwrap();
     config
 }
 
-fn picture(pixels: &Tensor) -> Picture {
+fn rgb_image(pixels: &Tensor) -> RgbImage {
     let (height, width, _) = pixels.size3().unwrap();
     let bytes = pixels.reshape([-1]).try_into().unwrap();
-    Picture::new(width as u32, height as u32, bytes).unwrap()
+    RgbImage::new(width as u32, height as u32, bytes).unwrap()
 }
 
 #[test]
@@ -65,8 +65,8 @@ fn estimated_depths() {
     let weights = weights(&manifest.checkpoint, "depth_estimator", "model");
     let model = DptForDepthEstimation::new(config, weights).unwrap();
     for Estimate { name, latents } in manifest.estimates {
-        let picture = picture(&goldens.tensor(&format!("{name}/picture")));
-        let pixel_values = processor.preprocess(&picture).unwrap();
+        let image = rgb_image(&goldens.tensor(&format!("{name}/image")));
+        let pixel_values = processor.preprocess(&image).unwrap();
         goldens.compare(&format!("{name}/pixel_values"), &pixel_values);
         let depth = model.forward(&pixel_values).unwrap();
         goldens.compare(&format!("{name}/predicted_depth"), &depth);
@@ -88,8 +88,8 @@ fn image_processors() {
         let config = Value::Object(case.config).to_string();
         std::fs::write(folder.join("preprocessor_config.json"), config).unwrap();
         let processor = DptImageProcessor::open(&folder).unwrap();
-        let picture = picture(&goldens.tensor(&case.picture));
-        let pixel_values = processor.preprocess(&picture).unwrap();
+        let image = rgb_image(&goldens.tensor(&case.image));
+        let pixel_values = processor.preprocess(&image).unwrap();
         goldens.compare(&format!("processors/{}", case.name), &pixel_values);
     }
     goldens.report();
@@ -188,7 +188,7 @@ fn weights_that_do_not_fit() {
 }
 
 #[test]
-fn pictures_of_another_size_are_refused() {
+fn images_of_another_size_are_refused() {
     let manifest: Manifest = Goldens::open("depth").manifest();
     let _no_grad = tch::no_grad_guard();
     let weights = weights(&manifest.checkpoint, "depth_estimator", "model");

@@ -5,15 +5,11 @@
 //! held to a tolerance. `make parity` makes them anew on the machine at hand, names their folder in
 //! `TRITON_DIFFUSION_PARITY`, and then every byte must be equal.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod depth;
+mod images;
 mod models;
-mod pictures;
 mod pil;
 mod safety;
 mod schedulers;

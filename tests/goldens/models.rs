@@ -3,10 +3,10 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
-use triton_diffusion::models::{
-    AutoencoderKl, ClipTextConfig, ClipTextModel, ClipTokenizer, Rows, UNet2DConditionModel,
-    UNetInput, guidance_scale_embedding,
-};
+use triton_diffusion::models::clip::{ClipTextConfig, ClipTextModel, ClipTokenizer};
+use triton_diffusion::models::layers::Rows;
+use triton_diffusion::models::unet::{UNet2DConditionModel, UNetInput, guidance_scale_embedding};
+use triton_diffusion::models::vae::AutoencoderKl;
 use triton_diffusion::weights::read_json;
 
 use crate::support::{Cases, Goldens, checkpoint, golden_folder, manifest, weights};
@@ -33,12 +33,7 @@ fn token_ids() {
     for (name, texts) in all {
         let texts: Vec<Text> = serde_json::from_value(texts).unwrap();
         let tokenizer = tokenizer(&name);
-        for Text {
-            text,
-            ids,
-            truncated,
-        } in texts
-        {
+        for Text { text, ids, truncated } in texts {
             let ours = tokenizer.encode(&text).unwrap();
             assert_eq!(ours.ids, ids, "{name}: {text:?}");
             assert_eq!(ours.truncated, truncated, "{name}: {text:?}");

@@ -1,14 +1,14 @@
-//! Pictures in, against Pillow's bytes. Whole numbers are alike on every machine, so that these are equal to the byte
+//! Images in, against Pillow's bytes. Whole numbers are alike on every machine, so that these are equal to the byte
 //! always, with committed goldens too.
 
+use diffusion_image::compose::{self, Region};
+use diffusion_image::decode::{self, Limits};
+use diffusion_image::depth_map::DepthMap;
+use diffusion_image::encode::{RgbImage, to_base64};
+use diffusion_image::mask::Mask;
+use diffusion_image::resize::{self, Filter};
 use serde::Deserialize;
 use tch::{Kind, Tensor};
-use triton_diffusion::picture::compose::{self, Region};
-use triton_diffusion::picture::decode::{self, Limits};
-use triton_diffusion::picture::depth_map::DepthMap;
-use triton_diffusion::picture::encode::{Picture, to_base64};
-use triton_diffusion::picture::grey::Grey;
-use triton_diffusion::picture::resize::{self, Filter};
 
 use crate::support::Goldens;
 
@@ -88,14 +88,14 @@ impl Goldens {
         (size[1] as u32, size[0] as u32)
     }
 
-    fn picture(&self, name: &str) -> Picture {
+    fn image(&self, name: &str) -> RgbImage {
         let (width, height) = self.size(name);
-        Picture::new(width, height, bytes(&self.tensor(name))).unwrap()
+        RgbImage::new(width, height, bytes(&self.tensor(name))).unwrap()
     }
 
-    fn grey(&self, name: &str) -> Grey {
+    fn mask(&self, name: &str) -> Mask {
         let (width, height) = self.size(name);
-        Grey::new(width, height, bytes(&self.tensor(name))).unwrap()
+        Mask::new(width, height, bytes(&self.tensor(name))).unwrap()
     }
 
     fn all_equal(&self) {
@@ -111,13 +111,13 @@ impl Goldens {
         }
     }
 
-    fn equal_picture(&mut self, name: &str, ours: &Picture) {
-        let theirs = self.picture(name);
+    fn equal_image(&mut self, name: &str, ours: &RgbImage) {
+        let theirs = self.image(name);
         self.equal(name, ours, &theirs);
     }
 
-    fn equal_grey(&mut self, name: &str, ours: &Grey) {
-        let theirs = self.grey(name);
+    fn equal_mask(&mut self, name: &str, ours: &Mask) {
+        let theirs = self.mask(name);
         self.equal(name, ours, &theirs);
     }
 
@@ -131,9 +131,9 @@ impl Goldens {
 }
 
 /// One channel of `[height, width, 3]`.
-fn channel(picture: &Picture) -> Grey {
-    let values = picture.rgb().iter().step_by(3).copied().collect();
-    Grey::new(picture.width(), picture.height(), values).unwrap()
+fn channel(image: &RgbImage) -> Mask {
+    let values = image.rgb().iter().step_by(3).copied().collect();
+    Mask::new(image.width(), image.height(), values).unwrap()
 }
 
 #[test]
@@ -148,13 +148,13 @@ fn resizing() {
         filters,
     } in cases.resize
     {
-        let source = goldens.picture(&format!("{name}/source"));
+        let source = goldens.image(&format!("{name}/source"));
         let grey = channel(&source);
         for kind in &filters {
             let made = resize::rgb(&source, width, height, filter(kind)).unwrap();
-            goldens.equal_picture(&format!("{name}/{kind}"), &made);
-            let made = resize::grey(&grey, width, height, filter(kind)).unwrap();
-            goldens.equal_grey(&format!("{name}/{kind}/grey"), &made);
+            goldens.equal_image(&format!("{name}/{kind}"), &made);
+            let made = resize::mask(&grey, width, height, filter(kind)).unwrap();
+            goldens.equal_mask(&format!("{name}/{kind}/grey"), &made);
         }
         let values = Tensor::from_slice(grey.values()).to_kind(Kind::Float) * 257.0 / 3.0;
         let (w, h) = (grey.width(), grey.height());
@@ -170,7 +170,7 @@ fn crop_regions() {
     let mut goldens = Goldens::open("pil");
     let cases: Manifest = goldens.manifest();
     for case in cases.regions {
-        let mask = goldens.grey(&format!("{}/mask", case.name));
+        let mask = goldens.mask(&format!("{}/mask", case.name));
         let ours = compose::crop_region(&mask, case.width, case.height, case.pad).ok();
         goldens.equal(&case.name, &ours, &case.region.map(region));
     }
@@ -183,17 +183,17 @@ fn fitting_in() {
     let cases: Manifest = goldens.manifest();
     for case in cases.fitted {
         let (name, width, height) = (case.name, case.width, case.height);
-        let source = goldens.picture(&format!("{name}/source"));
+        let source = goldens.image(&format!("{name}/source"));
         let filled = compose::resize_and_fill(&source, width, height);
-        let filled_grey = compose::resize_and_fill_grey(&channel(&source), width, height);
+        let filled_mask = compose::resize_and_fill_mask(&channel(&source), width, height);
         if case.fills {
-            goldens.equal_picture(&format!("{name}/fill"), &filled.unwrap());
-            goldens.equal_grey(&format!("{name}/fill/grey"), &filled_grey.unwrap());
+            goldens.equal_image(&format!("{name}/fill"), &filled.unwrap());
+            goldens.equal_mask(&format!("{name}/fill/grey"), &filled_mask.unwrap());
         } else {
-            assert!(filled.is_err() && filled_grey.is_err(), "{name}");
+            assert!(filled.is_err() && filled_mask.is_err(), "{name}");
         }
         let cropped = compose::resize_and_crop(&source, width, height).unwrap();
-        goldens.equal_picture(&format!("{name}/crop"), &cropped);
+        goldens.equal_image(&format!("{name}/crop"), &cropped);
     }
     goldens.all_equal();
 }
@@ -203,21 +203,21 @@ fn overlays() {
     let mut goldens = Goldens::open("pil");
     let cases: Manifest = goldens.manifest();
     for Overlay { name, region: at } in cases.overlays {
-        let mask = goldens.grey(&format!("{name}/mask"));
-        let init = goldens.picture(&format!("{name}/init_image"));
-        let image = goldens.picture(&format!("{name}/image"));
+        let mask = goldens.mask(&format!("{name}/mask"));
+        let init = goldens.image(&format!("{name}/init_image"));
+        let image = goldens.image(&format!("{name}/image"));
         let made = compose::apply_overlay(&mask, &init, &image, at.map(region)).unwrap();
-        goldens.equal_picture(&format!("{name}/made"), &made);
+        goldens.equal_image(&format!("{name}/made"), &made);
     }
     goldens.all_equal();
 }
 
 #[test]
-fn to_grey() {
+fn to_mask() {
     let mut goldens = Goldens::open("pil");
-    let grey = Grey::from_rgb(&goldens.picture("luma/source"));
-    goldens.equal_grey("luma/made", &grey);
-    goldens.equal_grey("invert/made", &compose::invert(&grey));
+    let grey = Mask::from_rgb(&goldens.image("luma/source"));
+    goldens.equal_mask("luma/made", &grey);
+    goldens.equal_mask("invert/made", &compose::invert(&grey));
     goldens.all_equal();
 }
 
@@ -233,9 +233,9 @@ fn decoding() {
     for Decode { name, bits } in cases.decode {
         let text = to_base64(&bytes(&goldens.tensor(&format!("{name}/file"))));
         let made = decode::rgb(text.as_bytes(), &LIMITS).unwrap_or_else(|e| panic!("{name}: {e}"));
-        goldens.equal_picture(&format!("{name}/rgb"), &made);
-        let mask = decode::grey(text.as_bytes(), &LIMITS).unwrap();
-        goldens.equal(&name, &mask, &Grey::from_rgb(&made));
+        goldens.equal_image(&format!("{name}/rgb"), &made);
+        let mask = decode::mask(text.as_bytes(), &LIMITS).unwrap();
+        goldens.equal(&name, &mask, &Mask::from_rgb(&made));
         if let Some(bits) = bits {
             let map = decode::depth_map(text.as_bytes(), &LIMITS).unwrap();
             assert_eq!(map.bits(), bits, "{name}");

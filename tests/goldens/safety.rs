@@ -1,11 +1,12 @@
 //! The safety checker and the image processor before it.
 
+use diffusion_image::encode::RgbImage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
-use triton_diffusion::models::{ClipImageProcessor, SafetyChecker, SafetyScores};
-use triton_diffusion::picture::encode::Picture;
-use triton_diffusion::pipeline::SafetyCheck;
+use triton_diffusion::models::safety_checker::{SafetyChecker, SafetyScores};
+use triton_diffusion::pipelines::SafetyCheck;
+use triton_diffusion::processors::ClipImageProcessor;
 use triton_diffusion::weights::{load_component, read_json};
 
 use crate::support::{Goldens, checkpoint, weights};
@@ -16,27 +17,27 @@ struct Manifest {
     processors: Vec<Processor>,
 }
 
-/// Pictures that went through the checker together.
+/// Images that went through the checker together.
 #[derive(Deserialize)]
 struct Call {
     name: String,
     checkpoint: String,
-    pictures: Vec<usize>,
+    images: Vec<usize>,
     flags: Vec<bool>,
 }
 
 #[derive(Deserialize)]
 struct Processor {
     name: String,
-    picture: usize,
+    image: usize,
     config: Map<String, Value>,
 }
 
-fn picture(goldens: &Goldens, number: usize) -> Picture {
-    let rgb = goldens.tensor(&format!("picture-{number}/rgb"));
+fn image(goldens: &Goldens, number: usize) -> RgbImage {
+    let rgb = goldens.tensor(&format!("image-{number}/rgb"));
     let (height, width, _) = rgb.size3().unwrap();
     let bytes = Vec::try_from(rgb.reshape([-1])).unwrap();
-    Picture::new(width as u32, height as u32, bytes).unwrap()
+    RgbImage::new(width as u32, height as u32, bytes).unwrap()
 }
 
 fn checker(name: &str) -> SafetyChecker {
@@ -50,10 +51,10 @@ fn pixel_values() {
     let manifest: Manifest = goldens.manifest();
     let folder = checkpoint(&manifest.cases[0].checkpoint).join("feature_extractor");
     let processor = ClipImageProcessor::open(&folder).unwrap();
-    let pictures = manifest.cases.iter().flat_map(|case| &case.pictures);
-    for number in 0..=*pictures.max().unwrap() {
-        let ours = processor.process(&picture(&goldens, number)).unwrap();
-        equal(&mut goldens, &format!("picture-{number}"), &ours);
+    let images = manifest.cases.iter().flat_map(|case| &case.images);
+    for number in 0..=*images.max().unwrap() {
+        let ours = processor.process(&image(&goldens, number)).unwrap();
+        equal(&mut goldens, &format!("image-{number}"), &ours);
     }
     for case in manifest.processors {
         let folder = std::env::temp_dir().join(format!(
@@ -66,7 +67,7 @@ fn pixel_values() {
         std::fs::write(folder.join("preprocessor_config.json"), config).unwrap();
         let processor = ClipImageProcessor::open(&folder);
         std::fs::remove_dir_all(&folder).unwrap();
-        let ours = processor.unwrap().process(&picture(&goldens, case.picture));
+        let ours = processor.unwrap().process(&image(&goldens, case.image));
         equal(&mut goldens, &case.name, &ours.unwrap());
     }
     goldens.report();
@@ -76,9 +77,7 @@ fn pixel_values() {
 fn equal(goldens: &mut Goldens, name: &str, ours: &Tensor) {
     goldens.compared += 1;
     if *ours != goldens.tensor(&format!("{name}/pixel_values")) {
-        goldens
-            .failures
-            .push(format!("{name}: pixel values differ"));
+        goldens.failures.push(format!("{name}: pixel values differ"));
     }
 }
 
@@ -91,34 +90,26 @@ fn safety_checker() {
         let checker = checker(&case.checkpoint);
         checker.config().check().unwrap();
         let pixel_values: Vec<Tensor> = case
-            .pictures
+            .images
             .iter()
-            .map(|number| goldens.tensor(&format!("picture-{number}/pixel_values")))
+            .map(|number| goldens.tensor(&format!("image-{number}/pixel_values")))
             .collect();
         let pixel_values = Tensor::stack(&pixel_values, 0);
         let embeds = checker.image_embeds(&pixel_values).unwrap();
         goldens.compare(&format!("{}/image_embeds", case.name), &embeds);
         let cosines = checker.cosines(&embeds).unwrap();
-        goldens.compare(
-            &format!("{}/special_care", case.name),
-            &cosines.special_care,
-        );
+        goldens.compare(&format!("{}/special_care", case.name), &cosines.special_care);
         goldens.compare(&format!("{}/concepts", case.name), &cosines.concepts);
         let scores = checker.scores(&cosines).unwrap();
         let flags: Vec<bool> = scores.iter().map(SafetyScores::flagged).collect();
         assert_eq!(flags, case.flags, "{}", case.name);
-        assert_eq!(
-            checker.check(&pixel_values).unwrap(),
-            case.flags,
-            "{}",
-            case.name
-        );
+        assert_eq!(checker.check(&pixel_values).unwrap(), case.flags, "{}", case.name);
     }
     goldens.report();
 }
 
 #[test]
-fn flags_of_pictures() {
+fn flags_of_images() {
     let goldens = Goldens::open("safety");
     let manifest: Manifest = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
@@ -129,20 +120,14 @@ fn flags_of_pictures() {
             let checker = folder.join("safety_checker");
             let weights = load_component(&checker, "model", Device::Cpu, kind).unwrap();
             let check = SafetyCheck::load(&folder, weights).unwrap();
-            let pictures: Vec<Picture> = case
-                .pictures
-                .iter()
-                .map(|&number| picture(&goldens, number))
-                .collect();
-            let flags = check.flags(&pictures).unwrap();
-            assert_eq!(flags.len(), pictures.len());
+            let images: Vec<RgbImage> = case.images.iter().map(|&number| image(&goldens, number)).collect();
+            let flags = check.flags(&images).unwrap();
+            assert_eq!(flags.len(), images.len());
             // With 7 bits of a fraction the nearest scores may fall on either side; those of a
-            // picture alone are not so near.
-            if kind == Kind::Float || pictures.len() == 1 {
+            // image alone are not so near.
+            if kind == Kind::Float || images.len() == 1 {
                 assert_eq!(flags, case.flags, "{}", case.name);
-                flags
-                    .iter()
-                    .for_each(|&flag| seen[usize::from(flag)] = true);
+                flags.iter().for_each(|&flag| seen[usize::from(flag)] = true);
             }
         }
     }

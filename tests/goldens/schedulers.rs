@@ -1,11 +1,11 @@
 //! Each scheduler on fixed trajectories, with each of its switches.
 
+use diffusion_core::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
-use triton_diffusion::error::{Error, Result};
-use triton_diffusion::libtorch::Generator;
 use triton_diffusion::schedulers::{Plan, Scheduler, SchedulerConfig};
+use triton_diffusion::torch::Generator;
 
 use crate::support::Goldens;
 
@@ -17,7 +17,7 @@ struct Case {
     num_inference_steps: usize,
     timesteps: Option<Vec<i64>>,
     sigmas: Option<Vec<f64>>,
-    /// Steps that are left out, for a run that starts from a picture.
+    /// Steps that are left out, for a run that starts from an image.
     begin: Option<usize>,
     eta: f64,
     seed: u64,
@@ -58,12 +58,7 @@ fn refused_at_load(case: &Case) -> Option<&'static str> {
 fn follow(goldens: &mut Goldens, case: &Case, mut scheduler: Box<dyn Scheduler>) {
     let name = |tensor: &str| format!("{}/{tensor}", case.name);
     let mut generator = Generator::new(case.seed).unwrap();
-    assert_eq!(
-        scheduler.init_noise_sigma(),
-        case.init_noise_sigma,
-        "{}",
-        case.name
-    );
+    assert_eq!(scheduler.init_noise_sigma(), case.init_noise_sigma, "{}", case.name);
     let (outputs, noise) = (goldens.tensor("model_outputs"), goldens.tensor("noise"));
     let clean = goldens.tensor("sample");
     let mut sample = match case.begin {
@@ -104,12 +99,7 @@ fn follow(goldens: &mut Goldens, case: &Case, mut scheduler: Box<dyn Scheduler>)
         goldens.compare(&name("inputs"), &Tensor::stack(&inputs, 0));
     } else {
         let mut unscaled = vec![inputs[0].shallow_clone()];
-        unscaled.extend(
-            samples
-                .iter()
-                .map(Tensor::shallow_clone)
-                .take(samples.len() - 1),
-        );
+        unscaled.extend(samples.iter().map(Tensor::shallow_clone).take(samples.len() - 1));
         assert_eq!(
             Tensor::stack(&inputs, 0),
             Tensor::stack(&unscaled, 0),
@@ -129,9 +119,7 @@ fn trajectories(group: &'static str) {
             assert!(error.contains(switch), "{}: {error}", case.name);
             continue;
         }
-        let scheduler = case
-            .build()
-            .unwrap_or_else(|error| panic!("{}: {error}", case.name));
+        let scheduler = case.build().unwrap_or_else(|error| panic!("{}: {error}", case.name));
         follow(&mut goldens, &case, scheduler);
     }
     for case in manifest.refused {

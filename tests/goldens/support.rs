@@ -10,11 +10,11 @@ use triton_diffusion::weights::{TensorFile, Weights, load_component, read_json};
 /// The largest difference that another processor's kernels may make in one value of a model part or a
 /// trajectory, as a share of the largest value (and of 1, if that is smaller).
 const TOLERANCE: f64 = 5e-4;
-/// The same for a picture's bytes, of which at most one in a hundred may differ at all.
+/// The same for an image's bytes, of which at most one in a hundred may differ at all.
 const BYTE_TOLERANCE: u8 = 2;
 
 pub fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data")
 }
 
 /// Where this machine's own goldens are, if every byte is demanded.
@@ -79,8 +79,7 @@ impl Goldens {
         let scale = largest(exact.shallow_clone()).max(1.0);
         let difference = largest(ours.to_kind(Kind::Double) - exact) / scale;
         if parity().is_some() || difference.is_nan() || difference >= TOLERANCE {
-            self.failures
-                .push(format!("{name}: differs by {difference:e}"));
+            self.failures.push(format!("{name}: differs by {difference:e}"));
         }
     }
 
@@ -111,7 +110,7 @@ pub fn weights(checkpoint_name: &str, component: &str, stem: &str) -> Weights {
     load_component(&folder, stem, Device::Cpu, Kind::Float).unwrap()
 }
 
-/// Peak signal to noise ratio in dB of 8-bit pictures.
+/// Peak signal to noise ratio in dB of 8-bit images.
 pub fn psnr(ours: &[u8], theirs: &[u8]) -> f64 {
     let square = |(a, b): (&u8, &u8)| (f64::from(*a) - f64::from(*b)).powi(2);
     let mean = ours.iter().zip(theirs).map(square).sum::<f64>() / ours.len() as f64;
@@ -124,14 +123,8 @@ pub fn compare_bytes(ours: &[u8], theirs: &[u8]) -> Result<bool, String> {
         return Ok(true);
     }
     let differing = ours.iter().zip(theirs).filter(|(a, b)| a != b).count();
-    let largest = ours
-        .iter()
-        .zip(theirs)
-        .map(|(a, b)| a.abs_diff(*b))
-        .max()
-        .unwrap_or(0);
-    let nearly =
-        ours.len() == theirs.len() && largest <= BYTE_TOLERANCE && differing * 100 <= ours.len();
+    let largest = ours.iter().zip(theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
+    let nearly = ours.len() == theirs.len() && largest <= BYTE_TOLERANCE && differing * 100 <= ours.len();
     if parity().is_none() && nearly {
         return Ok(false);
     }

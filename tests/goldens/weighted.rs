@@ -1,9 +1,9 @@
 //! Prompts of the weighted syntax.
 
+use diffusion_core::config::ModelParameters;
+use diffusion_request::prompt_syntax::PromptSyntax;
 use serde::Deserialize;
-use triton_diffusion::config::ModelParameters;
-use triton_diffusion::pipeline::{Components, MAX_CHUNKS, Place};
-use triton_diffusion::request::prompt_syntax::PromptSyntax;
+use triton_diffusion::pipelines::{Components, MAX_CHUNKS, Place};
 
 use crate::support::{Cases, Goldens, checkpoint};
 
@@ -24,8 +24,7 @@ fn weighted_embeddings() {
     let mut chunks = std::collections::BTreeSet::new();
     for case in cases.cases {
         let folder = checkpoint(&case.checkpoint);
-        let (components, _) =
-            Components::load(&folder, &ModelParameters::default(), Place::Cpu).unwrap();
+        let (components, _) = Components::load(&folder, &ModelParameters::default(), Place::Cpu).unwrap();
         let embeds = components
             .prompt_encoder()
             .encode(
@@ -38,11 +37,7 @@ fn weighted_embeddings() {
         assert_eq!(embeds.truncated, case.truncated, "{}", case.name);
         goldens.compare(&format!("{}/prompt", case.name), &embeds.prompt);
         let negative = format!("{}/negative", case.name);
-        assert_eq!(
-            embeds.negative.is_some(),
-            goldens.has(&negative),
-            "{negative}"
-        );
+        assert_eq!(embeds.negative.is_some(), goldens.has(&negative), "{negative}");
         if let Some(ours) = &embeds.negative {
             goldens.compare(&negative, ours);
         }

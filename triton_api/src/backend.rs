@@ -44,10 +44,7 @@ pub trait Model: Sized + Send + Sync + 'static {
     /// # Errors
     ///
     /// Fails the load of the model with the error's words.
-    fn initialize(
-        backend: &Arc<Self::Backend>,
-        context: &mut ModelContext<'_>,
-    ) -> Result<Self, Error>;
+    fn initialize(backend: &Arc<Self::Backend>, context: &mut ModelContext<'_>) -> Result<Self, Error>;
 }
 
 /// One instance of a model, from `TRITONBACKEND_ModelInstanceInitialize` to
@@ -133,10 +130,7 @@ impl<'a> BackendContext<'a> {
         let mut message = std::ptr::null_mut();
         // SAFETY: the backend is live for 'a. The message stays Triton's, hence only a view.
         unsafe {
-            check(sys::TRITONBACKEND_BackendConfig(
-                self.raw.as_ptr(),
-                &mut message,
-            ))?;
+            check(sys::TRITONBACKEND_BackendConfig(self.raw.as_ptr(), &mut message))?;
             config::read_json(message)
         }
         .map_err(|error| error.context("configuration of the backend"))

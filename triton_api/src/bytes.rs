@@ -52,27 +52,21 @@ impl fmt::Display for BytesError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NoElements => write!(f, "the tensor has no element"),
-            Self::TooFewElements { expected, found } => write!(
-                f,
-                "the shape asks for {expected} elements but the data hold {found}"
-            ),
+            Self::TooFewElements { expected, found } => {
+                write!(f, "the shape asks for {expected} elements but the data hold {found}")
+            }
             Self::TruncatedLength { element, left } => write!(
                 f,
                 "the data end inside the length of element {element}: {left} of \
                  {LENGTH_PREFIX} bytes"
             ),
-            Self::TruncatedElement {
-                element,
-                length,
-                left,
-            } => write!(
+            Self::TruncatedElement { element, length, left } => write!(
                 f,
                 "element {element} is said to have {length} bytes but {left} are left"
             ),
-            Self::TrailingBytes { expected, left } => write!(
-                f,
-                "{left} bytes follow the {expected} elements that the shape asks for"
-            ),
+            Self::TrailingBytes { expected, left } => {
+                write!(f, "{left} bytes follow the {expected} elements that the shape asks for")
+            }
         }
     }
 }
@@ -117,9 +111,7 @@ pub fn decode_bytes(data: &[u8], expected: usize) -> Result<Vec<&[u8]>, BytesErr
             left: after.len(),
         };
         let length = usize::try_from(u32::from_le_bytes(*prefix)).unwrap_or(usize::MAX);
-        let (contents, after) = after
-            .split_at_checked(length)
-            .ok_or_else(|| truncated(length))?;
+        let (contents, after) = after.split_at_checked(length).ok_or_else(|| truncated(length))?;
         elements.push(contents);
         rest = after;
     }
@@ -184,14 +176,7 @@ mod tests {
         let cases: [(&[u8], usize, BytesError); 9] = [
             (&[], 0, BytesError::NoElements),
             (&one, 0, BytesError::NoElements),
-            (
-                &[],
-                1,
-                BytesError::TooFewElements {
-                    expected: 1,
-                    found: 0,
-                },
-            ),
+            (&[], 1, BytesError::TooFewElements { expected: 1, found: 0 }),
             (
                 &one,
                 usize::MAX,
@@ -200,14 +185,7 @@ mod tests {
                     found: 1,
                 },
             ),
-            (
-                &one[..3],
-                1,
-                BytesError::TruncatedLength {
-                    element: 0,
-                    left: 3,
-                },
-            ),
+            (&one[..3], 1, BytesError::TruncatedLength { element: 0, left: 3 }),
             (
                 &one[..4],
                 1,
@@ -229,18 +207,12 @@ mod tests {
             (
                 &[1, 0, 0, 0, b'a', 0],
                 1,
-                BytesError::TrailingBytes {
-                    expected: 1,
-                    left: 1,
-                },
+                BytesError::TrailingBytes { expected: 1, left: 1 },
             ),
             (
                 &[0, 0, 0, 0, 0, 0, 0, 0],
                 1,
-                BytesError::TrailingBytes {
-                    expected: 1,
-                    left: 4,
-                },
+                BytesError::TrailingBytes { expected: 1, left: 4 },
             ),
         ];
         for (data, expected, error) in cases {

@@ -79,8 +79,7 @@ pub(crate) unsafe fn read_json(message: *mut sys::TRITONSERVER_Message) -> Resul
     }
     // SAFETY: Triton gave `size` bytes at `base`, which live as long as the message.
     let json = unsafe { std::slice::from_raw_parts(base.cast::<u8>(), size) };
-    serde_json::from_slice(json)
-        .map_err(|error| Error::internal(format!("Triton's message is not JSON: {error}")))
+    serde_json::from_slice(json).map_err(|error| Error::internal(format!("Triton's message is not JSON: {error}")))
 }
 
 /// The path of an artifact, which must be a folder of the local file system.
@@ -118,9 +117,7 @@ pub fn parameters(config: &Value) -> Result<Value, Error> {
             let text = value
                 .get("string_value")
                 .and_then(Value::as_str)
-                .ok_or_else(|| {
-                    Error::invalid_arg(format!("parameter '{key}' has no string_value"))
-                })?;
+                .ok_or_else(|| Error::invalid_arg(format!("parameter '{key}' has no string_value")))?;
             flat.insert(key.clone(), Value::String(text.to_owned()));
         }
     }
@@ -159,9 +156,6 @@ mod tests {
     fn a_parameter_without_string_value_is_named() {
         let config = json!({"parameters": {"dtype": {"int_value": 3}}});
         let message = parameters(&config).map_err(|error| error.message().to_owned());
-        assert_eq!(
-            message,
-            Err("parameter 'dtype' has no string_value".to_owned())
-        );
+        assert_eq!(message, Err("parameter 'dtype' has no string_value".to_owned()));
     }
 }

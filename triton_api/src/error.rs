@@ -179,6 +179,5 @@ pub(crate) unsafe fn check(raw: *mut sys::TRITONSERVER_Error) -> Result<(), Erro
 
 /// `pointer`, unless it is null, which would be a fault of the server.
 pub(crate) fn non_null<T>(pointer: *mut T, what: &str) -> Result<NonNull<T>, Error> {
-    NonNull::new(pointer)
-        .ok_or_else(|| Error::internal(format!("Triton passed a null pointer for the {what}")))
+    NonNull::new(pointer).ok_or_else(|| Error::internal(format!("Triton passed a null pointer for the {what}")))
 }

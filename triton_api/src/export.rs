@@ -18,8 +18,8 @@ use crate::request::RequestBatch;
 use crate::{log_error, log_info, sys};
 
 pub use sys::{
-    TRITONBACKEND_Backend, TRITONBACKEND_BackendAttribute, TRITONBACKEND_Model,
-    TRITONBACKEND_ModelInstance, TRITONBACKEND_Request, TRITONSERVER_Error,
+    TRITONBACKEND_Backend, TRITONBACKEND_BackendAttribute, TRITONBACKEND_Model, TRITONBACKEND_ModelInstance,
+    TRITONBACKEND_Request, TRITONSERVER_Error,
 };
 
 type InstanceOf<B> = <<B as Backend>::Model as Model>::Instance;
@@ -98,9 +98,7 @@ pub unsafe fn initialize<B: Backend>(backend: *mut TRITONBACKEND_Backend) -> Raw
         unsafe {
             let context = BackendContext::new(&raw)?;
             let state = Arc::new(B::initialize(&context)?);
-            store(state, |state| {
-                sys::TRITONBACKEND_BackendSetState(backend, state)
-            })?;
+            store(state, |state| sys::TRITONBACKEND_BackendSetState(backend, state))?;
             log_info!("backend '{}' is initialized", context.name());
         }
         Ok(())
@@ -142,12 +140,10 @@ pub unsafe fn get_backend_attribute<B: Backend>(
         let attributes = non_null(attributes, "backend attributes")?;
         // SAFETY: the attributes are live.
         unsafe {
-            check(
-                sys::TRITONBACKEND_BackendAttributeSetParallelModelInstanceLoading(
-                    attributes.as_ptr(),
-                    B::PARALLEL_INSTANCE_LOADING,
-                ),
-            )
+            check(sys::TRITONBACKEND_BackendAttributeSetParallelModelInstanceLoading(
+                attributes.as_ptr(),
+                B::PARALLEL_INSTANCE_LOADING,
+            ))
         }
     })
 }
@@ -165,13 +161,10 @@ pub unsafe fn model_initialize<B: Backend>(model: *mut TRITONBACKEND_Model) -> R
             let mut backend = std::ptr::null_mut();
             check(sys::TRITONBACKEND_ModelBackend(model, &mut backend))?;
             let backend = non_null(backend, "backend")?;
-            let backend: Arc<B> =
-                share(|out| sys::TRITONBACKEND_BackendState(backend.as_ptr(), out))?;
+            let backend: Arc<B> = share(|out| sys::TRITONBACKEND_BackendState(backend.as_ptr(), out))?;
             let mut context = ModelContext::new(&raw)?;
             let state = Arc::new(B::Model::initialize(&backend, &mut context)?);
-            store(state, |state| {
-                sys::TRITONBACKEND_ModelSetState(model, state)
-            })
+            store(state, |state| sys::TRITONBACKEND_ModelSetState(model, state))
         }
     })
 }
@@ -203,9 +196,7 @@ pub unsafe fn model_finalize<B: Backend>(model: *mut TRITONBACKEND_Model) -> Raw
 /// # Safety
 ///
 /// Called by Triton, with its live instance.
-pub unsafe fn model_instance_initialize<B: Backend>(
-    instance: *mut TRITONBACKEND_ModelInstance,
-) -> RawError {
+pub unsafe fn model_instance_initialize<B: Backend>(instance: *mut TRITONBACKEND_ModelInstance) -> RawError {
     boundary("TRITONBACKEND_ModelInstanceInitialize", || {
         let raw = non_null(instance, "model instance")?;
         // SAFETY: the instance is live and so is its model, whose state ModelInitialize stored.
@@ -213,19 +204,15 @@ pub unsafe fn model_instance_initialize<B: Backend>(
             let mut model = std::ptr::null_mut();
             check(sys::TRITONBACKEND_ModelInstanceModel(instance, &mut model))?;
             let model = non_null(model, "model")?;
-            let state: Arc<B::Model> =
-                share(|out| sys::TRITONBACKEND_ModelState(model.as_ptr(), out))?;
+            let state: Arc<B::Model> = share(|out| sys::TRITONBACKEND_ModelState(model.as_ptr(), out))?;
             let context = InstanceContext::new(&raw, model)?;
             let cell = Box::new(InstanceCell {
                 instance: Mutex::new(InstanceOf::<B>::initialize(&state, &context)?),
                 handle: context.handle(),
             });
             let cell = Box::into_raw(cell);
-            check(sys::TRITONBACKEND_ModelInstanceSetState(
-                instance,
-                cell.cast(),
-            ))
-            .inspect_err(|_| drop(Box::from_raw(cell)))
+            check(sys::TRITONBACKEND_ModelInstanceSetState(instance, cell.cast()))
+                .inspect_err(|_| drop(Box::from_raw(cell)))
         }
     })
 }
@@ -235,9 +222,7 @@ pub unsafe fn model_instance_initialize<B: Backend>(
 /// # Safety
 ///
 /// Called by Triton, with its live instance, which it neither executes nor asks any more.
-pub unsafe fn model_instance_finalize<B: Backend>(
-    instance: *mut TRITONBACKEND_ModelInstance,
-) -> RawError {
+pub unsafe fn model_instance_finalize<B: Backend>(instance: *mut TRITONBACKEND_ModelInstance) -> RawError {
     boundary("TRITONBACKEND_ModelInstanceFinalize", || {
         non_null(instance, "model instance")?;
         // SAFETY: the state is null or what ModelInstanceInitialize stored, and is taken only
@@ -297,9 +282,7 @@ pub unsafe fn model_instance_execute<B: Backend>(
         // The requests are not Triton's any more and their slots answer them: an error returned
         // now would have them answered and released twice.
         (Err(error), true) => {
-            let _ = catch(PLACE, || {
-                log_error!("after the requests were accepted: {error}")
-            });
+            let _ = catch(PLACE, || log_error!("after the requests were accepted: {error}"));
             return std::ptr::null_mut();
         }
         (Err(error), false) => error,
@@ -312,9 +295,7 @@ pub unsafe fn model_instance_execute<B: Backend>(
 /// # Safety
 ///
 /// Called by Triton, with its live instance.
-pub unsafe fn model_instance_ready<B: Backend>(
-    instance: *mut TRITONBACKEND_ModelInstance,
-) -> RawError {
+pub unsafe fn model_instance_ready<B: Backend>(instance: *mut TRITONBACKEND_ModelInstance) -> RawError {
     boundary("TRITONBACKEND_ModelInstanceReady", || {
         // SAFETY: the state is what ModelInstanceInitialize stored.
         let cell = unsafe { instance_cell::<B>(instance) }?;
@@ -415,10 +396,7 @@ unsafe fn instance_cell<'a, B: Backend>(
     let mut state = std::ptr::null_mut();
     // SAFETY: the caller vouches for the handle and its state.
     unsafe {
-        check(sys::TRITONBACKEND_ModelInstanceState(
-            instance.as_ptr(),
-            &mut state,
-        ))?;
+        check(sys::TRITONBACKEND_ModelInstanceState(instance.as_ptr(), &mut state))?;
         Ok(non_null(state, "state of the instance")?
             .cast::<InstanceCell<InstanceOf<B>>>()
             .as_ref())

@@ -45,13 +45,12 @@ impl<'a> Input<'a> {
                 &mut byte_size,
                 &mut buffer_count,
             ))?;
-            let name = text::borrow_c::<'a>(name)
-                .ok_or_else(|| Error::internal("Triton passed an input without a name"))?;
+            let name =
+                text::borrow_c::<'a>(name).ok_or_else(|| Error::internal("Triton passed an input without a name"))?;
             (name, slice(shape, dims_count as usize)?)
         };
-        let datatype = DataType::from_raw(datatype).ok_or_else(|| {
-            Error::unsupported(format!("input '{name}': unknown data type {datatype}"))
-        })?;
+        let datatype = DataType::from_raw(datatype)
+            .ok_or_else(|| Error::unsupported(format!("input '{name}': unknown data type {datatype}")))?;
         Ok(Self {
             raw,
             name,
@@ -94,9 +93,8 @@ impl<'a> Input<'a> {
     ///
     /// INVALID_ARG if a dimension is negative or the product is not a `usize`.
     pub fn element_count(&self) -> Result<usize, Error> {
-        element_count(self.shape).ok_or_else(|| {
-            Error::invalid_arg(format!("input '{}': its shape is out of range", self.name))
-        })
+        element_count(self.shape)
+            .ok_or_else(|| Error::invalid_arg(format!("input '{}': its shape is out of range", self.name)))
     }
 
     /// The bytes of the tensor (`TRITONBACKEND_InputBuffer`), borrowed if they come in one
@@ -120,9 +118,9 @@ impl<'a> Input<'a> {
         let mut left = byte_size;
         for index in 0..self.buffer_count {
             let piece = self.buffer(index)?;
-            left = left.checked_sub(piece.len()).ok_or_else(|| {
-                Error::internal(format!("input '{name}': its buffers exceed its size"))
-            })?;
+            left = left
+                .checked_sub(piece.len())
+                .ok_or_else(|| Error::internal(format!("input '{name}': its buffers exceed its size")))?;
             if !piece.is_empty() {
                 pieces.push(piece);
             }
@@ -161,8 +159,8 @@ impl<'a> Input<'a> {
                 self.name
             )));
         }
-        let size = usize::try_from(size)
-            .map_err(|_| Error::internal(format!("input '{}': impossible size", self.name)))?;
+        let size =
+            usize::try_from(size).map_err(|_| Error::internal(format!("input '{}': impossible size", self.name)))?;
         // SAFETY: Triton gave `size` bytes of host memory, which live as long as the request.
         unsafe { slice(buffer.cast(), size) }
     }
@@ -170,9 +168,9 @@ impl<'a> Input<'a> {
 
 /// The product of the dimensions, if they make sense.
 pub(crate) fn element_count(shape: &[i64]) -> Option<usize> {
-    shape.iter().try_fold(1_usize, |product, &dim| {
-        product.checked_mul(usize::try_from(dim).ok()?)
-    })
+    shape
+        .iter()
+        .try_fold(1_usize, |product, &dim| product.checked_mul(usize::try_from(dim).ok()?))
 }
 
 /// A slice from C, whose pointer is not looked at if the length is 0.

@@ -83,22 +83,15 @@ impl<'a> InstanceContext<'a> {
         let mut device_id = 0;
         // SAFETY: the handles are live and the results point to locals.
         let (name, (model_name, model_version)) = unsafe {
-            check(sys::TRITONBACKEND_ModelInstanceKind(
-                raw.as_ptr(),
-                &mut kind,
-            ))?;
-            check(sys::TRITONBACKEND_ModelInstanceDeviceId(
-                raw.as_ptr(),
-                &mut device_id,
-            ))?;
+            check(sys::TRITONBACKEND_ModelInstanceKind(raw.as_ptr(), &mut kind))?;
+            check(sys::TRITONBACKEND_ModelInstanceDeviceId(raw.as_ptr(), &mut device_id))?;
             (
                 config::copy_string(|out| sys::TRITONBACKEND_ModelInstanceName(raw.as_ptr(), out))?,
                 model::identity(model)?,
             )
         };
-        let kind = InstanceKind::from_raw(kind).ok_or_else(|| {
-            Error::unsupported(format!("instance '{name}': unknown instance kind {kind}"))
-        })?;
+        let kind = InstanceKind::from_raw(kind)
+            .ok_or_else(|| Error::unsupported(format!("instance '{name}': unknown instance kind {kind}")))?;
         Ok(Self {
             raw,
             name,
@@ -150,17 +143,15 @@ impl<'a> InstanceContext<'a> {
     pub fn report_memory_usage(&self, usage: &[MemoryUsage]) -> Result<(), Error> {
         let mut sums: Vec<MemoryUsage> = Vec::new();
         for entry in usage {
-            match sums.iter_mut().find(|sum| {
-                (sum.memory_type, sum.memory_type_id) == (entry.memory_type, entry.memory_type_id)
-            }) {
+            match sums
+                .iter_mut()
+                .find(|sum| (sum.memory_type, sum.memory_type_id) == (entry.memory_type, entry.memory_type_id))
+            {
                 Some(sum) => sum.byte_size = sum.byte_size.saturating_add(entry.byte_size),
                 None => sums.push(*entry),
             }
         }
-        let attributes = sums
-            .iter()
-            .map(BufferAttributes::new)
-            .collect::<Result<Vec<_>, _>>()?;
+        let attributes = sums.iter().map(BufferAttributes::new).collect::<Result<Vec<_>, _>>()?;
         let mut pointers: Vec<_> = attributes.iter().map(|owned| owned.0).collect();
         let count = u32::try_from(pointers.len())
             .map_err(|_| Error::internal("too many entries in a report of memory usage"))?;
@@ -202,10 +193,7 @@ impl BufferAttributes {
                 raw,
                 usage.memory_type_id,
             ))?;
-            check(sys::TRITONSERVER_BufferAttributesSetByteSize(
-                raw,
-                usage.byte_size,
-            ))?;
+            check(sys::TRITONSERVER_BufferAttributesSetByteSize(raw, usage.byte_size))?;
             Ok(owned)
         }
     }
@@ -267,10 +255,7 @@ mod tests {
         assert!(!health.is_ready());
         assert_eq!(health.poisoned(), Some("the device is lost"));
         let error = health.check().err();
-        assert_eq!(
-            error.as_ref().map(Error::code),
-            Some(ErrorCode::Unavailable)
-        );
+        assert_eq!(error.as_ref().map(Error::code), Some(ErrorCode::Unavailable));
         assert!(error.is_some_and(|error| error.message().ends_with("the device is lost")));
     }
 }

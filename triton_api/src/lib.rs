@@ -15,9 +15,7 @@
 //! the process. Tests link the crate `triton_fake` in its place.
 
 #[cfg(panic = "abort")]
-compile_error!(
-    "a backend must be built with panic = \"unwind\": an abort would take the server down"
-);
+compile_error!("a backend must be built with panic = \"unwind\": an abort would take the server down");
 
 pub mod bytes;
 pub mod config;

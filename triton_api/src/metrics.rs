@@ -133,11 +133,7 @@ unsafe impl Send for Family {}
 unsafe impl Sync for Family {}
 
 impl Family {
-    fn new(
-        kind: sys::TRITONSERVER_MetricKind,
-        name: &str,
-        description: &str,
-    ) -> Result<Arc<Self>, Error> {
+    fn new(kind: sys::TRITONSERVER_MetricKind, name: &str, description: &str) -> Result<Arc<Self>, Error> {
         check_name(name, true)?;
         let name = text::to_c(name);
         let description = text::to_c(description);
@@ -237,11 +233,7 @@ impl Label {
         let value = text::to_c(value);
         // SAFETY: both strings are copied; a new parameter is the caller's.
         let raw = unsafe {
-            sys::TRITONSERVER_ParameterNew(
-                name.as_ptr(),
-                sys::TRITONSERVER_PARAMETER_STRING,
-                value.as_ptr().cast(),
-            )
+            sys::TRITONSERVER_ParameterNew(name.as_ptr(), sys::TRITONSERVER_PARAMETER_STRING, value.as_ptr().cast())
         };
         Ok(Self(non_null(raw, "label")?.as_ptr()))
     }

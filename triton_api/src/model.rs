@@ -92,8 +92,7 @@ impl<'a> ModelContext<'a> {
     ///
     /// As [`ModelContext::config`] and [`config::parameters`].
     pub fn parameters(&self) -> Result<Value, Error> {
-        config::parameters(&self.config()?)
-            .map_err(|error| error.context(format_args!("model '{}'", self.name)))
+        config::parameters(&self.config()?).map_err(|error| error.context(format_args!("model '{}'", self.name)))
     }
 
     /// Whether the backend should fill in what the configuration lacks
@@ -140,9 +139,7 @@ impl<'a> ModelContext<'a> {
 /// # Safety
 ///
 /// `raw` is live.
-pub(crate) unsafe fn identity(
-    raw: NonNull<sys::TRITONBACKEND_Model>,
-) -> Result<(String, u64), Error> {
+pub(crate) unsafe fn identity(raw: NonNull<sys::TRITONBACKEND_Model>) -> Result<(String, u64), Error> {
     let mut version = 0;
     // SAFETY: the handle is live, the result points to a local, the name lives with the model.
     unsafe {

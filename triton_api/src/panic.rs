@@ -35,10 +35,7 @@ pub fn catch<T>(place: &str, f: impl FnOnce() -> T) -> Result<T, Error> {
 }
 
 /// The outermost ring of an entry point: the error or panic of `f` as Triton wants it.
-pub(crate) fn boundary(
-    place: &str,
-    f: impl FnOnce() -> Result<(), Error>,
-) -> *mut sys::TRITONSERVER_Error {
+pub(crate) fn boundary(place: &str, f: impl FnOnce() -> Result<(), Error>) -> *mut sys::TRITONSERVER_Error {
     match catch(place, f) {
         Ok(Ok(())) => std::ptr::null_mut(),
         Ok(Err(error)) | Err(error) => error.into_raw(),
@@ -98,10 +95,7 @@ mod tests {
         let error = catch("step", || panic!("secret {}", 7)).err();
         let error = error.unwrap_or_else(|| Error::cancelled(""));
         assert_eq!(error.code(), ErrorCode::Internal);
-        assert_eq!(
-            error.message(),
-            "step panicked; the server's log says where"
-        );
+        assert_eq!(error.message(), "step panicked; the server's log says where");
     }
 
     #[test]

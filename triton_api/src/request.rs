@@ -99,10 +99,7 @@ impl<'a> Request<'a> {
     ///
     /// `raw` is not released during `'a`.
     pub(crate) unsafe fn new(raw: NonNull<sys::TRITONBACKEND_Request>) -> Self {
-        Self {
-            raw,
-            slot: PhantomData,
-        }
+        Self { raw, slot: PhantomData }
     }
 
     /// The id that the client gave (`TRITONBACKEND_RequestId`); `None` if it is null, empty or
@@ -121,12 +118,7 @@ impl<'a> Request<'a> {
     pub fn is_cancelled(&self) -> bool {
         let mut cancelled = false;
         // SAFETY: the request is live for 'a and the result points to a local.
-        let asked = unsafe {
-            check(sys::TRITONBACKEND_RequestIsCancelled(
-                self.raw.as_ptr(),
-                &mut cancelled,
-            ))
-        };
+        let asked = unsafe { check(sys::TRITONBACKEND_RequestIsCancelled(self.raw.as_ptr(), &mut cancelled)) };
         asked.is_ok() && cancelled
     }
 
@@ -140,10 +132,7 @@ impl<'a> Request<'a> {
         let mut count = 0;
         // SAFETY: the request is live for 'a and the result points to a local.
         unsafe {
-            check(sys::TRITONBACKEND_RequestInputCount(
-                self.raw.as_ptr(),
-                &mut count,
-            ))?;
+            check(sys::TRITONBACKEND_RequestInputCount(self.raw.as_ptr(), &mut count))?;
         }
         (0..count)
             .map(|index| {
@@ -167,10 +156,7 @@ impl<'a> Request<'a> {
     ///
     /// As [`Request::inputs`].
     pub fn input(&self, name: &str) -> Result<Option<Input<'a>>, Error> {
-        Ok(self
-            .inputs()?
-            .into_iter()
-            .find(|input| input.name() == name))
+        Ok(self.inputs()?.into_iter().find(|input| input.name() == name))
     }
 
     /// The names of the outputs that the client wants (`TRITONBACKEND_RequestOutputName`).
@@ -183,10 +169,7 @@ impl<'a> Request<'a> {
         let mut count = 0;
         // SAFETY: the request is live for 'a and the result points to a local.
         unsafe {
-            check(sys::TRITONBACKEND_RequestOutputCount(
-                self.raw.as_ptr(),
-                &mut count,
-            ))?;
+            check(sys::TRITONBACKEND_RequestOutputCount(self.raw.as_ptr(), &mut count))?;
         }
         (0..count)
             .map(|index| {

@@ -97,9 +97,7 @@ impl<'a> OutputTensor<'a> {
             Data::Raw(datatype, data) => {
                 let fits = match datatype.byte_size() {
                     None => elements.is_some(),
-                    Some(size) => {
-                        elements.and_then(|count| count.checked_mul(size)) == Some(data.len())
-                    }
+                    Some(size) => elements.and_then(|count| count.checked_mul(size)) == Some(data.len()),
                 };
                 (fits, data.len())
             }
@@ -168,22 +166,14 @@ impl Response {
             check(match value {
                 Parameter::String(value) => {
                     let value = text::to_c(value);
-                    sys::TRITONBACKEND_ResponseSetStringParameter(
-                        self.0.as_ptr(),
-                        name.as_ptr(),
-                        value.as_ptr(),
-                    )
+                    sys::TRITONBACKEND_ResponseSetStringParameter(self.0.as_ptr(), name.as_ptr(), value.as_ptr())
                 }
-                Parameter::Int(value) => sys::TRITONBACKEND_ResponseSetIntParameter(
-                    self.0.as_ptr(),
-                    name.as_ptr(),
-                    *value,
-                ),
-                Parameter::Bool(value) => sys::TRITONBACKEND_ResponseSetBoolParameter(
-                    self.0.as_ptr(),
-                    name.as_ptr(),
-                    *value,
-                ),
+                Parameter::Int(value) => {
+                    sys::TRITONBACKEND_ResponseSetIntParameter(self.0.as_ptr(), name.as_ptr(), *value)
+                }
+                Parameter::Bool(value) => {
+                    sys::TRITONBACKEND_ResponseSetBoolParameter(self.0.as_ptr(), name.as_ptr(), *value)
+                }
             })
         }
     }
@@ -193,8 +183,8 @@ impl Response {
     pub(crate) fn add_output(&mut self, tensor: &OutputTensor<'_>) -> Result<(), Error> {
         let size = tensor.byte_size()?;
         let name = text::to_c(tensor.name);
-        let dims = u32::try_from(tensor.shape.len())
-            .map_err(|_| Error::internal("an output has too many dimensions"))?;
+        let dims =
+            u32::try_from(tensor.shape.len()).map_err(|_| Error::internal("an output has too many dimensions"))?;
         let mut output = std::ptr::null_mut();
         let mut buffer = std::ptr::null_mut();
         // Host memory is the wish; what comes back is the fact.
@@ -237,9 +227,7 @@ impl Response {
     /// there is one. Triton owns it from here on, even if it reports a failure.
     pub(crate) fn send(self, error: Option<&Error>) -> Result<(), Error> {
         let error = error.map(OwnedError::new);
-        let raw = error
-            .as_ref()
-            .map_or(std::ptr::null_mut(), OwnedError::as_ptr);
+        let raw = error.as_ref().map_or(std::ptr::null_mut(), OwnedError::as_ptr);
         let response = self.0;
         // The response changes hands: its destructor must not delete it.
         mem::forget(self);

@@ -112,8 +112,7 @@ impl Slot {
     }
 
     fn add_outputs(&mut self, outputs: &[OutputTensor<'_>]) -> Result<(), Error> {
-        let in_model =
-            |error: Error| error.context(format_args!("model '{}'", self.instance.model_name));
+        let in_model = |error: Error| error.context(format_args!("model '{}'", self.instance.model_name));
         // SAFETY: as in `request`; borrowed apart from the response.
         let request: Request<'_> = unsafe { Request::new(self.request) };
         let wanted = request.requested_outputs().map_err(in_model)?;
@@ -166,10 +165,7 @@ impl Slot {
                 ))
             };
             if let Err(error) = reported {
-                log_error!(
-                    "model '{}': no statistics: {error}",
-                    self.instance.model_name
-                );
+                log_error!("model '{}': no statistics: {error}", self.instance.model_name);
             }
         });
     }

@@ -7,10 +7,7 @@ use crate::sys;
 
 /// Nanoseconds of the steady clock that the server uses too (`CLOCK_MONOTONIC`); never 0.
 pub fn steady_clock_ns() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes to `now` only. It cannot fail: the clock exists and the pointer is good.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
@@ -63,14 +60,8 @@ impl Stopwatch {
     /// spent all its time on its inputs; one that never came out of it, all the rest there.
     pub(crate) fn stop(&self, exec_end: u64) -> Timestamps {
         let exec_end = exec_end.max(self.exec_start);
-        let compute_start = self
-            .compute_start
-            .unwrap_or(exec_end)
-            .clamp(self.exec_start, exec_end);
-        let compute_end = self
-            .compute_end
-            .unwrap_or(exec_end)
-            .clamp(compute_start, exec_end);
+        let compute_start = self.compute_start.unwrap_or(exec_end).clamp(self.exec_start, exec_end);
+        let compute_end = self.compute_end.unwrap_or(exec_end).clamp(compute_start, exec_end);
         Timestamps {
             exec_start: self.exec_start,
             compute_start,

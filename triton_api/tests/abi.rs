@@ -1,10 +1,6 @@
 //! The header says what the real server offers.
 
-#![expect(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -31,8 +27,7 @@ fn declared() -> BTreeSet<String> {
                 .rfind(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
                 .map_or(0, |last| last + 1);
             let name = &before[start..];
-            (name.starts_with("TRITONSERVER_") || name.starts_with("TRITONBACKEND_"))
-                .then(|| name.to_owned())
+            (name.starts_with("TRITONSERVER_") || name.starts_with("TRITONBACKEND_")).then(|| name.to_owned())
         })
         .collect()
 }
@@ -85,9 +80,6 @@ fn the_real_server_exports_every_declared_function() {
 
 #[test]
 fn the_fake_server_defines_every_declared_function() {
-    let defined: BTreeSet<String> = triton_fake::DEFINED
-        .iter()
-        .map(|&name| name.to_owned())
-        .collect();
+    let defined: BTreeSet<String> = triton_fake::DEFINED.iter().map(|&name| name.to_owned()).collect();
     assert_eq!(declared(), defined);
 }

@@ -1,10 +1,6 @@
 //! Requests through the exported symbols: answered once, released once, whatever happens.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod echo;
 
@@ -12,9 +8,7 @@ use std::time::Duration;
 
 use echo::{LIMIT, config};
 use triton_api::{DataType, ErrorCode, MemoryType};
-use triton_fake::{
-    FakeInstance, FakeRequest, FakeServer, InstanceSpec, ModelSpec, ParameterValue, RequestBuilder,
-};
+use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec, ModelSpec, ParameterValue, RequestBuilder};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -145,20 +139,14 @@ fn inputs_in_pieces_are_gathered() {
 fn ids_may_be_null_empty_or_odd() {
     with_instance("echo", |server, instance| {
         let id_of = |builder: RequestBuilder| {
-            let request = builder
-                .bytes_input("text", &[1], &["x"])
-                .output("echoed")
-                .build();
+            let request = builder.bytes_input("text", &[1], &["x"]).output("echoed").build();
             instance.execute(&[&request]).unwrap();
             request.wait(SOON).unwrap().parameters["id"].clone()
         };
         let none = ParameterValue::String("none".to_owned());
         assert_eq!(id_of(server.request().null_id()), none);
         assert_eq!(id_of(server.request()), none);
-        assert_eq!(
-            id_of(server.request().id("ü")),
-            ParameterValue::String("ü".to_owned())
-        );
+        assert_eq!(id_of(server.request().id("ü")), ParameterValue::String("ü".to_owned()));
     });
 }
 
@@ -216,11 +204,7 @@ fn a_bad_input_fails_alone() {
             "input 'text': 1004 bytes are more than the limit of 1000",
         ),
         (
-            Box::new(|builder| {
-                builder
-                    .bytes_input("text", &[1], &["x"])
-                    .claimed_size(u64::MAX)
-            }),
+            Box::new(|builder| builder.bytes_input("text", &[1], &["x"]).claimed_size(u64::MAX)),
             ErrorCode::InvalidArg,
             "input 'text': 18446744073709551615 bytes are more than the limit of 1000",
         ),
@@ -235,20 +219,12 @@ fn a_bad_input_fails_alone() {
             "input 'text': its buffers are 1 bytes short of its size",
         ),
         (
-            Box::new(|builder| {
-                builder
-                    .bytes_input("text", &[1], &["x"])
-                    .memory(MemoryType::Gpu)
-            }),
+            Box::new(|builder| builder.bytes_input("text", &[1], &["x"]).memory(MemoryType::Gpu)),
             ErrorCode::Unsupported,
             "input 'text': it lies in GPU memory; send it in host memory",
         ),
         (
-            Box::new(|builder| {
-                builder
-                    .bytes_input("text", &[1], &["x"])
-                    .output_memory(MemoryType::Gpu)
-            }),
+            Box::new(|builder| builder.bytes_input("text", &[1], &["x"]).output_memory(MemoryType::Gpu)),
             ErrorCode::Unsupported,
             "model 'm': output 'echoed': it was to go to GPU memory; ask for it in host memory",
         ),
@@ -314,9 +290,7 @@ fn a_response_that_cannot_be_made_gives_the_batch_back() {
 #[test]
 fn a_null_request_gives_the_batch_back() {
     with_instance("echo", |server, instance| {
-        let error = instance
-            .execute_with_null(&[&text(server, "a")])
-            .unwrap_err();
+        let error = instance.execute_with_null(&[&text(server, "a")]).unwrap_err();
         assert_eq!(
             error.message(),
             "model 'm': Triton passed a null pointer for the request"
@@ -344,10 +318,7 @@ fn a_panic_after_accept_answers_all_and_poisons() {
         for request in &requests[1..] {
             let (code, message) = error_of(request);
             assert_eq!(code, ErrorCode::Internal);
-            assert_eq!(
-                message,
-                "model 'm': the request was given up before it was answered"
-            );
+            assert_eq!(message, "model 'm': the request was given up before it was answered");
             assert!(!request.statistics()[0].success);
         }
         assert_eq!(instance.batch_statistics().len(), 3);
@@ -374,8 +345,12 @@ fn an_error_after_accept_is_only_logged() {
         assert_eq!(instance.execute(&requests.each_ref()), Ok(()));
         assert_eq!(echoed(&requests[0]), ["a"]);
         assert_eq!(error_of(&requests[1]).0, ErrorCode::Internal);
-        assert!(server.logs().iter().any(|log| log.level == "ERROR"
-            && log.message == "after the requests were accepted: too late"));
+        assert!(
+            server
+                .logs()
+                .iter()
+                .any(|log| log.level == "ERROR" && log.message == "after the requests were accepted: too late")
+        );
         assert_eq!(instance.ready(), Ok(()));
     });
 }

@@ -69,9 +69,7 @@ fn configuration_is_completed_only_when_asked() {
     let server = server();
     let backend = server.load_backend().unwrap();
     for wanted in [true, false] {
-        let model = backend
-            .load_model(ModelSpec::new("m").auto_complete(wanted))
-            .unwrap();
+        let model = backend.load_model(ModelSpec::new("m").auto_complete(wanted)).unwrap();
         assert_eq!(model.config().get("output").is_some(), wanted);
         drop(model);
     }
@@ -84,11 +82,7 @@ fn failed_loads_leave_nothing() {
     let server = server();
     let backend = server.load_backend().unwrap();
     for (behaviour, code, message) in [
-        (
-            "fail_model",
-            ErrorCode::NotFound,
-            "the model was told to fail",
-        ),
+        ("fail_model", ErrorCode::NotFound, "the model was told to fail"),
         (
             "panic_model",
             ErrorCode::Internal,
@@ -101,13 +95,8 @@ fn failed_loads_leave_nothing() {
         assert_eq!((error.code(), error.message()), (code, message));
     }
     let bad = json!({"parameters": {"behaviour": {}}});
-    let error = backend
-        .load_model(ModelSpec::new("m").config(bad))
-        .unwrap_err();
-    assert_eq!(
-        error.message(),
-        "model 'm': parameter 'behaviour' has no string_value"
-    );
+    let error = backend.load_model(ModelSpec::new("m").config(bad)).unwrap_err();
+    assert_eq!(error.message(), "model 'm': parameter 'behaviour' has no string_value");
     for (behaviour, code, message) in [
         (
             "fail_instance",
@@ -131,12 +120,7 @@ fn failed_loads_leave_nothing() {
     drop(backend.load_model(ModelSpec::new("m")).unwrap());
     drop(backend);
     assert_eq!(ALIVE.load(Ordering::SeqCst), 0);
-    assert!(
-        server
-            .logs()
-            .iter()
-            .any(|log| log.message.contains("secret"))
-    );
+    assert!(server.logs().iter().any(|log| log.message.contains("secret")));
     server.assert_clean();
 }
 

@@ -1,10 +1,6 @@
 //! The panic hook, in a binary of its own: it is the process's.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "panics are what is tested"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "panics are what is tested")]
 
 mod echo;
 
@@ -28,11 +24,7 @@ fn every_panic_goes_to_the_log_once() {
     assert!(backend.load_model(model).is_err());
     drop(backend);
 
-    let logs: Vec<_> = server
-        .logs()
-        .into_iter()
-        .filter(|log| log.level == "ERROR")
-        .collect();
+    let logs: Vec<_> = server.logs().into_iter().filter(|log| log.level == "ERROR").collect();
     assert_eq!(logs.len(), 2, "{logs:#?}");
     assert_eq!(
         logs[0].message,

@@ -6,7 +6,7 @@ use super::unet::indexed;
 /// Layers of OpenCLIP's ViT-H/14 that Stable Diffusion 2 uses: all but the last (`layer: penultimate`).
 const SD2_LAYERS: usize = 23;
 
-const NOT_USED: &str = "of the text encoder, which pictures do not use";
+const NOT_USED: &str = "of the text encoder, which images do not use";
 
 /// Where a tensor of transformers' CLIP goes; `None` for one that it does not have.
 pub fn fate(name: &str, shape: &[usize]) -> Option<Fate> {
@@ -15,7 +15,7 @@ pub fn fate(name: &str, shape: &[usize]) -> Option<Fate> {
     let own = match name.strip_prefix("text_model.") {
         Some(own) => own,
         None if begins.iter().any(|begin| name.starts_with(begin)) => name,
-        // The projection is for comparing texts with pictures.
+        // The projection is for comparing texts with images.
         None if name == "text_projection.weight" => return Some(Fate::LeftOut(NOT_USED)),
         None => return None,
     };
@@ -73,9 +73,7 @@ fn thirds(layer: &str, end: &str, shape: &[usize]) -> Option<Fate> {
     if !matches!(end, "weight" | "bias") || rows % 3 != 0 {
         return None;
     }
-    let shape: Vec<usize> = std::iter::once(rows / 3)
-        .chain(rest.iter().copied())
-        .collect();
+    let shape: Vec<usize> = std::iter::once(rows / 3).chain(rest.iter().copied()).collect();
     let places = ["q_proj", "k_proj", "v_proj"].iter().zip(0..);
     Some(Fate::Kept(
         places
@@ -95,12 +93,7 @@ mod tests {
 
     #[test]
     fn the_layer_that_stable_diffusion_2_does_not_use_is_left_out() {
-        let fate = |layer: usize| {
-            open_clip_fate(
-                &format!("transformer.resblocks.{layer}.ln_1.weight"),
-                &[1024],
-            )
-        };
+        let fate = |layer: usize| open_clip_fate(&format!("transformer.resblocks.{layer}.ln_1.weight"), &[1024]);
         assert!(matches!(fate(22), Some(Fate::Kept(_))));
         assert!(matches!(fate(23), Some(Fate::LeftOut(_))));
     }

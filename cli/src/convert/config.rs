@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
+use diffusion_core::{Error, Result};
 use serde_json::{Value, json};
-use triton_diffusion::error::{Error, Result};
 
 use super::layout::{Component, Family, Layout};
 use Component::{TextEncoder, Unet, Vae};
@@ -25,7 +25,7 @@ pub enum Prediction {
     /// The noise.
     #[value(name = "epsilon")]
     Epsilon,
-    /// A mixture of noise and picture: Stable Diffusion 2 for 768 pixels.
+    /// A mixture of noise and image: Stable Diffusion 2 for 768 pixels.
     #[value(name = "v_prediction")]
     VPrediction,
 }
@@ -82,28 +82,18 @@ pub fn infer(layout: &Layout, wanted: Wanted) -> Result<Configs> {
 /// One dimension of a tensor's shape.
 fn dimension(layout: &Layout, component: Component, name: &str, index: usize) -> Result<usize> {
     let shape = layout.shape(component, name);
-    shape
-        .and_then(|shape| shape.get(index))
-        .copied()
-        .ok_or_else(|| {
-            Error::not_found(format!(
-                "{}: tensor {name} is missing in the file, or has another shape",
-                component.weights()
-            ))
-        })
+    shape.and_then(|shape| shape.get(index)).copied().ok_or_else(|| {
+        Error::not_found(format!(
+            "{}: tensor {name} is missing in the file, or has another shape",
+            component.weights()
+        ))
+    })
 }
 
 /// The first dimensions of the tensors `name`, with 0, 1, 2, ... in place of `{}`.
 fn channels(layout: &Layout, component: Component, name: &str) -> Result<Vec<usize>> {
     (0..layout.count(component, name))
-        .map(|index| {
-            dimension(
-                layout,
-                component,
-                &name.replace("{}", &index.to_string()),
-                0,
-            )
-        })
+        .map(|index| dimension(layout, component, &name.replace("{}", &index.to_string()), 0))
         .collect()
 }
 
@@ -115,9 +105,7 @@ fn unet(layout: &Layout, image_size: u32) -> Result<Value> {
             layout.shape(Unet, &name).is_some()
         };
         let blocks = 0..channels.len();
-        blocks
-            .map(|index| if has(index) { crossed } else { plain })
-            .collect()
+        blocks.map(|index| if has(index) { crossed } else { plain }).collect()
     };
     let transformer = "mid_block.attentions.0.";
     let key = format!("{transformer}transformer_blocks.0.attn2.to_k.weight");

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use diffusion_core::{Error, Result};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
-use triton_diffusion::error::{Error, Result};
 
 use super::{clip, unet, vae};
 use crate::tensors::{Entry, Source};
@@ -108,13 +108,9 @@ impl Layout {
     /// As there.
     pub fn of_tensors(tensors: &[(&str, &TensorInfo)]) -> Result<Self> {
         let family = family(tensors)?;
-        let unet_names = tensors
-            .iter()
-            .filter_map(|(name, _)| name.strip_prefix(UNET));
+        let unet_names = tensors.iter().filter_map(|(name, _)| name.strip_prefix(UNET));
         let unet = unet::Blocks::of(unet_names.clone());
-        let vae_names = tensors
-            .iter()
-            .filter_map(|(name, _)| name.strip_prefix(VAE));
+        let vae_names = tensors.iter().filter_map(|(name, _)| name.strip_prefix(VAE));
         let vae = vae::Blocks::of(vae_names);
         let mut layout = Self {
             family,
@@ -127,9 +123,7 @@ impl Layout {
                     let own = layout.entries.entry(component).or_default();
                     own.extend(places.into_iter().map(|place| entry(name, info, place)));
                 }
-                Some((_, Some(Fate::LeftOut(why)))) => {
-                    *layout.left_out.entry(why).or_default() += 1
-                }
+                Some((_, Some(Fate::LeftOut(why)))) => *layout.left_out.entry(why).or_default() += 1,
                 Some((_, None)) => {
                     return Err(Error::invalid_argument(format!(
                         "tensor {name} of shape {:?} has no place in a diffusers folder",
@@ -194,12 +188,7 @@ impl Layout {
 }
 
 /// The component that a tensor is of, and what becomes of it there; `None` for one outside of the components.
-fn fate(
-    name: &str,
-    shape: &[usize],
-    unet: &unet::Blocks,
-    vae: &vae::Blocks,
-) -> Option<(Component, Option<Fate>)> {
+fn fate(name: &str, shape: &[usize], unet: &unet::Blocks, vae: &vae::Blocks) -> Option<(Component, Option<Fate>)> {
     if let Some(own) = name.strip_prefix(UNET) {
         return Some((Component::Unet, unet.fate(own, shape)));
     }
@@ -254,11 +243,7 @@ fn family(tensors: &[(&str, &TensorInfo)]) -> Result<Family> {
     }
     // Whole numbers and 8-bit floats are of quantised files.
     let odd = tensors.iter().find(|(name, info)| {
-        name.starts_with(UNET)
-            && !matches!(
-                info.dtype,
-                Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16
-            )
+        name.starts_with(UNET) && !matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
     });
     if let Some((name, info)) = odd {
         return Err(Error::unsupported(format!(

@@ -13,15 +13,15 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use diffusion_core::config::ModelParameters;
+use diffusion_core::{Error, Result};
 use serde_json::Value;
-use triton_diffusion::config::ModelParameters;
-use triton_diffusion::error::{Error, Result};
 
 use crate::check::check;
 use crate::dtype::{Float, target};
 use crate::inspect::Report;
 use crate::tensors::{self, Source};
-use crate::{bars, files, say};
+use crate::{files, output, progress};
 
 use config::{Prediction, Wanted};
 use layout::{Component, Layout};
@@ -43,7 +43,7 @@ pub struct Arguments {
     /// What the UNet predicts; no shape tells, so that it must be said for Stable Diffusion 2
     #[arg(long, value_enum, conflicts_with = "config")]
     prediction_type: Option<Prediction>,
-    /// Pixels along a side of the pictures that the model was trained on [default: 512; 768 with v_prediction]
+    /// Pixels along a side of the images that the model was trained on [default: 512; 768 with v_prediction]
     #[arg(long, value_name = "PIXELS", conflicts_with = "config", value_parser = clap::value_parser!(u32).range(64..=4096))]
     image_size: Option<u32>,
     /// Keep the weights in this dtype [default: that of the file]
@@ -63,8 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             arguments.out.display()
         )));
     }
-    let tokenizer =
-        settings::tokenizer(arguments.tokenizer.as_deref(), arguments.config.as_deref())?;
+    let tokenizer = settings::tokenizer(arguments.tokenizer.as_deref(), arguments.config.as_deref())?;
     let source = Source::open(&arguments.file)?;
     let layout = Layout::of(&source)?;
     let configs = match &arguments.config {
@@ -90,19 +89,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     verify(&folder)?;
     fs::rename(&folder, &arguments.out).map_err(|error| files::failed(&arguments.out, &error))?;
     for (why, count) in layout.left_out() {
-        say::line(format_args!("left out: {count} tensor(s), {why}"));
+        output::line(format_args!("left out: {count} tensor(s), {why}"));
     }
-    say::line(arguments.out.display());
+    output::line(arguments.out.display());
     Ok(())
 }
 
-fn write_weights(
-    source: &Source,
-    layout: &Layout,
-    folder: &Path,
-    dtype: Option<Float>,
-) -> Result<()> {
-    let bar = bars::bytes(layout.bytes(), "weights");
+fn write_weights(source: &Source, layout: &Layout, folder: &Path, dtype: Option<Float>) -> Result<()> {
+    let bar = progress::bytes(layout.bytes(), "weights");
     let notes = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     for component in Component::ALL {
         let mut entries = layout.entries(component);
@@ -120,19 +114,15 @@ fn write_weights(
 /// Loads the new folder as the server would.
 fn verify(folder: &Path) -> Result<()> {
     let report = Report::of(folder, false)?;
-    let spinner = bars::spinner("checking");
+    let spinner = progress::spinner("checking");
     let outcome = match report.problems.first() {
         Some(problem) => Err(Error::invalid_argument(problem.clone())),
         None => check(folder, &ModelParameters::default(), report.dtype()).map(drop),
     };
     spinner.finish_and_clear();
     outcome.map_err(|error| {
-        let text = error
-            .to_string()
-            .replace(&format!("{}/", folder.display()), "");
-        Error::invalid_argument(format!(
-            "the server would refuse the converted folder: {text}"
-        ))
+        let text = error.to_string().replace(&format!("{}/", folder.display()), "");
+        Error::invalid_argument(format!("the server would refuse the converted folder: {text}"))
     })
 }
 
@@ -155,7 +145,7 @@ fn refuse_pickle(path: &Path) -> Result<()> {
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
     files::make_folder(&files::folder_of(path))?;
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::internal(format!("{}: {error}", path.display())))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| Error::internal(format!("{}: {error}", path.display())))?;
     files::write(path, (text + "\n").as_bytes())
 }

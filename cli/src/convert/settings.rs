@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use diffusion_core::{Error, Result};
 use serde_json::{Value, json};
-use triton_diffusion::error::{Error, Result};
 use triton_diffusion::weights::read_json;
 
 use super::config::Configs;
@@ -25,9 +25,7 @@ pub fn tokenizer(tokenizer: Option<&Path>, config: Option<&Path>) -> Result<Path
     let inside = given.join("tokenizer");
     for folder in [inside, given.to_owned()] {
         let has = |name: &str| folder.join(name).is_file();
-        if has("tokenizer_config.json")
-            && (has("tokenizer.json") || (has("vocab.json") && has("merges.txt")))
-        {
+        if has("tokenizer_config.json") && (has("tokenizer.json") || (has("vocab.json") && has("merges.txt"))) {
             return Ok(folder);
         }
     }
@@ -68,10 +66,7 @@ pub fn configs(folder: &Path) -> Result<Configs> {
     ] {
         configs.insert(path, read_json::<Value>(&folder.join(path))?);
     }
-    if let Some(index) = configs
-        .get_mut("model_index.json")
-        .and_then(Value::as_object_mut)
-    {
+    if let Some(index) = configs.get_mut("model_index.json").and_then(Value::as_object_mut) {
         for name in ["feature_extractor", "image_encoder", "safety_checker"] {
             if index.contains_key(name) {
                 index.insert(name.to_owned(), json!([null, null]));

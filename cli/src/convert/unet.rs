@@ -73,15 +73,9 @@ impl Blocks {
         match part {
             0 => match rest.strip_prefix("op.") {
                 Some(rest) => Some(format!("down_blocks.{block}.downsamplers.0.conv.{rest}")),
-                None => Some(format!(
-                    "down_blocks.{block}.resnets.{layer}.{}",
-                    resnet(rest)?
-                )),
+                None => Some(format!("down_blocks.{block}.resnets.{layer}.{}", resnet(rest)?)),
             },
-            1 => Some(format!(
-                "down_blocks.{block}.attentions.{layer}.{}",
-                attention(rest)?
-            )),
+            1 => Some(format!("down_blocks.{block}.attentions.{layer}.{}", attention(rest)?)),
             _ => None,
         }
     }
@@ -92,16 +86,10 @@ impl Blocks {
         let length = self.layers_per_block + 1;
         let (block, layer) = (index / length, index % length);
         match (part, rest.strip_prefix("conv.")) {
-            (0, _) => Some(format!(
-                "up_blocks.{block}.resnets.{layer}.{}",
-                resnet(rest)?
-            )),
+            (0, _) => Some(format!("up_blocks.{block}.resnets.{layer}.{}", resnet(rest)?)),
             // Behind the attention, or in its place.
             (1 | 2, Some(rest)) => Some(format!("up_blocks.{block}.upsamplers.0.conv.{rest}")),
-            (1, None) => Some(format!(
-                "up_blocks.{block}.attentions.{layer}.{}",
-                attention(rest)?
-            )),
+            (1, None) => Some(format!("up_blocks.{block}.attentions.{layer}.{}", attention(rest)?)),
             _ => None,
         }
     }
@@ -130,8 +118,5 @@ fn resnet(name: &str) -> Option<String> {
 /// The names within a transformer are the same.
 fn attention(name: &str) -> Option<&str> {
     let known = ["norm.", "proj_in.", "proj_out.", "transformer_blocks."];
-    known
-        .iter()
-        .any(|begin| name.starts_with(begin))
-        .then_some(name)
+    known.iter().any(|begin| name.starts_with(begin)).then_some(name)
 }

@@ -32,8 +32,7 @@ impl Blocks {
         }
         let own = self.name(half, rest)?;
         // 1x1 convolutions there, layers over tokens here: the same numbers.
-        let is_projection =
-            own.contains(".attentions.") && own.ends_with(".weight") && shape.len() > 2;
+        let is_projection = own.contains(".attentions.") && own.ends_with(".weight") && shape.len() > 2;
         let shape = match shape {
             [outputs, inputs, ones @ ..] if is_projection => {
                 if ones.iter().any(|&n| n != 1) {
@@ -43,10 +42,7 @@ impl Blocks {
             }
             shape => shape,
         };
-        Some(Fate::Kept(vec![Place::whole(
-            format!("{half}.{own}"),
-            shape,
-        )]))
+        Some(Fate::Kept(vec![Place::whole(format!("{half}.{own}"), shape)]))
     }
 
     fn name(&self, half: &str, rest: &str) -> Option<String> {
@@ -71,10 +67,7 @@ impl Blocks {
             }
             _ => {
                 let (level, rest) = indexed(rest.strip_prefix("up.")?)?;
-                (
-                    format!("up_blocks.{}", self.levels.checked_sub(level + 1)?),
-                    rest,
-                )
+                (format!("up_blocks.{}", self.levels.checked_sub(level + 1)?), rest)
             }
         };
         if let Some(rest) = rest.strip_prefix("block.") {

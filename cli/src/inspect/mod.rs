@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use triton_diffusion::error::{Error, Result};
+use diffusion_core::{Error, Result};
 
-use crate::say;
+use crate::output;
 
 pub use report::Report;
 
@@ -33,11 +33,11 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let report = Report::of(&arguments.folder, !arguments.quick)?;
     if arguments.json {
-        let json = serde_json::to_string_pretty(&report)
-            .map_err(|error| Error::internal(format!("the report: {error}")))?;
-        say::line(json);
+        let json =
+            serde_json::to_string_pretty(&report).map_err(|error| Error::internal(format!("the report: {error}")))?;
+        output::line(json);
     } else {
-        say::line(text::text(&report).trim_end());
+        output::line(text::text(&report).trim_end());
     }
     Ok(if report.problems.is_empty() {
         ExitCode::SUCCESS

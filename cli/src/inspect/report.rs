@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use diffusion_core::config::{self, ModelParameters, inputs_of};
+use diffusion_core::{Error, Result};
 use safetensors::Dtype;
 use serde::Serialize;
-use triton_diffusion::config::{self, ModelParameters, inputs_of};
-use triton_diffusion::error::{Error, Result};
-use triton_diffusion::pipeline::ModelIndex;
+use triton_diffusion::pipelines::ModelIndex;
 use triton_diffusion::weights::{Component, TensorFile, read_json};
 
-use crate::bars;
 use crate::check::check;
 use crate::checkpoint::{Index, Part, Prefer, WeightFiles, served_files};
 use crate::files;
+use crate::progress;
 
 /// How deep folders are looked into for files that serving does not need.
 const MAX_DEPTH: usize = 4;
@@ -120,10 +120,7 @@ impl Report {
     /// There is no folder, or no `model_index.json` in it that can be read.
     pub fn of(folder: &Path, load: bool) -> Result<Self> {
         if !folder.is_dir() {
-            return Err(Error::not_found(format!(
-                "{}: no such folder",
-                folder.display()
-            )));
+            return Err(Error::not_found(format!("{}: no such folder", folder.display())));
         }
         let index = Index::read(folder)?;
         let mut report = Self {
@@ -164,11 +161,7 @@ impl Report {
 
     /// The dtype that most of the weights have.
     pub fn dtype(&self) -> config::Dtype {
-        let most = self
-            .total
-            .dtypes
-            .iter()
-            .max_by_key(|(_, elements)| **elements);
+        let most = self.total.dtypes.iter().max_by_key(|(_, elements)| **elements);
         match most.map(|(name, _)| name.as_str()) {
             Some("float16") => config::Dtype::Float16,
             Some("bfloat16") => config::Dtype::Bfloat16,
@@ -184,7 +177,7 @@ impl Report {
     }
 
     fn load(&mut self, folder: &Path) {
-        let spinner = bars::spinner("loading");
+        let spinner = progress::spinner("loading");
         let outcome = check(folder, &ModelParameters::default(), self.dtype());
         spinner.finish_and_clear();
         self.loaded = true;
@@ -205,8 +198,7 @@ impl Report {
             match WeightFiles::find(&own, stem, Prefer::Main) {
                 Ok(found) => {
                     let found = found.into_iter();
-                    paths
-                        .extend(found.flat_map(|found| found.files.into_iter().chain(found.index)));
+                    paths.extend(found.flat_map(|found| found.files.into_iter().chain(found.index)));
                 }
                 Err(error) => self.problem(&error),
             }

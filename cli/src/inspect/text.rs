@@ -17,11 +17,7 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(text, "{}", report.folder.display())?;
     writeln!(text, "  pipeline   {}", or_none(report.pipeline.as_deref()))?;
     writeln!(text, "  inputs     {}", report.inputs.join(", "))?;
-    writeln!(
-        text,
-        "  scheduler  {}",
-        or_none(report.scheduler.as_deref())
-    )?;
+    writeln!(text, "  scheduler  {}", or_none(report.scheduler.as_deref()))?;
     writeln!(text, "  weights    {}", weights(&report.total))?;
     writeln!(text)?;
     for component in &report.components {
@@ -49,11 +45,7 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
 }
 
 fn write_component(text: &mut String, component: &ComponentReport) -> std::fmt::Result {
-    write!(
-        text,
-        "{:18} {}.{}",
-        component.name, component.library, component.class
-    )?;
+    write!(text, "{:18} {}.{}", component.name, component.library, component.class)?;
     match &component.weights {
         Some(own) => writeln!(text, ", {}", weights(own))?,
         None => writeln!(text)?,
@@ -102,12 +94,7 @@ mod tests {
 
     #[test]
     fn thousands_are_grouped() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1,000"),
-            (859_520_964, "859,520,964"),
-        ] {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (859_520_964, "859,520,964")] {
             assert_eq!(grouped(number), text);
         }
     }

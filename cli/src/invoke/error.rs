@@ -10,7 +10,7 @@ pub type Result<T, E = InvokeError> = std::result::Result<T, E>;
 pub enum InvokeError {
     /// Something on this side: a file, the arguments.
     #[error(transparent)]
-    Local(#[from] triton_diffusion::error::Error),
+    Local(#[from] diffusion_core::Error),
     /// No answer came.
     #[error("{url}")]
     Unreachable {

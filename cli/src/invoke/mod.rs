@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::inputs::RequestArguments;
-use crate::{bars, say};
+use crate::{output, progress};
 
 pub use error::{InvokeError, Result};
 use protocol::{Answer, body, ranks};
@@ -19,7 +19,7 @@ const MAX_ANSWER_BYTES: u64 = 1 << 30;
 /// How long a server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends a request to a running Triton over HTTP, and writes the picture, or pictures
+/// Sends a request to a running Triton over HTTP, and writes the image, or images
 #[derive(Args)]
 pub struct Arguments {
     /// The model's name
@@ -47,18 +47,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let client = Client::new(arguments);
     let ranks = ranks(&client.call(None, "")?)?;
     let body = body(&row, &ranks)?;
-    let spinner = bars::spinner("waiting");
+    let spinner = progress::spinner("waiting");
     let answer = client.call(Some(&body), "/infer");
     spinner.finish_and_clear();
     let answer = Answer::read(&answer?)?;
     for (name, value) in &answer.parameters {
         match value {
-            Value::String(text) => say::line(format_args!("{name}: {text}")),
-            other => say::line(format_args!("{name}: {other}")),
+            Value::String(text) => output::line(format_args!("{name}: {text}")),
+            other => output::line(format_args!("{name}: {other}")),
         }
     }
-    for path in arguments.request.write(&answer.pictures)? {
-        say::line(path.display());
+    for path in arguments.request.write(&answer.images)? {
+        output::line(path.display());
     }
     Ok(())
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use diffusion_core::config::OUTPUT_NAME;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use triton_diffusion::config::OUTPUT_NAME;
 
 use super::error::{InvokeError, Result};
 use crate::inputs::Row;
@@ -29,9 +29,7 @@ pub fn ranks(metadata: &[u8]) -> Result<Ranks> {
     }
     let metadata: Metadata = parse(metadata)?;
     let inputs = metadata.inputs.into_iter();
-    Ok(inputs
-        .map(|input| (input.name, input.shape.len()))
-        .collect())
+    Ok(inputs.map(|input| (input.name, input.shape.len())).collect())
 }
 
 /// The request's body: each input is one element, with or without a batch dimension, as the model has it.
@@ -61,15 +59,15 @@ pub fn body(row: &Row, ranks: &Ranks) -> Result<Vec<u8>> {
 pub struct Answer {
     /// The response's parameters, sorted.
     pub parameters: Map<String, Value>,
-    /// The picture files.
-    pub pictures: Vec<Vec<u8>>,
+    /// The image files.
+    pub images: Vec<Vec<u8>>,
 }
 
 impl Answer {
     /// Reads the body of a response.
     ///
     /// # Errors
-    /// It has no pictures in base64.
+    /// It has no images in base64.
     pub fn read(answer: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct Response {
@@ -83,13 +81,9 @@ impl Answer {
             data: Vec<String>,
         }
         let response: Response = parse(answer)?;
-        let output = response
-            .outputs
-            .into_iter()
-            .find(|output| output.name == OUTPUT_NAME);
-        let output =
-            output.ok_or_else(|| InvokeError::Answer(format!("no output `{OUTPUT_NAME}`")))?;
-        let pictures = output
+        let output = response.outputs.into_iter().find(|output| output.name == OUTPUT_NAME);
+        let output = output.ok_or_else(|| InvokeError::Answer(format!("no output `{OUTPUT_NAME}`")))?;
+        let images = output
             .data
             .iter()
             .map(|text| {
@@ -99,7 +93,7 @@ impl Answer {
             .collect::<Result<_>>()?;
         Ok(Self {
             parameters: response.parameters,
-            pictures,
+            images,
         })
     }
 }
@@ -128,10 +122,7 @@ mod tests {
         assert_eq!(sent["inputs"][1]["shape"], json!([1]));
         row.inputs.push(("image", String::new()));
         let error = body(&row, &ranks).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "the model takes no input `image`; it takes gen_args, prompt"
-        );
+        assert_eq!(error, "the model takes no input `image`; it takes gen_args, prompt");
     }
 
     #[test]
@@ -139,7 +130,7 @@ mod tests {
         let answer = br#"{"model_name": "sd", "parameters": {"seed": 7},
             "outputs": [{"name": "generated_image", "datatype": "BYTES", "shape": [1, 2], "data": ["AAE=", "Ag=="]}]}"#;
         let answer = Answer::read(answer).unwrap();
-        assert_eq!(answer.pictures, [vec![0, 1], vec![2]]);
+        assert_eq!(answer.images, [vec![0, 1], vec![2]]);
         assert_eq!(answer.parameters["seed"], 7);
         for bad in [
             "",

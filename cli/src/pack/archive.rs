@@ -4,11 +4,11 @@ use std::fs;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use diffusion_core::Result;
 use flate2::{Compression, GzBuilder};
 use tar::{Builder, EntryType, Header};
-use triton_diffusion::error::Result;
 
-use crate::{bars, files};
+use crate::{files, progress};
 
 /// Writes the folder `model` as an archive that holds one folder, `name`; links are followed. The archive gets its name once
 /// it is whole.
@@ -23,7 +23,7 @@ pub fn write(out: &Path, model: &Path, name: &str, compression: u32) -> Result<(
     for (path, _) in &paths {
         total += files::length(path)?;
     }
-    let bar = bars::bytes(total, "archive");
+    let bar = progress::bytes(total, "archive");
 
     let mut file = files::temporary_file(&files::folder_of(out))?;
     // Without a time and a name in gzip's header.
@@ -34,9 +34,7 @@ pub fn write(out: &Path, model: &Path, name: &str, compression: u32) -> Result<(
         append(&mut archive, header, name, bar.wrap_read(contents)).map_err(failed)?;
     }
     let gzip = archive.into_inner().map_err(failed)?;
-    gzip.finish()
-        .and_then(|mut file| file.flush())
-        .map_err(failed)?;
+    gzip.finish().and_then(|mut file| file.flush()).map_err(failed)?;
     bar.finish_and_clear();
     files::persist(file, out)
 }
@@ -50,11 +48,7 @@ fn list(path: &Path, name: &Path, paths: &mut Vec<(PathBuf, PathBuf)>) -> Result
     let entries = fs::read_dir(path).map_err(|error| files::failed(path, &error))?;
     let mut names = Vec::new();
     for entry in entries {
-        names.push(
-            entry
-                .map_err(|error| files::failed(path, &error))?
-                .file_name(),
-        );
+        names.push(entry.map_err(|error| files::failed(path, &error))?.file_name());
     }
     names.sort();
     for own in names {
@@ -78,10 +72,7 @@ fn entry(path: &Path) -> Result<(Header, Box<dyn Read>)> {
     header.set_entry_type(EntryType::Regular);
     header.set_mode(0o644);
     header.set_size(files::length(path)?);
-    Ok((
-        header,
-        Box::new(BufReader::with_capacity(1 << 20, files::open(path)?)),
-    ))
+    Ok((header, Box::new(BufReader::with_capacity(1 << 20, files::open(path)?))))
 }
 
 fn append(

@@ -8,15 +8,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use triton_diffusion::config;
-use triton_diffusion::error::{Error, Result};
+use diffusion_core::config;
+use diffusion_core::{Error, Result};
 
 use crate::check::{ParameterArguments, check};
 use crate::checkpoint::Prefer;
 use crate::dtype::Float;
 use crate::inspect::Report;
 use crate::model_config::Kind;
-use crate::{bars, files, say};
+use crate::{files, output, progress};
 
 pub use name::model_name;
 pub use stage::CHECKPOINT;
@@ -69,10 +69,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(out) => out.clone(),
         None => PathBuf::from(format!("{name}{ARCHIVE}")),
     };
-    let is_archive = out
-        .as_os_str()
-        .as_encoded_bytes()
-        .ends_with(ARCHIVE.as_bytes());
+    let is_archive = out.as_os_str().as_encoded_bytes().ends_with(ARCHIVE.as_bytes());
     let beside = if is_archive {
         files::folder_of(&out)
     } else {
@@ -98,13 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let temporary = files::temporary_folder(&beside)?;
     let model = temporary.path().join(name);
-    stage::checkpoint(
-        &arguments.folder,
-        &model,
-        prefer,
-        arguments.dtype,
-        !is_archive,
-    )?;
+    stage::checkpoint(&arguments.folder, &model, prefer, arguments.dtype, !is_archive)?;
     stage::configuration(
         &model,
         report.pipeline.as_deref().unwrap_or_default(),
@@ -115,14 +106,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     if is_archive {
         archive::write(&out, &model, name, arguments.compression)?;
-        say::line(format_args!(
-            "{}: {}",
-            out.display(),
-            files::size(files::length(&out)?)
-        ));
+        output::line(format_args!("{}: {}", out.display(), files::size(files::length(&out)?)));
     } else {
         fs::rename(&model, &target).map_err(|error| files::failed(&target, &error))?;
-        say::line(target.display());
+        output::line(target.display());
     }
     Ok(())
 }
@@ -130,18 +117,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Loads what is going to be packed as the server would. Errors speak of the folder that the user knows.
 fn verify(folder: &Path, staged: &Path, parameters: &config::ModelParameters) -> Result<()> {
     let report = Report::of(staged, false)?;
-    let spinner = bars::spinner("checking");
+    let spinner = progress::spinner("checking");
     let outcome = match report.problems.first() {
         Some(problem) => Err(Error::invalid_argument(problem.clone())),
         None => check(staged, parameters, report.dtype()),
     };
     spinner.finish_and_clear();
-    let names =
-        |text: &str| text.replace(&staged.display().to_string(), &folder.display().to_string());
+    let names = |text: &str| text.replace(&staged.display().to_string(), &folder.display().to_string());
     match outcome {
         Ok(loadable) => {
             for warning in loadable.warnings {
-                say::aside(format_args!("warning: {}", names(&warning)));
+                output::aside(format_args!("warning: {}", names(&warning)));
             }
             Ok(())
         }

@@ -1,6 +1,6 @@
 //! Names of models.
 
-use triton_diffusion::error::{Error, Result};
+use diffusion_core::{Error, Result};
 
 /// Longest name, in bytes.
 const MAX_NAME: usize = 128;
@@ -11,9 +11,8 @@ const MAX_NAME: usize = 128;
 /// `InvalidArgument` that says so.
 pub fn model_name(name: &str) -> Result<&str> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let fits = (1..=MAX_NAME).contains(&name.len())
-        && name.bytes().all(plain)
-        && name.as_bytes()[0].is_ascii_alphanumeric();
+    let fits =
+        (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(plain) && name.as_bytes()[0].is_ascii_alphanumeric();
     if fits {
         return Ok(name);
     }
@@ -31,17 +30,7 @@ mod tests {
         for good in ["sd_base", "sd2.1-base", "1"] {
             assert!(model_name(good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            ".",
-            "..",
-            ".hidden",
-            "a/b",
-            "a b",
-            "-x",
-            "mod\u{e8}le",
-            "a\0",
-        ] {
+        for bad in ["", ".", "..", ".hidden", "a/b", "a b", "-x", "mod\u{e8}le", "a\0"] {
             assert!(model_name(bad).is_err(), "{bad}");
         }
     }

@@ -5,16 +5,16 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use diffusion_core::{Error, Result};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
-use triton_diffusion::error::{Error, Result};
 use triton_diffusion::weights::read_json;
 
 use crate::checkpoint::{Prefer, served_files};
 use crate::dtype::{Float, target};
 use crate::model_config::{Kind, config_pbtxt, cpu_pbtxt};
 use crate::tensors::{self, Entry, Source};
-use crate::{bars, files};
+use crate::{files, progress};
 
 /// Where a model's checkpoint lies in its folder: version 1, and the place where the backend looks for it.
 pub const CHECKPOINT: &str = "1/checkpoint";
@@ -23,12 +23,7 @@ pub const CHECKPOINT: &str = "1/checkpoint";
 ///
 /// # Errors
 /// The system's.
-pub fn configuration(
-    model: &Path,
-    pipeline: &str,
-    kind: Kind,
-    parameters: &Map<String, Value>,
-) -> Result<()> {
+pub fn configuration(model: &Path, pipeline: &str, kind: Kind, parameters: &Map<String, Value>) -> Result<()> {
     files::make_folder(&model.join("configs"))?;
     let config = config_pbtxt(pipeline, kind, parameters);
     files::write(&model.join("config.pbtxt"), config.as_bytes())?;
@@ -40,13 +35,7 @@ pub fn configuration(
 ///
 /// # Errors
 /// The folder's, the system's, and a value that the dtype does not reach.
-pub fn checkpoint(
-    folder: &Path,
-    model: &Path,
-    prefer: Prefer,
-    dtype: Option<Float>,
-    copies: bool,
-) -> Result<()> {
+pub fn checkpoint(folder: &Path, model: &Path, prefer: Prefer, dtype: Option<Float>, copies: bool) -> Result<()> {
     // Links are relative to where they are, and this one is somewhere else.
     let folder = fs::canonicalize(folder).map_err(|error| files::failed(folder, &error))?;
     let served = served_files(&folder, prefer)?;
@@ -54,7 +43,7 @@ pub fn checkpoint(
     for path in &served {
         total += files::length(&folder.join(path))?;
     }
-    let bar = bars::bytes(total, "checkpoint");
+    let bar = progress::bytes(total, "checkpoint");
     let mut changed = BTreeSet::new();
     for path in &served {
         let (from, to) = (folder.join(path), model.join(CHECKPOINT).join(path));
@@ -92,23 +81,15 @@ fn convert(from: &Path, to: &Path, dtype: Option<Float>, bar: &ProgressBar) -> R
     }
     let source = Source::open(from)?;
     let names = source.names();
-    let infos = names
-        .iter()
-        .filter_map(|name| Some((name, source.info(name)?)));
+    let infos = names.iter().filter_map(|name| Some((name, source.info(name)?)));
     let entries: Vec<Entry> = infos
         .map(|(name, info)| Entry::whole(name, name, info, target(info.dtype, dtype)))
         .collect();
-    let differs = |entry: &Entry| {
-        source
-            .info(&entry.from)
-            .is_some_and(|i| i.dtype != entry.dtype)
-    };
+    let differs = |entry: &Entry| source.info(&entry.from).is_some_and(|i| i.dtype != entry.dtype);
     if !entries.iter().any(differs) {
         return Ok(false);
     }
-    tensors::write(to, &source, entries, &source.notes(), |bytes| {
-        bar.inc(bytes)
-    })?;
+    tensors::write(to, &source, entries, &source.notes(), |bytes| bar.inc(bytes))?;
     Ok(true)
 }
 
@@ -117,11 +98,7 @@ fn correct_total_size(path: &Path) -> Result<()> {
     let mut list: Value = read_json(path)?;
     let mut shards: BTreeSet<PathBuf> = BTreeSet::new();
     let map = list.get("weight_map").and_then(Value::as_object);
-    for name in map
-        .into_iter()
-        .flat_map(Map::values)
-        .filter_map(Value::as_str)
-    {
+    for name in map.into_iter().flat_map(Map::values).filter_map(Value::as_str) {
         shards.insert(files::folder_of(path).join(name));
     }
     let mut bytes = 0;
@@ -137,8 +114,8 @@ fn correct_total_size(path: &Path) -> Result<()> {
         return Ok(());
     };
     *total = bytes.into();
-    let text = serde_json::to_string_pretty(&list)
-        .map_err(|error| Error::internal(format!("{}: {error}", path.display())))?;
+    let text =
+        serde_json::to_string_pretty(&list).map_err(|error| Error::internal(format!("{}: {error}", path.display())))?;
     // In place of the link or copy.
     files::write(path, text.as_bytes())
 }

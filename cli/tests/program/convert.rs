@@ -5,8 +5,8 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use crate::kit::{checkpoint, fail, run, succeed, temporary};
 use crate::original::{Tensor, Tensors, original, read, write};
+use crate::support::{checkpoint, fail, run, succeed, temporary};
 
 const WEIGHTS: [&str; 3] = [
     "unet/diffusion_pytorch_model.safetensors",
@@ -42,11 +42,9 @@ fn with_left_overs(mut tensors: Tensors, open_clip: bool) -> Tensors {
     tensors
 }
 
-fn picture(folder: &Path, model: &str, out: &str) -> Vec<u8> {
+fn image(folder: &Path, model: &str, out: &str) -> Vec<u8> {
     let steps = "num_inference_steps=2";
-    let line = [
-        "generate", model, "--prompt", "a chair", "--seed", "1", "--set", steps,
-    ];
+    let line = ["generate", model, "--prompt", "a chair", "--seed", "1", "--set", steps];
     let line: Vec<&str> = line
         .iter()
         .chain(&["--model-name", "m", "--out", out])
@@ -63,25 +61,12 @@ fn there_and_back_again() {
         let model = checkpoint(name);
         let path = model.display().to_string();
         let file = folder.path().join("model.safetensors");
-        write(
-            &file,
-            &with_left_overs(original(&model, open_clip), open_clip),
-        );
+        write(&file, &with_left_overs(original(&model, open_clip), open_clip));
         let told = succeed(
             folder.path(),
-            &[
-                "convert",
-                "model.safetensors",
-                "--config",
-                &path,
-                "--out",
-                "converted",
-            ],
+            &["convert", "model.safetensors", "--config", &path, "--out", "converted"],
         );
-        assert!(
-            told.contains("left out: 2 tensor(s), running means"),
-            "{told}"
-        );
+        assert!(told.contains("left out: 2 tensor(s), running means"), "{told}");
         let converted = folder.path().join("converted");
         for weights in WEIGHTS {
             let (before, after) = (read(&model.join(weights)), read(&converted.join(weights)));
@@ -95,8 +80,8 @@ fn there_and_back_again() {
             }
         }
         if name != "sd2_inpaint" {
-            let made = picture(folder.path(), "converted", "a.png");
-            assert!(made == picture(folder.path(), &path, "b.png"), "{name}");
+            let made = image(folder.path(), "converted", "a.png");
+            assert!(made == image(folder.path(), &path, "b.png"), "{name}");
         }
         // Without the tokenizer's other files: those that serving reads, and no more.
         assert!(converted.join("tokenizer/vocab.json").exists());
@@ -108,10 +93,7 @@ fn weights_are_converted_when_asked() {
     let folder = temporary();
     let model = checkpoint("sd1");
     let path = model.display().to_string();
-    write(
-        &folder.path().join("m.safetensors"),
-        &original(&model, false),
-    );
+    write(&folder.path().join("m.safetensors"), &original(&model, false));
     let line = [
         "convert",
         "m.safetensors",
@@ -125,8 +107,8 @@ fn weights_are_converted_when_asked() {
     succeed(folder.path(), &line);
     let wide = read(&folder.path().join("wide").join(WEIGHTS[1]));
     assert!(wide.values().all(|tensor| tensor.dtype == Dtype::F32));
-    let narrow = picture(folder.path(), &path, "a.png");
-    assert!(picture(folder.path(), "wide", "b.png") == narrow);
+    let narrow = image(folder.path(), &path, "a.png");
+    assert!(image(folder.path(), "wide", "b.png") == narrow);
 }
 
 #[test]
@@ -135,28 +117,14 @@ fn pickles_are_known_by_their_contents() {
     let tokenizer = checkpoint("sd1").display().to_string();
     for begin in [&b"PK\x03\x04rest of an archive"[..], b"\x80\x02}q\x00."] {
         fs::write(folder.path().join("m.safetensors"), begin).unwrap();
-        let line = [
-            "convert",
-            "m.safetensors",
-            "--tokenizer",
-            &tokenizer,
-            "--out",
-            "o",
-        ];
+        let line = ["convert", "m.safetensors", "--tokenizer", &tokenizer, "--out", "o"];
         let error = fail(folder.path(), &line);
         assert!(error.contains("pickled"), "{error}");
     }
     fs::write(folder.path().join("m.safetensors"), b"something else").unwrap();
     let error = fail(
         folder.path(),
-        &[
-            "convert",
-            "m.safetensors",
-            "--tokenizer",
-            &tokenizer,
-            "--out",
-            "o",
-        ],
+        &["convert", "m.safetensors", "--tokenizer", &tokenizer, "--out", "o"],
     );
     assert!(error.contains("not a whole safetensors file"), "{error}");
     assert!(!folder.path().join("o").exists());
@@ -167,10 +135,7 @@ fn what_no_shape_tells_must_be_said() {
     let folder = temporary();
     let model = checkpoint("sd2_base");
     let path = model.display().to_string();
-    write(
-        &folder.path().join("m.safetensors"),
-        &original(&model, true),
-    );
+    write(&folder.path().join("m.safetensors"), &original(&model, true));
     let refused = |arguments: &[&str]| {
         let line = ["convert", "m.safetensors", "--out", "o"];
         let line: Vec<&str> = line.iter().chain(arguments).copied().collect();
@@ -181,10 +146,7 @@ fn what_no_shape_tells_must_be_said() {
         (&["--tokenizer", "."], "no tokenizer_config.json"),
         (&["--tokenizer", &path], "give --prediction-type"),
         // Sizes that no published model has.
-        (
-            &["--tokenizer", &path, "--prediction-type", "epsilon"],
-            "give --config",
-        ),
+        (&["--tokenizer", &path, "--prediction-type", "epsilon"], "give --config"),
         (
             &["--config", &checkpoint("sd1").display().to_string()],
             "would refuse the converted folder",
@@ -222,15 +184,9 @@ fn a_part_that_is_missing_is_named() {
         ("model.diffusion_model.", "no UNet"),
         ("first_stage_model.", "no VAE"),
         ("cond_stage_model.", "no text encoder"),
-        (
-            "model.diffusion_model.out.2.bias",
-            "conv_out.bias is missing",
-        ),
+        ("model.diffusion_model.out.2.bias", "conv_out.bias is missing"),
     ] {
-        let kept = whole
-            .clone()
-            .into_iter()
-            .filter(|(name, _)| !name.starts_with(gone));
+        let kept = whole.clone().into_iter().filter(|(name, _)| !name.starts_with(gone));
         write(&folder.path().join("m.safetensors"), &kept.collect());
         let error = fail(
             folder.path(),

@@ -1,16 +1,16 @@
-//! `generate` makes the server's pictures.
+//! `generate` makes the server's images.
 
 use std::fs;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use triton_diffusion::config::ModelParameters;
-use triton_diffusion::engine::Pipeline;
-use triton_diffusion::picture::encode::encode;
-use triton_diffusion::pipeline::{Components, DiffusionPipeline, Place};
-use triton_diffusion::request::metadata::Metadata;
-use triton_diffusion::request::resolve::{RequestContext, RowInputs, resolve};
+use diffusion_core::config::ModelParameters;
+use diffusion_engine::Pipeline;
+use diffusion_image::encode::encode;
+use diffusion_request::metadata::Metadata;
+use diffusion_request::validate::{RequestContext, RowInputs, resolve};
+use triton_diffusion::pipelines::{Components, DiffusionPipeline, Place};
 
-use crate::kit::{checkpoint, fail, succeed, temporary};
+use crate::support::{checkpoint, fail, succeed, temporary};
 
 const GEN_ARGS: &str = r#"{"num_inference_steps": 3, "seed": 7, "num_images_per_prompt": 2}"#;
 
@@ -29,17 +29,17 @@ fn expected(model: &str, row: &RowInputs<'_>) -> Vec<Vec<u8>> {
         }
     }
     let generated = pipeline.finish(job).unwrap();
-    let pictures = generated.pictures.iter().enumerate();
-    pictures
-        .map(|(index, picture)| {
+    let images = generated.images.iter().enumerate();
+    images
+        .map(|(index, image)| {
             let metadata = Metadata::new(&request, generated.scheduler, model, index);
-            encode(picture, &request.output, &metadata.to_json()).unwrap()
+            encode(image, &request.output, &metadata.to_json()).unwrap()
         })
         .collect()
 }
 
 #[test]
-fn text_becomes_the_pictures_that_the_server_answers() {
+fn text_becomes_the_images_that_the_server_answers() {
     let folder = temporary();
     let model = checkpoint("sd1").display().to_string();
     let told = succeed(
@@ -66,26 +66,19 @@ fn text_becomes_the_pictures_that_the_server_answers() {
         ..RowInputs::default()
     };
     let expected = expected("sd1", &row);
-    for (index, picture) in expected.iter().enumerate() {
+    for (index, image) in expected.iter().enumerate() {
         let path = folder.path().join(format!("p-{index}.png"));
-        assert!(fs::read(path).unwrap() == *picture, "picture {index}");
+        assert!(fs::read(path).unwrap() == *image, "image {index}");
     }
     assert_eq!(expected.len(), 2);
 }
 
 #[test]
-fn a_picture_goes_in_and_the_ending_decides_what_comes_out() {
+fn a_image_goes_in_and_the_ending_decides_what_comes_out() {
     let folder = temporary();
     let model = checkpoint("sd1").display().to_string();
     let make = |arguments: &[&str]| {
-        let line = [
-            "generate",
-            model.as_str(),
-            "--prompt",
-            "a chair",
-            "--seed",
-            "1",
-        ];
+        let line = ["generate", model.as_str(), "--prompt", "a chair", "--seed", "1"];
         let line: Vec<&str> = line.iter().chain(arguments).copied().collect();
         succeed(folder.path(), &line)
     };
@@ -120,10 +113,7 @@ fn errors_are_those_of_the_server() {
         fail(folder.path(), &line)
     };
     for (arguments, words) in [
-        (
-            &["--out", "p.png", "--set", "stesp=3"][..],
-            "unknown key `stesp`",
-        ),
+        (&["--out", "p.png", "--set", "stesp=3"][..], "unknown key `stesp`"),
         (
             &["--out", "p.png", "--set", "eta=2"],
             "`eta` must be a number from 0 to 1",

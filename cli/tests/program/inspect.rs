@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::kit::{checkpoint, copy, fail, run, succeed, temporary};
+use crate::support::{checkpoint, copy, fail, run, succeed, temporary};
 
 fn report(folder: &std::path::Path) -> Value {
     let output = run(folder, &["inspect", ".", "--json"]);
@@ -38,11 +38,7 @@ fn parameters_and_bytes_are_those_of_the_files() {
     let report = report(&checkpoint("sd1"));
     let part = |name: &str| {
         let parts = report["components"].as_array().unwrap();
-        parts
-            .iter()
-            .find(|part| part["name"] == name)
-            .unwrap()
-            .clone()
+        parts.iter().find(|part| part["name"] == name).unwrap().clone()
     };
     let unet = part("unet");
     assert_eq!(unet["class"], "UNet2DConditionModel");
@@ -50,10 +46,7 @@ fn parameters_and_bytes_are_those_of_the_files() {
     assert_eq!(unet["weights"]["bytes"], 431_156 * 2);
     let files = unet["files"].as_object().unwrap();
     let bytes = fs::metadata(checkpoint("sd1/unet/diffusion_pytorch_model.safetensors"));
-    assert_eq!(
-        files["unet/diffusion_pytorch_model.safetensors"],
-        bytes.unwrap().len()
-    );
+    assert_eq!(files["unet/diffusion_pytorch_model.safetensors"], bytes.unwrap().len());
     assert!(part("tokenizer")["files"]["tokenizer/vocab.json"].is_number());
     let sum: u64 = ["unet", "vae", "text_encoder"]
         .iter()
@@ -80,10 +73,7 @@ fn all_that_is_missing_is_told() {
         .collect();
     assert_eq!(problems.len(), 2, "{problems:?}");
     assert!(problems[0].contains("pickled weights"), "{problems:?}");
-    assert!(
-        problems[1].contains("not a whole safetensors file"),
-        "{problems:?}"
-    );
+    assert!(problems[1].contains("not a whole safetensors file"), "{problems:?}");
     assert!(report["not_served"]["unet/diffusion_pytorch_model.bin"].is_number());
 }
 
@@ -120,10 +110,7 @@ fn a_folder_that_is_none_is_an_error() {
     fs::write(folder.path().join("model_index.json"), index).unwrap();
     let report = report(folder.path());
     let problem = report["problems"][0].as_str().unwrap();
-    assert!(
-        problem.contains("_class_name is not supported"),
-        "{problem}"
-    );
+    assert!(problem.contains("_class_name is not supported"), "{problem}");
 }
 
 #[test]

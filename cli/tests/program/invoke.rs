@@ -7,7 +7,7 @@ use std::thread::{JoinHandle, spawn};
 
 use serde_json::{Value, json};
 
-use crate::kit::{fail, succeed, temporary};
+use crate::support::{fail, succeed, temporary};
 
 /// A request line and a body.
 type Request = (String, Value);
@@ -27,10 +27,7 @@ fn serve(answers: Vec<(u16, Value)>) -> (String, JoinHandle<Vec<Request>>) {
                     break;
                 };
                 let body = body.to_string();
-                let head = format!(
-                    "HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n\r\n",
-                    body.len()
-                );
+                let head = format!("HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n\r\n", body.len());
                 stream.write_all((head + &body).as_bytes()).unwrap();
                 if answers.len() == 0 {
                     break;
@@ -73,9 +70,9 @@ fn metadata() -> Value {
 }
 
 #[test]
-fn a_request_goes_out_and_pictures_come_in() {
+fn a_request_goes_out_and_images_come_in() {
     let folder = temporary();
-    fs::write(folder.path().join("in.png"), "picture").unwrap();
+    fs::write(folder.path().join("in.png"), "image").unwrap();
     let answer = json!({
         "model_name": "sd.tar.gz",
         "parameters": {"seed": 7, "cancelled": false},
@@ -105,14 +102,8 @@ fn a_request_goes_out_and_pictures_come_in() {
     assert_eq!(fs::read(folder.path().join("p-0")).unwrap(), [0, 1]);
     assert_eq!(fs::read(folder.path().join("p-1")).unwrap(), [2]);
     let requests = server.join().unwrap();
-    assert_eq!(
-        requests[0].0,
-        "GET /v2/models/sd.tar.gz/versions/2 HTTP/1.1"
-    );
-    assert_eq!(
-        requests[1].0,
-        "POST /v2/models/sd.tar.gz/versions/2/infer HTTP/1.1"
-    );
+    assert_eq!(requests[0].0, "GET /v2/models/sd.tar.gz/versions/2 HTTP/1.1");
+    assert_eq!(requests[1].0, "POST /v2/models/sd.tar.gz/versions/2/infer HTTP/1.1");
     let input = |name: &str, text: &str| json!({"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [text]});
     assert_eq!(
         requests[1].1["inputs"],
@@ -131,23 +122,16 @@ fn errors_are_told_with_their_status() {
     let (url, server) = serve(vec![(200, metadata()), (400, refused)]);
     let error = fail(
         folder.path(),
-        &[
-            "invoke", "sd", "--url", &url, "--prompt", "p", "--out", "p.png",
-        ],
+        &["invoke", "sd", "--url", &url, "--prompt", "p", "--out", "p.png"],
     );
-    assert_eq!(
-        error,
-        "error: HTTP 400: model 'sd': gen_args: unknown key `stesp`\n"
-    );
+    assert_eq!(error, "error: HTTP 400: model 'sd': gen_args: unknown key `stesp`\n");
     server.join().unwrap();
 
     let unknown = json!({"error": "Request for unknown model: 'sd' is not found"});
     let (url, server) = serve(vec![(404, unknown)]);
     let error = fail(
         folder.path(),
-        &[
-            "invoke", "sd", "--url", &url, "--prompt", "p", "--out", "p.png",
-        ],
+        &["invoke", "sd", "--url", &url, "--prompt", "p", "--out", "p.png"],
     );
     assert!(
         error.starts_with("error: HTTP 404: Request for unknown model"),
@@ -157,9 +141,7 @@ fn errors_are_told_with_their_status() {
 
     let error = fail(
         folder.path(),
-        &[
-            "invoke", "sd", "--url", &url, "--prompt", "p", "--out", "p.png",
-        ],
+        &["invoke", "sd", "--url", &url, "--prompt", "p", "--out", "p.png"],
     );
     assert!(error.contains(&format!("{url}v2/models/sd")), "{error}");
     let error = fail(

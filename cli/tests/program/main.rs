@@ -6,7 +6,7 @@ mod convert;
 mod generate;
 mod inspect;
 mod invoke;
-mod kit;
 mod original;
 mod pack;
 mod repo;
+mod support;

@@ -50,10 +50,7 @@ pub fn original(folder: &Path, open_clip: bool) -> Tensors {
     let weights = |path: &str| read(&folder.join(path));
     let mut all = Tensors::new();
     for (name, tensor) in weights("unet/diffusion_pytorch_model.safetensors") {
-        all.insert(
-            format!("model.diffusion_model.{}", unet_name(&name)),
-            tensor,
-        );
+        all.insert(format!("model.diffusion_model.{}", unet_name(&name)), tensor);
     }
     for (name, mut tensor) in weights("vae/diffusion_pytorch_model.safetensors") {
         let own = vae_name(&name);
@@ -91,10 +88,7 @@ fn unet_name(name: &str) -> String {
         ("out.0.", "conv_norm_out."),
         ("out.2.", "conv_out."),
     ];
-    if whole
-        .iter()
-        .any(|(_, diffusers)| name.starts_with(diffusers))
-    {
+    if whole.iter().any(|(_, diffusers)| name.starts_with(diffusers)) {
         return replaced(name, &whole);
     }
     let mut name = name.to_owned();
@@ -109,17 +103,11 @@ fn unet_name(name: &str) -> String {
         ];
         name = replaced(&name, &parts);
     }
-    let mut pairs = vec![(
-        "middle_block.1.".to_owned(),
-        "mid_block.attentions.0.".to_owned(),
-    )];
+    let mut pairs = vec![("middle_block.1.".to_owned(), "mid_block.attentions.0.".to_owned())];
     for i in 0..4 {
         for j in 0..2 {
             let at = 3 * i + j + 1;
-            pairs.push((
-                format!("input_blocks.{at}.0."),
-                format!("down_blocks.{i}.resnets.{j}."),
-            ));
+            pairs.push((format!("input_blocks.{at}.0."), format!("down_blocks.{i}.resnets.{j}.")));
             pairs.push((
                 format!("input_blocks.{at}.1."),
                 format!("down_blocks.{i}.attentions.{j}."),
@@ -127,10 +115,7 @@ fn unet_name(name: &str) -> String {
         }
         for j in 0..3 {
             let at = 3 * i + j;
-            pairs.push((
-                format!("output_blocks.{at}.0."),
-                format!("up_blocks.{i}.resnets.{j}."),
-            ));
+            pairs.push((format!("output_blocks.{at}.0."), format!("up_blocks.{i}.resnets.{j}.")));
             pairs.push((
                 format!("output_blocks.{at}.1."),
                 format!("up_blocks.{i}.attentions.{j}."),
@@ -148,15 +133,9 @@ fn unet_name(name: &str) -> String {
         ));
     }
     for j in 0..2 {
-        pairs.push((
-            format!("middle_block.{}.", 2 * j),
-            format!("mid_block.resnets.{j}."),
-        ));
+        pairs.push((format!("middle_block.{}.", 2 * j), format!("mid_block.resnets.{j}.")));
     }
-    let pairs: Vec<(&str, &str)> = pairs
-        .iter()
-        .map(|(a, b)| (a.as_str(), b.as_str()))
-        .collect();
+    let pairs: Vec<(&str, &str)> = pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
     replaced(&name, &pairs)
 }
 
@@ -164,10 +143,7 @@ fn vae_name(name: &str) -> String {
     let mut pairs = vec![
         ("nin_shortcut".to_owned(), "conv_shortcut".to_owned()),
         ("norm_out".to_owned(), "conv_norm_out".to_owned()),
-        (
-            "mid.attn_1.".to_owned(),
-            "mid_block.attentions.0.".to_owned(),
-        ),
+        ("mid.attn_1.".to_owned(), "mid_block.attentions.0.".to_owned()),
     ];
     for i in 0..4 {
         for j in 0..2 {
@@ -192,15 +168,9 @@ fn vae_name(name: &str) -> String {
         }
     }
     for j in 0..2 {
-        pairs.push((
-            format!("mid.block_{}.", j + 1),
-            format!("mid_block.resnets.{j}."),
-        ));
+        pairs.push((format!("mid.block_{}.", j + 1), format!("mid_block.resnets.{j}.")));
     }
-    let pairs: Vec<(&str, &str)> = pairs
-        .iter()
-        .map(|(a, b)| (a.as_str(), b.as_str()))
-        .collect();
+    let pairs: Vec<(&str, &str)> = pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
     let name = replaced(name, &pairs);
     if !name.contains("attn_1") {
         return name;
@@ -224,10 +194,7 @@ fn open_clip_tensors(text: &Tensors) -> Tensors {
         (".c_proj.", ".fc2."),
         (".attn", ".self_attn"),
         ("ln_final.", "text_model.final_layer_norm."),
-        (
-            "token_embedding.weight",
-            "text_model.embeddings.token_embedding.weight",
-        ),
+        ("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
         (
             "positional_embedding",
             "text_model.embeddings.position_embedding.weight",
@@ -244,9 +211,7 @@ fn open_clip_tensors(text: &Tensors) -> Tensors {
         };
         let mut joined = tensor.clone();
         for other in ["k_proj", "v_proj"] {
-            joined
-                .data
-                .extend(&text[&format!("{layer}.{other}.{end}")].data);
+            joined.data.extend(&text[&format!("{layer}.{other}.{end}")].data);
         }
         joined.shape[0] *= 3;
         tensors.insert(format!("{}.in_proj_{end}", replaced(layer, &pairs)), joined);

@@ -10,7 +10,7 @@ use half::f16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
-use crate::kit::{checkpoint, copy, fail, files, linked, succeed, temporary};
+use crate::support::{checkpoint, copy, fail, files, linked, succeed, temporary};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
@@ -41,9 +41,7 @@ fn text(files: &BTreeMap<PathBuf, Vec<u8>>, name: &str) -> String {
 fn checkpoint_of(files: BTreeMap<PathBuf, Vec<u8>>) -> BTreeMap<PathBuf, Vec<u8>> {
     files
         .into_iter()
-        .filter_map(|(path, bytes)| {
-            Some((path.strip_prefix("1/checkpoint").ok()?.to_owned(), bytes))
-        })
+        .filter_map(|(path, bytes)| Some((path.strip_prefix("1/checkpoint").ok()?.to_owned(), bytes)))
         .collect()
 }
 
@@ -60,12 +58,9 @@ fn to_float32(path: &Path) -> Vec<u8> {
             (name, view.shape().to_vec(), wide.collect())
         })
         .collect();
-    let views = wide.iter().map(|(name, shape, data)| {
-        (
-            name,
-            TensorView::new(Dtype::F32, shape.clone(), data).unwrap(),
-        )
-    });
+    let views = wide
+        .iter()
+        .map(|(name, shape, data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
     safetensors::serialize(views, None).unwrap()
 }
 
@@ -75,8 +70,8 @@ fn the_archive_holds_one_folder_with_all_that_serving_needs() {
     let model = linked("sd1", folder.path());
     let before = files(&model);
     for (name, contents) in [
-        ("README.md", "pictures"),
-        ("picture.png", "p"),
+        ("README.md", "images"),
+        ("image.png", "p"),
         ("unet/diffusion_pytorch_model.bin", "pickle"),
         ("unet/diffusion_pytorch_model.fp16.safetensors", "double"),
         ("unet/diffusion_flax_model.msgpack", "flax"),
@@ -110,19 +105,11 @@ fn the_archive_holds_one_folder_with_all_that_serving_needs() {
 fn the_same_folder_makes_the_same_bytes() {
     let folder = temporary();
     let model = copy("sd2_base", folder.path());
-    succeed(
-        folder.path(),
-        &["pack", "sd2_base", "--name", "m", "--out", "a.tar.gz"],
-    );
+    succeed(folder.path(), &["pack", "sd2_base", "--name", "m", "--out", "a.tar.gz"]);
     // Neither times nor permissions of the source go in.
-    let again = linked("sd2_base", &folder.path().join("again"))
-        .display()
-        .to_string();
+    let again = linked("sd2_base", &folder.path().join("again")).display().to_string();
     drop(model);
-    succeed(
-        folder.path(),
-        &["pack", &again, "--name", "m", "--out", "b.tar.gz"],
-    );
+    succeed(folder.path(), &["pack", &again, "--name", "m", "--out", "b.tar.gz"]);
     let read = |name: &str| fs::read(folder.path().join(name)).unwrap();
     assert!(read("a.tar.gz") == read("b.tar.gz"));
 }
@@ -163,10 +150,7 @@ fn converted_tensors_lie_where_they_can_be_used() {
     let work = temporary();
     let folder = linked("sd2_base", work.path());
     let folder = folder.to_str().unwrap();
-    succeed(
-        work.path(),
-        &["pack", folder, "--name", "m", "--dtype", "float32"],
-    );
+    succeed(work.path(), &["pack", folder, "--name", "m", "--dtype", "float32"]);
     let files = unpack(&work.path().join("m.tar.gz"), "m");
     let bytes = &files[&Path::new("1/checkpoint").join(UNET)];
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -192,25 +176,16 @@ fn the_fp16_variant_is_taken_for_float16() {
     fs::write(model.join(UNET), to_float32(&variant)).unwrap();
     succeed(
         folder.path(),
-        &[
-            "pack", "sd1", "--name", "m", "--dtype", "float16", "--out", "out",
-        ],
+        &["pack", "sd1", "--name", "m", "--dtype", "float16", "--out", "out"],
     );
     let unet = folder.path().join("out/m/1/checkpoint/unet");
     assert!(!unet.join("diffusion_pytorch_model.safetensors").exists());
     let served = fs::read(unet.join("diffusion_pytorch_model.fp16.safetensors")).unwrap();
     assert!(served == fs::read(&variant).unwrap());
     // Without --dtype it is the file that the server would take of the folder.
-    succeed(
-        folder.path(),
-        &["pack", "sd1", "--name", "n", "--out", "out"],
-    );
+    succeed(folder.path(), &["pack", "sd1", "--name", "n", "--out", "out"]);
     let unet = folder.path().join("out/n/1/checkpoint/unet");
-    assert!(
-        !unet
-            .join("diffusion_pytorch_model.fp16.safetensors")
-            .exists()
-    );
+    assert!(!unet.join("diffusion_pytorch_model.fp16.safetensors").exists());
     assert!(unet.join("diffusion_pytorch_model.safetensors").exists());
 }
 
@@ -223,10 +198,7 @@ fn shards_are_converted_with_their_list() {
     let tensors = SafeTensors::deserialize(&whole).unwrap().tensors();
     let (mut map, mut total) = (serde_json::Map::new(), 0);
     for (number, half) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
-        let file = format!(
-            "diffusion_pytorch_model-{:05}-of-00002.safetensors",
-            number + 1
-        );
+        let file = format!("diffusion_pytorch_model-{:05}-of-00002.safetensors", number + 1);
         for (name, view) in half {
             map.insert(name.clone(), file.clone().into());
             total += view.data().len();
@@ -239,9 +211,7 @@ fn shards_are_converted_with_their_list() {
     fs::write(model.join("unet").join(name), list.to_string()).unwrap();
     succeed(
         folder.path(),
-        &[
-            "pack", "sd1", "--name", "m", "--dtype", "bfloat16", "--out", ".",
-        ],
+        &["pack", "sd1", "--name", "m", "--dtype", "bfloat16", "--out", "."],
     );
     let packed = folder.path().join("m/1/checkpoint/unet").join(name);
     let packed: Value = serde_json::from_slice(&fs::read(packed).unwrap()).unwrap();
@@ -255,9 +225,7 @@ fn shards_are_converted_with_their_list() {
     );
     succeed(
         folder.path(),
-        &[
-            "pack", "sd1", "--name", "wide", "--dtype", "float32", "--out", ".",
-        ],
+        &["pack", "sd1", "--name", "wide", "--dtype", "float32", "--out", "."],
     );
     let wide = folder.path().join("wide/1/checkpoint/unet").join(name);
     let wide: Value = serde_json::from_slice(&fs::read(wide).unwrap()).unwrap();
@@ -270,20 +238,10 @@ fn what_the_server_would_refuse_is_not_packed() {
     let model = copy("sd1", folder.path());
     let config = model.join("text_encoder/config.json");
     let whole = fs::read_to_string(&config).unwrap();
-    fs::write(
-        &config,
-        whole.replace("\"vocab_size\": 814", "\"vocab_size\": 815"),
-    )
-    .unwrap();
+    fs::write(&config, whole.replace("\"vocab_size\": 814", "\"vocab_size\": 815")).unwrap();
     let error = fail(folder.path(), &["pack", "sd1", "--name", "m"]);
-    assert!(
-        error.contains("the server would refuse this model: "),
-        "{error}"
-    );
-    assert!(
-        error.contains("sd1/text_encoder/model.safetensors"),
-        "{error}"
-    );
+    assert!(error.contains("the server would refuse this model: "), "{error}");
+    assert!(error.contains("sd1/text_encoder/model.safetensors"), "{error}");
     let left: Vec<_> = fs::read_dir(folder.path())
         .unwrap()
         .map(|e| e.unwrap().file_name())
@@ -296,31 +254,18 @@ fn bad_arguments_are_refused() {
     let folder = temporary();
     let model = checkpoint("sd1").display().to_string();
     let refused = |arguments: &[&str]| {
-        let line: Vec<&str> = ["pack", model.as_str()]
-            .iter()
-            .chain(arguments)
-            .copied()
-            .collect();
+        let line: Vec<&str> = ["pack", model.as_str()].iter().chain(arguments).copied().collect();
         fail(folder.path(), &line)
     };
     for (arguments, words) in [
         (&["--name", "../m"][..], "a model's name"),
-        (
-            &["--name", "m", "--parameter", "numerics=quick"],
-            "one of exact, fast",
-        ),
+        (&["--name", "m", "--parameter", "numerics=quick"], "one of exact, fast"),
         (
             &["--name", "m", "--parameter", "numeric=fast"],
             "did you mean `numerics`",
         ),
-        (
-            &["--name", "m", "--parameter", "checkpoint=x"],
-            "checkpoint",
-        ),
-        (
-            &["--name", "m", "--parameter", "scheduler=NoScheduler"],
-            "scheduler",
-        ),
+        (&["--name", "m", "--parameter", "checkpoint=x"], "checkpoint"),
+        (&["--name", "m", "--parameter", "scheduler=NoScheduler"], "scheduler"),
     ] {
         let error = refused(arguments);
         assert!(error.contains(words), "{arguments:?}: {error}");

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::kit::{checkpoint, copy, fail, linked, succeed, temporary};
+use crate::support::{checkpoint, copy, fail, linked, succeed, temporary};
 
 #[test]
 fn models_are_links_with_configurations() {
@@ -12,15 +12,7 @@ fn models_are_links_with_configurations() {
     let parameter = "default_gen_args={\"num_inference_steps\": 5}";
     succeed(
         folder.path(),
-        &[
-            "repo",
-            &cached,
-            &depth,
-            "--kind",
-            "cpu",
-            "--parameter",
-            parameter,
-        ],
+        &["repo", &cached, &depth, "--kind", "cpu", "--parameter", parameter],
     );
     let repository = folder.path().join("model_repository");
     for (name, class) in [
@@ -28,17 +20,11 @@ fn models_are_links_with_configurations() {
         ("deep", "StableDiffusionDepth2ImgPipeline"),
     ] {
         let model = repository.join(name);
-        assert!(
-            model.join("1/checkpoint/model_index.json").exists(),
-            "{name}"
-        );
+        assert!(model.join("1/checkpoint/model_index.json").exists(), "{name}");
         let config = fs::read_to_string(model.join("config.pbtxt")).unwrap();
         assert!(config.starts_with(&format!("# {class}.")), "{config}");
         assert!(config.contains("kind: KIND_CPU"), "{config}");
-        assert!(
-            config.contains(r#""{\"num_inference_steps\": 5}""#),
-            "{config}"
-        );
+        assert!(config.contains(r#""{\"num_inference_steps\": 5}""#), "{config}");
         assert!(model.join("configs/cpu.pbtxt").exists());
     }
     assert!(repository.join("deep/1/checkpoint").is_symlink());

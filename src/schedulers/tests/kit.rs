@@ -4,8 +4,8 @@ use proptest::test_runner::Config;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use crate::libtorch::Generator;
 use crate::schedulers::{Plan, PredictionType, Scheduler, SchedulerConfig};
+use crate::torch::Generator;
 
 /// A property is tried on so many random runs.
 pub fn cases(cases: u32) -> Config {
@@ -58,9 +58,7 @@ impl Level {
         match prediction {
             PredictionType::Epsilon => noise(),
             PredictionType::Sample => clean.shallow_clone(),
-            PredictionType::VPrediction => {
-                (noise() * self.alpha - clean * self.sigma) / self.alpha.hypot(self.sigma)
-            }
+            PredictionType::VPrediction => (noise() * self.alpha - clean * self.sigma) / self.alpha.hypot(self.sigma),
         }
     }
 }
@@ -122,11 +120,7 @@ pub fn noise(seed: u64) -> Tensor {
 }
 
 /// A whole run from `noise`, over a network that is given the sample and its level.
-pub fn run(
-    mut scheduler: Box<dyn Scheduler>,
-    noise: &Tensor,
-    network: impl Fn(&Tensor, Level) -> Tensor,
-) -> Trace {
+pub fn run(mut scheduler: Box<dyn Scheduler>, noise: &Tensor, network: impl Fn(&Tensor, Level) -> Tensor) -> Trace {
     let mut generator = Generator::new(3).unwrap();
     let timesteps = scheduler.timesteps().to_vec();
     let mut samples = vec![noise * scheduler.init_noise_sigma()];
@@ -146,12 +140,7 @@ pub fn run(
 }
 
 /// A whole run over the network that knows the clean sample.
-pub fn run_to(
-    clean: &Tensor,
-    config: &SchedulerConfig,
-    plan: &Plan,
-    prediction: PredictionType,
-) -> Trace {
+pub fn run_to(clean: &Tensor, config: &SchedulerConfig, plan: &Plan, prediction: PredictionType) -> Trace {
     run(config.build(plan).unwrap(), &noise(1), |sample, level| {
         level.output(prediction, clean, sample)
     })
@@ -165,14 +154,10 @@ pub fn run_to(
 /// y = sample / alpha, solved by y ∝ √(1+σ²) (Karras et al., 2022, equation 1 and appendix B).
 pub fn error_of_the_flow(config: &SchedulerConfig, steps: usize) -> f64 {
     let start = noise(1).to_kind(Kind::Double);
-    let trace = run(
-        config.build(&plan(steps)).unwrap(),
-        &start,
-        |sample, level| {
-            let clean = sample * (level.alpha / (level.alpha.powi(2) + level.sigma.powi(2)));
-            level.output(PredictionType::Epsilon, &clean, sample)
-        },
-    );
+    let trace = run(config.build(&plan(steps)).unwrap(), &start, |sample, level| {
+        let clean = sample * (level.alpha / (level.alpha.powi(2) + level.sigma.powi(2)));
+        level.output(PredictionType::Epsilon, &clean, sample)
+    });
     let (first, last) = (trace.levels[0], trace.levels[trace.levels.len() - 1]);
     let spread = |level: Level| level.ratio().hypot(1.0);
     let factor = spread(last) / spread(first) / spread(last).powi(2) / first.alpha;

@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 
 use super::kit::{config, plan};
-use crate::error::{Error, Result};
 use crate::schedulers::{Plan, SchedulerConfig};
+use diffusion_core::{Error, Result};
 
 fn read(class: &str, keys: &Value) -> Result<SchedulerConfig> {
     SchedulerConfig::parse_as(&keys.to_string(), class)
@@ -20,11 +20,7 @@ fn a_load_names_the_key_that_it_refuses() {
         "UniPCMultistepScheduler",
     ];
     let mut refused = vec![
-        (
-            "DDPMScheduler",
-            json!({"variance_type": "learned"}),
-            "variance_type",
-        ),
+        ("DDPMScheduler", json!({"variance_type": "learned"}), "variance_type"),
         (
             "DDPMScheduler",
             json!({"variance_type": "learned_range"}),
@@ -80,21 +76,9 @@ fn a_load_names_the_key_that_it_refuses() {
             json!({"algorithm_type": "sde-dpmsolver++"}),
             "sde-dpmsolver++",
         ),
-        (
-            "UniPCMultistepScheduler",
-            json!({"solver_p": {}}),
-            "solver_p",
-        ),
-        (
-            "UniPCMultistepScheduler",
-            json!({"predict_x0": false}),
-            "predict_x0",
-        ),
-        (
-            "UniPCMultistepScheduler",
-            json!({"solver_type": "bh1"}),
-            "solver_type",
-        ),
+        ("UniPCMultistepScheduler", json!({"solver_p": {}}), "solver_p"),
+        ("UniPCMultistepScheduler", json!({"predict_x0": false}), "predict_x0"),
+        ("UniPCMultistepScheduler", json!({"solver_type": "bh1"}), "solver_type"),
         (
             "UniPCMultistepScheduler",
             json!({"lower_order_final": false}),
@@ -104,11 +88,7 @@ fn a_load_names_the_key_that_it_refuses() {
     for class in solvers {
         refused.extend([
             (class, json!({"use_flow_sigmas": true}), "use_flow_sigmas"),
-            (
-                class,
-                json!({"use_dynamic_shifting": true}),
-                "use_dynamic_shifting",
-            ),
+            (class, json!({"use_dynamic_shifting": true}), "use_dynamic_shifting"),
             (
                 class,
                 json!({"use_karras_sigmas": true, "use_beta_sigmas": true}),
@@ -120,10 +100,7 @@ fn a_load_names_the_key_that_it_refuses() {
     }
     for (class, keys, name) in refused {
         let error = read(class, &keys).unwrap_err();
-        assert!(matches!(
-            error,
-            Error::InvalidArgument(_) | Error::Unsupported(_)
-        ));
+        assert!(matches!(error, Error::InvalidArgument(_) | Error::Unsupported(_)));
         assert!(error.to_string().contains(name), "{class} {keys}: {error}");
     }
 }
@@ -138,48 +115,12 @@ fn a_request_names_the_argument_that_it_refuses() {
     for (class, keys, plan, name) in [
         ("LCMScheduler", json!({}), steps(51), "num_inference_steps"),
         ("TCDScheduler", json!({}), steps(51), "num_inference_steps"),
-        (
-            "TCDScheduler",
-            json!({}),
-            Plan {
-                eta: 1.5,
-                ..plan(4)
-            },
-            "eta",
-        ),
-        (
-            "DDPMScheduler",
-            json!({}),
-            steps(1001),
-            "num_inference_steps",
-        ),
-        (
-            "DDPMScheduler",
-            json!({"num_train_timesteps": 500}),
-            timesteps(),
-            "900",
-        ),
-        (
-            "DDPMScheduler",
-            json!({}),
-            Plan {
-                eta: 0.5,
-                ..plan(4)
-            },
-            "eta",
-        ),
-        (
-            "UniPCMultistepScheduler",
-            json!({}),
-            timesteps(),
-            "timesteps",
-        ),
-        (
-            "DEISMultistepScheduler",
-            json!({}),
-            timesteps(),
-            "timesteps",
-        ),
+        ("TCDScheduler", json!({}), Plan { eta: 1.5, ..plan(4) }, "eta"),
+        ("DDPMScheduler", json!({}), steps(1001), "num_inference_steps"),
+        ("DDPMScheduler", json!({"num_train_timesteps": 500}), timesteps(), "900"),
+        ("DDPMScheduler", json!({}), Plan { eta: 0.5, ..plan(4) }, "eta"),
+        ("UniPCMultistepScheduler", json!({}), timesteps(), "timesteps"),
+        ("DEISMultistepScheduler", json!({}), timesteps(), "timesteps"),
         (
             "DPMSolverMultistepScheduler",
             json!({"use_lu_lambdas": true}),
@@ -222,10 +163,7 @@ fn a_request_names_the_argument_that_it_refuses() {
         ),
     ] {
         let error = config(class, &keys).build(&plan).err().unwrap();
-        assert!(
-            matches!(error, Error::InvalidArgument(_)),
-            "{class} {keys}: {error}"
-        );
+        assert!(matches!(error, Error::InvalidArgument(_)), "{class} {keys}: {error}");
         assert!(error.to_string().contains(name), "{class} {keys}: {error}");
     }
 }

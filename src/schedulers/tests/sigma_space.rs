@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use super::kit::{Level, cases, config, distance, error_of_the_flow, largest, noise, plan, run_to};
-use crate::libtorch::Generator;
 use crate::schedulers::{Plan, PredictionType, SchedulerConfig};
+use crate::torch::Generator;
 
 const CLASSES: [&str; 6] = [
     "EulerAncestralDiscreteScheduler",
@@ -16,12 +16,7 @@ const CLASSES: [&str; 6] = [
     "KDPM2DiscreteScheduler",
     "LMSDiscreteScheduler",
 ];
-const CONVERSIONS: [&str; 4] = [
-    "none",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-];
+const CONVERSIONS: [&str; 4] = ["none", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"];
 
 /// A class with random switches.
 #[derive(Clone, Debug)]
@@ -49,8 +44,7 @@ impl Switched {
     fn steps_of_the_run(&self) -> usize {
         let steps = self.steps as f64;
         let timesteps = (1000.0 / (1000.0 / steps)).ceil() as usize;
-        let converted =
-            self.conversion != "none" && self.class != "EulerAncestralDiscreteScheduler";
+        let converted = self.conversion != "none" && self.class != "EulerAncestralDiscreteScheduler";
         if self.spacing == "trailing" && !converted {
             timesteps
         } else {
@@ -263,9 +257,7 @@ fn custom(timesteps: Option<&[i64]>, sigmas: Option<&[f64]>) -> Plan {
 
 #[test]
 fn plans_that_cannot_be_followed_are_refused() {
-    let message = |class: &str, keys: &Value, plan: Plan| {
-        config(class, keys).build(&plan).err().unwrap().to_string()
-    };
+    let message = |class: &str, keys: &Value, plan: Plan| config(class, keys).build(&plan).err().unwrap().to_string();
     let karras = json!({"use_karras_sigmas": true});
     let continuous = json!({"timestep_type": "continuous", "prediction_type": "v_prediction"});
     for (class, keys, timesteps, sigmas, word) in [
@@ -290,20 +282,8 @@ fn plans_that_cannot_be_followed_are_refused() {
             None,
             "timestep_type",
         ),
-        (
-            "EulerDiscreteScheduler",
-            &json!({}),
-            Some(&[]),
-            None,
-            "empty",
-        ),
-        (
-            "HeunDiscreteScheduler",
-            &json!({}),
-            Some(&[]),
-            None,
-            "empty",
-        ),
+        ("EulerDiscreteScheduler", &json!({}), Some(&[]), None, "empty"),
+        ("HeunDiscreteScheduler", &json!({}), Some(&[]), None, "empty"),
         (
             "EulerDiscreteScheduler",
             &json!({}),
@@ -311,13 +291,7 @@ fn plans_that_cannot_be_followed_are_refused() {
             Some(&[3.0, 0.0][..]),
             "only one",
         ),
-        (
-            "EulerDiscreteScheduler",
-            &json!({}),
-            None,
-            Some(&[3.0]),
-            "at least two",
-        ),
+        ("EulerDiscreteScheduler", &json!({}), None, Some(&[3.0]), "at least two"),
         (
             "EulerDiscreteScheduler",
             &json!({}),
@@ -339,13 +313,7 @@ fn plans_that_cannot_be_followed_are_refused() {
             Some(&[f64::INFINITY, 0.0]),
             "above 0",
         ),
-        (
-            "LMSDiscreteScheduler",
-            &json!({}),
-            Some(&[900]),
-            None,
-            "not taken by",
-        ),
+        ("LMSDiscreteScheduler", &json!({}), Some(&[900]), None, "not taken by"),
         (
             "HeunDiscreteScheduler",
             &json!({}),
@@ -370,22 +338,19 @@ fn plans_that_cannot_be_followed_are_refused() {
 }
 
 #[test]
-fn a_run_whose_first_timestep_comes_twice_cannot_begin_but_in_a_picture() {
+fn a_run_whose_first_timestep_comes_twice_cannot_begin_but_in_a_image() {
     let config = config("EulerDiscreteScheduler", &json!({}));
     let plan = custom(None, Some(&[30.0, 20.0, 0.0]));
     let sample = noise(1);
     let mut generator = Generator::new(0).unwrap();
     let mut from_noise = config.build(&plan).unwrap();
-    let message = from_noise
-        .scale_model_input(&sample)
-        .unwrap_err()
-        .to_string();
+    let message = from_noise.scale_model_input(&sample).unwrap_err().to_string();
     assert!(message.contains("comes twice"), "{message}");
     assert!(from_noise.step(&sample, &sample, &mut generator).is_err());
-    let mut from_picture = config.build(&plan).unwrap();
-    from_picture.set_begin_index(0);
+    let mut from_image = config.build(&plan).unwrap();
+    from_image.set_begin_index(0);
     for _ in 0..2 {
-        let next = from_picture.step(&sample, &sample, &mut generator).unwrap();
+        let next = from_image.step(&sample, &sample, &mut generator).unwrap();
         assert!(largest(&next).is_finite());
     }
 }

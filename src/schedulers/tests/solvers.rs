@@ -4,9 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::kit::{
-    Level, Trace, cases, cleanest, config, distance, error_of_the_flow, noise, plan, run, run_to,
-};
+use super::kit::{Level, Trace, cases, cleanest, config, distance, error_of_the_flow, noise, plan, run, run_to};
 use crate::schedulers::{PredictionType, SchedulerConfig};
 
 const CLASSES: [&str; 4] = [
@@ -85,17 +83,15 @@ fn switched() -> impl Strategy<Value = Switched> {
         any::<bool>(),
     )
         .prop_map(
-            |(class, steps, order, spacing, conversion, prediction, sigma_min, stochastic)| {
-                Switched {
-                    class,
-                    steps,
-                    order,
-                    spacing,
-                    conversion,
-                    prediction,
-                    sigma_min,
-                    stochastic,
-                }
+            |(class, steps, order, spacing, conversion, prediction, sigma_min, stochastic)| Switched {
+                class,
+                steps,
+                order,
+                spacing,
+                conversion,
+                prediction,
+                sigma_min,
+                stochastic,
             },
         )
 }
@@ -168,7 +164,7 @@ proptest! {
         let begin = (share * switched.steps as f64) as usize;
         scheduler.set_begin_index(begin);
         prop_assert_eq!(scheduler.timesteps(), &whole.timesteps[begin..]);
-        let mut generator = crate::libtorch::Generator::new(0).unwrap();
+        let mut generator = crate::torch::Generator::new(0).unwrap();
         let mut sample = whole.samples[begin].shallow_clone();
         for _ in begin..whole.timesteps.len() {
             let output = Level::of(scheduler.as_ref()).output(
@@ -194,13 +190,7 @@ fn run_of(class: &str, steps: usize, keys: &Value) -> Trace {
 
 fn assert_same(ours: &Trace, theirs: &Trace, samples: usize) {
     assert_eq!(ours.timesteps, theirs.timesteps);
-    for (step, pair) in ours
-        .samples
-        .iter()
-        .zip(&theirs.samples)
-        .enumerate()
-        .take(samples)
-    {
+    for (step, pair) in ours.samples.iter().zip(&theirs.samples).enumerate().take(samples) {
         let distance = distance(pair.0, pair.1);
         assert!(distance < 1e-4, "sample {step}: {distance}");
     }
@@ -272,19 +262,11 @@ fn methods_converge_with_their_order() {
     for (class, order, keys) in [
         (multistep, 1.0, json!({"solver_order": 1})),
         (multistep, 2.0, json!({"solver_order": 2})),
-        (
-            multistep,
-            2.0,
-            json!({"solver_order": 2, "solver_type": "heun"}),
-        ),
+        (multistep, 2.0, json!({"solver_order": 2, "solver_type": "heun"})),
         (multistep, 2.0, json!({"solver_order": 3})),
         (singlestep, 1.0, json!({"solver_order": 1})),
         (singlestep, 2.0, json!({"solver_order": 2})),
-        (
-            singlestep,
-            3.0,
-            json!({"solver_order": 3, "solver_type": "heun"}),
-        ),
+        (singlestep, 3.0, json!({"solver_order": 3, "solver_type": "heun"})),
         (unipc, 2.0, json!({"solver_order": 1})),
         (unipc, 3.0, json!({"solver_order": 2})),
     ] {
@@ -311,9 +293,7 @@ fn deis_converges_with_its_order() {
     let error = |solver_order: usize, steps| {
         let keys = json!({"solver_order": solver_order, "use_exponential_sigmas": true});
         let trace = run(
-            config("DEISMultistepScheduler", &keys)
-                .build(&plan(steps))
-                .unwrap(),
+            config("DEISMultistepScheduler", &keys).build(&plan(steps)).unwrap(),
             &noise(1),
             |sample, level| sample * level.sigma,
         );

@@ -12,8 +12,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use triton_api::metrics::{Counter, CounterFamily, Gauge, GaugeFamily};
 use triton_api::{
-    Backend, BackendContext, Error, Health, Instance, InstanceContext, MemoryType, MemoryUsage,
-    Model, ModelContext, OutputTensor, RequestBatch, Slot, decode_bytes, log_info,
+    Backend, BackendContext, Error, Health, Instance, InstanceContext, MemoryType, MemoryUsage, Model, ModelContext,
+    OutputTensor, RequestBatch, Slot, decode_bytes, log_info,
 };
 
 triton_api::export_backend!(Echo);
@@ -78,14 +78,10 @@ impl Model for EchoModel {
 
     fn initialize(backend: &Arc<Echo>, context: &mut ModelContext<'_>) -> Result<Self, Error> {
         let parameters = context.parameters()?;
-        let behaviour = parameters["behaviour"]
-            .as_str()
-            .unwrap_or("echo")
-            .to_owned();
+        let behaviour = parameters["behaviour"].as_str().unwrap_or("echo").to_owned();
         if context.should_auto_complete()? {
             let mut config = context.config()?;
-            config["output"] =
-                json!([{"name": "echoed", "data_type": "TYPE_STRING", "dims": [-1]}]);
+            config["output"] = json!([{"name": "echoed", "data_type": "TYPE_STRING", "dims": [-1]}]);
             context.set_config(&config)?;
             assert_eq!(context.config()?["output"][0]["name"], "echoed");
         }
@@ -103,16 +99,8 @@ impl Model for EchoModel {
         let labels = [("model", context.name())];
         Ok(Self {
             behaviour,
-            calls: backend
-                .calls
-                .as_ref()
-                .map(|f| f.counter(&labels))
-                .transpose()?,
-            busy: backend
-                .busy
-                .as_ref()
-                .map(|f| f.gauge(&labels))
-                .transpose()?,
+            calls: backend.calls.as_ref().map(|f| f.counter(&labels)).transpose()?,
+            busy: backend.busy.as_ref().map(|f| f.gauge(&labels)).transpose()?,
             _alive: Alive::new(),
         })
     }

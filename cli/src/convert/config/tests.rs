@@ -1,10 +1,6 @@
 //! The published sizes, as the shapes of their files.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -18,10 +14,7 @@ fn tensors(in_channels: usize, sd2: bool) -> Vec<(String, Vec<usize>)> {
     let mut all: Vec<(String, Vec<usize>)> = Vec::new();
     let mut add = |name: String, shape: &[usize]| all.push((name, shape.to_vec()));
     let model = "model.diffusion_model";
-    add(
-        format!("{model}.input_blocks.0.0.weight"),
-        &[320, in_channels, 3, 3],
-    );
+    add(format!("{model}.input_blocks.0.0.weight"), &[320, in_channels, 3, 3]);
     add(format!("{model}.out.2.weight"), &[4, 320, 3, 3]);
     for (block, &n) in unet.iter().enumerate() {
         for layer in 0..2 {
@@ -45,11 +38,7 @@ fn tensors(in_channels: usize, sd2: bool) -> Vec<(String, Vec<usize>)> {
             }
         }
     }
-    let linear: &[usize] = if sd2 {
-        &[1280, 1280]
-    } else {
-        &[1280, 1280, 1, 1]
-    };
+    let linear: &[usize] = if sd2 { &[1280, 1280] } else { &[1280, 1280, 1, 1] };
     add(format!("{model}.middle_block.1.proj_in.weight"), linear);
     add(
         format!("{model}.middle_block.1.transformer_blocks.0.attn2.to_k.weight"),
@@ -69,13 +58,10 @@ fn tensors(in_channels: usize, sd2: bool) -> Vec<(String, Vec<usize>)> {
     }
     for layer in 0..layers {
         if sd2 {
-            let name =
-                format!("cond_stage_model.model.transformer.resblocks.{layer}.mlp.c_fc.weight");
+            let name = format!("cond_stage_model.model.transformer.resblocks.{layer}.mlp.c_fc.weight");
             add(name, &[text * 4, text]);
         } else {
-            let name = format!(
-                "cond_stage_model.transformer.text_model.encoder.layers.{layer}.mlp.fc1.weight"
-            );
+            let name = format!("cond_stage_model.transformer.text_model.encoder.layers.{layer}.mlp.fc1.weight");
             add(name, &[text * 4, text]);
         }
     }
@@ -161,14 +147,8 @@ fn stable_diffusion_1_5() {
             "vocab_size": 49408,
         }),
     );
-    assert_eq!(
-        configs["scheduler/scheduler_config.json"]["prediction_type"],
-        "epsilon"
-    );
-    assert_eq!(
-        configs["model_index.json"]["_class_name"],
-        "StableDiffusionPipeline"
-    );
+    assert_eq!(configs["scheduler/scheduler_config.json"]["prediction_type"], "epsilon");
+    assert_eq!(configs["model_index.json"]["_class_name"], "StableDiffusionPipeline");
 }
 
 #[test]
@@ -200,9 +180,7 @@ fn stable_diffusion_2_1() {
         &configs["scheduler/scheduler_config.json"],
         json!({"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}),
     );
-    let error = inferred(&tensors(4, true), NOTHING)
-        .unwrap_err()
-        .to_string();
+    let error = inferred(&tensors(4, true), NOTHING).unwrap_err().to_string();
     assert!(error.contains("--prediction-type"), "{error}");
 }
 
@@ -213,9 +191,7 @@ fn inpainting_has_nine_channels_and_others_are_refused() {
         configs["model_index.json"]["_class_name"],
         "StableDiffusionInpaintPipeline"
     );
-    let error = inferred(&tensors(8, false), NOTHING)
-        .unwrap_err()
-        .to_string();
+    let error = inferred(&tensors(8, false), NOTHING).unwrap_err().to_string();
     assert!(error.contains("takes 8 channels"), "{error}");
 }
 
@@ -227,18 +203,12 @@ fn files_of_other_models_are_named() {
         inferred(&all, NOTHING).unwrap_err().to_string()
     };
     for (name, words) in [
-        (
-            "conditioner.embedders.0.transformer.x",
-            "Stable Diffusion XL",
-        ),
+        ("conditioner.embedders.0.transformer.x", "Stable Diffusion XL"),
         ("control_model.x", "a ControlNet"),
         ("model.diffusion_model.label_emb.weight", "the upscaler"),
         ("model.diffusion_model.input_blocks.1.0.gate", "no place"),
         ("first_stage_model.encoder.mid.attn_1.gate", "no place"),
-        (
-            "cond_stage_model.model.ln_final.bias",
-            "Stable Diffusion 1 and of 2",
-        ),
+        ("cond_stage_model.model.ln_final.bias", "Stable Diffusion 1 and of 2"),
     ] {
         let error = with(name);
         assert!(error.contains(words), "{name}: {error}");

@@ -1,0 +1,239 @@
+//! Completion and validation of a Triton model configuration, as pure functions on its JSON.
+//!
+//! Triton prints a `config.pbtxt` with every scalar field, so that an absent `max_batch_size` reads 0, an absent list
+//! `[]` and an absent type `TYPE_INVALID`. A backend may change inputs, outputs and `max_batch_size` only.
+
+use serde_json::{Map, Value, json};
+
+use super::PipelineClass;
+use crate::error::{Error, Result};
+use crate::suggest::{did_you_mean, is_plain_name};
+
+/// The one output of every pipeline: base64 of the encoded images, `[batch, num_images_per_prompt]`.
+pub const OUTPUT_NAME: &str = "generated_image";
+
+/// `max_batch_size` of a model whose configuration lists neither inputs nor outputs.
+pub const DEFAULT_MAX_BATCH_SIZE: i64 = 8;
+
+const TYPE: &str = "TYPE_STRING";
+
+/// An input that a pipeline reads. All are `TYPE_STRING` with one element in each batch row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Name of the tensor.
+    pub name: &'static str,
+    /// True if a request may leave it out.
+    pub optional: bool,
+}
+
+const fn required(name: &'static str) -> TensorSpec {
+    TensorSpec { name, optional: false }
+}
+
+const fn optional(name: &'static str) -> TensorSpec {
+    TensorSpec { name, optional: true }
+}
+
+/// The inputs of a model folder of that class.
+///
+/// A `StableDiffusionPipeline` folder does image to image if a request has an `image`, and inpaints if it has a
+/// `mask_image` too: the three share their parts.
+pub const fn inputs_of(class: PipelineClass) -> &'static [TensorSpec] {
+    const NEGATIVE: TensorSpec = optional("negative_prompt");
+    const GEN_ARGS: TensorSpec = optional("gen_args");
+    const PROMPT: TensorSpec = required("prompt");
+    const IMAGE: TensorSpec = required("image");
+    match class {
+        PipelineClass::StableDiffusion => {
+            &const {
+                let (image, mask) = (optional("image"), optional("mask_image"));
+                [PROMPT, NEGATIVE, image, mask, GEN_ARGS]
+            }
+        }
+        PipelineClass::LatentConsistency => &[PROMPT, NEGATIVE, GEN_ARGS],
+        PipelineClass::Img2Img | PipelineClass::Upscale => &[PROMPT, NEGATIVE, IMAGE, GEN_ARGS],
+        PipelineClass::Depth2Img => &const { [PROMPT, NEGATIVE, IMAGE, optional("depth_map"), GEN_ARGS] },
+        PipelineClass::Inpaint => &const { [PROMPT, NEGATIVE, IMAGE, required("mask_image"), GEN_ARGS] },
+    }
+}
+
+/// The configuration with what it lacks filled in, or `None` if it lacks nothing.
+///
+/// - No inputs or no outputs: the pipeline's own are listed.
+/// - A tensor of a known name without type or dims gets `TYPE_STRING` and `[1]` (the output `[-1]`: it holds
+///   `num_images_per_prompt` images a row).
+/// - Neither inputs nor outputs, and `max_batch_size` 0: it becomes [`DEFAULT_MAX_BATCH_SIZE`]. Next to tensors that are
+///   listed, 0 is what the user meant: no batch dimension.
+///
+/// Nothing else changes, and wrong values stay for [`validate_model_config`] to refuse.
+pub fn complete_model_config(config: &Value, inputs: &[TensorSpec]) -> Option<Value> {
+    let mut completed = config.as_object()?.clone();
+    let is_empty = |key: &str| match completed.get(key) {
+        None | Some(Value::Null) => true,
+        Some(list) => list.as_array().is_some_and(Vec::is_empty),
+    };
+    let (no_input, no_output) = (is_empty("input"), is_empty("output"));
+    if no_input && no_output && max_batch_size(&completed) == 0 {
+        completed.insert("max_batch_size".into(), DEFAULT_MAX_BATCH_SIZE.into());
+    }
+    if no_input {
+        let tensors = inputs.iter().map(|spec| {
+            let mut tensor = json!({"name": spec.name, "data_type": TYPE, "dims": [1]});
+            if spec.optional {
+                tensor["optional"] = true.into();
+            }
+            tensor
+        });
+        completed.insert("input".into(), tensors.collect());
+    }
+    if no_output {
+        let tensor = json!({"name": OUTPUT_NAME, "data_type": TYPE, "dims": [-1]});
+        completed.insert("output".into(), json!([tensor]));
+    }
+    for (list, dim) in [("input", 1), ("output", -1)] {
+        let tensors = completed.get_mut(list).and_then(Value::as_array_mut);
+        for tensor in tensors.into_iter().flatten().filter_map(Value::as_object_mut) {
+            let known = tensor.get("name").is_some_and(|name| match list {
+                "input" => inputs.iter().any(|spec| name == spec.name),
+                _ => name == OUTPUT_NAME,
+            });
+            if known {
+                complete_tensor(tensor, dim);
+            }
+        }
+    }
+    let completed = Value::Object(completed);
+    (completed != *config).then_some(completed)
+}
+
+fn complete_tensor(tensor: &mut Map<String, Value>, dim: i64) {
+    if matches!(
+        tensor.get("data_type").and_then(Value::as_str),
+        None | Some("TYPE_INVALID")
+    ) {
+        tensor.insert("data_type".into(), TYPE.into());
+    }
+    let no_dims = tensor
+        .get("dims")
+        .is_none_or(|dims| dims.as_array().is_some_and(Vec::is_empty));
+    if no_dims {
+        tensor.insert("dims".into(), json!([dim]));
+    }
+}
+
+fn max_batch_size(config: &Map<String, Value>) -> i64 {
+    config.get("max_batch_size").and_then(Value::as_i64).unwrap_or(0)
+}
+
+/// Checks a completed configuration against the inputs of the pipeline.
+///
+/// Every dim is 1 or -1: one dim with a batch dimension; one or two without (`max_batch_size` 0), where two let a client
+/// send `[1,1]`. Optional inputs may be left out of the list, and are then not accepted from clients.
+///
+/// # Errors
+/// InvalidArgument that names the tensor; Unsupported for decoupled models, sequence batching and reshaped tensors.
+pub fn validate_model_config(config: &Value, inputs: &[TensorSpec]) -> Result<()> {
+    let config = config
+        .as_object()
+        .ok_or_else(|| Error::invalid_argument("the model configuration is not a JSON object"))?;
+    if config
+        .get("model_transaction_policy")
+        .and_then(|policy| policy.get("decoupled"))
+        .and_then(Value::as_bool)
+        .unwrap_or(false)
+    {
+        return Err(Error::unsupported(
+            "model_transaction_policy: decoupled models are not supported, every request has one response",
+        ));
+    }
+    if config.get("sequence_batching").is_some_and(|s| !s.is_null()) {
+        return Err(Error::unsupported(
+            "sequence_batching is not supported: a request stands alone",
+        ));
+    }
+    let most_dims = if max_batch_size(config) > 0 { 1 } else { 2 };
+
+    let input_names: Vec<&str> = inputs.iter().map(|spec| spec.name).collect();
+    let listed = validate_list(config, "input", &input_names, most_dims)?;
+    if let Some(missing) = inputs
+        .iter()
+        .find(|spec| !spec.optional && !listed.contains(&spec.name))
+    {
+        return Err(Error::invalid_argument(format!(
+            "input `{}` is missing from the model configuration",
+            missing.name
+        )));
+    }
+    let listed = validate_list(config, "output", &[OUTPUT_NAME], most_dims)?;
+    if listed.is_empty() {
+        return Err(Error::invalid_argument(format!(
+            "output `{OUTPUT_NAME}` is missing from the model configuration"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks the tensors under `list` ("input" or "output") and returns their names.
+fn validate_list<'a>(
+    config: &Map<String, Value>,
+    list: &str,
+    known: &[&'a str],
+    most_dims: usize,
+) -> Result<Vec<&'a str>> {
+    let tensors = match config.get(list) {
+        None | Some(Value::Null) => &Vec::new(),
+        Some(Value::Array(tensors)) => tensors,
+        Some(_) => {
+            return Err(Error::invalid_argument(format!(
+                "`{list}` of the model configuration is not a list"
+            )));
+        }
+    };
+    let mut seen = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let given = tensor.get("name").and_then(Value::as_str).unwrap_or("");
+        let Some(name) = known.iter().copied().find(|name| *name == given) else {
+            let what = if is_plain_name(given) {
+                format!("{list} `{given}`")
+            } else {
+                format!("an {list}")
+            };
+            return Err(Error::invalid_argument(format!(
+                "{what} is not one of this pipeline's, which are {}{}",
+                known.join(", "),
+                did_you_mean(given, known.iter().copied())
+            )));
+        };
+        let wrong = |what: String| Error::invalid_argument(format!("{list} `{name}` {what}"));
+        if seen.contains(&name) {
+            return Err(wrong("is listed twice".into()));
+        }
+        seen.push(name);
+        if tensor.get("data_type").and_then(Value::as_str) != Some(TYPE) {
+            return Err(wrong(format!("must have data_type {TYPE}")));
+        }
+        let dims = tensor.get("dims").and_then(Value::as_array);
+        let good = dims.is_some_and(|dims| {
+            (1..=most_dims).contains(&dims.len()) && dims.iter().all(|dim| matches!(dim_size(dim), Some(1 | -1)))
+        });
+        if !good {
+            return Err(wrong(if most_dims == 1 {
+                "must have dims [1] or [-1]".into()
+            } else {
+                "must have one or two dims, each 1 or -1, when max_batch_size is 0".into()
+            }));
+        }
+        if tensor.get("reshape").is_some_and(|r| !r.is_null()) {
+            return Err(Error::unsupported(format!("{list} `{name}`: reshape is not supported")));
+        }
+    }
+    Ok(seen)
+}
+
+/// A dim, which protobuf's JSON form writes as a string and Triton as a number.
+fn dim_size(dim: &Value) -> Option<i64> {
+    dim.as_i64().or_else(|| dim.as_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! Cutting out, fitting in and laying over: what diffusers' inpainting does with Pillow before and after the pipeline.
+//!
+//! With `padding_mask_crop` the pipeline works on a part of the image only: [`crop_region`] finds it, [`resize_and_fill`]
+//! brings [`crop`] of image and mask to the pipeline's size, and [`apply_overlay`] puts the result back in place.
+//! [`keep_unmasked`] is ours: it undoes what the VAE does to pixels that were to be kept.
+//!
+//! Source: diffusers, `image_processor.py` (`VaeImageProcessor`), and Pillow 13.0 for the rounding.
+
+mod overlay;
+mod region;
+
+pub use self::overlay::{apply_overlay, keep_unmasked};
+pub use self::region::{Region, crop_region};
+
+use super::encode::RgbImage;
+use super::mask::Mask;
+use super::raster::Raster;
+use super::resize::{Filter, Part};
+use diffusion_core::{Error, Result};
+
+/// How the pipelines' `VaeImageProcessor` resizes.
+const RESAMPLE: Filter = Filter::Lanczos;
+
+/// `image.crop(region)`: what lies beyond the image is black.
+///
+/// # Errors
+/// Internal if the region has no area.
+pub fn crop(image: &RgbImage, region: Region) -> Result<RgbImage> {
+    cut(image, region)
+}
+
+/// [`crop`] of a mask.
+///
+/// # Errors
+/// Internal if the region has no area.
+pub fn crop_mask(image: &Mask, region: Region) -> Result<Mask> {
+    cut(image, region)
+}
+
+/// The whole of the image within `width` times `height` pixels, in the middle, and its outermost rows or columns drawn
+/// out over the rest: `resize_mode="fill"`. As in diffusers the last row or column stays black where the rest is odd.
+///
+/// # Errors
+/// InvalidArgument for an image so narrow that it would be left without pixels; Internal if a side is 0.
+pub fn resize_and_fill(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    fill(image, width, height)
+}
+
+/// [`resize_and_fill`] for a mask.
+///
+/// # Errors
+/// Those of [`resize_and_fill`].
+pub fn resize_and_fill_mask(image: &Mask, width: u32, height: u32) -> Result<Mask> {
+    fill(image, width, height)
+}
+
+/// The middle of the image, so large that it covers `width` times `height` pixels: `resize_mode="crop"`.
+///
+/// # Errors
+/// Internal if a side is 0.
+pub fn resize_and_crop(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    check_sides(width, height)?;
+    let (source_width, source_height) = image.size();
+    let ratio = f64::from(width) / f64::from(height);
+    let source_ratio = f64::from(source_width) / f64::from(source_height);
+    let inner_width = if ratio > source_ratio {
+        width
+    } else {
+        scaled(source_width, height, source_height)
+    };
+    let inner_height = if ratio <= source_ratio {
+        height
+    } else {
+        scaled(source_height, width, source_width)
+    };
+    let resized = image.resize(inner_width, inner_height, RESAMPLE)?;
+    let mut canvas = Canvas::black(width, height);
+    let (left, top) = centred((width, height), (inner_width, inner_height));
+    canvas.paste(&resized, left, top);
+    canvas.finish()
+}
+
+/// `PIL.ImageOps.invert`: black and white exchanged.
+pub fn invert(image: &Mask) -> Mask {
+    image.map(|value| 255 - value)
+}
+
+fn cut<R: Raster>(image: &R, region: Region) -> Result<R> {
+    let mut canvas = Canvas::black(region.width(), region.height());
+    canvas.paste(image, -i64::from(region.left), -i64::from(region.top));
+    canvas.finish()
+}
+
+fn fill<R: Raster>(image: &R, width: u32, height: u32) -> Result<R> {
+    check_sides(width, height)?;
+    let (source_width, source_height) = image.size();
+    let ratio = f64::from(width) / f64::from(height);
+    let source_ratio = f64::from(source_width) / f64::from(source_height);
+    let inner_width = if ratio < source_ratio {
+        width
+    } else {
+        scaled(source_width, height, source_height)
+    };
+    let inner_height = if ratio >= source_ratio {
+        height
+    } else {
+        scaled(source_height, width, source_width)
+    };
+    if inner_width == 0 || inner_height == 0 {
+        return Err(Error::invalid_argument(format!(
+            "an image of {source_width}x{source_height} pixels is too narrow to be fitted into {width}x{height}"
+        )));
+    }
+    let resized = image.resize(inner_width, inner_height, RESAMPLE)?;
+    let mut canvas = Canvas::black(width, height);
+    let (left, top) = centred((width, height), (inner_width, inner_height));
+    canvas.paste(&resized, left, top);
+    // diffusers names no filter for the rims, and Pillow's own choice is bicubic.
+    let rim = |part: Part, width: u32, height: u32| resized.resize_part(part, width, height, Filter::Bicubic);
+    let whole = Part::whole(resized.size());
+    if ratio < source_ratio {
+        let rest = height / 2 - inner_height / 2;
+        if rest > 0 {
+            canvas.paste(&rim(whole.between_rows(0), width, rest)?, 0, 0);
+            let bottom = rim(whole.between_rows(inner_height), width, rest)?;
+            canvas.paste(&bottom, 0, i64::from(rest) + i64::from(inner_height));
+        }
+    } else if ratio > source_ratio {
+        let rest = width / 2 - inner_width / 2;
+        if rest > 0 {
+            canvas.paste(&rim(whole.between_columns(0), rest, height)?, 0, 0);
+            let right = rim(whole.between_columns(inner_width), rest, height)?;
+            canvas.paste(&right, i64::from(rest) + i64::from(inner_width), 0);
+        }
+    }
+    canvas.finish()
+}
+
+fn check_sides(width: u32, height: u32) -> Result<()> {
+    if width == 0 || height == 0 {
+        return Err(Error::internal(format!(
+            "an image cannot be fitted into {width}x{height} pixels"
+        )));
+    }
+    Ok(())
+}
+
+/// `side * target // source` of Python.
+fn scaled(side: u32, target: u32, source: u32) -> u32 {
+    let exact = u64::from(side) * u64::from(target) / u64::from(source);
+    u32::try_from(exact).unwrap_or(u32::MAX)
+}
+
+/// Where the left upper corner goes so that `inner` is in the middle of `outer`, as diffusers rounds it.
+fn centred(outer: (u32, u32), inner: (u32, u32)) -> (i64, i64) {
+    let start = |outer: u32, inner: u32| i64::from(outer / 2) - i64::from(inner / 2);
+    (start(outer.0, inner.0), start(outer.1, inner.1))
+}
+
+/// Samples to paste images into, black at first.
+struct Canvas<R> {
+    width: u32,
+    height: u32,
+    samples: Vec<u8>,
+    kind: std::marker::PhantomData<R>,
+}
+
+impl<R: Raster> Canvas<R> {
+    fn black(width: u32, height: u32) -> Self {
+        Self {
+            width,
+            height,
+            samples: vec![0; width as usize * height as usize * R::CHANNELS],
+            kind: std::marker::PhantomData,
+        }
+    }
+
+    /// `canvas.paste(image, (left, top))`; what lies beyond the canvas is dropped.
+    fn paste(&mut self, image: &R, left: i64, top: i64) {
+        let (width, height) = image.size();
+        let columns = overlap(left, width, self.width);
+        if columns.is_empty() {
+            return;
+        }
+        let line = self.width as usize * R::CHANNELS;
+        for y in overlap(top, height, self.height) {
+            let from = (y as usize * width as usize + columns.start as usize) * R::CHANNELS;
+            let x = (left + i64::from(columns.start)) as usize * R::CHANNELS;
+            let to = (top + i64::from(y)) as usize * line + x;
+            let count = columns.len() * R::CHANNELS;
+            self.samples[to..to + count].copy_from_slice(&image.samples()[from..from + count]);
+        }
+    }
+
+    fn finish(self) -> Result<R> {
+        R::from_samples(self.width, self.height, self.samples)
+    }
+}
+
+/// Which of `inner` pixels from `start` on lie within `outer`.
+fn overlap(start: i64, inner: u32, outer: u32) -> std::ops::Range<u32> {
+    let (inner, outer) = (i64::from(inner), i64::from(outer));
+    let first = (-start).clamp(0, inner);
+    let last = (outer - start).clamp(first, inner);
+    // Both are at most `inner`, which is 32 bits wide.
+    first as u32..last as u32
+}
+
+#[cfg(test)]
+mod tests;

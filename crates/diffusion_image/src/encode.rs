@@ -1,0 +1,236 @@
+//! Pixels to the bytes of an image file, and these to base64.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use image::ExtendedColorType;
+use image::codecs::jpeg::JpegEncoder;
+use serde_json::Value;
+
+use super::output_format::OutputFormat;
+use diffusion_core::{Error, Result};
+
+/// Keyword of the PNG text chunk that holds the parameters. Other programs for Stable Diffusion look there too.
+pub const METADATA_KEYWORD: &str = "parameters";
+
+/// An RGB image: 8 bits a channel, rows from top to bottom without padding.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RgbImage {
+    width: u32,
+    height: u32,
+    rgb: Vec<u8>,
+}
+
+/// The size alone: pixels are no reading matter, and a user's own.
+impl std::fmt::Debug for RgbImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RgbImage({}x{})", self.width, self.height)
+    }
+}
+
+impl RgbImage {
+    /// An image of `width` times `height` pixels from `rgb`, three bytes a pixel.
+    ///
+    /// # Errors
+    /// Internal if a side is 0 or `rgb` does not hold exactly that many bytes: images come from the VAE decoder, so
+    /// that a mismatch is a mistake of this backend.
+    pub fn new(width: u32, height: u32, rgb: Vec<u8>) -> Result<Self> {
+        let expected = u64::from(width) * u64::from(height);
+        if expected == 0 || expected.checked_mul(3) != u64::try_from(rgb.len()).ok() {
+            return Err(Error::internal(format!(
+                "{} bytes do not make an RGB image of {width}x{height} pixels",
+                rgb.len()
+            )));
+        }
+        Ok(Self { width, height, rgb })
+    }
+
+    /// Width in pixels, at least 1.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels, at least 1.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// The pixels, `[height, width, 3]`.
+    pub fn rgb(&self) -> &[u8] {
+        &self.rgb
+    }
+}
+
+/// Encodes an image. A PNG carries `metadata`, a JSON object, in an iTXt chunk with the keyword [`METADATA_KEYWORD`]; the other formats
+/// carry none.
+///
+/// # Errors
+/// InvalidArgument for an image larger than the format can hold; Internal if the encoder fails.
+pub fn encode(image: &RgbImage, output: &OutputFormat, metadata: &Value) -> Result<Vec<u8>> {
+    let format = output.format();
+    if image.width.max(image.height) > format.max_side() {
+        return Err(Error::invalid_argument(format!(
+            "an image of {}x{} pixels is too large for {}, which holds {} a side",
+            image.width,
+            image.height,
+            format.name(),
+            format.max_side()
+        )));
+    }
+    let encoded = match *output {
+        OutputFormat::Png => png(image, metadata),
+        OutputFormat::Jpeg { quality } => jpeg(image, quality),
+        OutputFormat::Webp { quality } => webp(image, quality),
+    };
+    encoded.map_err(|error| Error::internal(format!("{} encoder: {error}", format.name())))
+}
+
+/// Bytes as base64 with padding, in the standard alphabet (RFC 4648, section 4).
+pub fn to_base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+fn png(image: &RgbImage, metadata: &Value) -> std::result::Result<Vec<u8>, String> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, image.width, image.height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    // A generated image hardly compresses: higher levels win a few percent and take many times as long.
+    encoder.set_compression(png::Compression::Fast);
+    // iTXt and not tEXt, which holds Latin-1 only.
+    encoder
+        .add_itxt_chunk(METADATA_KEYWORD.into(), metadata.to_string())
+        .and_then(|()| encoder.write_header())
+        .and_then(|mut writer| {
+            writer.write_image_data(&image.rgb)?;
+            writer.finish()
+        })
+        .map_err(|error| error.to_string())?;
+    Ok(file)
+}
+
+fn jpeg(image: &RgbImage, quality: u8) -> std::result::Result<Vec<u8>, String> {
+    let mut file = Vec::new();
+    JpegEncoder::new_with_quality(&mut file, quality)
+        .encode(&image.rgb, image.width, image.height, ExtendedColorType::Rgb8)
+        .map_err(|error| error.to_string())?;
+    Ok(file)
+}
+
+fn webp(image: &RgbImage, quality: u8) -> std::result::Result<Vec<u8>, String> {
+    // `encode` of the same type would panic where this returns an error.
+    webp::Encoder::from_rgb(&image.rgb, image.width, image.height)
+        .encode_simple(false, f32::from(quality))
+        .map(|file| file.to_vec())
+        .map_err(|error| format!("{error:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use image::ImageDecoder as _;
+    use serde_json::json;
+
+    fn metadata() -> Value {
+        json!({ "prompt": "a \"naïve\" 猫\0\n", "gen_args": { "seed": 11, "guidance_scale": 5.5 } })
+    }
+
+    /// Soft waves, which lossy formats keep well.
+    fn image(width: u32, height: u32) -> RgbImage {
+        let wave = |x: u32, y: u32, c: u32| {
+            let phase = f64::from(x * (c + 1)) / 9.0 + f64::from(y) / 7.0;
+            (127.5 + 100.0 * phase.sin()) as u8
+        };
+        let rgb = (0..height)
+            .flat_map(|y| (0..width).flat_map(move |x| (0..3).map(move |c| wave(x, y, c))))
+            .collect();
+        RgbImage::new(width, height, rgb).unwrap()
+    }
+
+    fn psnr(a: &[u8], b: &[u8]) -> f64 {
+        assert_eq!(a.len(), b.len());
+        let squares: f64 = std::iter::zip(a, b)
+            .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
+            .sum();
+        10.0 * (255.0 * 255.0 * a.len() as f64 / squares).log10()
+    }
+
+    fn decode_png(file: &[u8]) -> (RgbImage, Value) {
+        let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
+        let mut rgb = vec![0; reader.output_buffer_size().unwrap()];
+        let frame = reader.next_frame(&mut rgb).unwrap();
+        assert_eq!(frame.color_type, png::ColorType::Rgb);
+        let [chunk] = &reader.info().utf8_text[..] else {
+            unreachable!("one iTXt chunk");
+        };
+        assert_eq!(chunk.keyword, "parameters");
+        let text = serde_json::from_str(&chunk.get_text().unwrap()).unwrap();
+        (RgbImage::new(frame.width, frame.height, rgb).unwrap(), text)
+    }
+
+    #[test]
+    fn png_keeps_every_pixel_and_the_parameters() {
+        for (width, height) in [(1, 1), (24, 16), (64, 200)] {
+            let image = image(width, height);
+            let file = encode(&image, &OutputFormat::Png, &metadata()).unwrap();
+            let (decoded, text) = decode_png(&file);
+            assert_eq!(decoded, image);
+            assert_eq!(text, metadata());
+        }
+    }
+
+    #[test]
+    fn jpeg_is_close() {
+        let image = image(72, 40);
+        let encode = |quality| encode(&image, &OutputFormat::Jpeg { quality }, &metadata());
+        let file = encode(90).unwrap();
+        let decoder = image::codecs::jpeg::JpegDecoder::new(std::io::Cursor::new(&file[..])).unwrap();
+        assert_eq!(decoder.dimensions(), (72, 40));
+        assert_eq!(decoder.color_type(), image::ColorType::Rgb8);
+        let mut rgb = vec![0; image.rgb().len()];
+        decoder.read_image(&mut rgb).unwrap();
+        assert!(psnr(&rgb, image.rgb()) > 35.0);
+        assert!(encode(10).unwrap().len() < file.len());
+    }
+
+    #[test]
+    fn webp_is_close() {
+        let image = image(72, 40);
+        let encode = |quality| encode(&image, &OutputFormat::Webp { quality }, &metadata());
+        let file = encode(95).unwrap();
+        let decoded = webp::Decoder::new(&file).decode().unwrap();
+        assert_eq!((decoded.width(), decoded.height()), (72, 40));
+        assert!(!decoded.is_alpha());
+        // Lossy WebP halves the resolution of colours.
+        assert!(psnr(&decoded, image.rgb()) > 28.0);
+        assert!(encode(10).unwrap().len() < file.len());
+    }
+
+    #[test]
+    fn an_image_has_all_its_bytes() {
+        for (width, height, bytes) in [(0, 4, 0), (4, 0, 0), (2, 2, 11), (2, 2, 13), (u32::MAX, u32::MAX, 3)] {
+            let error = RgbImage::new(width, height, vec![0; bytes]).unwrap_err();
+            assert!(matches!(error, Error::Internal(_)), "{error:?}");
+        }
+        let image = RgbImage::new(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
+        assert_eq!((image.width(), image.height()), (2, 1));
+        assert_eq!(image.rgb(), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_side_that_the_format_cannot_hold() {
+        let image = RgbImage::new(65_536, 1, vec![7; 65_536 * 3]).unwrap();
+        for output in [OutputFormat::Jpeg { quality: 75 }, OutputFormat::Webp { quality: 80 }] {
+            let error = encode(&image, &output, &metadata()).unwrap_err();
+            assert!(matches!(error, Error::InvalidArgument(_)), "{error:?}");
+        }
+        assert!(encode(&image, &OutputFormat::Png, &metadata()).is_ok());
+    }
+
+    #[test]
+    fn base64_has_padding() {
+        for (bytes, text) in [(&b""[..], ""), (b"f", "Zg=="), (b"fo", "Zm8="), (b"\xfb\xff", "+/8=")] {
+            assert_eq!(to_base64(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use proptest::prelude::*;
+
+use super::*;
+
+const FILTERS: [Filter; 4] = [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos];
+
+fn side() -> impl Strategy<Value = u32> {
+    1u32..40
+}
+
+fn filter() -> impl Strategy<Value = Filter> {
+    prop::sample::select(FILTERS.to_vec())
+}
+
+fn image() -> impl Strategy<Value = RgbImage> {
+    (side(), side()).prop_flat_map(|(width, height)| {
+        prop::collection::vec(any::<u8>(), (width * height * 3) as usize)
+            .prop_map(move |rgb| RgbImage::new(width, height, rgb).unwrap())
+    })
+}
+
+/// One channel of an image.
+fn channel(image: &RgbImage, number: usize) -> Mask {
+    let values = image.rgb().iter().skip(number).step_by(3).copied().collect();
+    Mask::new(image.width(), image.height(), values).unwrap()
+}
+
+/// Left and right exchanged.
+fn mirrored(image: &RgbImage) -> RgbImage {
+    let rgb = image
+        .rgb()
+        .chunks_exact(image.width() as usize * 3)
+        .flat_map(|line| line.chunks_exact(3).rev().flatten().copied())
+        .collect();
+    RgbImage::new(image.width(), image.height(), rgb).unwrap()
+}
+
+/// Rows and columns exchanged.
+fn transposed(image: &Mask) -> Mask {
+    let (width, height) = size(image.width(), image.height());
+    let values = (0..width)
+        .flat_map(|x| (0..height).map(move |y| image.values()[y * width + x]))
+        .collect();
+    Mask::new(image.height(), image.width(), values).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn the_same_size_is_a_copy(image in image(), filter in filter()) {
+        let made = rgb(&image, image.width(), image.height(), filter).unwrap();
+        prop_assert_eq!(made, image);
+    }
+
+    #[test]
+    fn one_colour_stays(
+        colour in any::<[u8; 3]>(), width in side(), height in side(), w in side(), h in side(), filter in filter(),
+    ) {
+        let source = RgbImage::new(width, height, colour.repeat((width * height) as usize)).unwrap();
+        let made = rgb(&source, w, h, filter).unwrap();
+        prop_assert_eq!(made.rgb(), colour.repeat((w * h) as usize));
+    }
+
+    #[test]
+    fn channels_do_not_mix(image in image(), w in side(), h in side(), filter in filter()) {
+        let made = rgb(&image, w, h, filter).unwrap();
+        for number in 0..3 {
+            let alone = mask(&channel(&image, number), w, h, filter).unwrap();
+            prop_assert_eq!(channel(&made, number), alone);
+        }
+    }
+
+    /// The weights are symmetric; only their rounding may differ from left to right.
+    #[test]
+    fn a_mirrored_image_gives_a_mirrored_result(image in image(), w in side(), h in side()) {
+        for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
+            let made = mirrored(&rgb(&image, w, h, filter).unwrap());
+            let other = rgb(&mirrored(&image), w, h, filter).unwrap();
+            for (a, b) in made.rgb().iter().zip(other.rgb()) {
+                prop_assert!(a.abs_diff(*b) <= 1);
+            }
+        }
+    }
+
+    /// Where only one axis changes, one pass does, whichever axis it is.
+    #[test]
+    fn both_passes_weigh_alike(image in image(), w in side(), filter in filter()) {
+        let source = channel(&image, 0);
+        let along_rows = mask(&source, w, source.height(), filter).unwrap();
+        let along_columns = mask(&transposed(&source), source.height(), w, filter).unwrap();
+        prop_assert_eq!(transposed(&along_rows), along_columns);
+    }
+
+    /// The float path computes the same but for the two roundings and the clipping.
+    #[test]
+    fn depth_agrees_with_bytes(image in image(), w in side(), h in side(), filter in filter()) {
+        let source = channel(&image, 1);
+        let values = source.values().iter().map(|value| f32::from(*value)).collect();
+        let map = DepthMap::new(source.width(), source.height(), 8, values).unwrap();
+        let made = depth(&map, w, h, filter).unwrap();
+        prop_assert_eq!((made.width(), made.height(), made.bits()), (w, h, 8));
+        // A single pass, so that no intermediate is clipped.
+        let only_rows = depth(&map, w, map.height(), filter).unwrap();
+        let bytes = mask(&source, w, map.height(), filter).unwrap();
+        for (float, byte) in only_rows.values().iter().zip(bytes.values()) {
+            prop_assert!((float.clamp(0.0, 255.0) - f32::from(*byte)).abs() <= 0.51);
+        }
+    }
+}
+
+#[test]
+fn nearest_takes_the_pixel_under_the_centre() {
+    let source = Mask::new(4, 1, vec![10, 20, 30, 40]).unwrap();
+    let resized = |width| mask(&source, width, 2, Filter::Nearest).unwrap();
+    assert_eq!(resized(2).values(), [20, 40, 20, 40]);
+    assert_eq!(resized(1).values(), [30, 30]);
+    assert_eq!(resized(8).values(), [10, 10, 20, 20, 30, 30, 40, 40].repeat(2));
+}
+
+#[test]
+fn bilinear_by_two() {
+    let source = Mask::new(2, 1, vec![0, 100]).unwrap();
+    let made = mask(&source, 4, 1, Filter::Bilinear).unwrap();
+    assert_eq!(made.values(), [0, 25, 75, 100]);
+    let back = mask(&made, 1, 1, Filter::Bilinear).unwrap();
+    assert_eq!(back.values(), [50]);
+}
+
+#[test]
+fn overshoot_is_clipped_and_in_a_depth_map_it_is_not() {
+    let step = [0u8, 0, 0, 255, 255, 255];
+    let source = Mask::new(6, 1, step.to_vec()).unwrap();
+    let made = mask(&source, 24, 1, Filter::Lanczos).unwrap();
+    assert_eq!(*made.values().iter().min().unwrap(), 0);
+    assert_eq!(*made.values().iter().max().unwrap(), 255);
+    let map = DepthMap::new(6, 1, 8, step.map(f32::from).to_vec()).unwrap();
+    let made = depth(&map, 24, 1, Filter::Bicubic).unwrap();
+    assert!(made.values().iter().any(|value| *value < 0.0));
+    assert!(made.values().iter().any(|value| *value > 255.0));
+}
+
+#[test]
+fn an_edge_without_area_is_a_blend_of_the_rows_beside_it() {
+    let rows = [[0u8; 3], [100; 3], [200; 3]].concat();
+    let source = RgbImage::new(1, 3, rows).unwrap();
+    let part = |y| Part::whole((1, 3)).between_rows(y);
+    let top = rgb_part(&source, part(0), 1, 2, Filter::Bicubic).unwrap();
+    // Weights 0.5625 and -0.0625 of the first two rows, normalised.
+    assert_eq!(top.rgb(), [0; 6]);
+    let bottom = rgb_part(&source, part(3), 1, 2, Filter::Bicubic).unwrap();
+    assert_eq!(bottom.rgb(), [213; 6]);
+    let wide = RgbImage::new(3, 1, source.rgb().to_vec()).unwrap();
+    let right = Part::whole((3, 1)).between_columns(3);
+    let right = rgb_part(&wide, right, 2, 1, Filter::Bicubic).unwrap();
+    assert_eq!(right.rgb(), [213; 6]);
+}
+
+#[test]
+fn no_size_is_an_error() {
+    let source = RgbImage::new(2, 2, vec![0; 12]).unwrap();
+    for (width, height) in [(0, 2), (2, 0)] {
+        let error = rgb(&source, width, height, Filter::Bicubic).unwrap_err();
+        assert!(matches!(error, Error::Internal(_)), "{error:?}");
+    }
+}

@@ -1,0 +1,274 @@
+//! The vocabulary of `gen_args`: each key, what it takes, where it goes and which pipelines take it.
+
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+
+use super::GenArgs;
+use crate::prompt_syntax::PromptSyntax;
+use diffusion_core::config::{Format, PipelineClass};
+use diffusion_core::{Error, Result};
+
+use PipelineClass::{Depth2Img, Img2Img, Inpaint, LatentConsistency, StableDiffusion, Upscale};
+
+/// One key of `gen_args`.
+pub struct Key {
+    /// The key.
+    pub name: &'static str,
+    /// What it takes and where it goes.
+    kind: Kind,
+    /// The pipelines that take it.
+    pipelines: &'static [PipelineClass],
+}
+
+/// A field of [`GenArgs`].
+type Field<T> = fn(&mut GenArgs) -> &mut Option<T>;
+
+/// What a key takes.
+enum Kind {
+    /// An integer in a range.
+    Int(RangeInclusive<u64>, Field<u64>),
+    /// A size in pixels: a multiple of 8; 0 is the same as null, as in diffusers.
+    Size(Field<u64>),
+    /// A finite number in a range. A JSON integer will do.
+    Float(RangeInclusive<f64>, Field<f64>),
+    /// true or false.
+    Bool(Field<bool>),
+    /// A class name, looked up by the pipeline.
+    ClassName(Field<String>),
+    /// A file format.
+    Format(Field<Format>),
+    /// What brackets in a prompt mean.
+    PromptSyntax(Field<PromptSyntax>),
+    /// Strictly descending timesteps.
+    Timesteps(Field<Vec<i64>>),
+    /// Positive noise levels.
+    Sigmas(Field<Vec<f64>>),
+    /// Planned, but not done by this version. Only the values that ask for nothing are accepted.
+    Planned(Planned),
+}
+
+/// What a key that is planned takes.
+enum Planned {
+    /// `false`, or `true` for what is not done yet.
+    Switch,
+    /// 0, or up to this for what is not done yet.
+    Count(u64),
+}
+
+const ALL: &[PipelineClass] = &PipelineClass::ALL;
+const SIZED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Inpaint];
+const FROM_IMAGE: &[PipelineClass] = &[Img2Img, Depth2Img, Inpaint];
+const SCHEDULED: &[PipelineClass] = &[StableDiffusion, Img2Img, Inpaint];
+/// As [`SCHEDULED`], with the pipeline that takes no sigmas.
+const TIMED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Img2Img, Inpaint];
+
+/// Number of timesteps that every supported family was trained with (`num_train_timesteps`).
+const TRAIN_TIMESTEPS: usize = 1000;
+/// Largest custom sigma. Those of the supported families end at 14.6, or at 4096 with a zero terminal signal.
+const MAX_SIGMA: f64 = 10_000.0;
+
+/// Every key that `gen_args` may hold.
+pub static KEYS: [Key; 21] = [
+    key(
+        "num_inference_steps",
+        ALL,
+        Kind::Int(1..=1000, |a| &mut a.num_inference_steps),
+    ),
+    // diffusers takes any number. Up to 1.0 all mean "no guidance", so that below 0 there is nothing to ask for;
+    // above 100 only the rounding of the arithmetic shows.
+    key(
+        "guidance_scale",
+        ALL,
+        Kind::Float(0.0..=100.0, |a| &mut a.guidance_scale),
+    ),
+    key("height", SIZED, Kind::Size(|a| &mut a.height)),
+    key("width", SIZED, Kind::Size(|a| &mut a.width)),
+    key("strength", FROM_IMAGE, Kind::Float(0.0..=1.0, |a| &mut a.strength)),
+    // 350 is `max_noise_level` of the x4 upscaler.
+    key("noise_level", &[Upscale], Kind::Int(0..=350, |a| &mut a.noise_level)),
+    key(
+        "num_images_per_prompt",
+        ALL,
+        Kind::Int(1..=256, |a| &mut a.num_images_per_prompt),
+    ),
+    key("eta", ALL, Kind::Float(0.0..=1.0, |a| &mut a.eta)),
+    key(
+        "guidance_rescale",
+        &[StableDiffusion],
+        Kind::Float(0.0..=1.0, |a| &mut a.guidance_rescale),
+    ),
+    key("clip_skip", ALL, Kind::Int(0..=1000, |a| &mut a.clip_skip)),
+    key("timesteps", TIMED, Kind::Timesteps(|a| &mut a.timesteps)),
+    key("sigmas", SCHEDULED, Kind::Sigmas(|a| &mut a.sigmas)),
+    key(
+        "padding_mask_crop",
+        &[Inpaint],
+        Kind::Int(0..=65_536, |a| &mut a.padding_mask_crop),
+    ),
+    key("seed", ALL, Kind::Int(0..=i64::MAX as u64, |a| &mut a.seed)),
+    key("scheduler", ALL, Kind::ClassName(|a| &mut a.scheduler)),
+    key("output_format", ALL, Kind::Format(|a| &mut a.output_format)),
+    key("quality", ALL, Kind::Int(1..=100, |a| &mut a.quality)),
+    key("keep_unmasked", &[Inpaint], Kind::Bool(|a| &mut a.keep_unmasked)),
+    key("prompt_syntax", ALL, Kind::PromptSyntax(|a| &mut a.prompt_syntax)),
+    key("progress_every", ALL, Kind::Planned(Planned::Count(1000))),
+    key("preview", ALL, Kind::Planned(Planned::Switch)),
+];
+
+const fn key(name: &'static str, pipelines: &'static [PipelineClass], kind: Kind) -> Key {
+    Key { name, kind, pipelines }
+}
+
+impl Key {
+    /// What the key takes, in words that follow "must be".
+    pub fn takes(&self) -> String {
+        match &self.kind {
+            Kind::Int(range, _) => {
+                format!("an integer from {} to {}", range.start(), range.end())
+            }
+            Kind::Size(_) => "an integer that is a multiple of 8".into(),
+            Kind::Float(range, _) => format!("a number from {} to {}", range.start(), range.end()),
+            Kind::Bool(_) | Kind::Planned(Planned::Switch) => "true or false".into(),
+            Kind::ClassName(_) => "the class name of a diffusers scheduler".into(),
+            Kind::Format(_) => format!("one of {}", Format::ALL.map(|(name, _)| name).join(", ")),
+            Kind::PromptSyntax(_) => {
+                format!("one of {}", PromptSyntax::ALL.map(|(name, _)| name).join(", "))
+            }
+            Kind::Timesteps(_) => format!(
+                "a list of 1 to {TRAIN_TIMESTEPS} integers from 0 to {}, strictly descending",
+                TRAIN_TIMESTEPS - 1
+            ),
+            Kind::Sigmas(_) => {
+                format!("a list of 1 to {TRAIN_TIMESTEPS} numbers above 0 and at most {MAX_SIGMA}")
+            }
+            Kind::Planned(Planned::Count(max)) => format!("an integer from 0 to {max}"),
+        }
+    }
+
+    /// True if the pipelines of that class take the key.
+    pub fn is_taken_by(&self, class: PipelineClass) -> bool {
+        self.pipelines.contains(&class)
+    }
+
+    /// Checks `value`, which is not null, and stores it.
+    pub(super) fn store(&self, value: &Value, args: &mut GenArgs) -> Result<()> {
+        let stored = match &self.kind {
+            Kind::Int(range, field) => set(field(args), as_int(value, range)),
+            Kind::Size(field) => match value.as_u64().filter(|n| n % 8 == 0) {
+                Some(0) => true,
+                size => set(field(args), size),
+            },
+            Kind::Float(range, field) => {
+                let number = value.as_f64().filter(|n| range.contains(n));
+                set(field(args), number)
+            }
+            Kind::Bool(field) => set(field(args), value.as_bool()),
+            Kind::ClassName(field) => set(field(args), value.as_str().map(str::to_owned)),
+            Kind::Format(field) => {
+                let format = Format::ALL.into_iter().find(|(name, _)| value == name);
+                set(field(args), format.map(|(_, format)| format))
+            }
+            Kind::PromptSyntax(field) => {
+                let syntax = PromptSyntax::ALL.into_iter().find(|(name, _)| value == name);
+                set(field(args), syntax.map(|(_, syntax)| syntax))
+            }
+            Kind::Timesteps(field) => set(field(args), as_timesteps(value)),
+            Kind::Sigmas(field) => set(field(args), as_sigmas(value)),
+            Kind::Planned(planned) => match planned.asks(value) {
+                Some(true) => {
+                    return Err(Error::unsupported(format!(
+                        "`{}` is not supported by this version of the backend",
+                        self.name
+                    )));
+                }
+                asks => asks.is_some(),
+            },
+        };
+        if stored {
+            Ok(())
+        } else {
+            Err(Error::invalid_argument(format!(
+                "`{}` must be {}",
+                self.name,
+                self.takes()
+            )))
+        }
+    }
+
+    /// True if `args` holds a value for the key.
+    pub(super) fn is_set(&self, args: &mut GenArgs) -> bool {
+        match &self.kind {
+            Kind::Int(_, field) | Kind::Size(field) => field(args).is_some(),
+            Kind::Float(_, field) => field(args).is_some(),
+            Kind::Bool(field) => field(args).is_some(),
+            Kind::ClassName(field) => field(args).is_some(),
+            Kind::Format(field) => field(args).is_some(),
+            Kind::PromptSyntax(field) => field(args).is_some(),
+            Kind::Timesteps(field) => field(args).is_some(),
+            Kind::Sigmas(field) => field(args).is_some(),
+            Kind::Planned(_) => false,
+        }
+    }
+
+    /// Moves the value for the key from `from` to `to`, unless `to` has one.
+    pub(super) fn fill(&self, to: &mut GenArgs, from: &mut GenArgs) {
+        fn fill<T>(field: Field<T>, to: &mut GenArgs, from: &mut GenArgs) {
+            let (to, from) = (field(to), field(from));
+            if to.is_none() {
+                *to = from.take();
+            }
+        }
+        match &self.kind {
+            Kind::Int(_, field) | Kind::Size(field) => fill(*field, to, from),
+            Kind::Float(_, field) => fill(*field, to, from),
+            Kind::Bool(field) => fill(*field, to, from),
+            Kind::ClassName(field) => fill(*field, to, from),
+            Kind::Format(field) => fill(*field, to, from),
+            Kind::PromptSyntax(field) => fill(*field, to, from),
+            Kind::Timesteps(field) => fill(*field, to, from),
+            Kind::Sigmas(field) => fill(*field, to, from),
+            Kind::Planned(_) => {}
+        }
+    }
+}
+
+impl Planned {
+    /// Whether `value` asks for what is not done yet, or `None` if it is not one that the key takes.
+    fn asks(&self, value: &Value) -> Option<bool> {
+        match self {
+            Self::Switch => value.as_bool(),
+            Self::Count(max) => as_int(value, &(0..=*max)).map(|n| n > 0),
+        }
+    }
+}
+
+/// Stores `value` and tells whether there is one.
+fn set<T>(field: &mut Option<T>, value: Option<T>) -> bool {
+    *field = value;
+    field.is_some()
+}
+
+/// An integer of JSON in a range. `50.0` is a float, as in Python, and no integer.
+fn as_int(value: &Value, range: &RangeInclusive<u64>) -> Option<u64> {
+    value.as_u64().filter(|n| range.contains(n))
+}
+
+/// The elements of a list of 1 to [`TRAIN_TIMESTEPS`] elements, each as `element` reads it.
+fn as_list<T>(value: &Value, element: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    let list = value.as_array()?;
+    if !(1..=TRAIN_TIMESTEPS).contains(&list.len()) {
+        return None;
+    }
+    list.iter().map(element).collect()
+}
+
+fn as_timesteps(value: &Value) -> Option<Vec<i64>> {
+    let range = 0..TRAIN_TIMESTEPS as i64;
+    let list = as_list(value, |t| t.as_i64().filter(|t| range.contains(t)))?;
+    list.is_sorted_by(|a, b| a > b).then_some(list)
+}
+
+fn as_sigmas(value: &Value) -> Option<Vec<f64>> {
+    as_list(value, |sigma| sigma.as_f64().filter(|s| *s > 0.0 && *s <= MAX_SIGMA))
+}

@@ -1,0 +1,112 @@
+//! What a PNG says about how it was made.
+
+use serde_json::{Map, Value, json};
+
+use super::generate_request::GenerateRequest;
+
+/// The parameters of one image, which go into the text chunk of its PNG.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metadata {
+    prompt: String,
+    negative_prompt: String,
+    gen_args: Map<String, Value>,
+    image_index: usize,
+    model: String,
+}
+
+impl Metadata {
+    /// The metadata of image `image_index` (from 0) of a request. `scheduler` is the class name of the scheduler that
+    /// was used, `model` the name under which Triton serves the model.
+    pub fn new(request: &GenerateRequest, scheduler: &str, model: &str, image_index: usize) -> Self {
+        Self {
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative_prompt.clone(),
+            gen_args: request.gen_args(scheduler),
+            image_index,
+            model: model.to_owned(),
+        }
+    }
+
+    /// The JSON object `{prompt, negative_prompt, gen_args, image_index, model, generator}`. Its `gen_args`, sent again
+    /// with the two prompts, makes the same images, of which this is number `image_index`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "gen_args": self.gen_args,
+            "image_index": self.image_index,
+            "model": self.model,
+            "generator": concat!("triton-diffusion ", env!("CARGO_PKG_VERSION")),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use crate::validate::{Capabilities, RequestContext, RowInputs, resolve};
+    use diffusion_core::config::{ModelParameters, PipelineClass};
+
+    const SCHEDULERS: &[&str] = &["DDIMScheduler", "PNDMScheduler"];
+
+    fn context() -> RequestContext {
+        let capabilities = Capabilities {
+            class: PipelineClass::StableDiffusion,
+            default_height: 64,
+            default_width: 64,
+            vae_scale_factor: 8,
+            num_text_layers: 12,
+            guidance_embedding: false,
+            max_noise_level: 0,
+            schedulers: SCHEDULERS,
+        };
+        RequestContext::new(capabilities, &ModelParameters::default()).unwrap()
+    }
+
+    fn request() -> GenerateRequest {
+        let args = br#"{"seed": 11, "guidance_scale": 5.5, "num_images_per_prompt": 2}"#;
+        let prompt = "a \"naïve\" 猫\0\n".as_bytes();
+        let row = RowInputs {
+            prompt,
+            negative_prompt: Some(b"fog"),
+            gen_args: Some(args),
+            ..RowInputs::default()
+        };
+        resolve(&row, &context()).unwrap()
+    }
+
+    fn metadata() -> Value {
+        Metadata::new(&request(), "PNDMScheduler", "sd_base", 1).to_json()
+    }
+
+    #[test]
+    fn metadata_holds_what_was_asked() {
+        let text = metadata();
+        assert_eq!(text["prompt"], "a \"naïve\" 猫\0\n");
+        assert_eq!(text["negative_prompt"], "fog");
+        assert_eq!(text["image_index"], 1);
+        assert_eq!(text["model"], "sd_base");
+        let generator = text["generator"].as_str().unwrap();
+        assert!(generator.starts_with("triton-diffusion 0."), "{generator}");
+        assert_eq!(text["gen_args"]["scheduler"], "PNDMScheduler");
+    }
+
+    #[test]
+    fn metadata_sent_again_asks_for_the_same_image() {
+        let text: Value = serde_json::from_str(&metadata().to_string()).unwrap();
+        let gen_args = text["gen_args"].to_string();
+        let row = RowInputs {
+            prompt: text["prompt"].as_str().unwrap().as_bytes(),
+            negative_prompt: Some(text["negative_prompt"].as_str().unwrap().as_bytes()),
+            gen_args: Some(gen_args.as_bytes()),
+            ..RowInputs::default()
+        };
+        let again = resolve(&row, &context()).unwrap();
+        let expected = GenerateRequest {
+            scheduler: Some("PNDMScheduler".into()),
+            ..request()
+        };
+        assert_eq!(again, expected);
+    }
+}

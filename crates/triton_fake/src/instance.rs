@@ -1,0 +1,215 @@
+//! A model instance as the server keeps it.
+
+use serde_json::Value;
+use triton_api::{Error, InstanceKind, MemoryUsage, Timestamps};
+
+use crate::request::{FakeRequest, FakeResponse};
+use crate::server::{FakeModel, take_error};
+use crate::state::{InputObject, InstanceObject, RequestObject, id, lock, raw, text_to_c};
+
+/// A report of `TRITONBACKEND_ModelInstanceReportBatchStatistics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchStatistics {
+    /// The rows of the batch.
+    pub batch_size: u64,
+    /// Its times.
+    pub times: Timestamps,
+}
+
+/// What a model instance is to be like: on the CPU, unless changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceSpec {
+    /// Its name.
+    pub name: String,
+    /// What it is to run on.
+    pub kind: InstanceKind,
+    /// The GPU's number.
+    pub device_id: i32,
+}
+
+impl Default for InstanceSpec {
+    fn default() -> Self {
+        Self {
+            name: "instance_0".to_owned(),
+            kind: InstanceKind::Cpu,
+            device_id: 0,
+        }
+    }
+}
+
+/// A loaded instance; dropping it finalizes it.
+#[derive(Debug)]
+pub struct FakeInstance<'m> {
+    model: &'m FakeModel<'m>,
+    id: usize,
+    finalized: bool,
+}
+
+impl<'m> FakeInstance<'m> {
+    pub(crate) fn load(model: &'m FakeModel<'m>, spec: InstanceSpec) -> Result<Self, Error> {
+        let id = lock().insert(InstanceObject {
+            model: model.id,
+            name: text_to_c(&spec.name),
+            kind: spec.kind.raw(),
+            device_id: spec.device_id,
+            state: 0,
+            memory_usage: Vec::new(),
+            batches: Vec::new(),
+        });
+        let mut instance = Self {
+            model,
+            id,
+            finalized: false,
+        };
+        let initialize = model.symbols().model_instance_initialize;
+        // SAFETY: the handle is in the accounts.
+        let result = take_error(unsafe { initialize(raw::<InstanceObject>(id)) });
+        if result.is_err() {
+            // As the server does.
+            instance.end().ok();
+        }
+        result.map(|()| instance)
+    }
+
+    /// `TRITONBACKEND_ModelInstanceExecute`. If it returns an error the server answers and
+    /// releases the requests, here as there.
+    ///
+    /// # Errors
+    ///
+    /// What the backend returned.
+    pub fn execute(&self, requests: &[&FakeRequest]) -> Result<(), Error> {
+        self.run(requests, false)
+    }
+
+    /// As [`FakeInstance::execute`], with a null pointer after the requests.
+    ///
+    /// # Errors
+    ///
+    /// What the backend returned.
+    pub fn execute_with_null(&self, requests: &[&FakeRequest]) -> Result<(), Error> {
+        self.run(requests, true)
+    }
+
+    fn run(&self, requests: &[&FakeRequest], null: bool) -> Result<(), Error> {
+        let mut handles: Vec<_> = requests
+            .iter()
+            .map(|request| raw::<RequestObject>(request.id))
+            .collect();
+        {
+            let mut state = lock();
+            for request in requests {
+                if let Some(request) = state.peek_mut::<RequestObject>(request.id) {
+                    request.executing = true;
+                }
+            }
+        }
+        if null {
+            handles.push(std::ptr::null_mut());
+        }
+        let count = u32::try_from(handles.len()).map_err(|_| Error::invalid_arg("too many requests for one call"))?;
+        let array = if handles.is_empty() {
+            std::ptr::null_mut()
+        } else {
+            handles.as_mut_ptr()
+        };
+        let execute = self.model.symbols().model_instance_execute;
+        // SAFETY: the handles are in the accounts, or null as the test wants it.
+        let result = take_error(unsafe { execute(raw::<InstanceObject>(self.id), array, count) });
+        // The array is the server's and need not outlive the call.
+        handles.fill(std::ptr::without_provenance_mut(usize::MAX));
+        drop(handles);
+        if let Err(error) = &result {
+            for request in requests {
+                take_back(request, error);
+            }
+        }
+        result
+    }
+
+    /// `TRITONBACKEND_ModelInstanceReady`.
+    ///
+    /// # Errors
+    ///
+    /// What the backend returned.
+    pub fn ready(&self) -> Result<(), Error> {
+        let ready = self.model.symbols().model_instance_ready;
+        // SAFETY: the handle is in the accounts.
+        take_error(unsafe { ready(raw::<InstanceObject>(self.id)) })
+    }
+
+    /// The batch statistics that were reported.
+    pub fn batch_statistics(&self) -> Vec<BatchStatistics> {
+        lock()
+            .peek::<InstanceObject>(self.id)
+            .map(|instance| instance.batches.clone())
+            .unwrap_or_default()
+    }
+
+    /// The memory that was reported last.
+    pub fn memory_usage(&self) -> Vec<MemoryUsage> {
+        lock()
+            .peek::<InstanceObject>(self.id)
+            .map(|instance| instance.memory_usage.clone())
+            .unwrap_or_default()
+    }
+
+    /// The configuration of its model, as it is now.
+    pub fn model_config(&self) -> Value {
+        self.model.config()
+    }
+
+    /// `TRITONBACKEND_ModelInstanceFinalize`.
+    ///
+    /// # Errors
+    ///
+    /// What the backend returned.
+    pub fn finalize(mut self) -> Result<(), Error> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.finalized, true) {
+            return Ok(());
+        }
+        let handle = raw::<InstanceObject>(self.id);
+        let finalize = self.model.symbols().model_instance_finalize;
+        // SAFETY: the handle is in the accounts.
+        let result = take_error(unsafe { finalize(handle) });
+        lock().discard::<InstanceObject>(id(handle), "finalized");
+        result
+    }
+}
+
+impl Drop for FakeInstance<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            lock().violation(format!("TRITONBACKEND_ModelInstanceFinalize: {error}"));
+        }
+    }
+}
+
+/// What the server does with a request that Execute gave back.
+fn take_back(request: &FakeRequest, error: &Error) {
+    let number = request.id;
+    let mut state = lock();
+    let Some(request) = state.peek_mut::<RequestObject>(number) else {
+        return;
+    };
+    let touched = request.released || !request.responses.is_empty();
+    request.released = true;
+    request.responses.push(FakeResponse {
+        is_final: true,
+        error: Some(error.clone()),
+        outputs: Default::default(),
+        parameters: Default::default(),
+    });
+    for input in std::mem::take(&mut request.inputs) {
+        state.discard::<InputObject>(input, "released with its request");
+    }
+    if touched {
+        state.violation(format!(
+            "TRITONBACKEND_ModelInstanceExecute: an error was returned after request {number} \
+             was answered or released"
+        ));
+    }
+}

@@ -1,0 +1,436 @@
+//! The accounts: every object that was handed out, what became of it, and what went wrong.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::path::PathBuf;
+use std::ptr;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use triton_api::{DataType, MemoryType, MemoryUsage, Timestamps, sys};
+
+use crate::instance::BatchStatistics;
+use crate::request::{FakeOutput, FakeResponse, ParameterValue, RequestStatistics};
+
+static STATE: Mutex<State> = Mutex::new(State::new());
+
+/// Signalled whenever something was sent, released or logged.
+pub(crate) static CHANGED: Condvar = Condvar::new();
+
+/// Locks the accounts. Never held while the backend runs.
+pub(crate) fn lock() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How many objects the backend holds: made for it and not given back.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field counts the TRITON objects of that name")]
+pub struct Counts {
+    pub errors: usize,
+    pub messages: usize,
+    pub parameters: usize,
+    pub metric_families: usize,
+    pub metrics: usize,
+    pub buffer_attributes: usize,
+    pub responses: usize,
+    /// Requests that were handed to Execute and are not released.
+    pub requests: usize,
+}
+
+/// A line that the backend logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRecord {
+    /// `INFO`, `WARNING`, `ERROR` or `VERBOSE`.
+    pub level: &'static str,
+    /// The source file that logged.
+    pub file: String,
+    /// The line in it.
+    pub line: i32,
+    /// The words.
+    pub message: String,
+}
+
+pub(crate) struct ErrorObject {
+    pub code: sys::TRITONSERVER_Error_Code,
+    pub message: CString,
+}
+
+pub(crate) struct MessageObject {
+    pub json: Vec<u8>,
+    /// Whether the backend has to delete it.
+    pub owned: bool,
+}
+
+pub(crate) struct ParameterObject {
+    pub name: String,
+    pub value: String,
+}
+
+pub(crate) struct FamilyObject {
+    pub kind: sys::TRITONSERVER_MetricKind,
+    pub name: String,
+    pub metrics: usize,
+}
+
+/// A metric's value outlives it in [`State::metric_values`], under this key.
+pub(crate) type MetricKey = (String, BTreeMap<String, String>);
+
+pub(crate) struct MetricObject {
+    pub family: usize,
+    pub kind: sys::TRITONSERVER_MetricKind,
+    pub key: MetricKey,
+}
+
+pub(crate) struct AttributesObject {
+    pub usage: MemoryUsage,
+}
+
+pub(crate) struct BackendObject {
+    pub name: CString,
+    pub location: CString,
+    pub config: usize,
+    /// The backend's own pointer, as an address.
+    pub state: usize,
+}
+
+pub(crate) struct BackendAttributeObject {
+    pub parallel_loading: bool,
+}
+
+pub(crate) struct ModelObject {
+    pub backend: usize,
+    pub name: CString,
+    pub version: u64,
+    pub repository: CString,
+    pub config: Vec<u8>,
+    pub auto_complete: bool,
+    /// ModelSetConfig works only now.
+    pub initializing: bool,
+    pub state: usize,
+}
+
+pub(crate) struct InstanceObject {
+    pub model: usize,
+    pub name: CString,
+    pub kind: sys::TRITONSERVER_InstanceGroupKind,
+    pub device_id: i32,
+    pub state: usize,
+    pub memory_usage: Vec<MemoryUsage>,
+    pub batches: Vec<BatchStatistics>,
+}
+
+pub(crate) struct InputObject {
+    pub name: CString,
+    pub datatype: sys::TRITONSERVER_DataType,
+    pub shape: Vec<i64>,
+    pub buffers: Vec<Vec<u8>>,
+    pub memory_type: MemoryType,
+    /// A size that differs from that of the buffers, as a faulty server would give.
+    pub claimed_size: Option<u64>,
+}
+
+pub(crate) struct RequestObject {
+    pub id: Option<CString>,
+    pub inputs: Vec<usize>,
+    pub outputs: Vec<CString>,
+    pub output_memory: MemoryType,
+    pub cancelled: bool,
+    /// Handed to Execute: the backend's or Triton's to answer.
+    pub executing: bool,
+    pub released: bool,
+    pub responses: Vec<FakeResponse>,
+    pub statistics: Vec<RequestStatistics>,
+}
+
+pub(crate) struct ResponseObject {
+    pub request: usize,
+    pub outputs: Vec<usize>,
+    pub parameters: BTreeMap<String, ParameterValue>,
+}
+
+pub(crate) struct OutputObject {
+    pub response: usize,
+    pub name: String,
+    pub datatype: sys::TRITONSERVER_DataType,
+    pub shape: Vec<i64>,
+    pub buffer: Option<Vec<u8>>,
+}
+
+pub(crate) enum Object {
+    Error(ErrorObject),
+    Message(MessageObject),
+    Parameter(ParameterObject),
+    Family(FamilyObject),
+    Metric(MetricObject),
+    Attributes(AttributesObject),
+    Backend(BackendObject),
+    BackendAttribute(BackendAttributeObject),
+    Model(ModelObject),
+    Instance(InstanceObject),
+    Input(InputObject),
+    Request(RequestObject),
+    Response(ResponseObject),
+    Output(OutputObject),
+}
+
+/// One kind of [`Object`].
+pub(crate) trait Kind: Sized {
+    const NAME: &'static str;
+    /// The opaque C type that stands for it.
+    type Raw;
+    fn wrap(self) -> Object;
+    fn get(object: &Object) -> Option<&Self>;
+    fn get_mut(object: &mut Object) -> Option<&mut Self>;
+    fn unwrap(object: Object) -> Option<Self>;
+}
+
+macro_rules! kinds {
+    ($($variant:ident($type:ident) = $raw:ident $name:literal;)*) => {
+        $(impl Kind for $type {
+            const NAME: &'static str = $name;
+            type Raw = sys::$raw;
+            fn wrap(self) -> Object {
+                Object::$variant(self)
+            }
+            fn get(object: &Object) -> Option<&Self> {
+                if let Object::$variant(inner) = object { Some(inner) } else { None }
+            }
+            fn get_mut(object: &mut Object) -> Option<&mut Self> {
+                if let Object::$variant(inner) = object { Some(inner) } else { None }
+            }
+            fn unwrap(object: Object) -> Option<Self> {
+                if let Object::$variant(inner) = object { Some(inner) } else { None }
+            }
+        })*
+    };
+}
+
+kinds! {
+    Error(ErrorObject) = TRITONSERVER_Error "error";
+    Message(MessageObject) = TRITONSERVER_Message "message";
+    Parameter(ParameterObject) = TRITONSERVER_Parameter "parameter";
+    Family(FamilyObject) = TRITONSERVER_MetricFamily "metric family";
+    Metric(MetricObject) = TRITONSERVER_Metric "metric";
+    Attributes(AttributesObject) = TRITONSERVER_BufferAttributes "buffer attributes";
+    Backend(BackendObject) = TRITONBACKEND_Backend "backend";
+    BackendAttribute(BackendAttributeObject) = TRITONBACKEND_BackendAttribute "backend attribute";
+    Model(ModelObject) = TRITONBACKEND_Model "model";
+    Instance(InstanceObject) = TRITONBACKEND_ModelInstance "model instance";
+    Input(InputObject) = TRITONBACKEND_Input "input";
+    Request(RequestObject) = TRITONBACKEND_Request "request";
+    Response(ResponseObject) = TRITONBACKEND_Response "response";
+    Output(OutputObject) = TRITONBACKEND_Output "output";
+}
+
+/// What a test has asked of the server.
+pub(crate) struct Settings {
+    pub api_version: (u32, u32),
+    pub metrics: bool,
+    /// ResponseNew fails when this comes down to 0.
+    pub fail_response_new: Option<u32>,
+}
+
+impl Settings {
+    const fn new() -> Self {
+        Self {
+            api_version: (
+                sys::TRITONBACKEND_API_VERSION_MAJOR,
+                sys::TRITONBACKEND_API_VERSION_MINOR,
+            ),
+            metrics: true,
+            fail_response_new: None,
+        }
+    }
+}
+
+pub(crate) struct State {
+    /// Handles below this one belong to an earlier server and are ignored.
+    first_id: usize,
+    next_id: usize,
+    objects: BTreeMap<usize, Object>,
+    /// What became of the objects that are no more.
+    gone: BTreeMap<usize, (&'static str, &'static str)>,
+    pub violations: Vec<String>,
+    pub logs: Vec<LogRecord>,
+    pub metric_values: BTreeMap<MetricKey, f64>,
+    pub settings: Settings,
+}
+
+/// The failure of a call, to be turned into an error object.
+pub(crate) struct Failure {
+    pub code: sys::TRITONSERVER_Error_Code,
+    pub message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: sys::TRITONSERVER_Error_Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+impl State {
+    const fn new() -> Self {
+        Self {
+            first_id: 1,
+            next_id: 1,
+            objects: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            violations: Vec::new(),
+            logs: Vec::new(),
+            metric_values: BTreeMap::new(),
+            settings: Settings::new(),
+        }
+    }
+
+    /// Forgets everything, for a new server. Handles go on counting, so that a late thread of a
+    /// failed test does not disturb the next.
+    pub(crate) fn reset(&mut self) {
+        let next_id = self.next_id;
+        *self = Self {
+            first_id: next_id,
+            next_id,
+            ..Self::new()
+        };
+    }
+
+    pub(crate) fn violation(&mut self, text: String) {
+        self.violations.push(text);
+    }
+
+    pub(crate) fn insert<T: Kind>(&mut self, object: T) -> usize {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.objects.insert(id, object.wrap());
+        id
+    }
+
+    /// A new object as the handle that C gets to see.
+    pub(crate) fn insert_raw<T: Kind>(&mut self, object: T) -> *mut T::Raw {
+        raw::<T>(self.insert(object))
+    }
+
+    pub(crate) fn peek<T: Kind>(&self, id: usize) -> Option<&T> {
+        self.objects.get(&id).and_then(T::get)
+    }
+
+    pub(crate) fn peek_mut<T: Kind>(&mut self, id: usize) -> Option<&mut T> {
+        self.objects.get_mut(&id).and_then(T::get_mut)
+    }
+
+    /// The object behind a handle that the backend passed to `function`.
+    pub(crate) fn get<T: Kind>(&mut self, function: &str, handle: *const T::Raw) -> Result<&mut T, Failure> {
+        let id = id(handle);
+        if self.peek::<T>(id).is_none() {
+            return Err(self.bad_handle::<T>(function, id));
+        }
+        self.peek_mut(id)
+            .ok_or_else(|| Failure::new(sys::TRITONSERVER_ERROR_INTERNAL, "bad handle"))
+    }
+
+    /// Takes the object behind a handle out of the accounts.
+    pub(crate) fn remove<T: Kind>(
+        &mut self,
+        function: &str,
+        handle: *const T::Raw,
+        fate: &'static str,
+    ) -> Result<T, Failure> {
+        self.get::<T>(function, handle)?;
+        self.discard(id(handle), fate)
+            .ok_or_else(|| Failure::new(sys::TRITONSERVER_ERROR_INTERNAL, "bad handle"))
+    }
+
+    pub(crate) fn discard<T: Kind>(&mut self, id: usize, fate: &'static str) -> Option<T> {
+        self.gone.insert(id, (T::NAME, fate));
+        self.objects.remove(&id).and_then(T::unwrap)
+    }
+
+    fn bad_handle<T: Kind>(&mut self, function: &str, id: usize) -> Failure {
+        let text = if id == 0 {
+            format!("{function}: null {}", T::NAME)
+        } else if let Some((name, fate)) = self.gone.get(&id) {
+            format!("{function}: {name} {id} was {fate} before")
+        } else {
+            format!("{function}: handle {id} is no {}", T::NAME)
+        };
+        if id == 0 || id >= self.first_id {
+            self.violation(text.clone());
+        }
+        Failure::new(sys::TRITONSERVER_ERROR_INTERNAL, text)
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for object in self.objects.values() {
+            match object {
+                Object::Error(_) => counts.errors += 1,
+                Object::Message(message) => counts.messages += usize::from(message.owned),
+                Object::Parameter(_) => counts.parameters += 1,
+                Object::Family(_) => counts.metric_families += 1,
+                Object::Metric(_) => counts.metrics += 1,
+                Object::Attributes(_) => counts.buffer_attributes += 1,
+                Object::Response(_) => counts.responses += 1,
+                Object::Request(request) => {
+                    counts.requests += usize::from(request.executing && !request.released);
+                }
+                _ => {}
+            }
+        }
+        counts
+    }
+
+    /// Takes a response off the accounts with all its outputs.
+    pub(crate) fn close_response(
+        &mut self,
+        response: &ResponseObject,
+        fate: &'static str,
+    ) -> BTreeMap<String, FakeOutput> {
+        let mut outputs = BTreeMap::new();
+        for &id in &response.outputs {
+            if let Some(output) = self.discard::<OutputObject>(id, fate) {
+                outputs.insert(
+                    output.name,
+                    FakeOutput {
+                        datatype: DataType::from_raw(output.datatype),
+                        shape: output.shape,
+                        data: output.buffer.unwrap_or_default(),
+                    },
+                );
+            }
+        }
+        outputs
+    }
+
+    /// Times must not be 0 and must not run backwards.
+    pub(crate) fn check_times(&mut self, function: &str, times: &Timestamps) {
+        let in_order = times.exec_start <= times.compute_start
+            && times.compute_start <= times.compute_end
+            && times.compute_end <= times.exec_end;
+        if times.exec_start == 0 || !in_order {
+            self.violation(format!("{function}: odd times {times:?}"));
+        }
+    }
+}
+
+/// The handle with number `id`: an address below anything that is mapped, so that a
+/// dereference would not go unnoticed.
+pub(crate) fn raw<T: Kind>(id: usize) -> *mut T::Raw {
+    ptr::without_provenance_mut(id)
+}
+
+/// The number of a handle.
+pub(crate) fn id<T>(handle: *const T) -> usize {
+    handle.addr()
+}
+
+/// A path as Triton hands it out.
+pub(crate) fn path_to_c(path: PathBuf) -> CString {
+    use std::os::unix::ffi::OsStringExt;
+    CString::new(path.into_os_string().into_vec()).unwrap_or_default()
+}
+
+/// Text as Triton hands it out; what follows a NUL would be lost, so there must be none.
+pub(crate) fn text_to_c(text: &str) -> CString {
+    CString::new(text).unwrap_or_default()
+}

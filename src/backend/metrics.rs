@@ -1,0 +1,135 @@
+//! Metrics: what the engines do, at Triton's metrics endpoint.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use triton_api::metrics::{Counter, CounterFamily, Gauge, GaugeFamily};
+use triton_api::{Health, log_error, log_warn};
+
+use crate::pipelines::Place;
+use crate::weights;
+use diffusion_engine::Observer;
+
+/// The metric families of the backend: counters with the labels `model` and `version`, a gauge with the label `device`.
+pub struct Families {
+    unet_calls: Option<CounterFamily>,
+    unet_rows: Option<CounterFamily>,
+    jobs_cancelled: Option<CounterFamily>,
+    images: Option<CounterFamily>,
+    weights_bytes: Option<GaugeFamily>,
+    /// One for each device that weights were on, which are kept: a device without any shows 0.
+    weights: Mutex<HashMap<Place, Gauge>>,
+}
+
+impl Families {
+    /// Registers the families. A server without metrics is served without them.
+    pub fn register() -> Self {
+        let family = |name: &str, description: &str| {
+            CounterFamily::new(name, description)
+                .map_err(|error| log_warn!("diffusion: no metric {name}: {error}"))
+                .ok()
+        };
+        Self {
+            unet_calls: family("diffusion_unet_calls_total", "UNet calls"),
+            unet_rows: family("diffusion_unet_batch_entries_total", "Rows of all UNet calls"),
+            jobs_cancelled: family(
+                "diffusion_jobs_cancelled_total",
+                "Rows dropped because their request was cancelled or failed in another row",
+            ),
+            images: family("diffusion_images_total", "Images that were made"),
+            weights_bytes: GaugeFamily::new(
+                "diffusion_weights_bytes",
+                "Bytes of the weights of all models on a device, equal tensors counted once",
+            )
+            .map_err(|error| log_warn!("diffusion: no metric diffusion_weights_bytes: {error}"))
+            .ok(),
+            weights: Mutex::default(),
+        }
+    }
+
+    /// Brings the gauge of a device up to date, after a load or an unload.
+    pub fn weights_changed(&self, place: Place) {
+        let Some(family) = &self.weights_bytes else {
+            return;
+        };
+        let mut gauges = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        let gauge = match gauges.entry(place) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => match family.gauge(&[("device", &place.to_string())]) {
+                Ok(gauge) => entry.insert(gauge),
+                Err(error) => return log_warn!("diffusion: no metric of {place}: {error}"),
+            },
+        };
+        // A gauge that cannot be set is no reason to fail a load.
+        let _ = gauge.set(weights::resident_bytes(place.device()) as f64);
+    }
+
+    /// The counters of one model.
+    pub fn counters(&self, model: &str, version: u64) -> Counters {
+        let version = version.to_string();
+        let labels = [("model", model), ("version", version.as_str())];
+        let counter = |family: &Option<CounterFamily>| {
+            family.as_ref().and_then(|family| {
+                family
+                    .counter(&labels)
+                    .map_err(|error| log_warn!("model '{model}': no metric: {error}"))
+                    .ok()
+            })
+        };
+        Counters {
+            unet_calls: counter(&self.unet_calls),
+            unet_rows: counter(&self.unet_rows),
+            jobs_cancelled: counter(&self.jobs_cancelled),
+            images: counter(&self.images),
+        }
+    }
+}
+
+/// The counters of one model; shared by its instances.
+pub struct Counters {
+    unet_calls: Option<Counter>,
+    unet_rows: Option<Counter>,
+    jobs_cancelled: Option<Counter>,
+    images: Option<Counter>,
+}
+
+impl Counters {
+    /// Counts images that were made.
+    pub fn images(&self, count: usize) {
+        add(&self.images, count);
+    }
+}
+
+fn add(counter: &Option<Counter>, amount: usize) {
+    if let Some(counter) = counter {
+        // A counter that cannot count is no reason to fail a request.
+        let _ = counter.add(amount as f64);
+    }
+}
+
+/// Tells Triton what an engine does.
+pub struct EngineObserver {
+    /// The instance's name, for the log.
+    pub instance: String,
+    /// The model's counters.
+    pub counters: Arc<Counters>,
+    /// The instance's health.
+    pub health: Arc<Health>,
+}
+
+impl Observer for EngineObserver {
+    fn unet_call(&self, _jobs: usize, rows: usize) {
+        add(&self.counters.unet_calls, 1);
+        add(&self.counters.unet_rows, rows);
+    }
+
+    fn cancelled(&self) {
+        add(&self.counters.jobs_cancelled, 1);
+    }
+
+    fn poisoned(&self, reason: &str) {
+        log_error!("instance '{}' can no longer work: {reason}", self.instance);
+        self.health.poison(reason);
+    }
+}

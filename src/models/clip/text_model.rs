@@ -1,0 +1,173 @@
+//! CLIP's text encoder.
+//!
+//! Source: transformers `models/clip/modeling_clip.py` (`CLIPTextTransformer`), after Radford et al.,
+//! "Learning Transferable Visual Models From Natural Language Supervision" (2021).
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use super::encoder::{Activation, ClipEncoder, ClipEncoderConfig};
+use crate::models::layers::{Embedding, LayerNorm};
+use crate::weights::{Frozen, Weights};
+use diffusion_core::{Error, Result};
+
+/// `text_encoder/config.json`, with transformers' names and defaults.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct ClipTextConfig {
+    /// Entries of the token table.
+    pub vocab_size: i64,
+    /// Size of the hidden states and of the result.
+    pub hidden_size: i64,
+    /// Size between a layer's two products.
+    pub intermediate_size: i64,
+    /// Layers. Stable Diffusion 2 ships one fewer than its text encoder was trained with, since it
+    /// uses the last but one.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: i64,
+    /// The longest text, in tokens.
+    pub max_position_embeddings: i64,
+    /// Activation.
+    pub hidden_act: Activation,
+    /// Epsilon of the norms.
+    pub layer_norm_eps: f64,
+    /// Whether padding is masked, which no Stable Diffusion 1 or 2 asks for.
+    pub use_attention_mask: bool,
+}
+
+impl Default for ClipTextConfig {
+    /// transformers' defaults (`CLIPTextConfig`).
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+            use_attention_mask: false,
+        }
+    }
+}
+
+impl ClipTextConfig {
+    /// Checks that the parts fit each other and that nothing is asked for that we do not do.
+    ///
+    /// # Errors
+    /// `InvalidArgument` or `Unsupported`, naming the key.
+    pub fn check(&self) -> Result<()> {
+        let invalid = |what: &str| Err(Error::invalid_argument(format!("text_encoder/config.json: {what}")));
+        if !(1..=1 << 20).contains(&self.vocab_size) {
+            return invalid("vocab_size is out of range (1 to 1048576)");
+        }
+        if !(3..=1 << 16).contains(&self.max_position_embeddings) {
+            return invalid("max_position_embeddings is out of range (3 to 65536)");
+        }
+        self.encoder().check("text_encoder/config.json")?;
+        if self.use_attention_mask {
+            return Err(Error::unsupported(
+                "text_encoder/config.json: use_attention_mask is set to a value that is not supported",
+            ));
+        }
+        Ok(())
+    }
+
+    fn encoder(&self) -> ClipEncoderConfig {
+        ClipEncoderConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            hidden_act: self.hidden_act,
+            layer_norm_eps: self.layer_norm_eps,
+        }
+    }
+}
+
+/// transformers' `CLIPTextModel`.
+pub struct ClipTextModel {
+    config: ClipTextConfig,
+    token_embedding: Embedding,
+    position_embedding: Embedding,
+    encoder: ClipEncoder,
+    final_layer_norm: LayerNorm,
+}
+
+// SAFETY: the model holds tensors and numbers only. Its methods take `&self` and read the weights through functional
+// operations of libtorch; none writes to a weight.
+#[expect(unsafe_code, reason = "the promise is about this type and changes with it")]
+unsafe impl Frozen for ClipTextModel {}
+
+impl ClipTextModel {
+    /// Builds the model that `config` describes from `weights`, all of which it must use.
+    ///
+    /// Tensors may begin with `text_model.` (transformers 4) or not (transformers 5).
+    ///
+    /// # Errors
+    /// A tensor that is missing, left over or of another shape.
+    pub fn new(config: ClipTextConfig, weights: Weights) -> Result<Self> {
+        let weights = weights
+            .renamed(|name| name.strip_prefix("text_model.").map(str::to_owned))
+            // Numbers from 0 on, which old versions of transformers saved as a buffer.
+            .ignoring(|name| name.ends_with("embeddings.position_ids"));
+        let model = Self::read(config, &weights)?;
+        weights.finish()?;
+        Ok(model)
+    }
+
+    fn read(config: ClipTextConfig, weights: &Weights) -> Result<Self> {
+        let path = weights.root();
+        let size = config.hidden_size;
+        let embeddings = path.sub("embeddings");
+        Ok(Self {
+            token_embedding: Embedding::new(&embeddings.sub("token_embedding"), config.vocab_size, size)?,
+            position_embedding: Embedding::new(
+                &embeddings.sub("position_embedding"),
+                config.max_position_embeddings,
+                size,
+            )?,
+            encoder: ClipEncoder::new(&path.sub("encoder"), &config.encoder())?,
+            final_layer_norm: LayerNorm::new(&path.sub("final_layer_norm"), size, config.layer_norm_eps)?,
+            config,
+        })
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &ClipTextConfig {
+        &self.config
+    }
+
+    /// int64 token ids `[rows, tokens]` to `[rows, tokens, hidden_size]`, leaving out the last
+    /// `clip_skip` layers; the final norm is applied in any case.
+    ///
+    /// # Errors
+    /// Ids outside of the vocabulary, more tokens than positions, or out of memory.
+    pub fn forward(&self, input_ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
+        let (_, tokens) = input_ids.size2()?;
+        let device = input_ids.device();
+        let positions = Tensor::f_arange(tokens, (Kind::Int64, device))?.f_unsqueeze(0)?;
+        let hidden = self
+            .token_embedding
+            .forward(input_ids)?
+            .f_add(&self.position_embedding.forward(&positions)?)?;
+        let mask = causal_mask(tokens, hidden.kind(), device)?;
+        let hidden = self.encoder.forward(hidden, Some(&mask), clip_skip)?;
+        self.final_layer_norm.forward(&hidden)
+    }
+}
+
+/// `[1, 1, tokens, tokens]`: zero up to each token's own place, the lowest number of the dtype
+/// beyond (`_create_4d_causal_attention_mask` in transformers `modeling_attn_mask_utils.py`).
+fn causal_mask(tokens: i64, kind: Kind, device: tch::Device) -> Result<Tensor> {
+    let lowest = match kind {
+        Kind::Half => -65504.0,
+        Kind::BFloat16 => -3.389_531_389_251_535_5e38,
+        _ => f64::from(f32::MIN),
+    };
+    Ok(Tensor::f_full([tokens, tokens], lowest, (kind, device))?
+        .f_triu(1)?
+        .f_view([1, 1, tokens, tokens])?)
+}

@@ -1,0 +1,236 @@
+//! CLIP's tokenizer: text to token ids.
+//!
+//! Source: transformers `models/clip/tokenization_clip.py` (`CLIPTokenizer`, without `ftfy`, which is
+//! how diffusers runs it) for folders with `vocab.json` and `merges.txt`; folders that hold only a
+//! `tokenizer.json` say everything in it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::{BertNormalizer, Lowercase, NFC, Sequence};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+use crate::weights::read_json;
+use diffusion_core::{Error, Result};
+
+/// How CLIP cuts lower-cased text into words (`self.pat` in `tokenization_clip.py`).
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// Text to token ids, as `tokenizer/` of a model folder says.
+pub struct ClipTokenizer {
+    inner: Tokenizer,
+    bos: i64,
+    eos: i64,
+    pad: i64,
+    max_length: usize,
+}
+
+/// The ids of one text.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Exactly as many as the tokenizer's `max_length`: begin, text, end, padding.
+    pub ids: Vec<i64>,
+    /// Whether the text had more tokens than fit.
+    pub truncated: bool,
+}
+
+impl ClipTokenizer {
+    /// Reads a `tokenizer/` folder. `max_positions` is the most tokens that the text encoder takes
+    /// and `vocab_size` the entries of its table.
+    ///
+    /// # Errors
+    /// `NotFound` or `InvalidArgument`, naming the file.
+    pub fn open(folder: &Path, max_positions: usize, vocab_size: i64) -> Result<Self> {
+        let config: Value = read_json(&folder.join("tokenizer_config.json"))?;
+        let special = SpecialTokens::read(folder, &config)?;
+        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+        let single = folder.join("tokenizer.json");
+        let mut inner = if vocab.exists() && merges.exists() {
+            from_vocab_and_merges(&vocab, &merges, &special.eos)?
+        } else if single.exists() {
+            Tokenizer::from_file(&single)
+                .map_err(|error| Error::invalid_argument(format!("{}: {error}", single.display())))?
+        } else {
+            return Err(Error::not_found(format!(
+                "{}: neither vocab.json with merges.txt nor tokenizer.json",
+                folder.display()
+            )));
+        };
+        let added = special
+            .all
+            .iter()
+            // Matched after the text was lower-cased, as transformers does.
+            .map(|token| AddedToken::from(token.clone(), true).normalized(true))
+            .collect::<Vec<_>>();
+        let invalid = |what: String| Error::invalid_argument(format!("{}: {what}", folder.display()));
+        inner
+            .add_special_tokens(added)
+            .map_err(|error| invalid(error.to_string()))?;
+        let id = |token: &str| {
+            inner
+                .token_to_id(token)
+                .map(i64::from)
+                .filter(|&id| id < vocab_size)
+                .ok_or_else(|| invalid("a special token is not in the vocabulary".to_owned()))
+        };
+        let largest = i64::try_from(inner.get_vocab_size(true)).unwrap_or(i64::MAX);
+        if largest > vocab_size {
+            return Err(invalid(format!(
+                "{largest} tokens, but the text encoder's vocab_size is {vocab_size}"
+            )));
+        }
+        // Some folders say 1e30 for "no limit".
+        let limit = config.get("model_max_length").and_then(Value::as_f64).unwrap_or(77.0);
+        let max_length = if limit >= 3.0 {
+            (limit as usize).min(max_positions)
+        } else {
+            0
+        };
+        if max_length < 3 {
+            return Err(invalid("model_max_length must be at least 3".to_owned()));
+        }
+        Ok(Self {
+            bos: id(&special.bos)?,
+            eos: id(&special.eos)?,
+            pad: id(&special.pad)?,
+            max_length,
+            inner,
+        })
+    }
+
+    /// The ids of `text`, cut and padded to the longest length.
+    ///
+    /// # Errors
+    /// `Internal` if the tokenizer fails, without the text.
+    pub fn encode(&self, text: &str) -> Result<Tokens> {
+        let words = self.encode_unpadded(text)?;
+        let room = self.max_length - 2;
+        let mut ids = Vec::with_capacity(self.max_length);
+        ids.push(self.bos);
+        ids.extend(words.iter().take(room));
+        ids.push(self.eos);
+        ids.resize(self.max_length, self.pad);
+        Ok(Tokens {
+            ids,
+            truncated: words.len() > room,
+        })
+    }
+
+    /// The ids of `text` alone, however many: no begin, no end, no padding.
+    ///
+    /// # Errors
+    /// `Internal` if the tokenizer fails, without the text.
+    pub fn encode_unpadded(&self, text: &str) -> Result<Vec<i64>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|_| Error::internal("the tokenizer failed on a text"))?;
+        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// The most ids of one call of the text encoder, begin and end among them; at least 3.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// The id that begins a text.
+    pub fn bos(&self) -> i64 {
+        self.bos
+    }
+
+    /// The id that ends a text.
+    pub fn eos(&self) -> i64 {
+        self.eos
+    }
+
+    /// The id that fills up a short text.
+    pub fn pad(&self) -> i64 {
+        self.pad
+    }
+}
+
+fn from_vocab_and_merges(vocab: &Path, merges: &Path, unknown: &str) -> Result<Tokenizer> {
+    let invalid = |error: &dyn std::fmt::Display| {
+        Error::invalid_argument(format!("{}, {}: {error}", vocab.display(), merges.display()))
+    };
+    let path = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| invalid(&"a path that is not UTF-8"))
+    };
+    let model = BPE::from_file(&path(vocab)?, &path(merges)?)
+        .end_of_word_suffix("</w>".to_owned())
+        .unk_token(unknown.to_owned())
+        .build()
+        .map_err(|error| invalid(&error))?;
+    let mut tokenizer = Tokenizer::new(model);
+    let normalizer = Sequence::new(vec![
+        // Control characters out, white space to spaces, Chinese characters apart.
+        BertNormalizer::new(true, true, Some(false), false).into(),
+        NFC.into(),
+        Lowercase.into(),
+    ]);
+    tokenizer
+        .with_normalizer(Some(normalizer))
+        .map_err(|error| invalid(&error))?;
+    let words = Split::new(
+        SplitPattern::Regex(WORDS.to_owned()),
+        SplitDelimiterBehavior::Removed,
+        true,
+    )
+    .map_err(|error| invalid(&error))?;
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![
+        words.into(),
+        ByteLevel::new(false, false, false).into(),
+    ])));
+    Ok(tokenizer)
+}
+
+/// The special tokens of a folder.
+struct SpecialTokens {
+    bos: String,
+    eos: String,
+    pad: String,
+    /// Every token that is cut out of the text as a whole. With Stable Diffusion 2 that is `!` too:
+    /// it is the padding token, so that an exclamation mark gets its id, 0.
+    all: BTreeSet<String>,
+}
+
+impl SpecialTokens {
+    /// `tokenizer_config.json` alone where it lists the added tokens (transformers since 4.34), else
+    /// `special_tokens_map.json` over it (`PreTrainedTokenizerBase._from_pretrained`).
+    fn read(folder: &Path, config: &Value) -> Result<Self> {
+        let listed = config.get("added_tokens_decoder").and_then(Value::as_object);
+        let map_path = folder.join("special_tokens_map.json");
+        let map: Value = if listed.is_none() && map_path.exists() {
+            read_json(&map_path)?
+        } else {
+            Value::Null
+        };
+        let find = |key: &str| content(map.get(key)).or_else(|| content(config.get(key)));
+        let eos = find("eos_token").unwrap_or_else(|| "<|endoftext|>".to_owned());
+        let bos = find("bos_token").unwrap_or_else(|| "<|startoftext|>".to_owned());
+        let pad = find("pad_token").unwrap_or_else(|| eos.clone());
+        let mut all = BTreeSet::from([bos.clone(), eos.clone(), pad.clone()]);
+        all.extend(find("unk_token"));
+        if let Some(listed) = listed {
+            all.extend(listed.values().filter_map(|token| content(Some(token))));
+        }
+        all.remove("");
+        Ok(Self { bos, eos, pad, all })
+    }
+}
+
+/// A token's text: `"!"` or `{"content": "!", ...}`.
+fn content(token: Option<&Value>) -> Option<String> {
+    let token = token?;
+    let text = token
+        .as_str()
+        .or_else(|| token.get("content").and_then(Value::as_str))?;
+    Some(text.to_owned())
+}

@@ -1,0 +1,187 @@
+//! The UNet: predicts the noise (or velocity) in latents at a timestep, given text embeddings.
+//!
+//! Source: diffusers `models/unets/unet_2d_condition.py` and `models/unets/unet_2d_blocks.py`.
+
+use tch::Tensor;
+
+use super::blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
+use super::config::{BlockType, UNet2DConfig};
+use super::embeddings::{TimestepEmbedding, Timesteps};
+use crate::models::layers::group_norm::GroupNorm;
+use crate::models::layers::{Conv2d, Embedding, Rows, silu};
+use crate::weights::{Frozen, Weights};
+use diffusion_core::{Error, Result};
+
+/// diffusers' `UNet2DConditionModel`, the parts that Stable Diffusion 1 and 2 use.
+pub struct UNet2DConditionModel {
+    config: UNet2DConfig,
+    conv_in: Conv2d,
+    time_proj: Timesteps,
+    time_embedding: TimestepEmbedding,
+    class_embedding: Option<Embedding>,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+/// The inputs of one call. All rows are of one size.
+pub struct UNetInput<'a> {
+    /// `[rows, in_channels, height, width]`.
+    pub sample: &'a Tensor,
+    /// `[rows]`, integral or floating.
+    pub timesteps: &'a Tensor,
+    /// `[rows, tokens, cross_attention_dim]`.
+    pub encoder_hidden_states: &'a Tensor,
+    /// int64 `[rows]`, for models with `num_class_embeds` (the upscaler's noise level).
+    pub class_labels: Option<&'a Tensor>,
+    /// `[rows, time_cond_proj_dim]` in the dtype of `sample`, for models with `time_cond_proj_dim`: the
+    /// [`guidance_scale_embedding`](super::guidance_scale_embedding) of each row.
+    pub timestep_cond: Option<&'a Tensor>,
+}
+
+// SAFETY: the model holds tensors and numbers only. Its methods take `&self` and read the weights through functional
+// operations of libtorch; none writes to a weight.
+#[expect(unsafe_code, reason = "the promise is about this type and changes with it")]
+unsafe impl Frozen for UNet2DConditionModel {}
+
+impl UNet2DConditionModel {
+    /// Builds the model that `config` describes from `weights`, all of which it must use.
+    ///
+    /// # Errors
+    /// A tensor that is missing, left over or of another shape.
+    pub fn new(config: UNet2DConfig, weights: Weights) -> Result<Self> {
+        let model = Self::read(config, &weights)?;
+        weights.finish()?;
+        Ok(model)
+    }
+
+    fn read(config: UNet2DConfig, weights: &Weights) -> Result<Self> {
+        let path = weights.root();
+        let channels = &config.block_out_channels;
+        let (first, last) = config.ends();
+        let temb = first * 4;
+        let blocks = channels.len();
+        let block = |index: usize, inputs: i64| BlockConfig {
+            inputs,
+            outputs: channels[index],
+            temb,
+            layers: config.layers_per_block,
+            transformer_layers: config.transformer_layers_per_block.at(index),
+            cross_attention: match config.down_block_types[index] {
+                BlockType::CrossAttnDownBlock2D => true,
+                BlockType::DownBlock2D | BlockType::CrossAttnUpBlock2D | BlockType::UpBlock2D => false,
+            },
+            heads: config.attention_head_dim.at(index),
+            only_cross_attention: config.only_cross_attention.at(index),
+            resample: index + 1 < blocks,
+            unet: &config,
+        };
+
+        let mut down_blocks = Vec::with_capacity(blocks);
+        let mut inputs = first;
+        for (index, &outputs) in channels.iter().enumerate() {
+            let config = block(index, inputs);
+            down_blocks.push(DownBlock::new(&path.sub("down_blocks").sub(index), &config)?);
+            inputs = outputs;
+        }
+
+        let mid = BlockConfig {
+            cross_attention: true,
+            // A list of switches (the x4 upscaler's) leaves the middle block's self-attention on.
+            only_cross_attention: config.mid_block_only_cross_attention(),
+            layers: 1,
+            resample: false,
+            ..block(blocks - 1, last)
+        };
+        let mid_block = MidBlock::new(&path.sub("mid_block"), &mid)?;
+
+        // On the way up block i mirrors down block n-1-i; its skips have the channels of that block
+        // and, for the last, of the next one further up.
+        let mut up_blocks = Vec::with_capacity(blocks);
+        let mut previous = last;
+        for index in 0..blocks {
+            let mirrored = blocks - 1 - index;
+            let skip = channels[mirrored.saturating_sub(1)];
+            let config = BlockConfig {
+                cross_attention: config.up_block_types[index] == BlockType::CrossAttnUpBlock2D,
+                layers: config.layers_per_block + 1,
+                resample: index + 1 < blocks,
+                ..block(mirrored, skip)
+            };
+            up_blocks.push(UpBlock::new(&path.sub("up_blocks").sub(index), &config, previous)?);
+            previous = channels[mirrored];
+        }
+
+        Ok(Self {
+            conv_in: Conv2d::same(&path.sub("conv_in"), config.in_channels, first)?,
+            time_proj: Timesteps {
+                channels: first,
+                flip_sin_to_cos: config.flip_sin_to_cos,
+                freq_shift: config.freq_shift,
+            },
+            time_embedding: TimestepEmbedding::new(
+                &path.sub("time_embedding"),
+                first,
+                temb,
+                config.time_cond_proj_dim,
+            )?,
+            class_embedding: config
+                .num_class_embeds
+                .map(|classes| Embedding::new(&path.sub("class_embedding"), classes, temb))
+                .transpose()?,
+            down_blocks,
+            mid_block,
+            up_blocks,
+            conv_norm_out: GroupNorm::new(
+                &path.sub("conv_norm_out"),
+                config.norm_num_groups,
+                first,
+                config.norm_eps,
+            )?,
+            conv_out: Conv2d::same(&path.sub("conv_out"), first, config.out_channels)?,
+            config,
+        })
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &UNet2DConfig {
+        &self.config
+    }
+
+    /// One prediction of shape `[rows, out_channels, height, width]`.
+    ///
+    /// # Errors
+    /// Out of memory; class labels or a timestep condition that are missing or not wanted.
+    pub fn forward(&self, input: &UNetInput<'_>, rows: Rows<'_>) -> Result<Tensor> {
+        let temb = self.time_embedding(input, rows)?;
+        let context = input.encoder_hidden_states;
+
+        let mut sample = self.conv_in.forward(input.sample, rows)?;
+        let mut skips = vec![sample.shallow_clone()];
+        for block in &self.down_blocks {
+            sample = block.forward(&sample, &temb, context, &mut skips, rows)?;
+        }
+        sample = self.mid_block.forward(&sample, &temb, context, rows)?;
+        for block in &self.up_blocks {
+            sample = block.forward(&sample, &temb, context, &mut skips, rows)?;
+        }
+        sample = silu(&self.conv_norm_out.forward(&sample)?, rows)?;
+        self.conv_out.forward(&sample, rows)
+    }
+
+    fn time_embedding(&self, input: &UNetInput<'_>, rows: Rows<'_>) -> Result<Tensor> {
+        let sinusoids = self
+            .time_proj
+            .forward(input.timesteps, rows)?
+            .f_to_kind(input.sample.kind())?;
+        let temb = self.time_embedding.forward(&sinusoids, input.timestep_cond, rows)?;
+        match (&self.class_embedding, input.class_labels) {
+            (Some(classes), Some(labels)) => Ok(temb.f_add(&classes.forward(labels)?)?),
+            (None, None) => Ok(temb),
+            (Some(_), None) => Err(Error::internal("the UNet needs class labels")),
+            (None, Some(_)) => Err(Error::internal("the UNet takes no class labels")),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The depth that the UNet of depth-to-image sees beside the latents.
+//!
+//! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion_depth2img.py`
+//! (`prepare_depth_map`).
+
+use tch::{Device, Kind, Tensor};
+
+use diffusion_core::{Error, Result};
+
+/// An estimate or a given map at the size of the latents, from -1 (the least of each map) to 1 (the
+/// most).
+///
+/// `predicted_depth` is `[rows, any height, any width]` of a floating dtype, which is computed in
+/// and kept; `height` and `width` are those of the latents, at least 1. The result is
+/// `[rows, 1, height, width]`.
+///
+/// A map that is the same everywhere becomes zeros: diffusers makes 0/0 of it, or spreads the
+/// rounding of the interpolation over the whole range.
+///
+/// # Errors
+/// Out of memory.
+pub fn depth_map(predicted_depth: &Tensor, height: i64, width: i64) -> Result<Tensor> {
+    let all: &[i64] = &[1, 2, 3];
+    let depth = predicted_depth.f_unsqueeze(1)?;
+    let flat_before = depth.f_amax(all, true)?.f_eq_tensor(&depth.f_amin(all, true)?)?;
+    let depth = depth.f_upsample_bicubic2d([height, width], false, None, None)?;
+    let (least, most) = (depth.f_amin(all, true)?, depth.f_amax(all, true)?);
+    let range = most.f_sub(&least)?;
+    let flat = range.f_eq(0.0)?.f_logical_or(&flat_before)?;
+    let normalised = depth
+        .f_sub(&least)?
+        .f_mul_scalar(2.0)?
+        .f_div(&range)?
+        .f_sub_scalar(1.0)?;
+    Ok(normalised.f_masked_fill(&flat, 0.0)?)
+}
+
+/// [`depth_map`] of a map that the user gives instead of an estimate: `[any height, any width]`, where
+/// more is nearer, in any unit.
+///
+/// It is taken to `device` and `kind`, the model's, as diffusers does; the result is
+/// `[1, 1, height, width]`.
+///
+/// # Errors
+/// `InvalidArgument` if it is not two-dimensional, empty, or holds a number that is not finite in
+/// `kind`; out of memory.
+pub fn given_depth_map(map: &Tensor, height: i64, width: i64, device: Device, kind: Kind) -> Result<Tensor> {
+    let [rows, columns] = map.size()[..] else {
+        return Err(Error::invalid_argument(format!(
+            "depth_map must have 2 dimensions (height and width), it has {}",
+            map.dim()
+        )));
+    };
+    if rows == 0 || columns == 0 {
+        return Err(Error::invalid_argument(format!(
+            "depth_map has no pixels: it is {columns}x{rows}"
+        )));
+    }
+    let map = map.f_to_kind(kind)?.f_to_device(device)?;
+    if map.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+        return Err(Error::invalid_argument(
+            "depth_map holds a value that is not finite in the model's dtype",
+        ));
+    }
+    depth_map(&map.f_unsqueeze(0)?, height, width)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use diffusion_core::ErrorKind;
+
+    fn given(map: &Tensor) -> Result<Tensor> {
+        given_depth_map(map, 3, 4, Device::Cpu, Kind::Float)
+    }
+
+    #[test]
+    fn each_map_takes_the_whole_range() {
+        let maps = Tensor::arange(2 * 5 * 7, tch::kind::FLOAT_CPU).view([2, 5, 7]);
+        let made = depth_map(&maps, 3, 4).unwrap();
+        assert_eq!(made.size(), [2, 1, 3, 4]);
+        for row in 0..2 {
+            let row = made.get(row);
+            assert_eq!(row.min().double_value(&[]), -1.0);
+            assert_eq!(row.max().double_value(&[]), 1.0);
+        }
+    }
+
+    #[test]
+    fn a_flat_map_is_zero_and_its_neighbour_is_not() {
+        // 0.1 is one of those that bicubic weights do not add up to everywhere.
+        let flat = Tensor::full([1, 5, 7], 0.1, tch::kind::FLOAT_CPU);
+        let slope = Tensor::arange(35, tch::kind::FLOAT_CPU).view([1, 5, 7]);
+        let made = depth_map(&Tensor::cat(&[&flat, &slope], 0), 16, 24).unwrap();
+        assert_eq!(made.get(0).abs().max().double_value(&[]), 0.0);
+        assert_eq!(made.get(1), depth_map(&slope, 16, 24).unwrap().get(0));
+        // One latent has no range either.
+        let one = depth_map(&slope, 1, 1).unwrap();
+        assert_eq!(one.double_value(&[0, 0, 0, 0]), 0.0);
+    }
+
+    #[test]
+    fn a_given_map_is_checked() {
+        let map = Tensor::arange(12, tch::kind::FLOAT_CPU).view([3, 4]);
+        assert_eq!(given(&map).unwrap().size(), [1, 1, 3, 4]);
+        let half = given_depth_map(&map, 3, 4, Device::Cpu, Kind::Half).unwrap();
+        assert_eq!(half.kind(), Kind::Half);
+        let wrong = [
+            map.unsqueeze(0),
+            Tensor::zeros([0, 4], tch::kind::FLOAT_CPU),
+            Tensor::from_slice(&[0.0f32, f32::NAN]).view([1, 2]),
+            Tensor::from_slice(&[0.0f32, f32::INFINITY]).view([1, 2]),
+        ];
+        for map in wrong {
+            assert_eq!(given(&map).unwrap_err().kind(), ErrorKind::InvalidArgument);
+        }
+        // Beyond half precision.
+        let wide = Tensor::from_slice(&[0.0f32, 1e6]).view([1, 2]);
+        assert!(given(&wide).is_ok());
+        assert!(given_depth_map(&wide, 3, 4, Device::Cpu, Kind::Half).is_err());
+    }
+}

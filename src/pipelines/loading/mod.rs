@@ -1,0 +1,7 @@
+//! From a model folder to the loaded components of a pipeline.
+
+mod components;
+mod model_index;
+
+pub use components::{Components, Place};
+pub use model_index::ModelIndex;

@@ -1,0 +1,147 @@
+//! Triton's tensors: here its types end.
+
+use triton_api::{DataType, Input, Request, decode_bytes};
+
+use diffusion_core::config::TensorSpec;
+use diffusion_core::{Error, Result};
+use diffusion_request::generate_request::GenerateRequest;
+use diffusion_request::validate::{RequestContext, RowInputs, resolve};
+
+/// Bytes before each element of a BYTES tensor, which say its length.
+const LENGTH_PREFIX: usize = 4;
+
+/// Reads the image requests of a Triton request, one for each batch row.
+///
+/// `inputs` are the tensors that the model takes; `max_batch_size` is the model's, 0 for a model
+/// without a batch dimension. Every tensor holds exactly one element a row.
+///
+/// # Errors
+/// `InvalidArgument` naming the tensor and the limit.
+pub fn decode(
+    request: &Request<'_>,
+    inputs: &[TensorSpec],
+    max_batch_size: u32,
+    context: &RequestContext,
+) -> Result<Vec<GenerateRequest>> {
+    let given = request.inputs().map_err(from_triton)?;
+    for input in &given {
+        if !inputs.iter().any(|spec| spec.name == input.name()) {
+            return Err(Error::invalid_argument(format!(
+                "an input tensor is not taken by {}; it takes {}",
+                context.class(),
+                inputs.iter().map(|spec| spec.name).collect::<Vec<_>>().join(", ")
+            )));
+        }
+    }
+    let find = |name: &str| given.iter().find(|input| input.name() == name);
+    let Some(prompt) = find("prompt") else {
+        return Err(Error::invalid_argument("input `prompt` is missing"));
+    };
+    let limits = context.limits();
+    let prompts = elements(prompt, max_batch_size, limits.max_prompt_bytes)?;
+    let rows = prompts.len();
+    let optional = |name: &str, limit: usize| -> Result<Option<Vec<Vec<u8>>>> {
+        let Some(input) = find(name) else {
+            return Ok(None);
+        };
+        let elements = elements(input, max_batch_size, limit)?;
+        if elements.len() != rows {
+            return Err(Error::invalid_argument(format!(
+                "input `{name}` has {} row(s), but `prompt` has {rows}",
+                elements.len()
+            )));
+        }
+        Ok(Some(elements))
+    };
+    let negative_prompts = optional("negative_prompt", limits.max_prompt_bytes)?;
+    let gen_args = optional("gen_args", limits.max_gen_args_bytes)?;
+    let max_image_bytes = limits.max_image_bytes.unwrap_or(0);
+    let images = optional("image", max_image_bytes)?;
+    let mask_images = optional("mask_image", max_image_bytes)?;
+    let depth_maps = optional("depth_map", max_image_bytes)?;
+    fn at(elements: &Option<Vec<Vec<u8>>>, row: usize) -> Option<&[u8]> {
+        elements.as_ref().and_then(|rows| rows.get(row)).map(Vec::as_slice)
+    }
+    let requests = prompts
+        .iter()
+        .enumerate()
+        .map(|(row, prompt)| {
+            let inputs = RowInputs {
+                prompt,
+                negative_prompt: at(&negative_prompts, row),
+                image: at(&images, row),
+                mask_image: at(&mask_images, row),
+                depth_map: at(&depth_maps, row),
+                gen_args: at(&gen_args, row),
+            };
+            resolve(&inputs, context).map_err(|error| {
+                if rows == 1 {
+                    error
+                } else {
+                    error.context(format_args!("row {row}"))
+                }
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let images = |request: &GenerateRequest| request.num_images_per_prompt;
+    if requests.windows(2).any(|pair| images(&pair[0]) != images(&pair[1])) {
+        return Err(Error::invalid_argument(
+            "gen_args: num_images_per_prompt must be the same in every row of a request: the output has one shape",
+        ));
+    }
+    Ok(requests)
+}
+
+/// The elements of a tensor, one for each row.
+fn elements(input: &Input<'_>, max_batch_size: u32, max_element: usize) -> Result<Vec<Vec<u8>>> {
+    let name = input.name();
+    if input.datatype() != DataType::Bytes {
+        return Err(Error::invalid_argument(format!(
+            "input `{name}` must be of type BYTES (TYPE_STRING)"
+        )));
+    }
+    let count = input.element_count().map_err(from_triton)?;
+    let rows = if max_batch_size == 0 {
+        1
+    } else {
+        input
+            .shape()
+            .first()
+            .and_then(|&rows| usize::try_from(rows).ok())
+            .unwrap_or(0)
+    };
+    if rows == 0 || (max_batch_size > 0 && rows > max_batch_size as usize) {
+        return Err(Error::invalid_argument(format!(
+            "input `{name}` must have 1 to {} row(s)",
+            max_batch_size.max(1)
+        )));
+    }
+    if count != rows {
+        return Err(Error::invalid_argument(format!(
+            "input `{name}` must have exactly one element in each row; its {rows} row(s) have {count}"
+        )));
+    }
+    let limit = max_element.saturating_add(LENGTH_PREFIX).saturating_mul(rows);
+    if input.byte_size() > limit as u64 {
+        return Err(Error::invalid_argument(format!(
+            "input `{name}` must have at most {max_element} bytes in each row"
+        )));
+    }
+    let contents = input.contents(limit).map_err(from_triton)?;
+    let elements = decode_bytes(&contents, rows)
+        .map_err(|error| from_triton(error.into()).context(format_args!("input `{name}`")))?;
+    Ok(elements.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+/// Triton's error as ours. Its words are of names and sizes, not of contents.
+fn from_triton(error: triton_api::Error) -> Error {
+    let message = error.message().to_owned();
+    match error.code() {
+        triton_api::ErrorCode::InvalidArg => Error::InvalidArgument(message),
+        triton_api::ErrorCode::Unsupported => Error::Unsupported(message),
+        triton_api::ErrorCode::NotFound => Error::NotFound(message),
+        triton_api::ErrorCode::Unavailable => Error::Unavailable(message),
+        triton_api::ErrorCode::Cancelled => Error::Cancelled(message),
+        _ => Error::Internal(message),
+    }
+}

@@ -1,0 +1,143 @@
+//! A random generator of one's own.
+//!
+//! tch knows only libtorch's process-wide generator, which would tie every request to every
+//! other. Here each request owns one and draws what diffusers draws from
+//! `torch.Generator("cpu").manual_seed(seed)`.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::{self, NonNull};
+
+use tch::{Kind, Tensor};
+
+use super::error::from_message;
+use diffusion_core::{Error, Result};
+
+#[repr(C)]
+struct Opaque {
+    _private: [u8; 0],
+}
+
+unsafe extern "C" {
+    fn td_message_free(message: *mut c_char);
+    fn td_generator_new(seed: u64, out: *mut *mut Opaque) -> *mut c_char;
+    fn td_generator_free(generator: *mut Opaque);
+    fn td_randn(
+        generator: *mut Opaque,
+        sizes: *const i64,
+        rank: usize,
+        dtype: c_int,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+}
+
+/// Takes a message of the shim and frees it; null is success.
+pub(super) fn take(message: *mut c_char) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a message of the shim is a NUL-terminated string from malloc that is ours to free,
+    // and nothing else holds it.
+    let text = unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        td_message_free(message);
+        text
+    };
+    Err(from_message(&text))
+}
+
+/// The number of a floating dtype in `c10/core/ScalarType.h`; tch keeps its own copy private.
+pub(super) fn scalar_type(kind: Kind) -> Option<c_int> {
+    match kind {
+        Kind::Half => Some(5),
+        Kind::Float => Some(6),
+        Kind::Double => Some(7),
+        Kind::BFloat16 => Some(15),
+        _ => None,
+    }
+}
+
+/// libtorch's CPU generator (Mersenne Twister 19937), owned by one request.
+pub struct Generator {
+    inner: NonNull<Opaque>,
+}
+
+// SAFETY: the generator behind the pointer is reached through this value alone, and libtorch ties
+// none of its state to the thread that made it.
+unsafe impl Send for Generator {}
+
+impl Generator {
+    /// A generator in the state that `torch.Generator("cpu").manual_seed(seed)` leaves.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(seed: u64) -> Result<Self> {
+        let mut inner = ptr::null_mut();
+        // SAFETY: `inner` is a place for one pointer, which the call fills on success.
+        take(unsafe { td_generator_new(seed, &mut inner) })?;
+        NonNull::new(inner)
+            .map(|inner| Self { inner })
+            .ok_or_else(|| Error::internal("libtorch gave no generator"))
+    }
+
+    /// Standard normal noise of `shape` and `kind` on the CPU.
+    ///
+    /// The dtype is part of the draw: half-precision noise is another stream than float32 noise,
+    /// not its rounding.
+    ///
+    /// # Errors
+    /// Out of memory, or a shape that libtorch refuses.
+    pub fn randn(&mut self, shape: &[i64], kind: Kind) -> Result<Tensor> {
+        let dtype = scalar_type(kind).ok_or_else(|| Error::internal(format!("no normal noise of dtype {kind:?}")))?;
+        let mut out = ptr::null_mut();
+        // SAFETY: the generator is alive and borrowed for ourselves alone; `shape` is read for
+        // `shape.len()` values; `out` is a place for one pointer.
+        take(unsafe { td_randn(self.inner.as_ptr(), shape.as_ptr(), shape.len(), dtype, &mut out) })?;
+        if out.is_null() {
+            return Err(Error::internal("libtorch gave no noise"));
+        }
+        // SAFETY: on success `out` is a new `at::Tensor*` that nobody else owns, which is what a
+        // `C_tensor` is.
+        Ok(unsafe { Tensor::from_ptr(out.cast()) })
+    }
+}
+
+impl Drop for Generator {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from td_generator_new and is freed here alone.
+        unsafe { td_generator_free(self.inner.as_ptr()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn draws_equal_the_global_generator_of_the_same_seed() {
+        let mut own = Generator::new(7).unwrap();
+        let ours = own.randn(&[1, 4, 8, 8], Kind::Float).unwrap();
+        let again = own.randn(&[3], Kind::Float).unwrap();
+        tch::manual_seed(7);
+        let theirs = Tensor::randn([1, 4, 8, 8], (Kind::Float, tch::Device::Cpu));
+        let theirs_again = Tensor::randn([3], (Kind::Float, tch::Device::Cpu));
+        assert_eq!(ours, theirs);
+        assert_eq!(again, theirs_again);
+    }
+
+    #[test]
+    fn generators_do_not_disturb_each_other() {
+        let mut a = Generator::new(1).unwrap();
+        let mut b = Generator::new(1).unwrap();
+        let mut other = Generator::new(2).unwrap();
+        let first = a.randn(&[16], Kind::Float).unwrap();
+        let _ = other.randn(&[16], Kind::Float).unwrap();
+        assert_eq!(first, b.randn(&[16], Kind::Float).unwrap());
+        assert_ne!(first, Generator::new(2).unwrap().randn(&[16], Kind::Float).unwrap());
+    }
+
+    #[test]
+    fn a_refused_shape_is_an_error() {
+        assert!(Generator::new(0).unwrap().randn(&[-1], Kind::Float).is_err());
+    }
+}

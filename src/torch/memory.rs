@@ -1,0 +1,164 @@
+//! Memory: how much there is, and giving it back.
+
+use std::path::Path;
+
+use tch::Device;
+
+use super::cuda;
+use diffusion_core::Result;
+
+/// Gives memory that was freed back to the system, which keeps it for the process otherwise: after many tensors of
+/// middling size that is several hundred megabytes.
+#[cfg(target_env = "gnu")]
+pub fn trim() {
+    // SAFETY: takes no pointer and may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Size of a huge page, and the least length for which one is worth asking for.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Asks the system to back new memory by huge pages, before it is first written: a gigabyte is then 512 page faults instead of 262,144,
+/// which take longer than reading the weights. A wish only; nothing is said if the system has none.
+pub fn prefer_huge_pages(data: *mut u8, bytes: usize) {
+    let offset = data.align_offset(HUGE_PAGE);
+    let Some(rest) = bytes.checked_sub(offset) else {
+        return;
+    };
+    let length = rest - rest % HUGE_PAGE;
+    if length == 0 {
+        return;
+    }
+    // SAFETY: the range is whole pages inside the caller's memory; MADV_HUGEPAGE changes neither contents nor validity, and a kernel
+    // that does not know it answers with an error.
+    unsafe {
+        libc::madvise(data.wrapping_add(offset).cast(), length, libc::MADV_HUGEPAGE);
+    }
+}
+
+/// Only the GNU C library keeps it so.
+#[cfg(not(target_env = "gnu"))]
+pub fn trim() {}
+
+/// Bytes that may still be had on a device, as far as can be told: `None` where the system does not say.
+///
+/// On the host that is the least of what the system, the control group at `/sys/fs/cgroup` (a container's own) and the limit of its
+/// address space (`ulimit -v`) leave, page cache that nobody has mapped counted as free; on a GPU what the driver says. `mapped` bytes of what
+/// is to be had lie in this process's maps already, and take nothing more of its address space.
+///
+/// # Errors
+/// CUDA's own, as `Internal`.
+pub fn available(device: Device, mapped: u64) -> Result<Option<u64>> {
+    match device {
+        Device::Cuda(index) => cuda::free_memory(index).map(Some),
+        _ => Ok([
+            system(),
+            control_group(Path::new("/sys/fs/cgroup")),
+            address_space().map(|left| left.saturating_add(mapped)),
+        ]
+        .into_iter()
+        .flatten()
+        .min()),
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo` (proc_meminfo(5)).
+fn system() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// What `RLIMIT_AS` leaves, if there is such a limit; the address space in use is the first number of `/proc/self/statm`, in pages.
+fn address_space() -> Option<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a place for the answer.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } != 0;
+    if failed || limit.rlim_cur == libc::RLIM_INFINITY {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().next()?.parse().ok()?;
+    // SAFETY: takes a number.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    Some(limit.rlim_cur.saturating_sub(pages.saturating_mul(page)))
+}
+
+/// What the limit of the control group mounted at `root` leaves (Linux, `Documentation/admin-guide/cgroup-v2.rst`, and `cgroup-v1/memory.rst`).
+fn control_group(root: &Path) -> Option<u64> {
+    let number = |path: &str| -> Option<u64> { std::fs::read_to_string(root.join(path)).ok()?.trim().parse().ok() };
+    let figure = |path: &str, key: &str| -> u64 {
+        let text = std::fs::read_to_string(root.join(path)).unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    // What is mapped is in use: the weights of loaded models are.
+    let cache = |path: &str, prefix: &str, mapped: &str| -> u64 {
+        let figure = |name: &str| figure(path, &format!("{prefix}{name} "));
+        (figure("inactive_file") + figure("active_file")).saturating_sub(figure(mapped))
+    };
+    // "max" is no number: no limit.
+    let (limit, used, cache) = if let Some(limit) = number("memory.max") {
+        let cache = cache("memory.stat", "", "file_mapped");
+        (limit, number("memory.current")?, cache)
+    } else {
+        (
+            number("memory/memory.limit_in_bytes")?,
+            number("memory/memory.usage_in_bytes")?,
+            cache("memory/memory.stat", "total_", "mapped_file"),
+        )
+    };
+    Some(limit.saturating_sub(used.saturating_sub(cache)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn group(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_containers_limit_counts_page_cache_as_free() {
+        let two = group(&[
+            ("memory.max", "1000\n"),
+            ("memory.current", "700\n"),
+            (
+                "memory.stat",
+                "anon 1\nfile_mapped 50\ninactive_file 200\nactive_file 100\n",
+            ),
+        ]);
+        assert_eq!(control_group(two.path()), Some(550));
+        let one = group(&[
+            ("memory/memory.limit_in_bytes", "1000"),
+            ("memory/memory.usage_in_bytes", "400"),
+            (
+                "memory/memory.stat",
+                "total_mapped_file 50\ntotal_inactive_file 100\ntotal_active_file 10\n",
+            ),
+        ]);
+        assert_eq!(control_group(one.path()), Some(660));
+        let none = group(&[("memory.max", "max\n")]);
+        assert_eq!(control_group(none.path()), None);
+    }
+
+    #[test]
+    fn the_host_says_what_it_has() {
+        assert!(available(Device::Cpu, 0).unwrap().unwrap() > 1 << 20);
+    }
+}

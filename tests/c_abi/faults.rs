@@ -1,0 +1,269 @@
+//! Failures inside the backend, planned by the test.
+
+use std::time::{Duration, Instant};
+
+use diffusion_core::failpoint::{FailPoint, Fault, plan};
+use serde_json::json;
+use triton_api::ErrorCode;
+use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec};
+
+use crate::support::*;
+
+/// Runs `test` on an instance that a panic of `test` ends, beside one of another model that must
+/// not notice.
+fn beside_another(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
+    let repository = Repository::new();
+    let server = server();
+    let backend = server.load_backend().unwrap();
+    let model = backend.load_model(repository.link("sd_base", "sd2_base")).unwrap();
+    let other_model = backend.load_model(repository.link("sd_base_too", "sd1")).unwrap();
+    let instance = model.load_instance(InstanceSpec::default()).unwrap();
+    let other = other_model.load_instance(InstanceSpec::default()).unwrap();
+    let before = ask(&server, &good_args());
+    other.execute(&[&before]).unwrap();
+    // Done before `test` plans a failure, which is for whoever comes first in the process.
+    let expected = images(&before);
+
+    test(&server, &instance);
+
+    // At once: nobody is answered before the instance says that it cannot work.
+    assert_eq!(instance.ready().unwrap_err().code(), ErrorCode::Unavailable);
+    let late = ask(&server, &good_args());
+    // Refused before it was accepted: the server answers it.
+    assert_eq!(instance.execute(&[&late]).unwrap_err().code(), ErrorCode::Unavailable);
+    assert_eq!(late.final_responses(), 1);
+    instance.finalize().unwrap();
+
+    let after = ask(&server, &good_args());
+    other.execute(&[&after]).unwrap();
+    assert!(images(&after) == expected, "another image");
+    // The model itself is whole: a new instance works.
+    let again = model.load_instance(InstanceSpec::default()).unwrap();
+    assert_serves(&server, &again);
+    drop(again);
+    drop(other);
+    drop(other_model);
+    drop(model);
+    drop(backend);
+    let logs = server.logs();
+    let logged = |text: &str| {
+        logs.iter()
+            .any(|line| line.level == "ERROR" && line.message.contains(text))
+    };
+    assert!(logged("a planned panic"), "the log says what panicked");
+    assert!(logged("can no longer work"));
+    server.assert_clean();
+}
+
+fn assert_failed(request: &FakeRequest, code: ErrorCode) {
+    let (found, message) = refusal(request);
+    assert_eq!(found, code, "{message}");
+    assert!(
+        !message.contains("planned"),
+        "a panic's words stay in the log: {message}"
+    );
+}
+
+#[test]
+fn a_panic_in_prepare() {
+    beside_another(|server, instance| {
+        let running = endless(server, 64);
+        instance.execute(&[&running]).unwrap();
+        wait_for_calls(server, 2);
+        plan(FailPoint::Prepare, Fault::Panic);
+        let batch = [(); 4].map(|()| ask(server, &good_args()));
+        instance.execute(&batch.each_ref()).unwrap();
+        assert_failed(&batch[0], ErrorCode::Internal);
+        for request in batch[1..].iter().chain([&running]) {
+            assert_failed(request, ErrorCode::Unavailable);
+        }
+    });
+}
+
+#[test]
+fn a_panic_in_a_step() {
+    beside_another(|server, instance| {
+        let [first, neighbour] = [(); 2].map(|()| endless(server, 64));
+        let other_size = endless(server, 72);
+        instance.execute(&[&first, &neighbour, &other_size]).unwrap();
+        wait_for_calls(server, 6);
+        plan(FailPoint::Step, Fault::Panic);
+        let codes = [&first, &neighbour, &other_size].map(|request| refusal(request).0);
+        // Whichever call it was: its jobs failed and the others were given up.
+        let (internal, unavailable) = (ErrorCode::Internal, ErrorCode::Unavailable);
+        let possible = [[internal, internal, unavailable], [unavailable, unavailable, internal]];
+        assert!(possible.contains(&codes), "{codes:?}");
+    });
+}
+
+#[test]
+fn a_panic_in_finish() {
+    beside_another(|server, instance| {
+        let running = endless(server, 64);
+        instance.execute(&[&running]).unwrap();
+        wait_for_calls(server, 2);
+        plan(FailPoint::Finish, Fault::Panic);
+        let short = ask(server, &good_args());
+        instance.execute(&[&short]).unwrap();
+        assert_failed(&short, ErrorCode::Internal);
+        assert_failed(&running, ErrorCode::Unavailable);
+    });
+}
+
+/// One response for the request, although two of its rows are in flight when the first fails.
+#[test]
+fn a_panic_with_several_rows() {
+    beside_another(|server, instance| {
+        let args = long_args();
+        let request = ask_rows(server, &["a", "b", "c"], &[args.clone(), args.clone(), args]);
+        instance.execute(&[&request]).unwrap();
+        wait_for_calls(server, 3);
+        plan(FailPoint::Step, Fault::Panic);
+        assert_failed(&request, ErrorCode::Internal);
+    });
+}
+
+/// Execute waits for room in an engine that fails meanwhile.
+#[test]
+fn a_panic_while_execute_waits() {
+    let repository = Repository::new();
+    let server = server();
+    let backend = server.load_backend().unwrap();
+    let spec = repository
+        .link("sd_base", "sd2_base")
+        .parameter("max_unet_batch_size", "2");
+    let model = backend.load_model(spec).unwrap();
+    let instance = model.load_instance(InstanceSpec::default()).unwrap();
+    let [running, waiting] = [(); 2].map(|()| endless(&server, 64));
+    instance.execute(&[&running]).unwrap();
+    wait_for_calls(&server, 2);
+    std::thread::scope(|scope| {
+        let execute = scope.spawn(|| instance.execute(&[&waiting]));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!execute.is_finished());
+        plan(FailPoint::Step, Fault::Panic);
+        assert_eq!(execute.join().unwrap(), Ok(()));
+    });
+    assert_failed(&running, ErrorCode::Internal);
+    assert_failed(&waiting, ErrorCode::Unavailable);
+    drop(instance);
+    drop(model);
+    drop(backend);
+    server.assert_clean();
+}
+
+#[test]
+fn out_of_memory_is_said_and_survived() {
+    serve(|server, instance| {
+        for point in [FailPoint::Prepare, FailPoint::Step, FailPoint::Finish] {
+            plan(point, Fault::OutOfMemory);
+            let request = ask(server, &good_args());
+            instance.execute(&[&request]).unwrap();
+            let (code, message) = refusal(&request);
+            assert_eq!(code, ErrorCode::Unavailable, "{point:?}: {message}");
+            assert_says(&message, &["out of memory"]);
+            assert_serves(server, instance);
+        }
+    });
+}
+
+#[test]
+fn one_row_out_of_memory_fails_its_request() {
+    serve(|server, instance| {
+        for point in [FailPoint::Prepare, FailPoint::Finish] {
+            plan(point, Fault::OutOfMemory);
+            let request = ask_rows(server, &["a", "b", "c"], &[good_args(), good_args(), good_args()]);
+            instance.execute(&[&request]).unwrap();
+            let (code, message) = refusal(&request);
+            assert_eq!(code, ErrorCode::Unavailable, "{point:?}: {message}");
+            assert_says(&message, &["out of memory"]);
+            assert_serves(server, instance);
+        }
+    });
+}
+
+#[test]
+fn jobs_that_do_not_fit_together_go_alone() {
+    serve(|server, instance| {
+        let args = [1, 2].map(|seed| json!({"num_inference_steps": 100, "seed": seed}));
+        let run = |plan_fault: bool| {
+            let requests = args.each_ref().map(|args| ask(server, args));
+            let start = counter(server, "unet_calls");
+            instance.execute(&requests.each_ref()).unwrap();
+            wait_for_calls(server, 3);
+            if plan_fault {
+                plan(FailPoint::Step, Fault::OutOfMemory);
+            }
+            let images = requests.each_ref().map(images);
+            (images, counter(server, "unet_calls") - start)
+        };
+        let (expected, calls) = run(false);
+        let (found, calls_with_fault) = run(true);
+        assert_eq!(found, expected);
+        // 101 steps each, shared but for the first ones, which one job may have taken alone.
+        assert!((101.0..180.0).contains(&calls), "{calls}");
+        assert!((102.0..180.0).contains(&calls_with_fault), "{calls_with_fault}");
+        // The planned failure has happened: it does not hit this one.
+        assert_serves(server, instance);
+    });
+}
+
+#[test]
+fn a_job_that_does_not_fit_alone_fails_alone() {
+    serve(|server, instance| {
+        let args = [1, 2].map(|seed| json!({"num_inference_steps": 100, "seed": seed}));
+        let expected = args.each_ref().map(|args| {
+            let request = ask(server, args);
+            instance.execute(&[&request]).unwrap();
+            images(&request)
+        });
+        let requests = args.each_ref().map(|args| ask(server, args));
+        instance.execute(&requests.each_ref()).unwrap();
+        wait_for_calls(server, 3);
+        // While both are running: the first is for the call of both, the second for one of them.
+        plan(FailPoint::Step, Fault::OutOfMemory);
+        plan(FailPoint::Step, Fault::OutOfMemory);
+        let (code, message) = refusal(&requests[0]);
+        assert_eq!(code, ErrorCode::Unavailable, "{message}");
+        assert_says(&message, &["out of memory"]);
+        assert!(images(&requests[1]) == expected[1], "another image");
+        assert_serves(server, instance);
+    });
+}
+
+#[test]
+fn out_of_memory_at_load() {
+    let repository = Repository::new();
+    let spec = repository.link("sd_base", "sd2_base");
+    let server = server();
+    let backend = server.load_backend().unwrap();
+    let model = backend.load_model(spec).unwrap();
+    plan(FailPoint::Load, Fault::OutOfMemory);
+    let error = model.load_instance(InstanceSpec::default()).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Unavailable);
+    assert_says(error.message(), &["sd_base", "out of memory"]);
+    let instance = model.load_instance(InstanceSpec::default()).unwrap();
+    assert_serves(&server, &instance);
+    drop(instance);
+    drop(model);
+    drop(backend);
+    server.assert_clean();
+}
+
+#[test]
+fn a_panic_at_load() {
+    let repository = Repository::new();
+    let server = server();
+    let backend = server.load_backend().unwrap();
+    let model = backend.load_model(repository.link("sd_base", "sd2_base")).unwrap();
+    plan(FailPoint::Load, Fault::Panic);
+    let start = Instant::now();
+    let error = model.load_instance(InstanceSpec::default()).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Internal, "{error} after {:?}", start.elapsed());
+    let instance = model.load_instance(InstanceSpec::default()).unwrap();
+    assert_serves(&server, &instance);
+    drop(instance);
+    drop(model);
+    drop(backend);
+    server.assert_clean();
+}

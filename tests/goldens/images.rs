@@ -1,0 +1,179 @@
+//! Whole images, from prompt to pixels.
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use diffusion_core::config::{ModelParameters, Numerics};
+use diffusion_engine::Pipeline;
+use diffusion_request::validate::{RequestContext, RowInputs, resolve};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use triton_diffusion::pipelines::{Components, DiffusionPipeline, PipelineOutput, Place};
+
+use crate::support::{Cases, Goldens, checkpoint, compare_bytes, psnr};
+
+#[derive(Deserialize)]
+struct Row {
+    prompt: String,
+    negative_prompt: Option<String>,
+    gen_args: Map<String, Value>,
+    image: Option<String>,
+    mask_image: Option<String>,
+    depth_map: Option<String>,
+    nsfw_content_detected: Option<Vec<bool>>,
+}
+
+#[derive(Deserialize)]
+struct ImageCase {
+    name: String,
+    checkpoint: String,
+    rows: Vec<Row>,
+}
+
+/// The input image of that name as a client sends it, `[height, width]` grey or `[height, width, 3]`.
+fn input(goldens: &Goldens, name: &str) -> Vec<u8> {
+    let pixels = goldens.tensor(&format!("inputs/{name}"));
+    let size = pixels.size();
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, size[1] as u32, size[0] as u32);
+    encoder.set_color(if size.len() == 2 {
+        png::ColorType::Grayscale
+    } else {
+        png::ColorType::Rgb
+    });
+    let bytes: Vec<u8> = pixels.reshape([-1]).try_into().unwrap();
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&bytes).unwrap();
+    writer.finish().unwrap();
+    BASE64_STANDARD.encode(file).into_bytes()
+}
+
+/// The images of rows that are all in flight together.
+fn generate(
+    goldens: &Goldens,
+    pipeline: &mut DiffusionPipeline,
+    context: &RequestContext,
+    rows: &[Row],
+) -> Vec<PipelineOutput> {
+    let mut jobs: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let gen_args = Value::Object(row.gen_args.clone()).to_string();
+            let read = |name: &Option<String>| name.as_deref().map(|name| input(goldens, name));
+            let (image, mask_image) = (read(&row.image), read(&row.mask_image));
+            let depth_map = read(&row.depth_map);
+            let inputs = RowInputs {
+                prompt: row.prompt.as_bytes(),
+                negative_prompt: row.negative_prompt.as_deref().map(str::as_bytes),
+                image: image.as_deref(),
+                mask_image: mask_image.as_deref(),
+                depth_map: depth_map.as_deref(),
+                gen_args: Some(gen_args.as_bytes()),
+            };
+            let request = resolve(&inputs, context).unwrap();
+            pipeline.prepare(request).unwrap()
+        })
+        .collect();
+    loop {
+        let mut going: Vec<_> = jobs.iter_mut().filter(|job| !pipeline.is_done(job)).collect();
+        if going.is_empty() {
+            break;
+        }
+        // Rows of equal shape share the call, as in the engine.
+        let shape = pipeline.batch(going[0]).shape;
+        going.retain(|job| pipeline.batch(job).shape == shape);
+        for outcome in pipeline.step(&mut going).unwrap() {
+            outcome.unwrap();
+        }
+    }
+    jobs.into_iter().map(|job| pipeline.finish(job).unwrap()).collect()
+}
+
+fn pipeline(name: &str, parameters: &ModelParameters) -> (DiffusionPipeline, RequestContext) {
+    let (components, _) = Components::load(&checkpoint(name), parameters, Place::Cpu).unwrap();
+    let context = RequestContext::new(components.capabilities(), parameters).unwrap();
+    (DiffusionPipeline::new(components), context)
+}
+
+/// Compares every image of a group.
+fn compare(group: &'static str) {
+    let mut goldens = Goldens::open(group);
+    let cases: Cases<ImageCase> = goldens.manifest();
+    let _no_grad = tch::no_grad_guard();
+    let mut exact = 0;
+    for case in cases.cases {
+        let (mut pipeline, context) = pipeline(&case.checkpoint, &ModelParameters::default());
+        let rows = generate(&goldens, &mut pipeline, &context, &case.rows);
+        for (index, generated) in rows.iter().enumerate() {
+            let name = format!("{}/{index}", case.name);
+            let flags = &generated.nsfw_content_detected;
+            assert_eq!(flags, &case.rows[index].nsfw_content_detected, "{name}: flags");
+            let images = &generated.images;
+            let theirs = goldens.tensor(&name);
+            let size = theirs.size();
+            assert_eq!(size[0] as usize, images.len(), "{name}: number of images");
+            for (image, theirs) in images.iter().zip(theirs.split(1, 0)) {
+                let (height, width) = (i64::from(image.height()), i64::from(image.width()));
+                assert_eq!([height, width], [size[1], size[2]], "{name}: size");
+                let theirs: Vec<u8> = theirs.reshape([-1]).try_into().unwrap();
+                goldens.compared += 1;
+                match compare_bytes(image.rgb(), &theirs) {
+                    Ok(equal) => exact += usize::from(equal),
+                    Err(difference) => goldens.failures.push(format!("{name}: {difference}")),
+                }
+            }
+        }
+    }
+    println!("{group}: {exact} of {} equal to the byte", goldens.compared);
+    goldens.report();
+}
+
+#[test]
+fn text_to_image() {
+    compare("images");
+}
+
+#[test]
+fn image_to_image() {
+    compare("image_to_image");
+}
+
+#[test]
+fn depth_to_image() {
+    compare("depth_to_image");
+}
+
+#[test]
+fn inpaint() {
+    compare("inpaint");
+}
+
+#[test]
+fn upscale() {
+    compare("upscale");
+}
+
+/// With `numerics: fast` rows are computed together; the images stay above 50 dB of diffusers'.
+#[test]
+fn fast_numerics_stay_close() {
+    let goldens = Goldens::open("images");
+    let cases: Cases<ImageCase> = goldens.manifest();
+    let _no_grad = tch::no_grad_guard();
+    let parameters = ModelParameters {
+        numerics: Numerics::Fast,
+        ..ModelParameters::default()
+    };
+    let mut compared = 0;
+    for case in cases.cases.iter().filter(|case| case.rows.len() > 1) {
+        let (mut pipeline, context) = pipeline(&case.checkpoint, &parameters);
+        let rows = generate(&goldens, &mut pipeline, &context, &case.rows);
+        for (index, generated) in rows.iter().enumerate() {
+            let theirs = goldens.tensor(&format!("{}/{index}", case.name));
+            for (image, theirs) in generated.images.iter().zip(theirs.split(1, 0)) {
+                let theirs: Vec<u8> = theirs.reshape([-1]).try_into().unwrap();
+                let psnr = psnr(image.rgb(), &theirs);
+                assert!(psnr > 50.0, "{}/{index}: {psnr} dB", case.name);
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 0);
+}

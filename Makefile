@@ -28,7 +28,9 @@ export GOMP_SPINCOUNT ?= 10000
 # make test-rust PROPTEST_RNG_SEED=$RANDOM
 export PROPTEST_RNG_SEED ?= 1
 
-.PHONY: help setup setup-reference build backend demo serve train test test-rust test-e2e test-deploy soak tiles lint parity bench bench-full-size clean
+TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine
+
+.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy soak tiles lint parity bench bench-full-size clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,8 +61,13 @@ train: setup-reference ## train the demo's checkpoints anew (hours on 2 cores; g
 test: test-rust ## all tests: Rust, end to end against a real tritonserver, deployment
 	@$(MAKE) --no-print-directory test-e2e test-deploy
 
-test-rust: setup
-	$(CARGO) test --release --workspace --features triton-diffusion/failpoints $(TEST_ARGS)
+test-rust: setup test-crates
+	$(CARGO) test --release --package triton-diffusion --package triton-diffusion-cli --package triton_api --package triton_fake \
+	  --features triton-diffusion/failpoints $(TEST_ARGS)
+
+# A debug build, with overflow checks, in seconds.
+test-crates: ## the tests of the crates without Triton and tensors; they need no libtorch
+	env -u LIBTORCH cargo test $(TENSOR_FREE_CRATES)
 
 test-e2e: backend
 	$(PYTHON_VENV) -m pytest tests/e2e $(PYTEST_ARGS)

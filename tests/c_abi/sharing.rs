@@ -26,7 +26,7 @@ fn four_at_once_get_the_bytes_of_each_alone() {
             .collect();
 
         let calls_alone = counter(server, "unet_calls");
-        let rows_alone = counter(server, "unet_rows");
+        let rows_alone = counter(server, "unet_batch_entries");
         let requests = args.each_ref().map(|args| ask(server, args));
         instance.execute(&requests.each_ref()).unwrap();
         for (index, request) in requests.iter().enumerate() {
@@ -44,7 +44,7 @@ fn four_at_once_get_the_bytes_of_each_alone() {
         let calls = counter(server, "unet_calls") - calls_alone;
         assert!(calls < 0.8 * steps as f64, "{calls} calls for {steps} steps");
         assert_eq!(
-            counter(server, "unet_rows") - rows_alone,
+            counter(server, "unet_batch_entries") - rows_alone,
             rows_alone,
             "the rows stay as many"
         );

@@ -39,7 +39,7 @@ fn one_row() {
         assert_eq!(batches.len(), 1);
         assert_eq!(batches[0].batch_size, 1);
         assert_eq!(counter(server, "unet_calls"), 3.0);
-        assert_eq!(counter(server, "unet_rows"), 6.0);
+        assert_eq!(counter(server, "unet_batch_entries"), 6.0);
         assert_eq!(counter(server, "images"), 1.0);
     });
 }

@@ -149,15 +149,15 @@ fn resizing() {
     } in cases.resize
     {
         let source = goldens.image(&format!("{name}/source"));
-        let grey = channel(&source);
+        let gray = channel(&source);
         for kind in &filters {
             let made = resize::rgb(&source, width, height, filter(kind)).unwrap();
             goldens.equal_image(&format!("{name}/{kind}"), &made);
-            let made = resize::mask(&grey, width, height, filter(kind)).unwrap();
-            goldens.equal_mask(&format!("{name}/{kind}/grey"), &made);
+            let made = resize::mask(&gray, width, height, filter(kind)).unwrap();
+            goldens.equal_mask(&format!("{name}/{kind}/gray"), &made);
         }
-        let values = Tensor::from_slice(grey.values()).to_kind(Kind::Float) * 257.0 / 3.0;
-        let (w, h) = (grey.width(), grey.height());
+        let values = Tensor::from_slice(gray.values()).to_kind(Kind::Float) * 257.0 / 3.0;
+        let (w, h) = (gray.width(), gray.height());
         let depth = DepthMap::new(w, h, 16, values.try_into().unwrap()).unwrap();
         let made = resize::depth(&depth, width, height, Filter::Bicubic).unwrap();
         goldens.equal_depth(&format!("{name}/bicubic/depth"), &made);
@@ -188,7 +188,7 @@ fn fitting_in() {
         let filled_mask = compose::resize_and_fill_mask(&channel(&source), width, height);
         if case.fills {
             goldens.equal_image(&format!("{name}/fill"), &filled.unwrap());
-            goldens.equal_mask(&format!("{name}/fill/grey"), &filled_mask.unwrap());
+            goldens.equal_mask(&format!("{name}/fill/gray"), &filled_mask.unwrap());
         } else {
             assert!(filled.is_err() && filled_mask.is_err(), "{name}");
         }
@@ -215,9 +215,9 @@ fn overlays() {
 #[test]
 fn to_mask() {
     let mut goldens = Goldens::open("pil");
-    let grey = Mask::from_rgb(&goldens.image("luma/source"));
-    goldens.equal_mask("luma/made", &grey);
-    goldens.equal_mask("invert/made", &compose::invert(&grey));
+    let gray = Mask::from_rgb(&goldens.image("luma/source"));
+    goldens.equal_mask("luma/made", &gray);
+    goldens.equal_mask("invert/made", &compose::invert(&gray));
     goldens.all_equal();
 }
 

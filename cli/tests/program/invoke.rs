@@ -109,7 +109,7 @@ fn a_request_goes_out_and_images_come_in() {
         requests[1].1["inputs"],
         json!([
             input("prompt", "a cat"),
-            input("image", "cGljdHVyZQ=="),
+            input("image", "aW1hZ2U="),
             input("gen_args", r#"{"seed":7}"#)
         ])
     );

@@ -7,7 +7,7 @@
 # Without a GPU: docker build --build-arg CUDA=0 ... leaves libtorch's CUDA libraries out (2 GB).
 # For a SageMaker multi-model endpoint, give SageMaker's Triton image as TRITON_IMAGE; its entry point stays as it is.
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.06-py3
-ARG RUST_IMAGE=rust:1.95-bookworm
+ARG RUST_IMAGE=rust:1.95.0-bookworm
 
 FROM ${RUST_IMAGE} AS build
 ARG CUDA=1

@@ -30,7 +30,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine
 
-.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy soak tiles lint parity bench bench-full-size clean
+.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy soak tiles lint deny parity bench bench-full-size clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,11 +81,18 @@ soak: backend ## eight clients that load, infer and unload at random for five mi
 tiles: setup ## the upscaler in pieces against the upscaler whole, 512x512 to 2048x2048 (some minutes)
 	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features failpoints --test upscaler_tiles -- --nocapture
 
-lint: setup ## rustfmt, clippy and rustdoc, warnings as errors
+lint: setup ## rustfmt, clippy, rustdoc and typos, warnings as errors
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/failpoints -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
+	.venv/bin/typos
+
+# Offline, after the fetch: what it checks is in Cargo.lock and in the crates themselves.
+deny: ## licenses, sources and duplicate versions of the crates (cargo-deny, installed if it is missing)
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo fetch --locked
+	cargo deny --offline --log-level error check licenses bans sources
 
 parity: backend setup-reference ## run diffusers and this backend on this machine and demand equal bytes
 	'$(REFERENCE_VENV)/bin/python' tools/reference/make_goldens.py --out '$(PARITY)'

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Puts the built library and what it links into dist/backends/diffusion, a folder that tritonserver serves as it is:
-# the library's rpath is $ORIGIN, so that no LD_LIBRARY_PATH is needed. CUDA=1 adds libtorch's CUDA libraries in cuda/,
-# where an instance on a GPU looks for them. The command goes to dist/bin and finds libtorch in ../backends/diffusion.
+# Copies the built library and the libraries that it links to dist/backends/diffusion, which tritonserver can use as it is.
+# No LD_LIBRARY_PATH is needed: the library's rpath is $ORIGIN. CUDA=1 adds libtorch's CUDA libraries in cuda/, where a GPU
+# instance searches for them. The command goes to dist/bin and finds libtorch in ../backends/diffusion.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -42,8 +42,8 @@ if [ -n "${CUDA:-}" ] && [ "$CUDA" != 0 ]; then
   done
 fi
 
-# stripped NAME FOLDER: what we built goes without debug information (8 MB instead of 100) and is renamed into place: a build
-# that comes later must not change the file under a server that has it mapped.
+# stripped NAME FOLDER: copies a built file without debug information (8 MB instead of 100). The copy is renamed into place,
+# because a later build must not change a file that a running server has mapped.
 stripped() {
   local built="$root/target/release/$1" new="$2/.$1.new"
   [ -f "$built" ] || { echo "backend.sh: $built is missing; run 'make build'" >&2; exit 1; }

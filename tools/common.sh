@@ -20,11 +20,11 @@ site_packages() {
   "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])'
 }
 
-# pip_install VENV REQUIREMENTS: installs what is missing, and exactly what is listed. pip's own cache keeps each download,
-# so that a second environment on the same machine, or an interrupted run, fetches nothing twice.
+# pip_install VENV REQUIREMENTS: installs the listed packages without their dependencies. pip caches each download, so a
+# second environment or an interrupted run downloads nothing twice.
 pip_install() { run_pip "$1" "$2" --no-deps; }
 
-# pip_install_tree VENV REQUIREMENTS: the same with the dependencies of what is listed.
+# pip_install_tree VENV REQUIREMENTS: installs the listed packages and their dependencies.
 pip_install_tree() { run_pip "$1" "$2"; }
 
 run_pip() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes what the build and the tests stand on: .venv (pinned packages) and target/libtorch (the folder that
-# torch-sys links against). Safe to run at any time: with nothing to do it neither starts pip nor uses the network.
+# Makes .venv (pinned packages) and target/libtorch (the folder that torch-sys links against). Safe to run at any time:
+# if there is nothing to do, it neither starts pip nor uses the network.
 #
 #   PYTHON=/path/to/python3.11   the interpreter to make .venv from (default: the first of python3.11, python3.12,
 #                                python3 that is 3.11 or 3.12)
@@ -36,7 +36,7 @@ check_system() {
   fi
 }
 
-# What the environment was made from. The path is part of it: the scripts of a virtual environment name it.
+# Identifies the inputs of the environment. The path is one of them: the scripts of a virtual environment contain it.
 fingerprint() {
   { cat "$requirements"; printf '%s\n' "$root"; "$venv/bin/python" -VV; } | sha256sum | cut -d' ' -f1
 }
@@ -74,8 +74,8 @@ link_libtorch() {
   for name in libcudart.so.13 libcupti.so.13; do
     link "$site/nvidia/cu13/lib/$name" "$libtorch/lib/$name"
   done
-  # torch-sys asks the linker for -ltorch. The wheel's libtorch.so needs libtorch_cuda.so, and through it a whole CUDA
-  # installation; this linker script stands in for it, so that CUDA is opened at run time and only where there is a GPU.
+  # torch-sys asks the linker for -ltorch. The wheel's libtorch.so needs libtorch_cuda.so, and so all of CUDA. This linker
+  # script replaces it: CUDA is opened at run time, and only on a machine with a GPU.
   if [ "$(cat "$libtorch/lib/libtorch.so" 2>/dev/null || true)" != "$script" ]; then
     printf '%s\n' "$script" >"$libtorch/lib/libtorch.so"
   fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the virtual environment with diffusers, against which `make parity` and `make bench` measure. One that lies
-# elsewhere (REFERENCE_VENV) is taken as it is.
+# Makes the virtual environment with diffusers for `make parity` and `make bench`. An existing environment
+# (REFERENCE_VENV) is used without changes.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

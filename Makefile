@@ -74,7 +74,8 @@ soak: backend ## eight clients that load, infer and unload at random for five mi
 tiles: setup ## the upscaler in pieces against the upscaler whole, 512x512 to 2048x2048 (some minutes)
 	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features fault-injection --test tiles -- --nocapture
 
-lint: setup ## rustfmt, clippy and rustdoc, warnings as errors
+lint: setup ## rustfmt, clippy, rustdoc and ruff, warnings as errors
+	.venv/bin/ruff check && .venv/bin/ruff format --check
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/fault-injection -- -D warnings

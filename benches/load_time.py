@@ -13,6 +13,7 @@ import shutil
 import statistics
 
 import tritonclient.http as httpclient
+
 from peer import REFERENCE_VENV, TINY, WORK, add_model, load_once, start
 
 DIFFUSION = "diffusion"
@@ -28,7 +29,7 @@ def main():
 
     shutil.rmtree(WORK / "model_repository", ignore_errors=True)
     models = (DIFFUSION, PYTHON)
-    for model, backend in zip(models, ("diffusion", "python")):
+    for model, backend in zip(models, ("diffusion", "python"), strict=True):
         add_model(WORK / "model_repository", model, backend, arguments.checkpoint)
     seconds = {model: [] for model in models}
     server = start(WORK, arguments.reference_venv)

@@ -16,6 +16,7 @@ import struct
 import time
 
 import tritonclient.http as httpclient
+
 from peer import REFERENCE_VENV, TINY, WORK, add_model, infer, start
 
 UNET = pathlib.Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -59,7 +60,7 @@ def measure(arguments, backend, folders):
     weights metric)."""
     shutil.rmtree(WORK / "model_repository", ignore_errors=True)
     names = [f"tune_{number}" for number in range(len(folders))]
-    for name, folder in zip(names, folders):
+    for name, folder in zip(names, folders, strict=True):
         add_model(WORK / "model_repository", name, backend, folder)
     with start(WORK, arguments.reference_venv) as server:
         with httpclient.InferenceServerClient(server.http_address, network_timeout=1200.0) as client:

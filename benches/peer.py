@@ -10,7 +10,7 @@ import numpy as np
 import tritonclient.http as httpclient
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
-from server import BACKENDS, ROOT, ServerError, TritonServer, pytriton_folder  # noqa: E402
+from server import BACKENDS, ROOT, ServerError, TritonServer, pytriton_folder
 
 WORK = ROOT / "target" / "bench"
 TINY = ROOT / "tests" / "checkpoints" / "sd2_base"

@@ -15,7 +15,7 @@ from scipy import fft, ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "train"))
 
-import scenes  # noqa: E402
+import scenes
 
 # What is smaller than this share of the picture is no thing but an edge between two colours.
 LEAST_AREA = 0.008
@@ -174,7 +174,7 @@ def ground(picture):
     """The name of the background's colour: the most frequent of the backgrounds' colours."""
     counts = np.bincount(nearest(picture).ravel(), minlength=len(NAMES))
     sums = {}
-    for (kind, name), count in zip(NAMES, counts):
+    for (kind, name), count in zip(NAMES, counts, strict=True):
         if kind == "ground":
             sums[name] = sums.get(name, 0) + int(count)
     return max(sums, key=sums.get)

@@ -1,4 +1,6 @@
-"""A prompt to a running server, over gRPC or HTTP; the picture to a file.
+"""Sends a prompt to a running server, over gRPC or HTTP, and writes the image to a file.
+
+Examples:
 
     .venv/bin/python examples/text_to_image.py "a lighthouse at dusk" --out lighthouse.png
     .venv/bin/python examples/text_to_image.py "a lighthouse at dusk" --protocol http --url localhost:8000 --steps 25

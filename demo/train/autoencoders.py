@@ -7,9 +7,10 @@ colours were off by up to 25 of 255. The encoder stays, so that latents mean the
 """
 
 import numpy as np
-import scenes
 import torch
 from diffusers import AutoencoderKL
+
+import scenes
 from training import Training, rng
 
 SIZES = {"vae_f8": 128, "vae_f4": 512}

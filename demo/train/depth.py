@@ -1,11 +1,12 @@
 """A small DPT-Hybrid (Ranftl et al. 2021) that tells the depth of a scene from its picture."""
 
 import numpy as np
-import scenes
 import torch
+from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+import scenes
 from latents import SIDE, tensor
 from training import Training, rng
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 STEPS, BATCH = 700, 12
 

@@ -2,10 +2,7 @@
 
 import shutil
 
-import depth
 import torch
-import unets
-import upscaler
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -14,6 +11,10 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionUpscalePipeline,
 )
+
+import depth
+import unets
+import upscaler
 
 # What public folders carry beside their betas.
 DDIM = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")

@@ -1,10 +1,12 @@
 """The pictures that the UNets learn from, encoded once: captions, latents, depth, and what inpainting sees of them."""
 
+import itertools
 import time
 
 import numpy as np
-import scenes
 import torch
+
+import scenes
 from training import rng
 
 SIDE, FACTOR = 128, 8
@@ -91,7 +93,9 @@ def pictures(vae, begin, end, size=32):
 def joined(*parts):
     """What several calls of `pictures` returned, as of one."""
     return {
-        key: sum((part[key] for part in parts), []) if key == "captions" else torch.cat([part[key] for part in parts])
+        key: list(itertools.chain.from_iterable(part[key] for part in parts))
+        if key == "captions"
+        else torch.cat([part[key] for part in parts])
         for key in parts[0]
     }
 

@@ -13,15 +13,16 @@ import platform
 import warnings
 from pathlib import Path
 
-import autoencoders
-import depth
 import diffusers
-import folders
-import latents
 import numpy
 import torch
-import training
 import transformers
+
+import autoencoders
+import depth
+import folders
+import latents
+import training
 import unets
 import upscaler
 import words

@@ -166,9 +166,9 @@ def two_things(rng, scene):
         if relation in ("right of", "below"):
             along = (1 - along[0], 1 - along[1])
         if relation in ("left of", "right of"):
-            first, second = (replace(i, x=a, y=b) for i, a, b in zip((first, second), along, across))
+            first, second = (replace(i, x=a, y=b) for i, a, b in zip((first, second), along, across, strict=True))
         else:
-            first, second = (replace(i, x=b, y=a) for i, a, b in zip((first, second), along, across))
+            first, second = (replace(i, x=b, y=a) for i, a, b in zip((first, second), along, across, strict=True))
     on = ground(scene.texture, scene.background)
     said = f"{first.words()} {relation} {second.words()} on {on}"
     return replace(scene, things=(second, first), caption=said, relation=relation)

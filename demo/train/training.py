@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
         for ((rows, columns), rate), pairs in alike.items():
             updates = torch.stack([update for _, update in pairs])
             updates = orthogonal(updates.mT).mT if rows > columns else orthogonal(updates)
-            for (parameter, _), update in zip(pairs, updates):
+            for (parameter, _), update in zip(pairs, updates, strict=True):
                 parameter.add_(update.reshape(parameter.shape), alpha=-rate * max(1, rows / columns) ** 0.5)
 
 
@@ -127,7 +127,7 @@ class Training:
         state = torch.load(self.file, weights_only=True)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
-        for optimizer, its in zip(self.optimizers, state["optimizers"]):
+        for optimizer, its in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its)
         self.mean = state["mean"]
         self.step, self.log, self.seconds = state["step"], state["log"], state["seconds"]
@@ -171,7 +171,7 @@ class Training:
         )
         seen, started = [], time.monotonic()
         for batch in loader:
-            for optimizer, rate in zip(self.optimizers, self.rates):
+            for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
                 optimizer.param_groups[0]["lr"] = rate * self.share_of_rate(self.step)
             value, figures = loss(batch, self.step)
             value.backward()
@@ -192,7 +192,7 @@ class Training:
                 seen = []
             if self.step % keep == 0 or self.step == self.steps:
                 self.save()
-        for parameter, mean in zip(self.parameters, self.mean):
+        for parameter, mean in zip(self.parameters, self.mean, strict=True):
             parameter.data.copy_(mean)
         for module in self.modules.values():
             module.eval().requires_grad_(False)

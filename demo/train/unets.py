@@ -5,12 +5,13 @@ never saw pure noise takes a picture's background from the noise instead of the 
 the first, their further input channels at zero, as Stability AI began theirs.
 """
 
-import latents
 import numpy as np
-import scenes
 import torch
-import words
 from diffusers import DDPMScheduler, UNet2DConditionModel
+
+import latents
+import scenes
+import words
 from training import Training, rng
 
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
@@ -70,7 +71,7 @@ class Levels(torch.nn.Module):
         """The weights of a batch's losses, (BATCH,); the losses then count among what is usual."""
         level = times * self.COUNT // 1000
         weights = 1 / self.usual[level]
-        for n, loss in zip(level.tolist(), losses.tolist()):
+        for n, loss in zip(level.tolist(), losses.tolist(), strict=True):
             self.usual[n] += self.FOLLOW * (loss - self.usual[n])
         return weights
 
@@ -80,7 +81,7 @@ def outline_weights(indices):
     x = (np.arange(latents.LATENT) + 0.5) / latents.LATENT
     x, y = np.meshgrid(x, x)
     weights = np.ones((len(indices), 1, *x.shape), np.float32)
-    for weight, index in zip(weights, indices.tolist()):
+    for weight, index in zip(weights, indices.tolist(), strict=True):
         for item in latents.scene(index).things:
             weight[0][abs(scenes.distance(item, x, y)) < OUTLINE_WIDTH] = OUTLINE_WEIGHT
     return torch.from_numpy(weights / weights.mean((1, 2, 3), keepdims=True))

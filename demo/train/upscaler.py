@@ -3,11 +3,12 @@
 import time
 
 import numpy as np
-import scenes
 import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+import scenes
 import words
 from autoencoders import CROP
-from diffusers import DDPMScheduler, UNet2DConditionModel
 from latents import encode
 from training import Training, rng
 from unets import NO_CAPTION

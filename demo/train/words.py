@@ -1,15 +1,17 @@
 """The tokenizer, cut down from CLIP's, and the text encoder, taught to tell what a caption says."""
 
 import gzip
+import itertools
 import json
 from importlib.metadata import files
 from pathlib import Path
 
-import scenes
 import torch
-from training import Training, rng
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+import scenes
+from training import Training, rng
 
 # CLIP's merges are sorted by how often they occur; the first hundreds spell common English.
 FIRST_MERGES = 600
@@ -50,7 +52,7 @@ def needed(word, ranks):
     """The merges that spell a word, best rank first, as byte pair encoding applies them."""
     parts, used = [*word[:-1], word[-1] + "</w>"], []
     while len(parts) > 1:
-        pair = min(zip(parts, parts[1:]), key=lambda pair: ranks.get(pair, len(ranks)))
+        pair = min(itertools.pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))
         if pair not in ranks:
             break
         used.append(pair)
@@ -121,7 +123,7 @@ class Heads(torch.nn.Module):
     def forward(self, hidden):
         weights = torch.softmax(torch.einsum("ah,bth->bat", self.queries, hidden), -1)
         seen = torch.einsum("bat,bth->abh", weights, hidden)
-        return [layer(state) for layer, state in zip(self.answers, seen)]
+        return [layer(state) for layer, state in zip(self.answers, seen, strict=True)]
 
 
 def train(work, tokenizer):
@@ -139,8 +141,8 @@ def train(work, tokenizer):
     def loss(batch, _):
         ids, wanted = batch
         told = heads(encoder(ids).last_hidden_state)
-        losses = [torch.nn.functional.cross_entropy(t, w) for t, w in zip(told, wanted.T)]
-        right = torch.stack([t.argmax(-1) == w for t, w in zip(told, wanted.T)]).all(0).float().mean()
+        losses = [torch.nn.functional.cross_entropy(t, w) for t, w in zip(told, wanted.T, strict=True)]
+        right = torch.stack([t.argmax(-1) == w for t, w in zip(told, wanted.T, strict=True)]).all(0).float().mean()
         return torch.stack(losses).mean(), {"captions told whole": right.item()}
 
     training.run(batch, loss)

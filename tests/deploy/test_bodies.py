@@ -3,8 +3,9 @@
 import base64
 import json
 
-import bodies
 import pytest
+
+import bodies
 from calls import DeployError
 
 TEXTS = {"prompt": "a cat — in Überlingen", "negative_prompt": "", "gen_args": '{"seed": 3}'}

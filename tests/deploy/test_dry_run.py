@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import boto3
+import pytest
+
 import calls
 import endpoint
-import pytest
 from test_endpoint import CONFIGURATION, DELETE, DEPLOY, ENDPOINT, INVOKE, MODEL, MODELS, REQUEST, TARGET, archive
 
 

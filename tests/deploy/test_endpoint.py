@@ -3,10 +3,11 @@
 import io
 import tarfile
 
-import endpoint
 import pytest
 from botocore.response import StreamingBody
 from botocore.stub import ANY
+
+import endpoint
 
 ROLE = "arn:aws:iam::123456789012:role/SageMaker"
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/triton-diffusion:0.1"

@@ -5,8 +5,9 @@ import pathlib
 import re
 
 import pytest
-import schemas
 import yaml
+
+import schemas
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 # (file, kind) -> manifest

@@ -9,8 +9,8 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-import server as triton  # noqa: E402
-import support  # noqa: E402
+import server as triton
+import support
 
 
 def pytest_sessionstart(session):

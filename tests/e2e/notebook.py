@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 
 from PIL import Image
+
 from support import CHECKPOINTS
 
 # Model -> its checkpoint here, and its inputs in order with whether they are optional.
@@ -59,9 +60,7 @@ def unpacked(folder, model):
 def body_of(**texts):
     """A request body in the notebook's form."""
     return {
-        "inputs": [
-            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [text]} for name, text in texts.items()
-        ]
+        "inputs": [{"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [text]} for name, text in texts.items()]
     }
 
 

@@ -4,8 +4,9 @@ import json
 import subprocess
 import tarfile
 
-import notebook
 import pytest
+
+import notebook
 from notebook import body_of
 from support import CHECKPOINTS, ROOT, sent, spot, waves
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+
 from support import CHECKPOINT, CHECKPOINTS, ROOT, config, opened, pixels, sent, spot, text_chunk, waves
 
 PROMPT = "a cat on a mat"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from support import SECRET, config
 
 PROMPT = f"{SECRET} in the evening"
@@ -11,7 +12,10 @@ PROMPT = f"{SECRET} in the evening"
 def models(repository, client):
     repository.add("sd_base")
     repository.add("any_dims", config(dims="[ -1 ]"))
-    repository.add("limited", config({"max_steps": "20", "max_pixels": str(64 * 64), "default_gen_args": '{"num_inference_steps": 10}'}))
+    repository.add(
+        "limited",
+        config({"max_steps": "20", "max_pixels": str(64 * 64), "default_gen_args": '{"num_inference_steps": 10}'}),
+    )
     client.load("sd_base", "any_dims", "limited")
 
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+
 from support import ROOT
 
 DEMO, EXAMPLES = ROOT / "demo", ROOT / "examples"

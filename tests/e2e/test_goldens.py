@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 import pytest
 from PIL import Image
+
 from support import CHECKPOINTS, ROOT, config, pixels, sent
 
 PARITY = os.environ.get("TRITON_DIFFUSION_PARITY")

@@ -12,8 +12,9 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from support import CHECKPOINTS, SECRET, check_harmless, config, file_of, sent, spot, waves
 from tritonclient.utils import InferenceServerException
+
+from support import CHECKPOINTS, SECRET, check_harmless, config, file_of, sent, spot, waves
 
 # What the server may take for a refusal.
 SECONDS = 0.1
@@ -101,7 +102,9 @@ def jpeg_of_size(width, height):
 
 
 def gif_of_frames(count):
-    frame = b"\x21\xf9\x04\x00\x00\x00\x00\x00" + b"\x2c" + struct.pack("<HHHHB", 0, 0, 16, 16, 0) + b"\x02\x02\x4c\x01\x00"
+    frame = (
+        b"\x21\xf9\x04\x00\x00\x00\x00\x00" + b"\x2c" + struct.pack("<HHHHB", 0, 0, 16, 16, 0) + b"\x02\x02\x4c\x01\x00"
+    )
     screen = struct.pack("<HHBBB", 16, 16, 0x80, 0, 0)
     return b"GIF89a" + screen + b"\0\0\0\xff\xff\xff" + frame * count + b"\x3b"
 

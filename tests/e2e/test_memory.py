@@ -7,8 +7,9 @@ import os
 import pathlib
 import resource
 
-import notebook
 import pytest
+
+import notebook
 from support import CHECKPOINTS, MEMORY_WORDS, SECRET, wait_for
 
 MIB = 2**20

@@ -1,6 +1,7 @@
 """Requests of every kind at the same time: each gets the bytes that it gets alone."""
 
 import pytest
+
 from support import CHECKPOINTS, config, sent, slope, spot, waves
 
 CALLS = "diffusion_unet_calls_total"

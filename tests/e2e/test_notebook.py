@@ -3,9 +3,10 @@
 import base64
 import json
 
-import notebook
 import numpy as np
 import pytest
+
+import notebook
 from support import pixels, spot
 
 
@@ -76,7 +77,9 @@ def test_the_five_requests(route, request):
 
     body = notebook.sd_inpaint(picture, spot(64, 64))
     painted = ask("sd_inpaint", body, 50)
-    received = {each["name"]: pixels(base64.b64decode(each["data"][0])) for each in body["inputs"] if "image" in each["name"]}
+    received = {
+        each["name"]: pixels(base64.b64decode(each["data"][0])) for each in body["inputs"] if "image" in each["name"]
+    }
     kept = received["mask_image"][..., 0] < 128
     assert len(np.unique(received["mask_image"])) > 2, "the mask came through JPEG, as the notebook sends it"
     assert 0.2 < kept.mean() < 0.9

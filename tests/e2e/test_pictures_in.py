@@ -5,8 +5,9 @@ import base64
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from support import CHECKPOINTS, config, file_of, opened, pixels, sent, slope, spot, waves
 from tritonclient.utils import InferenceServerException
+
+from support import CHECKPOINTS, config, file_of, opened, pixels, sent, slope, spot, waves
 
 PROMPT = "a cat on a mat"
 QUICK = {"num_inference_steps": 4, "seed": 11, "scheduler": "DDIMScheduler"}

@@ -3,8 +3,9 @@
 import base64
 import json
 
-import notebook
 import pytest
+
+import notebook
 from notebook import body_of, picture_of
 from support import SECRET, check_harmless, opened
 

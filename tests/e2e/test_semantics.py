@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+
 from support import ROOT, opened, sent
 
 sys.path[:0] = [str(ROOT / "demo"), str(ROOT / "demo" / "train")]
@@ -74,9 +75,9 @@ def at_default(demo):
 
 def score(pictures, captions):
     """How many of the pictures show their captions' things; names the others."""
-    right = [shows(picture, caption) for picture, caption in zip(pictures, captions)]
+    right = [shows(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
     print(f"\n{sum(right)} of {len(captions)} captions are seen in their pictures")
-    for caption, seen in zip(captions, right):
+    for caption, seen in zip(captions, right, strict=True):
         if not seen:
             print(f"  not seen: {caption}")
     return sum(right)
@@ -97,7 +98,9 @@ def test_what_is_drawn_is_named():
 def test_text_is_followed(at_default, capsys):
     with capsys.disabled():
         assert score(at_default, CAPTIONS) >= NEEDED
-    grounds = [recognise.ground(picture) == caption.split()[-2] for picture, caption in zip(at_default, CAPTIONS)]
+    grounds = [
+        recognise.ground(picture) == caption.split()[-2] for picture, caption in zip(at_default, CAPTIONS, strict=True)
+    ]
     assert sum(grounds) >= NEEDED
 
 

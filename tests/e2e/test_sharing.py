@@ -1,8 +1,9 @@
 """Requests at the same time: shared UNet calls, the same bytes as alone, cancellation."""
 
 import pytest
-from support import at_most, config, wait_for
 from tritonclient.utils import InferenceServerException
+
+from support import at_most, config, wait_for
 
 MODEL = "sd_base"
 CALLS = "diffusion_unet_calls_total"
@@ -71,7 +72,9 @@ def test_one_request_makes_one_call_a_step(client, counted):
 
 def test_four_clients_share_calls_and_get_the_same_bytes_as_alone(client, counted):
     alone, calls_alone, rows_alone = counted(lambda: [client.infer(MODEL, **request) for request in FOUR])
-    together, calls_together, rows_together = counted(lambda: client.all_at_once([(MODEL, request) for request in FOUR]))
+    together, calls_together, rows_together = counted(
+        lambda: client.all_at_once([(MODEL, request) for request in FOUR])
+    )
     for index, (one, other) in enumerate(zip(alone, together, strict=True)):
         assert one.picture == other.picture, f"client {index} got another picture in company"
         assert one.parameters == other.parameters

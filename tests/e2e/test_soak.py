@@ -10,9 +10,10 @@ import threading
 import time
 
 import pytest
-from support import CHECKPOINTS, check_harmless, opened, sent, waves
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
+
+from support import CHECKPOINTS, check_harmless, opened, sent, waves
 
 SECONDS = float(os.environ.get("TRITON_DIFFUSION_SOAK_SECONDS", "15"))
 CLIENTS = 8

@@ -6,6 +6,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+
 from support import DEFAULT_SIZE, config, opened, pixels, text_chunk
 
 PROMPT = "a cat on a mat"

@@ -94,25 +94,35 @@ def strengths(checkpoint, **more):
 def image_to_image():
     yield from strengths("sd2_base")
     image = "waves-72x48"
-    yield "sd2_base/rows", "sd2_base", [
-        row(CAT, UGLY, image=image, num_inference_steps=5, strength=0.5, seed=1),
-        row(SEA, image="waves-40x40", num_inference_steps=7, strength=0.9, seed=2, guidance_scale=1.0),
-        row(CITY, image=image, num_inference_steps=4, seed=3, scheduler="DDIMScheduler", eta=0.6),
-    ]
-    yield "sd2_base/two-images", "sd2_base", [
-        row(CAT, UGLY, image=image, num_inference_steps=5, num_images_per_prompt=2, seed=4)
-    ]
-    yield "sd2_base/timesteps", "sd2_base", [
-        row(
-            CAT,
-            image=image,
-            timesteps=[990, 750, 500, 250, 20],
-            scheduler="DPMSolverMultistepScheduler",
-            strength=0.7,
-            clip_skip=1,
-            seed=5,
-        )
-    ]
+    yield (
+        "sd2_base/rows",
+        "sd2_base",
+        [
+            row(CAT, UGLY, image=image, num_inference_steps=5, strength=0.5, seed=1),
+            row(SEA, image="waves-40x40", num_inference_steps=7, strength=0.9, seed=2, guidance_scale=1.0),
+            row(CITY, image=image, num_inference_steps=4, seed=3, scheduler="DDIMScheduler", eta=0.6),
+        ],
+    )
+    yield (
+        "sd2_base/two-images",
+        "sd2_base",
+        [row(CAT, UGLY, image=image, num_inference_steps=5, num_images_per_prompt=2, seed=4)],
+    )
+    yield (
+        "sd2_base/timesteps",
+        "sd2_base",
+        [
+            row(
+                CAT,
+                image=image,
+                timesteps=[990, 750, 500, 250, 20],
+                scheduler="DPMSolverMultistepScheduler",
+                strength=0.7,
+                clip_skip=1,
+                seed=5,
+            )
+        ],
+    )
     yield "sd1/plain", "sd1", [row(CAT, UGLY, image=image, num_inference_steps=5, seed=6)]
     yield "sd2_768v/plain", "sd2_768v", [row(CAT, UGLY, image=image, num_inference_steps=5, seed=7)]
     yield "sd2_base/default", "sd2_base", [row(SEA, image="waves-53x83", seed=8)]
@@ -121,16 +131,24 @@ def image_to_image():
 def depth_to_image():
     yield from strengths("sd2_depth")
     image = "waves-72x48"
-    yield "sd2_depth/rows", "sd2_depth", [
-        row(CAT, UGLY, image=image, num_inference_steps=5, strength=0.5, seed=11),
-        row(SEA, image="waves-40x40", num_inference_steps=7, strength=0.9, seed=12, guidance_scale=1.0),
-    ]
-    yield "sd2_depth/two-images", "sd2_depth", [
-        row(CAT, UGLY, image=image, num_inference_steps=5, num_images_per_prompt=2, seed=13)
-    ]
-    yield "sd2_depth/own-depth-map", "sd2_depth", [
-        row(CAT, UGLY, image=image, depth_map="slope-30x44", num_inference_steps=5, seed=14)
-    ]
+    yield (
+        "sd2_depth/rows",
+        "sd2_depth",
+        [
+            row(CAT, UGLY, image=image, num_inference_steps=5, strength=0.5, seed=11),
+            row(SEA, image="waves-40x40", num_inference_steps=7, strength=0.9, seed=12, guidance_scale=1.0),
+        ],
+    )
+    yield (
+        "sd2_depth/two-images",
+        "sd2_depth",
+        [row(CAT, UGLY, image=image, num_inference_steps=5, num_images_per_prompt=2, seed=13)],
+    )
+    yield (
+        "sd2_depth/own-depth-map",
+        "sd2_depth",
+        [row(CAT, UGLY, image=image, depth_map="slope-30x44", num_inference_steps=5, seed=14)],
+    )
     yield "sd2_depth/default", "sd2_depth", [row(SEA, image="waves-53x83", seed=15)]
 
 
@@ -138,21 +156,31 @@ def inpaint():
     for checkpoint in ("sd2_inpaint", "sd2_base"):
         yield from strengths(checkpoint, masked=True)
         pair = dict(image="waves-72x48", mask_image="soft-72x48", keep_unmasked=False, height=48, width=72)
-        yield f"{checkpoint}/rows", checkpoint, [
-            row(CAT, UGLY, num_inference_steps=5, strength=0.5, seed=21, **pair),
-            row(SEA, num_inference_steps=3, seed=22, guidance_scale=1.0, **pair),
-        ]
-        yield f"{checkpoint}/two-images", checkpoint, [
-            row(CAT, UGLY, num_inference_steps=4, num_images_per_prompt=2, strength=0.8, seed=23, **pair)
-        ]
-        yield f"{checkpoint}/eta", checkpoint, [
-            row(CAT, scheduler="DDIMScheduler", eta=0.7, num_inference_steps=4, strength=0.8, seed=24, **pair)
-        ]
+        yield (
+            f"{checkpoint}/rows",
+            checkpoint,
+            [
+                row(CAT, UGLY, num_inference_steps=5, strength=0.5, seed=21, **pair),
+                row(SEA, num_inference_steps=3, seed=22, guidance_scale=1.0, **pair),
+            ],
+        )
+        yield (
+            f"{checkpoint}/two-images",
+            checkpoint,
+            [row(CAT, UGLY, num_inference_steps=4, num_images_per_prompt=2, strength=0.8, seed=23, **pair)],
+        )
+        yield (
+            f"{checkpoint}/eta",
+            checkpoint,
+            [row(CAT, scheduler="DDIMScheduler", eta=0.7, num_inference_steps=4, strength=0.8, seed=24, **pair)],
+        )
         crop = dict(image="waves-96x64", mask_image="small-96x64", keep_unmasked=False)
         for pad in (0, 8, 40):
-            yield f"{checkpoint}/crop-{pad}", checkpoint, [
-                row(CITY, num_inference_steps=4, seed=25, padding_mask_crop=pad, height=64, width=64, **crop)
-            ]
+            yield (
+                f"{checkpoint}/crop-{pad}",
+                checkpoint,
+                [row(CITY, num_inference_steps=4, seed=25, padding_mask_crop=pad, height=64, width=64, **crop)],
+            )
         yield f"{checkpoint}/default", checkpoint, [row(SEA, seed=26, **pair)]
 
 
@@ -175,13 +203,19 @@ def upscale():
                 yield f"x4_upscaler/{name}", "x4_upscaler", [one]
                 number += 1
     image = "waves-20x28"
-    yield "x4_upscaler/rows", "x4_upscaler", [
-        row(CAT, UGLY, image=image, num_inference_steps=3, noise_level=100, seed=31),
-        row(SEA, image=image, num_inference_steps=4, guidance_scale=1.0, seed=32),
-    ]
-    yield "x4_upscaler/two-images", "x4_upscaler", [
-        row(CAT, UGLY, image=image, num_inference_steps=3, num_images_per_prompt=2, seed=33)
-    ]
+    yield (
+        "x4_upscaler/rows",
+        "x4_upscaler",
+        [
+            row(CAT, UGLY, image=image, num_inference_steps=3, noise_level=100, seed=31),
+            row(SEA, image=image, num_inference_steps=4, guidance_scale=1.0, seed=32),
+        ],
+    )
+    yield (
+        "x4_upscaler/two-images",
+        "x4_upscaler",
+        [row(CAT, UGLY, image=image, num_inference_steps=3, num_images_per_prompt=2, seed=33)],
+    )
 
 
 # The golden groups: the diffusers class, and the cases.

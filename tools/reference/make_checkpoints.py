@@ -332,7 +332,6 @@ FAMILIES = {
 }
 
 
-
 def write(name, out):
     folder = out / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -448,7 +447,7 @@ def main():
     print(f"{'together':12} {size:9,} bytes")
     if not arguments.no_measure:
         # A family that borrows its UNet and VAE makes the pictures of the family that it borrows from.
-        results = [measure(name, arguments.out) for name in arguments.only if name not in LINKED]
+        results = [measure(name, arguments.out) for name in arguments.only if name not in distilled.LINKS]
         if not all(results):
             raise SystemExit("a family's pictures are out of bounds: adjust the gains")
 

@@ -55,74 +55,111 @@ def special():
     yield "default", [row(CAT, seed=7)]
     yield "default-dpm", [row(SEA, UGLY, seed=7, scheduler="DPMSolverMultistepScheduler", num_inference_steps=20)]
     yield "one-step", [row(CAT, seed=8, num_inference_steps=1, scheduler=name) for name in SCHEDULERS]
-    yield "rows-mixed-arguments", [
-        row(CAT, num_inference_steps=3, guidance_scale=7.5, seed=11),
-        row(SEA, UGLY, num_inference_steps=6, guidance_scale=1.0, seed=12),
-        row(CITY, UGLY, num_inference_steps=4, guidance_scale=3.25, seed=13),
-    ]
-    yield "rows-mixed-schedulers", [
-        row(text, num_inference_steps=4, seed=20 + i, scheduler=name)
-        for i, (text, name) in enumerate(zip((CAT, SEA, CITY), SCHEDULERS))
-    ]
+    yield (
+        "rows-mixed-arguments",
+        [
+            row(CAT, num_inference_steps=3, guidance_scale=7.5, seed=11),
+            row(SEA, UGLY, num_inference_steps=6, guidance_scale=1.0, seed=12),
+            row(CITY, UGLY, num_inference_steps=4, guidance_scale=3.25, seed=13),
+        ],
+    )
+    yield (
+        "rows-mixed-schedulers",
+        [
+            row(text, num_inference_steps=4, seed=20 + i, scheduler=name)
+            for i, (text, name) in enumerate(zip((CAT, SEA, CITY), SCHEDULERS, strict=True))
+        ],
+    )
     yield "rows-equal-arguments", [row(text, num_inference_steps=4, seed=31) for text in (CAT, CAT, SEA)]
-    yield "rows-mixed-sizes", [
-        row(CAT, num_inference_steps=3, seed=41, height=64, width=64),
-        row(CAT, num_inference_steps=3, seed=41, height=48, width=80),
-        row(CAT, num_inference_steps=3, seed=41, height=8, width=8),
-    ]
+    yield (
+        "rows-mixed-sizes",
+        [
+            row(CAT, num_inference_steps=3, seed=41, height=64, width=64),
+            row(CAT, num_inference_steps=3, seed=41, height=48, width=80),
+            row(CAT, num_inference_steps=3, seed=41, height=8, width=8),
+        ],
+    )
     yield "two-images", [row(CAT, UGLY, num_inference_steps=4, num_images_per_prompt=2, seed=51)]
-    yield "two-images-no-guidance", [
-        row(CAT, num_inference_steps=4, num_images_per_prompt=2, guidance_scale=1.0, seed=52)
-    ]
-    yield "two-images-eta", [
-        row(CAT, num_inference_steps=4, num_images_per_prompt=2, eta=0.5, scheduler="DDIMScheduler", seed=53)
-    ]
-    yield "three-images-two-rows", [
-        row(CAT, num_inference_steps=3, num_images_per_prompt=3, seed=54),
-        row(SEA, num_inference_steps=5, num_images_per_prompt=3, seed=55, guidance_scale=0.5),
-    ]
+    yield (
+        "two-images-no-guidance",
+        [row(CAT, num_inference_steps=4, num_images_per_prompt=2, guidance_scale=1.0, seed=52)],
+    )
+    yield (
+        "two-images-eta",
+        [row(CAT, num_inference_steps=4, num_images_per_prompt=2, eta=0.5, scheduler="DDIMScheduler", seed=53)],
+    )
+    yield (
+        "three-images-two-rows",
+        [
+            row(CAT, num_inference_steps=3, num_images_per_prompt=3, seed=54),
+            row(SEA, num_inference_steps=5, num_images_per_prompt=3, seed=55, guidance_scale=0.5),
+        ],
+    )
     yield "eta", [row(CAT, num_inference_steps=5, eta=0.5, scheduler="DDIMScheduler", seed=61)]
-    yield "guidance-rescale", [
-        row(SEA, num_inference_steps=5, guidance_rescale=0.7, scheduler="DDIMScheduler", seed=71),
-        row(SEA, UGLY, num_inference_steps=4, guidance_rescale=0.7, num_images_per_prompt=2, seed=72),
-    ]
-    yield "clip-skip", [
-        row(CAT, num_inference_steps=4, clip_skip=1, seed=81),
-        row(CAT, UGLY, num_inference_steps=4, clip_skip=2, seed=81),
-    ]
-    yield "timesteps", [
-        row(CAT, timesteps=[999, 700, 300, 100], scheduler="DPMSolverMultistepScheduler", seed=91),
-    ]
-    yield "texts", [
-        row("", num_inference_steps=3, seed=101),
-        row("!", num_inference_steps=3, seed=101),
-        row(LONG, LONG, num_inference_steps=3, seed=101),
-        row("Caf\u00e9 \u4e00\u53ea\u732b \U0001f431 <|endoftext|> it's", "\u00fcber\n!", num_inference_steps=3, seed=101),
-    ]
+    yield (
+        "guidance-rescale",
+        [
+            row(SEA, num_inference_steps=5, guidance_rescale=0.7, scheduler="DDIMScheduler", seed=71),
+            row(SEA, UGLY, num_inference_steps=4, guidance_rescale=0.7, num_images_per_prompt=2, seed=72),
+        ],
+    )
+    yield (
+        "clip-skip",
+        [
+            row(CAT, num_inference_steps=4, clip_skip=1, seed=81),
+            row(CAT, UGLY, num_inference_steps=4, clip_skip=2, seed=81),
+        ],
+    )
+    yield (
+        "timesteps",
+        [
+            row(CAT, timesteps=[999, 700, 300, 100], scheduler="DPMSolverMultistepScheduler", seed=91),
+        ],
+    )
+    yield (
+        "texts",
+        [
+            row("", num_inference_steps=3, seed=101),
+            row("!", num_inference_steps=3, seed=101),
+            row(LONG, LONG, num_inference_steps=3, seed=101),
+            row(
+                "Caf\u00e9 \u4e00\u53ea\u732b \U0001f431 <|endoftext|> it's",
+                "\u00fcber\n!",
+                num_inference_steps=3,
+                seed=101,
+            ),
+        ],
+    )
     yield "large-seed", [row(CAT, num_inference_steps=3, seed=2**63 - 1)]
 
 
 def shaped(checkpoint):
     """A few of the special cases on a checkpoint of another shape."""
     yield "default-size", [row(CAT, num_inference_steps=5, seed=111)]
-    yield "rows-mixed-arguments", [
-        row(CAT, num_inference_steps=3, guidance_scale=7.5, seed=112),
-        row(SEA, UGLY, num_inference_steps=5, guidance_scale=1.0, seed=113),
-        row(CITY, UGLY, num_inference_steps=4, guidance_scale=3.0, seed=114),
-    ]
+    yield (
+        "rows-mixed-arguments",
+        [
+            row(CAT, num_inference_steps=3, guidance_scale=7.5, seed=112),
+            row(SEA, UGLY, num_inference_steps=5, guidance_scale=1.0, seed=113),
+            row(CITY, UGLY, num_inference_steps=4, guidance_scale=3.0, seed=114),
+        ],
+    )
     yield "two-images", [row(SEA, num_inference_steps=4, num_images_per_prompt=2, seed=115)]
-    yield "eta-rescale-clip-skip", [
-        row(
-            CAT,
-            UGLY,
-            num_inference_steps=4,
-            eta=0.5,
-            guidance_rescale=0.7,
-            clip_skip=1,
-            scheduler="DDIMScheduler",
-            seed=116,
-        )
-    ]
+    yield (
+        "eta-rescale-clip-skip",
+        [
+            row(
+                CAT,
+                UGLY,
+                num_inference_steps=4,
+                eta=0.5,
+                guidance_rescale=0.7,
+                clip_skip=1,
+                scheduler="DDIMScheduler",
+                seed=116,
+            )
+        ],
+    )
 
 
 def checked():
@@ -140,42 +177,68 @@ def weighted():
     """Prompts of the weighted syntax. Those of the first case do not share a UNet call: they have 77 to 231 tokens."""
     syntax = dict(prompt_syntax="weighted", num_inference_steps=3)
     long = "a (detailed:1.4) painting of a [castle] above the clouds, " * 10
-    yield "sd2_base", "weighted-lengths", [
-        row("a (red:1.4) cat on a [blue] (chair)", **syntax, seed=121),
-        row(long, **syntax, seed=121),
-        row("a (red:1.4) cat on a [blue] (chair)", "(blurry:1.3)", **syntax, seed=122),
-        row(CAT, UGLY, num_inference_steps=3, seed=122),
-        row("a cat", long * 3, **syntax, seed=121),
-        row("a cat", long * 3, **syntax, seed=121, guidance_scale=1.0),
-    ]
-    yield "sd2_base", "weighted-two-images", [
-        row("a ((stormy:1.2) sea at night", long, **syntax, seed=123, num_images_per_prompt=2),
-    ]
-    yield "sd1", "weighted-clip-skip", [
-        row("a (red:1.4) cat, ((wow)) \\(4k\\)", "(blurry), low quality", **syntax, seed=124, clip_skip=1),
-    ]
+    yield (
+        "sd2_base",
+        "weighted-lengths",
+        [
+            row("a (red:1.4) cat on a [blue] (chair)", **syntax, seed=121),
+            row(long, **syntax, seed=121),
+            row("a (red:1.4) cat on a [blue] (chair)", "(blurry:1.3)", **syntax, seed=122),
+            row(CAT, UGLY, num_inference_steps=3, seed=122),
+            row("a cat", long * 3, **syntax, seed=121),
+            row("a cat", long * 3, **syntax, seed=121, guidance_scale=1.0),
+        ],
+    )
+    yield (
+        "sd2_base",
+        "weighted-two-images",
+        [
+            row("a ((stormy:1.2) sea at night", long, **syntax, seed=123, num_images_per_prompt=2),
+        ],
+    )
+    yield (
+        "sd1",
+        "weighted-clip-skip",
+        [
+            row("a (red:1.4) cat, ((wow)) \\(4k\\)", "(blurry), low quality", **syntax, seed=124, clip_skip=1),
+        ],
+    )
 
 
 def distilled():
     """A few steps with the schedulers of the `lcm` and `sd_turbo` folders."""
     yield "lcm", "default", [row(CAT, seed=131), row(SEA, seed=132, guidance_scale=1.0)]
-    yield "lcm", "steps", [
-        row(CAT, num_inference_steps=steps, guidance_scale=scale, seed=133)
-        for steps, scale in ((1, 8.0), (2, 8.0), (3, 1.0), (4, 0.0))
-    ]
-    yield "lcm", "two-images", [
-        row(CITY, num_inference_steps=3, guidance_scale=8.0, num_images_per_prompt=2, height=72, width=48, seed=134)
-    ]
-    yield "sd_turbo", "steps", [
-        row(CAT, num_inference_steps=steps, guidance_scale=0.0, seed=136) for steps in (1, 2, 3, 4)
-    ]
-    yield "sd_turbo", "guidance", [
-        row(SEA, num_inference_steps=2, guidance_scale=1.0, seed=137),
-        row(SEA, UGLY, num_inference_steps=3, guidance_scale=7.5, seed=137),
-    ]
-    yield "sd_turbo", "two-images", [
-        row(CITY, num_inference_steps=2, guidance_scale=0.0, num_images_per_prompt=2, height=72, width=48, seed=137)
-    ]
+    yield (
+        "lcm",
+        "steps",
+        [
+            row(CAT, num_inference_steps=steps, guidance_scale=scale, seed=133)
+            for steps, scale in ((1, 8.0), (2, 8.0), (3, 1.0), (4, 0.0))
+        ],
+    )
+    yield (
+        "lcm",
+        "two-images",
+        [row(CITY, num_inference_steps=3, guidance_scale=8.0, num_images_per_prompt=2, height=72, width=48, seed=134)],
+    )
+    yield (
+        "sd_turbo",
+        "steps",
+        [row(CAT, num_inference_steps=steps, guidance_scale=0.0, seed=136) for steps in (1, 2, 3, 4)],
+    )
+    yield (
+        "sd_turbo",
+        "guidance",
+        [
+            row(SEA, num_inference_steps=2, guidance_scale=1.0, seed=137),
+            row(SEA, UGLY, num_inference_steps=3, guidance_scale=7.5, seed=137),
+        ],
+    )
+    yield (
+        "sd_turbo",
+        "two-images",
+        [row(CITY, num_inference_steps=2, guidance_scale=0.0, num_images_per_prompt=2, height=72, width=48, seed=137)],
+    )
 
 
 def named(cases):

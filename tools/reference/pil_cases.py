@@ -144,7 +144,9 @@ def fitted(tensors):
 
 def overlays(tensors):
     processor = VaeImageProcessor()
-    for number, (width, height, region) in enumerate(((32, 24, (5, 3, 29, 20)), (32, 24, (0, 0, 32, 24)), (31, 23, None))):
+    for number, (width, height, region) in enumerate(
+        ((32, 24, (5, 3, 29, 20)), (32, 24, (0, 0, 32, 24)), (31, 23, None))
+    ):
         name = f"overlay/{number}"
         mask = noise(200 + number, width, height, 1)[..., 0]
         # A third black, a third white.

@@ -17,7 +17,25 @@ IMAGE_SIZE = 32
 GAINS = {"class_embedding": 0.3, "position_embedding": 0.3, "patch_embedding": 3.0, "out_proj": 2.0, "v_proj": 1.5}
 
 SPECIAL_CARE_THRESHOLDS = [0.605, 0.05, 0.21]
-THRESHOLDS = [0.32, 0.57, 0.31, 0.151, 0.47, 0.09, 0.23, 0.345, 0.17, 0.33, 0.335, 0.27, 0.23, 0.355, 0.235, 0.348, 0.52]
+THRESHOLDS = [
+    0.32,
+    0.57,
+    0.31,
+    0.151,
+    0.47,
+    0.09,
+    0.23,
+    0.345,
+    0.17,
+    0.33,
+    0.335,
+    0.27,
+    0.23,
+    0.355,
+    0.235,
+    0.348,
+    0.52,
+]
 
 
 def safety_checker(seed):

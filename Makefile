@@ -45,8 +45,8 @@ build: setup ## target/release: libtriton_diffusion.so, and the command triton-d
 backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=dist/backends; dist/bin/triton-diffusion
 	@CUDA='$(CUDA)' tools/backend.sh
 
-demo: backend ## a picture through four models, to demo.png and demo.html; with SERVE=1 the server stays
-	@$(PYTHON_VENV) demo/walk.py $(if $(SERVE),--serve)
+demo: backend ## one image through four models, to demo.png and demo.html; with SERVE=1 the server stays
+	@$(PYTHON_VENV) demo/run.py $(if $(SERVE),--serve)
 
 serve: backend ## serve a model repository on loopback: make serve MODELS=model_repository
 	@$(PYTHON_VENV) tools/server.py $(MODELS)

@@ -92,7 +92,7 @@ bench: backend setup-reference ## compare with diffusers in Triton's Python back
 
 bench-full-size: backend setup-reference ## the same for 3 models of Stable Diffusion 2.1's shapes (8 GB of disk, 20 GB of memory)
 	[ -d target/bench/sd21 ] || '$(REFERENCE_VENV)/bin/python' benches/full_size.py target/bench/sd21
-	$(PYTHON_VENV) benches/many_models.py --reference-venv '$(REFERENCE_VENV)' --checkpoint target/bench/sd21 --count 3 --no-pictures
+	$(PYTHON_VENV) benches/many_models.py --reference-venv '$(REFERENCE_VENV)' --checkpoint target/bench/sd21 --count 3 --no-images
 
 clean: ## remove what was built; the virtual environments stay
 	rm -rf target dist demo.png demo.html

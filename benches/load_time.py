@@ -1,10 +1,10 @@
-"""Load time of one checkpoint in this backend and in diffusers behind Triton's Python backend, in one server run.
+"""Compares the load time of one checkpoint in this backend and in diffusers behind Triton's Python backend.
 
     make bench        (or: .venv/bin/python benches/load_time.py --reference-venv .venv-reference)
 
-Each model is loaded, asked for one picture and unloaded, --rounds times in turn; the median of the load times is
-printed, and their ratio. Before the first round each is loaded once, so that the files are in the page cache and the
-libraries mapped.
+One server loads each model, generates one image and unloads the model, --rounds times in turn. The program prints the
+medians of the load times and their ratio. A first load of each model, which does not count, fills the page cache and
+maps the libraries.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 
 import tritonclient.http as httpclient
 
-from peer import REFERENCE_VENV, TINY, WORK, add_model, load_once, start
+from python_backend import REFERENCE_VENV, TINY, WORK, add_model, load_once, start
 
 DIFFUSION = "diffusion"
 PYTHON = "python_diffusers"

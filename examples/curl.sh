@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A prompt to a running server with nothing but curl and jq; the picture to a file. With a picture as the second argument
-# it is the start (image to image).
+# Sends a prompt to a running server with curl and jq, and writes the image to standard output. A second argument names an
+# input image (image to image).
 #
 #   examples/curl.sh "a lighthouse at dusk" > lighthouse.png
 #   examples/curl.sh "a lighthouse in winter" lighthouse.png > winter.png
@@ -10,9 +10,9 @@ set -euo pipefail
 url="${URL:-http://localhost:8000}"
 model="${MODEL:-sd_base}"
 gen_args="${GEN_ARGS:-"{}"}"
-prompt="${1:?usage: curl.sh PROMPT [PICTURE]}"
+prompt="${1:?usage: curl.sh PROMPT [IMAGE]}"
 
-# A picture is too long for an argument list, so that jq reads it from a file.
+# An image is too long for an argument list; jq reads it from a file.
 image="$(mktemp)" reply="$(mktemp)"
 trap 'rm -f "$image" "$reply"' EXIT
 if [ $# -gt 1 ]; then base64 -w0 "$2" >"$image"; fi

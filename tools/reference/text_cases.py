@@ -1,4 +1,4 @@
-"""The texts whose token ids and embeddings are recorded."""
+"""Texts for the goldens of token ids and embeddings."""
 
 LONG = " ".join(
     ["a highly detailed oil painting of an old castle above the clouds, dramatic light, wide angle photograph"] * 8

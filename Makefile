@@ -21,7 +21,7 @@ PYTEST_ARGS ?=
 TEST_ARGS ?=
 
 # On a machine with other work, OpenMP's threads wait for each other by spinning on cores that they do not have. Tests and
-# demo spin shortly and then sleep. The pictures are the same.
+# demo spin shortly and then sleep. The images are the same.
 export GOMP_SPINCOUNT ?= 10000
 
 # The property tests draw the same cases in every run, so that a failure comes of what was changed. Others with
@@ -71,7 +71,7 @@ test-deploy: setup
 soak: backend ## eight clients that load, infer and unload at random for five minutes
 	TRITON_DIFFUSION_SOAK_SECONDS=300 $(PYTHON_VENV) -m pytest tests/e2e/test_soak.py $(PYTEST_ARGS)
 
-tiles: setup ## the upscaler in pieces against the upscaler whole, 512x512 to 2048x2048 (some minutes)
+tiles: setup ## the upscaler with tiles against the upscaler without, 512x512 to 2048x2048 (some minutes)
 	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features fault-injection --test tiles -- --nocapture
 
 lint: setup ## rustfmt, clippy, rustdoc and ruff, warnings as errors

@@ -165,8 +165,8 @@ def shaped(checkpoint):
 
 def checked():
     """Yields cases with a safety checker, which flags some of the images."""
-    # With these seeds, every score is at least 0.028 from its threshold (tiny_safety.margin); the whole adjustment is 0.01.
-    # The second image is near a special care concept, but near no other concept.
+    # With these seeds, every score is at least 0.028 from its threshold (tiny_safety.margin),
+    # more than the adjustment of 0.01. The second image is near a special care concept, but near no other concept.
     yield "kept", [element(SEA, num_inference_steps=4, seed=127), element(SEA, num_inference_steps=4, seed=124)]
     yield "flagged", [element(CAT, num_inference_steps=4, seed=126)]
     yield "one-of-two-images", [element(CAT, num_inference_steps=4, seed=129, num_images_per_prompt=2)]

@@ -251,11 +251,13 @@ class TritonServer:
 
     def metric(self, name, **labels):
         """Returns the sum of the samples of a metric that have all these labels; None if there is no such sample."""
+        # The parser appends `_total` to a counter without it, such as Triton's nv_inference_count.
+        names = (name, f"{name}_total")
         values = [
             sample.value
             for family in text_string_to_metric_families(self.metrics())
             for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
+            if sample.name in names and labels.items() <= sample.labels.items()
         ]
         return sum(values) if values else None
 

@@ -21,7 +21,7 @@ import transformers
 import autoencoders
 import captions
 import depth
-import folders
+import export
 import latents
 import training
 import unets
@@ -106,7 +106,7 @@ def main():
     # Everything is trained; these calls only load the checkpoints.
     components = dict(tokenizer=tokenizer, text_encoder=encoder) | image_models(work) | upscaler_and_depth(work)
     with torch.no_grad():
-        folders.write(arguments.out, components)
+        export.write(arguments.out, components)
     (arguments.out / "training.json").write_text(json.dumps(report(work), indent=1) + "\n")
 
 

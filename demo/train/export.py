@@ -16,9 +16,9 @@ import depth
 import unets
 import upscaler
 
-# What public folders carry beside their betas.
+# The settings of public folders, except the betas.
 DDIM = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
-# The noise that DDPM adds at each step lets a small network mend what it drew wrong at the step before.
+# The noise that DDPM adds at each step lets a small network correct errors of the step before.
 DDPM = dict(clip_sample=False, steps_offset=1, prediction_type="v_prediction")
 
 

@@ -21,7 +21,7 @@ PYTEST_ARGS ?=
 TEST_ARGS ?=
 
 # On a machine with other work, OpenMP's threads wait for each other by spinning on cores that they do not have. Tests and
-# demo spin shortly and then sleep. The pictures are the same.
+# demo spin shortly and then sleep. The images are the same.
 export GOMP_SPINCOUNT ?= 10000
 
 # The property tests draw the same cases in every run, so that a failure comes of what was changed. Others with
@@ -47,8 +47,8 @@ build: setup ## target/release: libtriton_diffusion.so, and the command triton-d
 backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=dist/backends; dist/bin/triton-diffusion
 	@CUDA='$(CUDA)' tools/backend.sh
 
-demo: backend ## a picture through four models, to demo.png and demo.html; with SERVE=1 the server stays
-	@$(PYTHON_VENV) demo/walk.py $(if $(SERVE),--serve)
+demo: backend ## one image through four models, to demo.png and demo.html; with SERVE=1 the server stays
+	@$(PYTHON_VENV) demo/run.py $(if $(SERVE),--serve)
 
 serve: backend ## serve a model repository on loopback: make serve MODELS=model_repository
 	@$(PYTHON_VENV) tools/server.py $(MODELS)
@@ -78,15 +78,17 @@ test-deploy: setup
 soak: backend ## eight clients that load, infer and unload at random for five minutes
 	TRITON_DIFFUSION_SOAK_SECONDS=300 $(PYTHON_VENV) -m pytest tests/e2e/test_soak.py $(PYTEST_ARGS)
 
-tiles: setup ## the upscaler in pieces against the upscaler whole, 512x512 to 2048x2048 (some minutes)
+tiles: setup ## the upscaler with tiles against the upscaler without, 512x512 to 2048x2048 (some minutes)
 	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features failpoints --test upscaler_tiles -- --nocapture
 
-lint: setup ## rustfmt, clippy, rustdoc and typos, warnings as errors
+lint: setup ## rustfmt, clippy, rustdoc, ruff and typos, warnings as errors
+	.venv/bin/typos
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/failpoints -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
-	.venv/bin/typos
 
 # Offline, after the fetch: what it checks is in Cargo.lock and in the crates themselves.
 deny: ## licenses, sources and duplicate versions of the crates (cargo-deny, installed if it is missing)
@@ -105,7 +107,7 @@ bench: backend setup-reference ## compare with diffusers in Triton's Python back
 
 bench-full-size: backend setup-reference ## the same for 3 models of Stable Diffusion 2.1's shapes (8 GB of disk, 20 GB of memory)
 	[ -d target/bench/sd21 ] || '$(REFERENCE_VENV)/bin/python' benches/full_size.py target/bench/sd21
-	$(PYTHON_VENV) benches/many_models.py --reference-venv '$(REFERENCE_VENV)' --checkpoint target/bench/sd21 --count 3 --no-pictures
+	$(PYTHON_VENV) benches/many_models.py --reference-venv '$(REFERENCE_VENV)' --checkpoint target/bench/sd21 --count 3 --no-images
 
 clean: ## remove what was built; the virtual environments stay
 	rm -rf target dist demo.png demo.html

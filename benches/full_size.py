@@ -1,9 +1,9 @@
-"""Writes a diffusers folder with the shapes of Stable Diffusion 2.1 and random float16 weights: 2.6 GB.
+"""Writes a diffusers folder with the shapes of Stable Diffusion 2.1 and random float16 weights (2.6 GB).
 
     .venv-reference/bin/python benches/full_size.py target/bench/sd21
 
-Shapes and switches are those of the public checkpoint stabilityai/stable-diffusion-2-1-base; tokenizer and scheduler
-are those of a tiny one in tests/checkpoints. The weights are noise: loading and memory are real, pictures are not.
+Shapes and settings are those of the public checkpoint stabilityai/stable-diffusion-2-1-base. Tokenizer and scheduler
+are copied from a tiny test checkpoint. The weights are noise, which makes no difference for load time and memory.
 """
 
 import json
@@ -46,7 +46,7 @@ TEXT = dict(
 
 
 def write(folder, stem, model, seed):
-    """The model's config, and noise of its shapes."""
+    """Writes the config of a model, and noise in the shapes of its weights."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: (torch.randn(value.shape, generator=generator) * 0.02).half()

@@ -1,10 +1,10 @@
-"""Load time of one checkpoint in this backend and in diffusers behind Triton's Python backend, in one server run.
+"""Compares the load time of one checkpoint in this backend and in diffusers behind Triton's Python backend.
 
     make bench        (or: .venv/bin/python benches/load_time.py --reference-venv .venv-reference)
 
-Each model is loaded, asked for one picture and unloaded, --rounds times in turn; the median of the load times is
-printed, and their ratio. Before the first round each is loaded once, so that the files are in the page cache and the
-libraries mapped.
+One server loads each model, generates one image and unloads the model, --rounds times in turn. The program prints the
+medians of the load times and their ratio. A first load of each model, which does not count, fills the page cache and
+maps the libraries.
 """
 
 import argparse
@@ -13,7 +13,8 @@ import shutil
 import statistics
 
 import tritonclient.http as httpclient
-from peer import REFERENCE_VENV, TINY, WORK, add_model, load_once, start
+
+from python_backend import REFERENCE_VENV, TINY, WORK, add_model, load_once, start
 
 DIFFUSION = "diffusion"
 PYTHON = "python_diffusers"
@@ -28,7 +29,7 @@ def main():
 
     shutil.rmtree(WORK / "model_repository", ignore_errors=True)
     models = (DIFFUSION, PYTHON)
-    for model, backend in zip(models, ("diffusion", "python")):
+    for model, backend in zip(models, ("diffusion", "python"), strict=True):
         add_model(WORK / "model_repository", model, backend, arguments.checkpoint)
     seconds = {model: [] for model in models}
     server = start(WORK, arguments.reference_venv)

@@ -1,4 +1,6 @@
-"""A prompt to a running server, over gRPC or HTTP; the picture to a file.
+"""Sends a prompt to a running server, over gRPC or HTTP, and writes the image to a file.
+
+Examples:
 
     .venv/bin/python examples/text_to_image.py "a lighthouse at dusk" --out lighthouse.png
     .venv/bin/python examples/text_to_image.py "a lighthouse at dusk" --protocol http --url localhost:8000 --steps 25
@@ -22,7 +24,7 @@ def main():
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("picture.png"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("generated.png"))
     arguments = parser.parse_args()
 
     if arguments.protocol == "grpc":
@@ -40,7 +42,7 @@ def main():
         "gen_args": json.dumps(gen_args),
     }
 
-    # One row: every tensor has the shape [1, 1]. More rows make more pictures with one request.
+    # One batch element, so every tensor has the shape [1, 1]. A larger batch generates more images with one request.
     inputs = []
     for name, text in texts.items():
         tensor = protocol.InferInput(name, [1, 1], "BYTES")

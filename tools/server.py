@@ -1,7 +1,7 @@
-"""Starts a tritonserver on loopback, waits until it is ready, and ends it. As a program (`make serve`): serves a model repository.
+"""Starts a tritonserver on loopback, waits until it is ready, and stops it. The command (`make serve`) serves a folder.
 
-Used by the demo, the benches and the end-to-end tests. The server is the one that the nvidia-pytriton package of this
-Python environment carries, or the program that the variable TRITONSERVER names.
+The demo, the benches and the end-to-end tests use it. The server is part of the nvidia-pytriton package of this Python
+environment; the variable TRITONSERVER names another program.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import time
 import urllib.error
 import urllib.request
 
+from prometheus_client.parser import text_string_to_metric_families
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ROOT / "dist" / "backends"
 
@@ -26,11 +28,11 @@ _libc = ctypes.CDLL(None)
 
 
 class ServerError(RuntimeError):
-    """The server could not be found, did not start, or ended early."""
+    """The server was not found, did not start, or stopped early."""
 
 
 def find_tritonserver():
-    """The path of the tritonserver program."""
+    """Returns the path of the tritonserver program."""
     named = os.environ.get("TRITONSERVER")
     if named:
         return pathlib.Path(named)
@@ -46,15 +48,15 @@ def find_tritonserver():
 
 
 def pytriton_folder():
-    """The folder of the nvidia-pytriton package, found without importing it; None if it is not installed."""
+    """Returns the folder of the nvidia-pytriton package, without importing it; None if it is not installed."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         return None
-    return pathlib.Path(list(spec.submodule_search_locations)[0])
+    return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 
 def free_ports(count):
-    """`count` different TCP ports that are free on loopback at this moment."""
+    """Returns `count` different TCP ports that are free on loopback at this moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -63,19 +65,23 @@ def free_ports(count):
 
 
 def _end_with_parent():
-    # A server must not outlive the test run that started it, however that run ends.
+    # The kernel stops the server even if the process that started it is killed.
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class TritonServer:
     """One tritonserver process; use it as a context manager.
 
-    model_repository: folder of models. log_path: file for the server's output. models: names to load at the start (the
-    other models are loaded with the model control API). backends: the backend folder. arguments: further
-    command-line arguments. environment: variables to set for the server (None as a value unsets one). sagemaker: also
-    serve the SageMaker routes; that front end has no option for its address, so the caller decides in `environment`
-    how it is kept off the network. ready_timeout: seconds to wait for readiness. ports: those of HTTP, gRPC and metrics;
-    free ones if not given.
+    model_repository: the folder of models.
+    log_path: the file for the server's output.
+    models: the names of the models to load at the start. The model control API loads the others.
+    backends: the folder of backends.
+    arguments: further command-line arguments.
+    environment: variables to set for the server; the value None unsets a variable.
+    sagemaker: whether to serve the SageMaker routes too. That front end has no option for its address: the caller
+        keeps it off the network with `environment`.
+    ready_timeout: seconds to wait for readiness.
+    ports: the ports of HTTP, gRPC and metrics; free ports by default.
     """
 
     def __init__(
@@ -104,27 +110,27 @@ class TritonServer:
 
     @property
     def http_address(self):
-        """host:port of the HTTP front end, as tritonclient takes it."""
+        """Returns host:port of the HTTP front end."""
         return f"127.0.0.1:{self.http_port}"
 
     @property
     def grpc_address(self):
-        """host:port of the gRPC front end, as tritonclient takes it."""
+        """Returns host:port of the gRPC front end."""
         return f"127.0.0.1:{self.grpc_port}"
 
     @property
     def sagemaker_url(self):
-        """Address of the SageMaker front end."""
+        """Returns the URL of the SageMaker front end."""
         return f"http://127.0.0.1:{self.sagemaker_port}"
 
     def command(self):
-        """The command line of the server."""
+        """Returns the command line of the server."""
         command = [
             str(find_tritonserver()),
             f"--model-repository={self.model_repository}",
             f"--backend-directory={self.backends}",
             "--model-control-mode=explicit",
-            # A model that fails to load is reported for that model; the server serves the others.
+            # One model that fails to load does not stop the server.
             "--exit-on-error=false",
             "--strict-readiness=false",
             "--exit-timeout-secs=20",
@@ -142,7 +148,7 @@ class TritonServer:
         return command + list(self.arguments)
 
     def start(self):
-        """Starts the server and waits for readiness; a port that was taken meanwhile is tried again with others."""
+        """Starts the server and waits for readiness. Tries other ports if one was taken in the meantime."""
         for attempt in range(3):
             self.http_port, self.grpc_port, self.metrics_port, self.sagemaker_port = free_ports(4)
             if self.ports is not None:
@@ -184,9 +190,9 @@ class TritonServer:
         while time.monotonic() < deadline:
             code = self.process.poll()
             if code is not None:
-                raise ServerError(f"tritonserver ended with status {code}:\n{self.log()[-4000:]}")
+                raise ServerError(f"tritonserver exited with status {code}:\n{self.log()[-4000:]}")
             if self._front_ends_answer():
-                # Models are loaded before the front ends start: one that is not ready by now has failed to load.
+                # Triton loads models before it starts the front ends: a model that is not ready failed to load.
                 missing = [name for name in self.models if not self.is_ready(name)]
                 if missing:
                     raise ServerError(f"not loaded: {', '.join(missing)}\n{self.log()[-4000:]}")
@@ -195,7 +201,7 @@ class TritonServer:
         raise ServerError(f"tritonserver was not ready after {self.ready_timeout:.0f} s:\n{self.log()[-4000:]}")
 
     def is_ready(self, model):
-        """True if the server says that the model is ready."""
+        """Returns whether a model is ready."""
         return self._get_ok(f"http://{self.http_address}/v2/models/{model}/ready")
 
     def _front_ends_answer(self):
@@ -214,11 +220,11 @@ class TritonServer:
             return False
 
     def is_alive(self):
-        """True while the process runs."""
+        """Returns whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
     def stop(self, timeout=40.0):
-        """Ends the server: SIGTERM first, SIGKILL if it is still there after `timeout` seconds. Returns its status."""
+        """Stops the server: SIGTERM, then SIGKILL after `timeout` seconds. Returns the exit status."""
         if self.process is None:
             return None
         process, self.process = self.process, None
@@ -232,20 +238,27 @@ class TritonServer:
         return process.returncode
 
     def log(self):
-        """Everything that the server has printed."""
+        """Returns the output of the server."""
         try:
             return self.log_path.read_text(errors="replace")
         except FileNotFoundError:
             return ""
 
     def metrics(self):
-        """The text of the metrics endpoint."""
+        """Returns the text of the metrics endpoint."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as reply:
             return reply.read().decode()
 
     def metric(self, name, **labels):
-        """The sum of the samples of a metric that carry all these labels; None if there is no such sample."""
-        values = [value for got, value in parse_samples(self.metrics(), name) if labels.items() <= got.items()]
+        """Returns the sum of the samples of a metric that have all these labels; None if there is no such sample."""
+        # The parser appends `_total` to a counter without it, such as Triton's nv_inference_count.
+        names = (name, f"{name}_total")
+        values = [
+            sample.value
+            for family in text_string_to_metric_families(self.metrics())
+            for sample in family.samples
+            if sample.name in names and labels.items() <= sample.labels.items()
+        ]
         return sum(values) if values else None
 
     def __enter__(self):
@@ -255,25 +268,8 @@ class TritonServer:
         self.stop()
 
 
-def parse_samples(text, name):
-    """The samples of one metric in Prometheus' text format, as (labels, value)."""
-    samples = []
-    for line in text.splitlines():
-        if not line.startswith(name) or line[len(name) : len(name) + 1] not in ("{", " "):
-            continue
-        head, _, value = line.rpartition(" ")
-        labels = {}
-        if "{" in head:
-            for pair in head[head.index("{") + 1 : head.rindex("}")].split(","):
-                key, _, quoted = pair.partition("=")
-                if key:
-                    labels[key.strip()] = quoted.strip().strip('"')
-        samples.append((labels, float(value)))
-    return samples
-
-
 def main():
-    parser = argparse.ArgumentParser(description="Serves all models of a repository on 127.0.0.1, until Ctrl-C.")
+    parser = argparse.ArgumentParser(description="Serves all models of a repository on 127.0.0.1 until Ctrl-C.")
     parser.add_argument("model_repository", type=pathlib.Path)
     parser.add_argument("arguments", nargs="*", help="further arguments of tritonserver, after --")
     arguments = parser.parse_args()

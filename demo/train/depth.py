@@ -1,16 +1,18 @@
-"""A small DPT-Hybrid (Ranftl et al. 2021) that tells the depth of a scene from its picture."""
+"""A small DPT-Hybrid (Ranftl et al. 2021) that estimates the depth of a scene from its image."""
 
 import numpy as np
-import scenes
 import torch
+from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+import scenes
 from latents import SIDE, tensor
 from training import Training, rng
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 STEPS, BATCH = 700, 12
 
 
 def build():
+    """Makes the depth estimator with random weights."""
     torch.manual_seed(rng("depth").integers(2**31))
     return DPTForDepthEstimation(
         DPTConfig(
@@ -47,13 +49,14 @@ def build():
 
 
 def processor():
+    """Makes the image processor of the depth estimator."""
     return DPTImageProcessor(
         size={"height": SIDE, "width": SIDE}, resample=2, keep_aspect_ratio=False, ensure_multiple_of=1
     )
 
 
 def train(work):
-    """Absolute error of the depth times ten, which is the scale that the model's last ReLU learns fastest at."""
+    """Trains with the absolute error of the depth times ten: at this scale the model's last ReLU learns fastest."""
     model = build()
 
     def batch(step):

@@ -1,9 +1,9 @@
-"""Trains everything and writes the four folders: one command, one seed. Stopped, it goes on where it was.
+"""Trains all models and writes the four folders, with one command and one seed. Started again, it continues.
 
     python demo/train/run.py --work target/train --out demo/models
 
-After the text encoder two lanes run beside each other, a core each: the f8 VAE and the UNets in its latents, and the f4
-VAE, the upscaler and the depth estimator.
+After the text encoder, two processes run in parallel on one core each: the first trains the f8 VAE and the UNets in its
+latents, the second the f4 VAE, the upscaler and the depth estimator.
 """
 
 import argparse
@@ -13,32 +13,34 @@ import platform
 import warnings
 from pathlib import Path
 
-import autoencoders
-import depth
 import diffusers
-import folders
-import latents
 import numpy
 import torch
-import training
 import transformers
+
+import autoencoders
+import captions
+import depth
+import export
+import latents
+import training
 import unets
 import upscaler
-import words
 
 
 def text_encoder(work):
-    tokenizer = words.write_tokenizer(work / "tokenizer")
-    return tokenizer, words.train(work, tokenizer)
+    """Returns the tokenizer and the trained text encoder."""
+    tokenizer = captions.write_tokenizer(work / "tokenizer")
+    return tokenizer, captions.train(work, tokenizer)
 
 
-def pictures(work):
-    """The f8 VAE and the three UNets in its latents."""
+def image_models(work):
+    """Trains the f8 VAE and the three UNets in its latents."""
     tokenizer, encoder = text_encoder(work)
     vae = autoencoders.train(work, "vae_f8")
     cached = latents.joined(
-        latents.cached(work, "pictures", lambda: latents.pictures(vae, 0, latents.SCENES)),
-        latents.cached(work, "pairs", lambda: latents.pictures(vae, latents.SCENES, latents.SCENES + latents.PAIRS)),
+        latents.cached(work, "images", lambda: latents.images(vae, 0, latents.SCENES)),
+        latents.cached(work, "pairs", lambda: latents.images(vae, latents.SCENES, latents.SCENES + latents.PAIRS)),
     )
     base = unets.train(work, "text", tokenizer, encoder, cached)
     to_depth = unets.train(work, "depth", tokenizer, encoder, cached, base=base)
@@ -47,8 +49,8 @@ def pictures(work):
     return dict(vae=vae, unet_text=base, unet_depth=to_depth, unet_inpaint=inpaint)
 
 
-def enlargement(work):
-    """The f4 VAE, the upscaler's UNet and the depth estimator."""
+def upscaler_and_depth(work):
+    """Trains the f4 VAE, the upscaler's UNet and the depth estimator."""
     tokenizer, encoder = text_encoder(work)
     vae = autoencoders.train(work, "vae_f4")
     upscaler.fix_scaling(vae)
@@ -58,19 +60,20 @@ def enlargement(work):
     )
 
 
-def lane(parts, work):
+def train_in_process(train, work):
+    """Runs one of the functions above in a new process."""
     prepare()
-    parts(work)
+    train(work)
 
 
 def prepare():
-    """One thread a lane: over such small layers two threads wait for each other more than they help."""
+    """Limits torch to one thread per process: with layers this small, a second thread does not help."""
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.set_num_threads(1)
 
 
 def report(work):
-    """What was trained with what, how long it took, and how the losses went: ten lines of each training's log."""
+    """Returns the seed, the versions, and the time and losses of each training: ten lines of its log."""
     logs = [json.loads(file.read_text()) for file in sorted(work.glob("*.json"))]
     for log in logs:
         log["losses"] = [
@@ -83,7 +86,7 @@ def report(work):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="checkpoints, losses and cached latents")
-    parser.add_argument("--out", type=Path, required=True, help="the four folders, and training.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the four models and training.json")
     arguments = parser.parse_args()
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -91,18 +94,19 @@ def main():
 
     tokenizer, encoder = text_encoder(work)
     context = multiprocessing.get_context("spawn")
-    lanes = [context.Process(target=lane, args=(parts, work)) for parts in (pictures, enlargement)]
-    for each in lanes:
-        each.start()
-    for each in lanes:
-        each.join()
-    if any(each.exitcode for each in lanes):
-        raise SystemExit("a lane failed; what it has done is kept")
+    trainings = (image_models, upscaler_and_depth)
+    processes = [context.Process(target=train_in_process, args=(train, work)) for train in trainings]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise SystemExit("a training failed; its checkpoint is kept")
 
-    # All is trained: this only loads it.
-    parts = dict(tokenizer=tokenizer, text_encoder=encoder) | pictures(work) | enlargement(work)
+    # Everything is trained; these calls only load the checkpoints.
+    components = dict(tokenizer=tokenizer, text_encoder=encoder) | image_models(work) | upscaler_and_depth(work)
     with torch.no_grad():
-        folders.write(arguments.out, parts)
+        export.write(arguments.out, components)
     (arguments.out / "training.json").write_text(json.dumps(report(work), indent=1) + "\n")
 
 

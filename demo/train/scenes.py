@@ -1,7 +1,7 @@
-"""Captioned scenes: one or two flat shapes before a textured background, with their depth.
+"""Captioned scenes: one or two flat shapes in front of a textured background, with their depth.
 
-A scene is drawn from signed distances, so that any window of it can be had at any resolution without aliasing:
-lengths are shares of the picture's side, (0, 0) is the top left corner, y points down.
+A scene is drawn from signed distances, so any window of it can be rendered at any resolution without aliasing. Lengths
+are shares of the image's side, (0, 0) is the top left corner, and y points down.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star")
 
-# sRGB, 0 to 255. The objects are saturated, the backgrounds pale, so that "a red circle on a red background" shows.
+# sRGB, 0 to 255. Objects are saturated and backgrounds pale: "a red circle on a red background" is visible.
 COLOURS = {
     "red": (214, 39, 40),
     "green": (34, 139, 52),
@@ -31,7 +31,7 @@ BACKGROUNDS = {
 }
 TEXTURES = ("plain", "striped", "checkered", "dotted")
 
-# Radius of the circle that a shape lies in, as a share of the side.
+# Range of the radius of the circle around a shape, as a share of the side.
 RADII = {"small": (0.11, 0.135), None: (0.17, 0.2), "large": (0.25, 0.29)}
 PLACES = {
     "on the left": (0.3, 0.5),
@@ -42,13 +42,13 @@ PLACES = {
 }
 RELATIONS = ("left of", "right of", "above", "below", "in front of")
 
-# Depth as the estimator and the depth-conditioned UNet see it: larger is nearer, as MiDaS has it.
+# Depth for the estimator and the depth-conditioned UNet: larger is nearer, as in MiDaS.
 FAR, FLOOR, OBJECT, BEHIND, FRONT = 0.05, 0.25, 0.75, 0.55, 0.95
 
 
 @dataclass(frozen=True)
-class Thing:
-    """A shape: its words, its centre and radius, and the angle it is turned by (radians)."""
+class Object:
+    """A shape: its attributes, its centre and radius, its angle in radians, its depth."""
 
     shape: str
     colour: str
@@ -59,62 +59,63 @@ class Thing:
     angle: float = 0.0
     depth: float = OBJECT
 
-    def words(self):
-        named = " ".join(word for word in (self.size, self.colour, self.shape) if word)
-        return f"an {named}" if named.startswith("orange") else f"a {named}"
+    def phrase(self):
+        """Returns the words for the object, such as "a small red circle"."""
+        words = " ".join(word for word in (self.size, self.colour, self.shape) if word)
+        return f"an {words}" if words.startswith("orange") else f"a {words}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and the things before it, the farthest first."""
+    """A background and the objects in front of it, the farthest first."""
 
     background: str
     texture: str
     caption: str
     phase: tuple = (0.0, 0.0, 0.0)
-    things: tuple = field(default=())
+    objects: tuple = field(default=())
     relation: str | None = None
     place: str | None = None
 
-    def without(self, *gone):
-        """The same scene, seen without some of its things."""
-        return replace(self, things=tuple(thing for n, thing in enumerate(self.things) if n not in gone))
+    def without(self, *indices):
+        """Returns the scene without some of its objects."""
+        return replace(self, objects=tuple(each for n, each in enumerate(self.objects) if n not in indices))
 
 
-def ground(texture, background):
-    """The words for a background."""
+def background_phrase(texture, background):
+    """Returns the words for a background, such as "a striped red background"."""
     return f"a {background} background" if texture == "plain" else f"a {texture} {background} background"
 
 
-def backdrop(rng):
-    """A background alone, without a caption."""
+def sample_background(rng):
+    """Draws a scene without objects and caption."""
     background = str(rng.choice(list(BACKGROUNDS)))
     texture = str(rng.choice(TEXTURES, p=(0.4, 0.2, 0.2, 0.2)))
     return Scene(background, texture, "", tuple(rng.uniform(0, 1, 3)))
 
 
 def sample(rng):
-    """Draws a scene: two things in about half, one in most of the others, none in a few."""
-    scene = backdrop(rng)
+    """Draws a scene: about half have two objects, most others one, a few none."""
+    scene = sample_background(rng)
     kind = rng.uniform()
     if kind < 0.06:
-        words = ground(scene.texture, scene.background)
+        words = background_phrase(scene.texture, scene.background)
         return replace(scene, caption=words if rng.uniform() < 0.5 else words.replace("a ", "an empty ", 1))
     if kind < 0.5:
-        return one_thing(rng, scene)
-    return two_things(rng, scene)
+        return with_one_object(rng, scene)
+    return with_two_objects(rng, scene)
 
 
 def sample_pair(rng):
-    """Draws a scene of two things."""
-    return two_things(rng, backdrop(rng))
+    """Draws a scene with two objects."""
+    return with_two_objects(rng, sample_background(rng))
 
 
-def thing(rng, taken=(), sizes=(None, "small", "large")):
-    """A thing whose colour is not taken, somewhere to be said."""
-    colours = [colour for colour in COLOURS if colour not in taken]
+def sample_object(rng, excluded=(), sizes=(None, "small", "large")):
+    """Draws an object whose colour is not excluded; the caller sets its position."""
+    colours = [colour for colour in COLOURS if colour not in excluded]
     size = sizes[rng.integers(len(sizes))]
-    return Thing(
+    return Object(
         str(rng.choice(SHAPES)),
         str(rng.choice(colours)),
         size,
@@ -124,13 +125,14 @@ def thing(rng, taken=(), sizes=(None, "small", "large")):
 
 
 def jitter(rng, centre, radius, spread=0.04):
-    """A place near `centre` from which nothing of the thing leaves the picture."""
+    """Draws a position near `centre` at which the object is completely inside the image."""
     low, high = radius + 0.02, 0.98 - radius
     return [float(np.clip(value + rng.uniform(-spread, spread), low, high)) for value in centre]
 
 
-def one_thing(rng, scene):
-    only = thing(rng)
+def with_one_object(rng, scene):
+    """Adds an object and the caption to a background."""
+    only = sample_object(rng)
     place = None
     if rng.uniform() < 0.4:
         place = str(rng.choice(list(PLACES)))
@@ -138,27 +140,30 @@ def one_thing(rng, scene):
     else:
         x, y = jitter(rng, (0.5, 0.5), only.radius, 0.14)
     only = replace(only, x=x, y=y)
-    on = ground(scene.texture, scene.background)
-    said = f"{only.words()} {place} on {on}" if place else f"{only.words()} on {on}"
-    return replace(scene, things=(only,), caption=said, place=place)
+    background = background_phrase(scene.texture, scene.background)
+    caption = f"{only.phrase()} {place} on {background}" if place else f"{only.phrase()} on {background}"
+    return replace(scene, objects=(only,), caption=caption, place=place)
 
 
-def two_things(rng, scene):
+def with_two_objects(rng, scene):
+    """Adds two objects, one in relation to the other, and the caption to a background."""
     relation = str(rng.choice(RELATIONS))
     if relation == "in front of":
-        first = thing(rng, sizes=("small", None))
-        second = thing(rng, (first.colour,), ("large",))
+        first = sample_object(rng, sizes=("small", None))
+        second = sample_object(rng, (first.colour,), ("large",))
         x, y = jitter(rng, (0.5, 0.5), second.radius, 0.08)
         second = replace(second, x=x, y=y, depth=BEHIND)
         turn = rng.uniform(0, 2 * np.pi)
-        away = second.radius * rng.uniform(0.5, 0.9)
-        x, y = jitter(rng, (x + away * np.cos(turn), y + away * np.sin(turn)), first.radius, 0.0)
+        offset = second.radius * rng.uniform(0.5, 0.9)
+        x, y = jitter(rng, (x + offset * np.cos(turn), y + offset * np.sin(turn)), first.radius, 0.0)
         first = replace(first, x=x, y=y, depth=FRONT)
     else:
-        first = thing(rng)
-        second = thing(rng, (first.colour,), (None, "small") if first.size == "large" else (None, "small", "large"))
-        room = 1.0 - 2 * (first.radius + second.radius)
-        gap = rng.uniform(0.02, max(0.03, min(0.2, room * 0.8)))
+        first = sample_object(rng)
+        second = sample_object(
+            rng, (first.colour,), (None, "small") if first.size == "large" else (None, "small", "large")
+        )
+        free = 1.0 - 2 * (first.radius + second.radius)
+        gap = rng.uniform(0.02, max(0.03, min(0.2, free * 0.8)))
         distance = first.radius + second.radius + gap
         start = rng.uniform(0.02, max(0.03, 0.98 - distance - first.radius - second.radius))
         along = (start + first.radius, start + first.radius + distance)
@@ -166,16 +171,18 @@ def two_things(rng, scene):
         if relation in ("right of", "below"):
             along = (1 - along[0], 1 - along[1])
         if relation in ("left of", "right of"):
-            first, second = (replace(i, x=a, y=b) for i, a, b in zip((first, second), along, across))
+            first = replace(first, x=along[0], y=across[0])
+            second = replace(second, x=along[1], y=across[1])
         else:
-            first, second = (replace(i, x=b, y=a) for i, a, b in zip((first, second), along, across))
-    on = ground(scene.texture, scene.background)
-    said = f"{first.words()} {relation} {second.words()} on {on}"
-    return replace(scene, things=(second, first), caption=said, relation=relation)
+            first = replace(first, x=across[0], y=along[0])
+            second = replace(second, x=across[1], y=along[1])
+    background = background_phrase(scene.texture, scene.background)
+    caption = f"{first.phrase()} {relation} {second.phrase()} on {background}"
+    return replace(scene, objects=(second, first), caption=caption, relation=relation)
 
 
 def distance(item, x, y):
-    """Signed distance of points to a thing's outline, in shares of the side; negative inside."""
+    """Returns the signed distance of points to an object's outline, in shares of the side; negative inside."""
     dx, dy = x - item.x, y - item.y
     if item.shape == "circle":
         return np.hypot(dx, dy) - item.radius
@@ -184,10 +191,10 @@ def distance(item, x, y):
     if item.shape == "square":
         return np.maximum(np.abs(dx), np.abs(dy)) - item.radius * 0.8
     if item.shape == "triangle":
-        # Equilateral, a corner at the top: three half planes at half the radius from the centre.
+        # Equilateral with a corner at the top: three half planes at half of the radius from the centre.
         sides = np.maximum(np.abs(dx) * (3**0.5 / 2) - dy / 2, dy)
         return sides - item.radius * 0.5
-    # A star of five points: fold the plane into one tenth of it, then one edge from the tip to the inner corner.
+    # A star of five points: the plane is folded into one tenth, which has one edge from the tip to the inner corner.
     tenth = np.pi / 5
     turn = np.arctan2(dx, -dy)
     turn = np.abs((turn + tenth) % (2 * tenth) - tenth)
@@ -200,7 +207,7 @@ def distance(item, x, y):
 
 
 def pattern(scene, x, y):
-    """Signed distance to the texture's darker part."""
+    """Returns the signed distance of points to the darker part of the texture; negative inside."""
     a, b, turn = scene.phase
     if scene.texture == "striped":
         turn = (turn - 0.5) * np.pi / 2 + np.pi / 4
@@ -217,9 +224,9 @@ def pattern(scene, x, y):
 
 
 def render(scene, pixels, window=(0.0, 0.0, 1.0)):
-    """Draws a window (left, top, side) of the scene.
+    """Renders a window (left, top, side) of the scene.
 
-    Returns the picture, float32 (pixels, pixels, 3) from 0 to 1, and its depth, float32 (pixels, pixels) from 0 to 1.
+    Returns the image, float32 [pixels, pixels, 3] from 0 to 1, and its depth, float32 [pixels, pixels] from 0 to 1.
     """
     left, top, side = window
     step = side / pixels
@@ -231,14 +238,14 @@ def render(scene, pixels, window=(0.0, 0.0, 1.0)):
         return np.clip(0.5 - signed / step, 0, 1)[..., None]
 
     base = np.array(BACKGROUNDS[scene.background], np.float32) / 255
-    # The light falls from above: enough that no part is quite flat, too little to change a colour's name.
+    # Light from above: no part has one flat colour, but no colour changes its name.
     light = (1.05 - 0.12 * y)[..., None]
     image = np.broadcast_to(base, (*x.shape, 3)).astype(np.float32)
     if scene.texture != "plain":
         image = image * (1 - 0.2 * cover(pattern(scene, x, y)))
     image = image * light
     depth = (FAR + (FLOOR - FAR) * y).astype(np.float32)
-    for item in scene.things:
+    for item in scene.objects:
         signed = distance(item, x, y)
         shade = cover(signed)
         local = ((y - item.y) / item.radius)[..., None]

@@ -1,8 +1,8 @@
-"""What all trainings share: seeded data from a worker, Muon beside AdamW with warm-up and cosine decay, an average of
-the weights, checkpoints, a log of losses.
+"""Shared by all trainings: seeded data from a worker process, Muon and AdamW with warm-up and cosine decay, an average
+of the weights, checkpoints, and a log of losses.
 
-A training is repeatable: batch n depends on the seed and n alone, so that one that was stopped goes on as if it had not
-been.
+A training is repeatable: batch n depends only on the seed and n, so a training that was stopped continues as if it had
+not been.
 """
 
 import json
@@ -17,13 +17,13 @@ SEED = 20261123
 
 
 def rng(*key):
-    """A generator that depends on the seed and the key (integers or words)."""
+    """Returns a generator that depends on the seed and a key of integers and words."""
     words = [n if isinstance(n, int) else int.from_bytes(n.encode(), "little") % 2**31 for n in key]
     return np.random.default_rng([SEED, *words])
 
 
 class Batches(torch.utils.data.Dataset):
-    """`make(step)` for the steps from `first` on, for a DataLoader with workers."""
+    """Gives a DataLoader `make(step)` for the steps from `first` to before `last`."""
 
     def __init__(self, make, first, last):
         self.make, self.first, self.last = make, first, last
@@ -36,10 +36,10 @@ class Batches(torch.utils.data.Dataset):
 
 
 def orthogonal(matrices):
-    """About U Vᵀ of each matrix U S Vᵀ, (n, rows, columns) with no more rows than columns: five steps of Newton-Schulz with
-    Jordan's coefficients.
+    """Approximates U Vᵀ of each matrix U S Vᵀ, with five steps of Newton-Schulz and Jordan's coefficients.
 
-    They are polynomials of the rows' products, so that all but the last multiplication are over that small square.
+    `matrices` is [n, rows, columns] with at most as many rows as columns. The steps are polynomials of the small square
+    matrix of the rows' products; only the last multiplication has the full size.
     """
     matrices = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     square, product = matrices @ matrices.mT, None
@@ -52,11 +52,10 @@ def orthogonal(matrices):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal by a Newton-Schulz iteration (Jordan et al. 2024,
-    github.com/KellerJordan/Muon).
+    """Momentum with updates made orthogonal by Newton-Schulz (Jordan et al. 2024, github.com/KellerJordan/Muon).
 
-    torch.optim.Muon takes matrices alone; here a convolution is the matrix of its output channels. On the VAE it needs
-    half the steps of AdamW.
+    torch.optim.Muon takes only matrices; this class flattens a convolution to the matrix of its output channels. The
+    VAE needs half as many steps as with AdamW.
     """
 
     def __init__(self, parameters, lr, momentum=0.95):
@@ -64,11 +63,12 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        # Updates of equal shape are stacked and processed together.
         alike = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
-                    continue  # A layer that the forward pass goes round, as DPT has some.
+                    continue  # A layer that the forward pass skips; DPT has some.
                 state = self.state[parameter]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
@@ -78,11 +78,12 @@ class Muon(torch.optim.Optimizer):
         for ((rows, columns), rate), pairs in alike.items():
             updates = torch.stack([update for _, update in pairs])
             updates = orthogonal(updates.mT).mT if rows > columns else orthogonal(updates)
-            for (parameter, _), update in zip(pairs, updates):
+            for (parameter, _), update in zip(pairs, updates, strict=True):
                 parameter.add_(update.reshape(parameter.shape), alpha=-rate * max(1, rows / columns) ** 0.5)
 
 
-# Layers at the edge of a network are no maps between features, and an embedding's rows are learned one by one: AdamW's.
+# AdamW trains these parameters: the first and last layers do not map features to features, and each row of an
+# embedding is learned separately.
 NOT_MUON = (
     "embedding.",
     "position_embeddings",
@@ -100,8 +101,8 @@ NOT_MUON = (
 class Training:
     """One training of `modules`, with its checkpoint and losses in `work/name`.*.
 
-    `loss(batch, step)` returns the loss and a dictionary of figures to log. After `steps` the rate begins once more, at
-    half of its height, for `further` steps (Loshchilov and Hutter 2017, "SGDR").
+    After `steps`, the schedule of the learning rate starts again at half of its height, for `further` steps (Loshchilov
+    and Hutter 2017, "SGDR").
     """
 
     def __init__(self, work, name, modules, steps, rate, average=0.999, muon=0.02, further=0):
@@ -124,15 +125,17 @@ class Training:
             self.resume()
 
     def resume(self):
+        """Loads the checkpoint."""
         state = torch.load(self.file, weights_only=True)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
-        for optimizer, its in zip(self.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(its)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.mean = state["mean"]
         self.step, self.log, self.seconds = state["step"], state["log"], state["seconds"]
 
     def save(self):
+        """Writes the checkpoint and the log."""
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -150,8 +153,8 @@ class Training:
             )
         )
 
-    def share_of_rate(self, step):
-        """Linear warm-up over 50 steps, then half a cosine down to 2 %; and so again for the further steps."""
+    def lr_multiplier(self, step):
+        """Returns the factor of the learning rate: linear warm-up over 50 steps, then half a cosine down to 2 %."""
         height, steps = 1.0, self.first
         if step >= self.first:
             height, steps, step = 0.5, self.further, step - self.first
@@ -160,27 +163,30 @@ class Training:
         return height * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 50) / max(1, steps - 50))))
 
     def run(self, make, loss, workers=1, report=100, keep=300):
-        """Trains to the end, then leaves the averaged weights in the modules."""
+        """Trains to the end and puts the averaged weights into the modules.
+
+        `make(step)` returns a batch. `loss(batch, step)` returns the loss and a dictionary of figures to log.
+        """
         loader = torch.utils.data.DataLoader(
             Batches(make, self.step, self.steps),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=2 if workers else None,
-            # `make` is a closure over the data: a worker that is forked has it.
+            # `make` is a closure over the data, which only a forked worker inherits.
             multiprocessing_context="fork" if workers else None,
         )
         seen, started = [], time.monotonic()
         for batch in loader:
-            for optimizer, rate in zip(self.optimizers, self.rates):
-                optimizer.param_groups[0]["lr"] = rate * self.share_of_rate(self.step)
+            for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+                optimizer.param_groups[0]["lr"] = rate * self.lr_multiplier(self.step)
             value, figures = loss(batch, self.step)
             value.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            follow = min(self.average, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - follow)
+            decay = min(self.average, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - decay)
             self.step += 1
             seen.append({"loss": value.item(), **figures})
             if self.step % report == 0 or self.step == self.steps:
@@ -192,7 +198,7 @@ class Training:
                 seen = []
             if self.step % keep == 0 or self.step == self.steps:
                 self.save()
-        for parameter, mean in zip(self.parameters, self.mean):
+        for parameter, mean in zip(self.parameters, self.mean, strict=True):
             parameter.data.copy_(mean)
         for module in self.modules.values():
             module.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The command line of endpoint.py."""
+"""Parses the command line of endpoint.py."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ ARCHIVE = r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar\.gz"
 
 
 def matching(pattern, what):
-    """A type for argparse: text that matches the whole pattern."""
+    """Returns a type for argparse: text that matches the whole pattern."""
 
     def parse(text):
         if not re.fullmatch(pattern, text):
@@ -27,7 +27,7 @@ image_name = matching(r"\S{1,255}", "the name of an image")
 
 
 def s3_prefix(text):
-    """s3://bucket/prefix/ as (bucket, prefix); the prefix ends with a slash."""
+    """Splits s3://bucket/prefix/ into (bucket, prefix); the prefix ends with a slash."""
     found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form s3://bucket/prefix/")
@@ -36,7 +36,7 @@ def s3_prefix(text):
 
 
 def variable(text):
-    """NAME=VALUE as (name, value)."""
+    """Splits NAME=VALUE into (name, value)."""
     name, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
@@ -44,7 +44,7 @@ def variable(text):
 
 
 def json_object(text):
-    """The text of a JSON object."""
+    """Returns the text if it is a JSON object."""
     try:
         good = isinstance(json.loads(text), dict)
     except ValueError:
@@ -55,14 +55,14 @@ def json_object(text):
 
 
 def count(text):
-    """A number from 1 on."""
+    """Parses a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def percent(text):
-    """A number above 0. An instance with several GPUs reports their sum, so that it may pass 100."""
+    """Parses a number above 0. It may exceed 100: an instance with several GPUs reports their sum."""
     try:
         value = float(text)
     except ValueError:
@@ -73,13 +73,13 @@ def percent(text):
 
 
 def parse(description, commands, arguments=None):
-    """The options of one command; `commands`: name -> function, whose first line of documentation is its help."""
+    """Parses the options of one command. `commands` maps names to functions, whose docstrings are the help."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--dry-run", action="store_true", help="check and print the calls, make none")
-    common.add_argument("--region", help="AWS region (default: that of the environment or the profile)")
+    common.add_argument("--dry-run", action="store_true", help="check and print the calls without making them")
+    common.add_argument("--region", help="AWS region (default: from the environment or the profile)")
     common.add_argument("--profile", help="AWS profile")
     named = argparse.ArgumentParser(add_help=False)
-    named.add_argument("--name", type=endpoint_name, required=True, help="of endpoint, configuration and model")
+    named.add_argument("--name", type=endpoint_name, required=True, help="name of endpoint, configuration and model")
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="|".join(commands))
 
@@ -89,12 +89,19 @@ def parse(description, commands, arguments=None):
 
     upload = add("upload")
     upload.add_argument("--models", type=s3_prefix, required=True, metavar="S3_URL", help="s3://bucket/prefix/")
-    upload.add_argument("archives", type=pathlib.Path, nargs="+", help="made by triton-diffusion pack")
+    upload.add_argument("archives", type=pathlib.Path, nargs="+", help="archives written by triton-diffusion pack")
 
     deploy = add("deploy", named)
-    deploy.add_argument("--models", type=s3_prefix, required=True, metavar="S3_URL", help="where the archives are")
-    deploy.add_argument("--image", type=image_name, required=True, help="in ECR: SageMaker's Triton and this backend")
-    deploy.add_argument("--role", type=role_arn, required=True, help="of SageMaker; may read image and archives")
+    deploy.add_argument("--models", type=s3_prefix, required=True, metavar="S3_URL", help="folder of the archives")
+    deploy.add_argument(
+        "--image", type=image_name, required=True, help="image in ECR: SageMaker's Triton and this backend"
+    )
+    deploy.add_argument(
+        "--role",
+        type=role_arn,
+        required=True,
+        help="role that may read image and archives",
+    )
     deploy.add_argument("--instance-type", type=instance_type, default="ml.g5.xlarge", help="default: %(default)s")
     deploy.add_argument("--instances", type=count, default=2, help="default: %(default)s")
     environment = "variable of the container; may be repeated"
@@ -116,13 +123,13 @@ def parse(description, commands, arguments=None):
     invoke.add_argument("--image", type=pathlib.Path, metavar="FILE")
     invoke.add_argument("--mask-image", type=pathlib.Path, metavar="FILE")
     invoke.add_argument("--gen-args", type=json_object, metavar="JSON", help="such as '{\"seed\": 1}'")
-    invoke.add_argument("--binary", action="store_true", help="send and receive Triton's binary form")
-    invoke.add_argument("--out", type=pathlib.Path, default=pathlib.Path("picture.png"), help="default: %(default)s")
-    wait = "how long to try again while SageMaker loads the model (default: %(default)s)"
+    invoke.add_argument("--binary", action="store_true", help="send and receive Triton's binary format")
+    invoke.add_argument("--out", type=pathlib.Path, default=pathlib.Path("generated.png"), help="default: %(default)s")
+    wait = "how long to retry while SageMaker loads the model (default: %(default)s)"
     invoke.add_argument("--wait", type=count, default=600, metavar="SECONDS", help=wait)
 
     delete = add("delete", named)
-    archives = "also delete the archives that `upload` has put there"
+    archives = "also delete the archives that `upload` put there"
     delete.add_argument("--models", type=s3_prefix, metavar="S3_URL", help=archives)
     for command in (deploy, delete):
         timeout = "how long to wait for the endpoint (default: %(default)s)"
@@ -130,5 +137,5 @@ def parse(description, commands, arguments=None):
 
     options = parser.parse_args(arguments)
     if options.command == "autoscale" and options.min_instances > options.max_instances:
-        autoscale.error("--min-instances is more than --max-instances")
+        autoscale.error("--min-instances is larger than --max-instances")
     return options

@@ -1,4 +1,4 @@
-"""A SageMaker multi-model endpoint: from packed archives to pictures, and its removal.
+"""Creates, uses and deletes a SageMaker multi-model endpoint for packed archives.
 
     endpoint.py upload    --models s3://bucket/stable-diffusion/ sd_base.tar.gz sd_depth.tar.gz
     endpoint.py deploy    --name sd --models s3://bucket/stable-diffusion/ --image IMAGE --role ROLE
@@ -6,8 +6,8 @@
     endpoint.py invoke    --name sd --target sd_base.tar.gz --prompt "a lighthouse at dusk" --out lighthouse.png
     endpoint.py delete    --name sd --models s3://bucket/stable-diffusion/
 
-With --dry-run each call of boto3 is checked against the service's own description and printed, and none is made: no
-credentials and no network are needed. The model, the endpoint configuration and the endpoint all have the name --name.
+With --dry-run, the program checks each call of boto3 against the service's description and prints it, without
+credentials or network. The model, the endpoint configuration and the endpoint all have the name --name.
 """
 
 import base64
@@ -22,17 +22,17 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 import arguments
-from bodies import binary_body, json_body, pictures_of
+from bodies import binary_body, images_of, json_body
 from calls import MARK, Calls, DeployError, words
 
 VARIANT = "AllTraffic"
 SCALING = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
-# Seconds between two tries of a model that is still being loaded.
+# Seconds between two tries while SageMaker loads the model.
 RETRY_SECONDS = 10
 
 
 def upload(calls, options):
-    """Checks all archives, then uploads them below the prefix of --models."""
+    """Checks all archives, then uploads them to --models."""
     for path in options.archives:
         check_archive(path)
     bucket, prefix = options.models
@@ -41,21 +41,23 @@ def upload(calls, options):
 
 
 def check_archive(path):
-    """An archive begins with the model's folder. (`triton-diffusion pack` has checked what is in it.)"""
+    """Checks that an archive starts with a folder. `triton-diffusion pack` checked the contents."""
     if not re.fullmatch(arguments.ARCHIVE, path.name):
-        raise DeployError(f"{path}: an archive's name is letters, digits, dots, hyphens and underscores, then .tar.gz")
+        raise DeployError(
+            f"{path}: expected a name of letters, digits, dots, hyphens and underscores that ends in .tar.gz"
+        )
     try:
         with tarfile.open(path, "r:gz") as archive:
             first = archive.next()
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise DeployError(f"{path} cannot be read as .tar.gz: {error}") from error
+        raise DeployError(f"{path}: cannot read as .tar.gz: {error}") from error
     parts = [] if first is None else [part for part in first.name.split("/") if part not in ("", ".")]
     if first is None or not (first.isdir() or len(parts) > 1):
-        raise DeployError(f"{path}: the archive must hold one folder, the model's, and nothing beside it")
+        raise DeployError(f"{path}: expected one folder, that of the model, and nothing next to it")
 
 
 def deploy(calls, options):
-    """Model, endpoint configuration and endpoint, and the wait for it; a failure removes what was made."""
+    """Creates model, endpoint configuration and endpoint, and waits for the endpoint. After a failure, removes them."""
     name = options.name
     container = {
         "Image": options.image,
@@ -80,7 +82,7 @@ def deploy(calls, options):
         calls.call("sagemaker", "create_endpoint", EndpointName=name, EndpointConfigName=name)
         made = len(removal)
         calls.wait("sagemaker", "endpoint_in_service", options.timeout, EndpointName=name)
-    # Ctrl-C too: instances that nobody waits for cost money.
+    # Also after Ctrl-C, because forgotten instances cost money.
     except BaseException as error:
         if calls.dry_run:
             raise
@@ -93,7 +95,7 @@ def deploy(calls, options):
 
 
 def autoscale(calls, options):
-    """Target tracking on a metric of the instances; a failure removes what was made."""
+    """Adds auto-scaling by a metric of the instances. After a failure, removes it."""
     target = {**SCALING, "ResourceId": resource(options.name)}
     dimensions = [{"Name": "EndpointName", "Value": options.name}, {"Name": "VariantName", "Value": VARIANT}]
     metric = {
@@ -126,17 +128,17 @@ def autoscale(calls, options):
 
 
 def resource(name):
-    """An endpoint's variant, as application auto-scaling names it."""
+    """Returns the name of an endpoint's variant in application auto-scaling."""
     return f"endpoint/{name}/variant/{VARIANT}"
 
 
 def policy(name):
-    """The name of an endpoint's scaling policy."""
+    """Returns the name of an endpoint's scaling policy."""
     return f"{name}-target-tracking"
 
 
 def scaling_removal(name):
-    """How auto-scaling is removed: (what it is, the call), in order."""
+    """Returns the steps that remove auto-scaling, in order: (name, call)."""
     target = {**SCALING, "ResourceId": resource(name)}
     service, named = "application-autoscaling", {"PolicyName": policy(name)}
     return [
@@ -146,7 +148,7 @@ def scaling_removal(name):
 
 
 def endpoint_removal(name, timeout):
-    """How an endpoint is removed, in order: its configuration and model must outlive it."""
+    """Returns the steps that remove an endpoint, in order: its configuration and model must outlive it."""
     return [
         ("endpoint", lambda calls: calls.call("sagemaker", "delete_endpoint", EndpointName=name)),
         ("endpoint", lambda calls: calls.wait("sagemaker", "endpoint_deleted", timeout, EndpointName=name)),
@@ -156,13 +158,13 @@ def endpoint_removal(name, timeout):
 
 
 def remove(calls, steps):
-    """Takes the steps up to the first that fails; what is already gone is no failure. Returns what is left."""
+    """Takes the steps up to the first failure; a missing resource is no failure. Returns the names of what is left."""
     for index, (what, step) in enumerate(steps):
         try:
             step(calls)
         except (BotoCoreError, ClientError, Boto3Error) as error:
             if is_gone(error):
-                print(f"{what}: not there", file=sys.stderr)
+                print(f"{what}: not found", file=sys.stderr)
                 continue
             print(f"{what} not removed: {words(error)}", file=sys.stderr)
             return list(dict.fromkeys(what for what, _ in steps[index:]))
@@ -170,27 +172,27 @@ def remove(calls, steps):
 
 
 def is_gone(error):
-    """True if a removal failed because there is nothing to remove."""
+    """Returns whether a removal failed because the resource does not exist."""
     if not isinstance(error, ClientError):
         return False
     code, message = error.response["Error"].get("Code"), error.response["Error"].get("Message", "")
-    # SageMaker has no code of its own for it.
+    # SageMaker has no specific code for a missing resource.
     return code == "ObjectNotFoundException" or (code == "ValidationException" and "Could not find" in message)
 
 
 def delete(calls, options):
-    """Removes all that `deploy` and `autoscale` made, and with --models what `upload` did."""
+    """Removes everything that `deploy` and `autoscale` created, and with --models the uploaded archives."""
     chain = endpoint_removal(options.name, options.timeout)
     if options.models is not None:
         chain.append(("archives", lambda calls: delete_archives(calls, *options.models)))
-    # Auto-scaling that cannot be removed must not keep an endpoint alive that costs money.
+    # A failure to remove auto-scaling must not keep the endpoint, which costs money.
     left = remove(calls, scaling_removal(options.name)) + remove(calls, chain)
     if left:
-        raise DeployError(f"still there: {', '.join(left)}; run delete again when the cause is mended")
+        raise DeployError(f"still there: {', '.join(left)}; run delete again after fixing the cause")
 
 
 def delete_archives(calls, bucket, prefix):
-    """Deletes the archives directly below a prefix that carry the mark of `upload`."""
+    """Deletes the archives directly below a prefix that have the metadata of `upload`."""
     query = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
     while True:
         page = calls.call("s3", "list_objects_v2", **query)
@@ -207,7 +209,7 @@ def delete_archives(calls, bucket, prefix):
 
 
 def invoke(calls, options):
-    """One request to one model of the endpoint; the pictures to files."""
+    """Sends one request to one model of the endpoint and writes the images to files."""
     inputs = {"prompt": options.prompt, "negative_prompt": options.negative_prompt, "gen_args": options.gen_args}
     for name in ("image", "mask_image"):
         path = getattr(options, name)
@@ -215,24 +217,24 @@ def invoke(calls, options):
     body, kind = (binary_body if options.binary else json_body)({k: v for k, v in inputs.items() if v is not None})
     limit = botocore.session.get_session().get_service_model("sagemaker-runtime").shape_for("BodyBlob").metadata["max"]
     if len(body) > limit:
-        raise DeployError(f"the request has {len(body)} bytes, SageMaker takes {limit}")
+        raise DeployError(f"expected a request of at most {limit} bytes, got {len(body)}")
     request = {"EndpointName": options.name, "TargetModel": options.target, "ContentType": kind, "Body": body}
     deadline = time.monotonic() + options.wait
     while True:
         try:
-            reply = calls.call("sagemaker-runtime", "invoke_endpoint", **request)
+            response = calls.call("sagemaker-runtime", "invoke_endpoint", **request)
             break
         except ClientError as error:
             if error.response["Error"].get("Code") != "ModelNotReadyException" or time.monotonic() > deadline:
                 raise
-            print(f"{options.target} is being loaded", file=sys.stderr)
+            print(f"SageMaker loads {options.target}", file=sys.stderr)
             time.sleep(RETRY_SECONDS)
     if calls.dry_run:
         return
-    pictures, parameters = pictures_of(reply["Body"].read(), reply["ContentType"])
-    for index, picture in enumerate(pictures, 1):
+    images, parameters = images_of(response["Body"].read(), response["ContentType"])
+    for index, image in enumerate(images, 1):
         path = options.out if index == 1 else options.out.with_stem(f"{options.out.stem}-{index}")
-        path.write_bytes(picture)
+        path.write_bytes(image)
         print(f"wrote {path} {json.dumps(parameters)}")
 
 
@@ -240,7 +242,7 @@ COMMANDS = {"upload": upload, "deploy": deploy, "autoscale": autoscale, "invoke"
 
 
 def main(command_line=None, clients=None):
-    """Runs one command; its exit status. `clients`: boto3 clients to use, service -> client."""
+    """Runs one command; returns the exit status. `clients` maps services to boto3 clients."""
     options = arguments.parse(__doc__, COMMANDS, command_line)
     calls = Calls(options.region, options.profile, options.dry_run, clients)
     try:

@@ -1,4 +1,4 @@
-"""Clients of boto3 whose calls are stubbed: each is held to botocore's description of the service, and none leaves."""
+"""Clients of boto3 with stubbed calls: botocore checks each call against the service's description, and sends none."""
 
 import pathlib
 import sys
@@ -13,7 +13,7 @@ SERVICES = ("s3", "sagemaker", "sagemaker-runtime", "application-autoscaling")
 
 
 class Stubs:
-    """The stubbed clients. `expect` plans a call, `fail` one that is answered with an error; `made` are those made."""
+    """Stubbed clients. `expect` plans a call, `fail` a call that fails; `made` are the calls so far."""
 
     def __init__(self, clients):
         self.clients = clients
@@ -22,7 +22,7 @@ class Stubs:
 
     def __enter__(self):
         for service, stubber in self.stubbers.items():
-            # "provide-client-params.<service>.<operation>" comes before the stub's own look at the parameters.
+            # "provide-client-params.<service>.<operation>" comes before the stub checks the parameters.
             self.clients[service].meta.events.register("provide-client-params", self._note, unique_id="note")
             stubber.activate()
         return self
@@ -36,12 +36,12 @@ class Stubs:
         self.made.append(event_name.rpartition(".")[2])
 
     def expect(self, service, method, parameters, reply=None):
-        """The next call of this service must be this one, with exactly these parameters."""
+        """Plans the next call of this service, with exactly these parameters."""
         self.stubbers[service].add_response(method, reply or {}, parameters)
         self._plan(service, method)
 
     def fail(self, service, method, code, message="no", **fields):
-        """The next call of this service must be this one; it is answered with an error."""
+        """Plans the next call of this service, which fails."""
         self.stubbers[service].add_client_error(method, code, message, modeled_fields=fields or None)
         self._plan(service, method)
 
@@ -49,7 +49,7 @@ class Stubs:
         self.planned.append(self.clients[service].meta.method_to_api_mapping[method])
 
     def check(self):
-        """All planned calls were made, over all services in the order of the plan, and no others."""
+        """Checks that the planned calls were made, across services in the order of the plan, and no others."""
         assert self.made == self.planned
         for stubber in self.stubbers.values():
             stubber.assert_no_pending_responses()
@@ -57,14 +57,14 @@ class Stubs:
 
 @pytest.fixture(scope="session")
 def clients():
-    """A client of each service, with keys that are none; botocore takes a while to make one."""
+    """Creates a client of each service with invalid keys, once, because botocore is slow."""
     session = boto3.Session(aws_access_key_id="none", aws_secret_access_key="none", region_name="eu-west-1")
     return {service: session.client(service) for service in SERVICES}
 
 
 @pytest.fixture
 def stubs(clients):
-    """Stubbed clients; at the end of the test every planned call must have been made, in order."""
+    """Yields stubbed clients; checks the planned calls at the end of the test."""
     with Stubs(clients) as stubbed:
         yield stubbed
         stubbed.check()
@@ -72,7 +72,7 @@ def stubs(clients):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    """Neither botocore's waiters nor the script sleep. Gives the list of the seconds that they would have slept."""
+    """Replaces `time.sleep`; returns the list of the seconds that botocore and the script would have slept."""
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
     return slept

@@ -1,7 +1,7 @@
-"""Holds Kubernetes manifests to published descriptions, without a cluster.
+"""Validates Kubernetes manifests with published schemas, without a cluster.
 
-Kubernetes' own kinds: the JSON schemas in the package kubernetes-validate. KServe's kinds: the models in the package
-kserve, generated from KServe's OpenAPI document; what of Kubernetes is in them is again held to the JSON schemas.
+The package kubernetes-validate has the JSON schemas of Kubernetes. The package kserve has no schemas but models that
+KServe generates from its OpenAPI document; `_kserve_schema` turns them back into a JSON schema.
 """
 
 import functools
@@ -21,78 +21,85 @@ OLDEST = "1.29"
 
 
 def violations(document, version=NEWEST):
-    """What a manifest has that its kind does not allow, one text each."""
+    """Returns one text for each violation of the schema of a manifest's kind."""
     if document["apiVersion"].startswith("serving.kserve.io/"):
-        name = document["apiVersion"].rpartition("/")[2].capitalize() + document["kind"]
-        return list(_kserve(document, name, document["kind"]))
+        errors = _kserve_validator(document["apiVersion"], document["kind"]).iter_errors(document)
+        return [f"{error.json_path}: {error.message}" for error in errors]
     try:
         kubernetes_validate.validate(document, version, strict=True)
     except kubernetes_validate.ValidationError as error:
-        return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}"]
+        return [f"{error.json_path}: {error.message}"]
     return []
 
 
-def _kserve(value, type_name, path):
-    """The violations of a value whose type is named as KServe's models do it, such as `list[V1Container]`."""
-    found = re.fullmatch(r"(list|dict)[\[(](?:str, )?(.*)[\])]", type_name)
-    if found:
-        if not isinstance(value, {"list": list, "dict": dict}[found[1]]):
-            yield f"{path}: not a {found[1]}"
-            return
-        for key, each in enumerate(value) if found[1] == "list" else value.items():
-            yield from _kserve(each, found[2], f"{path}.{key}")
-    elif type_name in ("str", "int", "bool"):
-        if type(value).__name__ != type_name:
-            yield f"{path}: {value!r} is not {type_name}"
-    elif (model := getattr(_models(), type_name, None)) is not None:
-        yield from _model(value, model, path)
-    else:
-        yield from _kubernetes(value, type_name, path)
+@functools.cache
+def _kserve_validator(api_version, kind):
+    kubernetes = Resource.from_contents(
+        schema_contents(f"kubernetes-json-schema/v{NEWEST}-local-strict/_definitions.json", NEWEST)
+    )
+    name = api_version.rpartition("/")[2].capitalize() + kind
+    return jsonschema.Draft202012Validator(_kserve_schema(name, kubernetes), registry=kubernetes @ Registry())
 
 
-def _model(value, model, path):
-    if not isinstance(value, dict):
-        yield f"{path}: not an object"
-        return
-    names = {key: name for name, key in model.attribute_map.items()}
-    for key in value.keys() - names.keys():
-        yield f"{path}: {key} is not known"
-    known = {names[key]: each for key, each in value.items() if key in names}
-    try:
-        # The model itself says what must not be missing.
-        model(**known)
-    except ValueError as error:
-        yield f"{path}: {error}"
-    for name, each in known.items():
-        yield from _kserve(each, model.openapi_types[name], f"{path}.{model.attribute_map[name]}")
+def _kserve_schema(name, kubernetes):
+    """Returns the JSON schema of a model of the package kserve; types of Kubernetes are references to `kubernetes`."""
+    models = _kserve_models()
+    definitions = {}
+
+    def schema(type_name):
+        """Returns the schema of a type that is written as in the models, such as `list[V1Container]`."""
+        if found := re.fullmatch(r"list\[(.*)\]", type_name):
+            return {"type": "array", "items": schema(found[1])}
+        if found := re.fullmatch(r"dict[\[(]str, (.*)[\])]", type_name):
+            return {"type": "object", "additionalProperties": schema(found[1])}
+        if type_name in SIMPLE_TYPES:
+            return {"type": SIMPLE_TYPES[type_name]}
+        model = getattr(models, type_name, None)
+        if model is None:
+            return _kubernetes_reference(type_name, kubernetes)
+        if type_name not in definitions:
+            definitions[type_name] = {}  # ends the recursion of types that contain themselves
+            definitions[type_name] = {
+                "type": "object",
+                "additionalProperties": False,
+                "required": _required(model),
+                "properties": {key: schema(model.openapi_types[field]) for field, key in model.attribute_map.items()},
+            }
+        return {"$ref": f"#/$defs/{type_name}"}
+
+    return {**schema(name), "$defs": definitions}
 
 
-def _kubernetes(value, type_name, path):
-    definitions = _definitions()
+SIMPLE_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "object": "object"}
+
+
+def _required(model):
+    """Returns the required properties of a model; its setters refuse None for them."""
+    required = []
+    for field, key in model.attribute_map.items():
+        instance = model.__new__(model)
+        instance.local_vars_configuration = types.SimpleNamespace(client_side_validation=True)
+        try:
+            setattr(instance, field, None)
+        except ValueError:
+            required.append(key)
+    return required
+
+
+def _kubernetes_reference(type_name, kubernetes):
     if type_name.startswith("K8sIoApiAppsV1"):
         candidates = ["io.k8s.api.apps.v1." + type_name.removeprefix("K8sIoApiAppsV1")]
     else:
         short = type_name.removeprefix("V1")
         candidates = [f"io.k8s.api.core.v1.{short}", f"io.k8s.apimachinery.pkg.apis.meta.v1.{short}"]
-    name = next((each for each in candidates if each in definitions.contents["$defs"]), None)
-    if name is None:
-        raise LookupError(f"{path}: no schema for {type_name}")
-    validator = jsonschema.Draft202012Validator(
-        {"$ref": f"{definitions.id()}#/$defs/{name}"}, registry=definitions @ Registry()
-    )
-    for error in validator.iter_errors(value):
-        yield f"{'.'.join(map(str, [path, *error.absolute_path]))}: {error.message}"
+    name = next((each for each in candidates if each in kubernetes.contents["$defs"]), None)
+    # A few types have no schema here; no manifest uses them, so they allow no value.
+    return {"$ref": f"{kubernetes.id()}#/$defs/{name}"} if name else False
 
 
 @functools.cache
-def _definitions():
-    folder = f"kubernetes-json-schema/v{NEWEST}-local-strict"
-    return Resource.from_contents(schema_contents(f"{folder}/_definitions.json", NEWEST))
-
-
-@functools.cache
-def _models():
-    """The package kserve.models; the package around it is left out, since it wants a whole web server."""
+def _kserve_models():
+    """Imports kserve.models without the package around it, which needs a whole web server."""
     package = types.ModuleType("kserve")
     package.__path__ = list(importlib.util.find_spec("kserve").submodule_search_locations)
     sys.modules["kserve"] = package

@@ -1,10 +1,11 @@
-"""The bodies of `invoke` are those of Triton's own client, and its replies are read in both forms."""
+"""The bodies of `invoke` equal those of Triton's client, and `invoke` reads responses in both formats."""
 
 import base64
 import json
 
-import bodies
 import pytest
+
+import bodies
 from calls import DeployError
 
 TEXTS = {"prompt": "a cat — in Überlingen", "negative_prompt": "", "gen_args": '{"seed": 3}'}
@@ -35,8 +36,8 @@ def test_binary_body_is_that_of_tritonclient():
     assert ours[our_size:] == theirs[their_size:]
 
 
-def binary_reply(tensors, **parameters):
-    """A reply in the binary form; tensors: name -> elements."""
+def binary_response(tensors, **parameters):
+    """Returns a response in the binary format; `tensors` maps names to elements."""
     parts = [b"".join(len(each).to_bytes(4, "little") + each for each in elements) for elements in tensors.values()]
     outputs = [
         {"name": name, "parameters": {"binary_data_size": len(part)}} for name, part in zip(tensors, parts, strict=True)
@@ -45,22 +46,22 @@ def binary_reply(tensors, **parameters):
     return header + b"".join(parts), f"{bodies.BINARY}{len(header)}"
 
 
-def test_binary_reply():
-    pictures = [b"first", b"second picture"]
-    encoded = [base64.b64encode(each) for each in pictures]
-    body, kind = binary_reply({"other": [b"x"], "generated_image": encoded}, seed=3)
-    assert bodies.pictures_of(body, kind) == (pictures, {"seed": 3})
+def test_binary_response():
+    images = [b"first", b"second image"]
+    encoded = [base64.b64encode(each) for each in images]
+    body, kind = binary_response({"other": [b"x"], "generated_image": encoded}, seed=3)
+    assert bodies.images_of(body, kind) == (images, {"seed": 3})
 
 
-def test_json_reply():
+def test_json_response():
     body = json.dumps({"outputs": [{"name": "generated_image", "data": [base64.b64encode(b"first").decode()]}]})
-    assert bodies.pictures_of(body.encode(), "application/json") == ([b"first"], {})
+    assert bodies.images_of(body.encode(), "application/json") == ([b"first"], {})
 
 
-def test_binary_reply_that_is_cut_off():
-    body, kind = binary_reply({"generated_image": [base64.b64encode(b"a picture")]})
+def test_truncated_binary_response():
+    body, kind = binary_response({"generated_image": [base64.b64encode(b"an image")]})
     for length in range(len(body)):
         with pytest.raises(DeployError):
-            bodies.pictures_of(body[:length], kind)
+            bodies.images_of(body[:length], kind)
     with pytest.raises(DeployError):
-        bodies.pictures_of(body, bodies.BINARY + "x")
+        bodies.images_of(body, bodies.BINARY + "x")

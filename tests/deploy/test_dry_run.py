@@ -1,4 +1,4 @@
-"""A dry run prints the calls that would be made, as Python that can be pasted, and makes none."""
+"""A dry run prints the calls as Python code and makes none of them."""
 
 import pathlib
 import socket
@@ -6,25 +6,26 @@ import subprocess
 import sys
 
 import boto3
+import pytest
+
 import calls
 import endpoint
-import pytest
 from test_endpoint import CONFIGURATION, DELETE, DEPLOY, ENDPOINT, INVOKE, MODEL, MODELS, REQUEST, TARGET, archive
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    """Whatever would make a call fails."""
+    """Makes every call fail."""
 
     def forbidden(*_, **__):
-        raise AssertionError("a dry run must not get here")
+        raise AssertionError("a dry run made a call")
 
     monkeypatch.setattr(boto3, "Session", forbidden)
     monkeypatch.setattr(socket.socket, "connect", forbidden)
 
 
 class Recorder:
-    """Stands for a client in printed text; keeps the calls as (service.method, parameters)."""
+    """Replaces a client in the printed code; records the calls as (service.method, parameters)."""
 
     def __init__(self, name, seen):
         self._name, self._seen = name, seen
@@ -39,7 +40,7 @@ class Recorder:
 
 
 def printed(text):
-    """The calls in the text of a dry run, found by running it."""
+    """Returns the calls in the output of a dry run, by running it."""
     seen = []
     for service in ("application-autoscaling", "sagemaker-runtime"):
         text = text.replace(f"{service}.", f"{service.replace('-', '_')}.")
@@ -49,7 +50,7 @@ def printed(text):
 
 
 def dry(capsys, *command):
-    """The calls that a dry run prints."""
+    """Returns the calls that a dry run prints."""
     assert endpoint.main([*command, "--dry-run"]) == 0
     return printed(capsys.readouterr().out)
 
@@ -91,7 +92,7 @@ def test_invoke(capsys):
     assert dry(capsys, *INVOKE) == [("sagemaker_runtime.invoke_endpoint", REQUEST)]
 
 
-def test_long_bodies_are_cut(tmp_path, capsys):
+def test_long_bodies_are_truncated(tmp_path, capsys):
     (tmp_path / "image.png").write_bytes(bytes(3000))
     ((_, parameters),) = dry(capsys, *INVOKE, "--image", str(tmp_path / "image.png"), "--binary")
     assert len(parameters["Body"]) == 400
@@ -118,7 +119,7 @@ def test_without_credentials_region_or_home():
     assert done.stdout.count("sagemaker.create_") == 3
 
 
-def test_parameters_are_held_to_the_description_of_the_service():
+def test_parameters_that_the_service_does_not_have_fail():
     dry_calls = calls.Calls(dry_run=True)
     with pytest.raises(calls.DeployError, match="ModelNme"):
         dry_calls.call("sagemaker", "delete_model", ModelNme="sd")
@@ -126,7 +127,7 @@ def test_parameters_are_held_to_the_description_of_the_service():
         dry_calls.call("sagemaker", "create_modell", ModelName="sd")
 
 
-def test_a_dry_run_that_fails_has_nothing_to_remove(monkeypatch, capsys):
+def test_failed_dry_run_removes_nothing(monkeypatch, capsys):
     def check(service, method, _):
         if method == "create_endpoint":
             raise calls.DeployError("not so")

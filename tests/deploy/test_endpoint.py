@@ -1,12 +1,13 @@
-"""Each step of a SageMaker endpoint makes exactly these calls, in this order; a failure leaves nothing behind."""
+"""Each command makes exactly these calls, in this order; a failure leaves nothing behind."""
 
 import io
 import tarfile
 
-import endpoint
 import pytest
 from botocore.response import StreamingBody
 from botocore.stub import ANY
+
+import endpoint
 
 ROLE = "arn:aws:iam::123456789012:role/SageMaker"
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/triton-diffusion:0.1"
@@ -49,7 +50,7 @@ MADE = {
 
 
 def state(status, **fields):
-    """A reply of describe_endpoint."""
+    """Returns a response of describe_endpoint."""
     return {
         "EndpointName": "sd",
         "EndpointArn": MADE["create_endpoint"]["EndpointArn"],
@@ -60,15 +61,15 @@ def state(status, **fields):
     }
 
 
-def expect_made(stubs, *methods):
-    """The calls that make an endpoint, as far as they are named."""
+def expect_created(stubs, *methods):
+    """Expects those of the calls that create an endpoint that are in `methods`."""
     for method, parameters in zip(MADE, (MODEL, CONFIGURATION, ENDPOINT), strict=True):
         if method in methods:
             stubs.expect("sagemaker", method, parameters, MADE[method])
 
 
 def expect_endpoint_removed(stubs):
-    """The calls that remove an endpoint, its configuration and its model."""
+    """Expects the calls that remove an endpoint, its configuration and its model."""
     stubs.expect("sagemaker", "delete_endpoint", {"EndpointName": "sd"})
     stubs.expect("sagemaker", "describe_endpoint", {"EndpointName": "sd"}, state("Deleting"))
     stubs.fail("sagemaker", "describe_endpoint", "ValidationException", "Could not find endpoint")
@@ -77,14 +78,14 @@ def expect_endpoint_removed(stubs):
 
 
 def expect_scaling_removed(stubs):
-    """The calls that remove auto-scaling."""
+    """Expects the calls that remove auto-scaling."""
     policy = {"PolicyName": "sd-target-tracking", **TARGET}
     stubs.expect("application-autoscaling", "delete_scaling_policy", policy)
     stubs.expect("application-autoscaling", "deregister_scalable_target", TARGET)
 
 
 def archive(folder, name, top="sd_base"):
-    """A small model archive."""
+    """Writes a small model archive."""
     path = folder / name
     with tarfile.open(path, "w:gz") as file:
         entry = tarfile.TarInfo(f"{top}/config.pbtxt" if top else "config.pbtxt")
@@ -102,14 +103,14 @@ def test_upload(stubs, tmp_path):
     assert endpoint.main(["upload", "--models", MODELS.rstrip("/"), *paths], stubs.clients) == 0
 
 
-def test_an_upload_that_fails_is_named(stubs, tmp_path, capsys):
+def test_failed_upload_names_the_archive(stubs, tmp_path, capsys):
     path = archive(tmp_path, "sd_base.tar.gz")
     stubs.fail("s3", "put_object", "AccessDenied", "not yours")
     assert endpoint.main(["upload", "--models", MODELS, str(path)], stubs.clients) == 1
     assert "sd_base.tar.gz" in (text := capsys.readouterr().err) and "not yours" in text
 
 
-def test_a_file_that_is_no_archive_keeps_all_from_being_uploaded(stubs, tmp_path, capsys):
+def test_one_bad_archive_prevents_all_uploads(stubs, tmp_path, capsys):
     good = archive(tmp_path, "sd_base.tar.gz")
     text = tmp_path / "text.tar.gz"
     text.write_text("no archive")
@@ -121,7 +122,7 @@ def test_a_file_that_is_no_archive_keeps_all_from_being_uploaded(stubs, tmp_path
 
 
 def test_deploy(stubs, no_waiting):
-    expect_made(stubs, *MADE)
+    expect_created(stubs, *MADE)
     stubs.expect("sagemaker", "describe_endpoint", {"EndpointName": "sd"}, state("Creating"))
     stubs.expect("sagemaker", "describe_endpoint", {"EndpointName": "sd"}, state("InService"))
     assert endpoint.main(DEPLOY, stubs.clients) == 0
@@ -134,7 +135,7 @@ def test_deploy_with_other_instances_and_variables(stubs):
     stubs.expect("sagemaker", "create_model", {**MODEL, "PrimaryContainer": container}, MADE["create_model"])
     configuration = {**CONFIGURATION, "ProductionVariants": [variant]}
     stubs.expect("sagemaker", "create_endpoint_config", configuration, MADE["create_endpoint_config"])
-    expect_made(stubs, "create_endpoint")
+    expect_created(stubs, "create_endpoint")
     stubs.expect("sagemaker", "describe_endpoint", {"EndpointName": "sd"}, state("InService"))
     further = ["--instances", "3", "--instance-type", "ml.g5.4xlarge"]
     further += ["--env", "SAGEMAKER_TRITON_LOG_VERBOSE=1", "--env", "A=b=c"]
@@ -148,7 +149,7 @@ def test_deploy_that_fails_at_the_first_call_removes_nothing(stubs, capsys):
 
 
 def test_deploy_that_fails_midway_removes_what_it_made(stubs, capsys):
-    expect_made(stubs, "create_model", "create_endpoint_config")
+    expect_created(stubs, "create_model", "create_endpoint_config")
     stubs.fail("sagemaker", "create_endpoint", "ResourceLimitExceeded", "ml.g5.xlarge: 0 instances")
     stubs.expect("sagemaker", "delete_endpoint_config", {"EndpointConfigName": "sd"})
     stubs.expect("sagemaker", "delete_model", {"ModelName": "sd"})
@@ -156,8 +157,8 @@ def test_deploy_that_fails_midway_removes_what_it_made(stubs, capsys):
     assert "ml.g5.xlarge: 0 instances" in capsys.readouterr().err
 
 
-def test_deploy_of_an_endpoint_that_fails_removes_it(stubs, capsys):
-    expect_made(stubs, *MADE)
+def test_deploy_removes_an_endpoint_that_fails(stubs, capsys):
+    expect_created(stubs, *MADE)
     failed = state("Failed", FailureReason="The primary container did not pass the ping health check")
     stubs.expect("sagemaker", "describe_endpoint", {"EndpointName": "sd"}, failed)
     expect_endpoint_removed(stubs)
@@ -165,8 +166,8 @@ def test_deploy_of_an_endpoint_that_fails_removes_it(stubs, capsys):
     assert "did not pass the ping health check" in capsys.readouterr().err
 
 
-def test_deploy_says_what_it_could_not_remove(stubs, capsys):
-    expect_made(stubs, *MADE)
+def test_deploy_reports_what_it_could_not_remove(stubs, capsys):
+    expect_created(stubs, *MADE)
     for _ in range(2):
         stubs.expect("sagemaker", "describe_endpoint", {"EndpointName": "sd"}, state("Creating"))
     stubs.fail("sagemaker", "delete_endpoint", "ValidationException", "Cannot update in-progress endpoint")
@@ -175,7 +176,7 @@ def test_deploy_says_what_it_could_not_remove(stubs, capsys):
 
 
 def test_deploy_that_is_interrupted_removes_what_it_made(stubs, capsys, monkeypatch):
-    expect_made(stubs, *MADE)
+    expect_created(stubs, *MADE)
     stubs.expect("sagemaker", "describe_endpoint", {"EndpointName": "sd"}, state("Creating"))
     expect_endpoint_removed(stubs)
     waits = iter([KeyboardInterrupt])
@@ -224,7 +225,7 @@ def test_autoscale_that_fails_midway_removes_the_target(stubs, capsys):
     assert "no alarms" in capsys.readouterr().err
 
 
-def test_delete_takes_auto_scaling_first_and_the_archives_last(stubs):
+def test_delete_removes_auto_scaling_first_and_archives_last(stubs):
     expect_scaling_removed(stubs)
     expect_endpoint_removed(stubs)
     query = {"Bucket": "my-bucket", "Prefix": "stable-diffusion/", "Delimiter": "/"}
@@ -233,7 +234,7 @@ def test_delete_takes_auto_scaling_first_and_the_archives_last(stubs):
     stubs.expect("s3", "list_objects_v2", query, first)
     stubs.expect("s3", "head_object", {"Bucket": "my-bucket", "Key": keys[0]}, {"Metadata": MARK})
     stubs.expect("s3", "delete_object", {"Bucket": "my-bucket", "Key": keys[0]})
-    # An archive that was put there by other means stays.
+    # An archive that `upload` did not put there stays.
     stubs.expect("s3", "head_object", {"Bucket": "my-bucket", "Key": keys[2]}, {"Metadata": {}})
     stubs.expect("s3", "list_objects_v2", {**query, "ContinuationToken": "next"}, {"IsTruncated": False})
     assert endpoint.main([*DELETE, "--models", MODELS], stubs.clients) == 0
@@ -245,7 +246,7 @@ def test_delete_without_models_leaves_the_archives(stubs):
     assert endpoint.main(DELETE, stubs.clients) == 0
 
 
-def test_delete_goes_on_where_there_is_nothing(stubs, capsys):
+def test_delete_ignores_missing_resources(stubs, capsys):
     for method in ("delete_scaling_policy", "deregister_scalable_target"):
         stubs.fail("application-autoscaling", method, "ObjectNotFoundException")
     stubs.fail("sagemaker", "delete_endpoint", "ValidationException", "Could not find endpoint")
@@ -253,10 +254,10 @@ def test_delete_goes_on_where_there_is_nothing(stubs, capsys):
     stubs.fail("sagemaker", "delete_endpoint_config", "ValidationException", "Could not find endpoint configuration")
     stubs.expect("sagemaker", "delete_model", {"ModelName": "sd"})
     assert endpoint.main(DELETE, stubs.clients) == 0
-    assert "configuration: not there" in capsys.readouterr().err
+    assert "configuration: not found" in capsys.readouterr().err
 
 
-def test_delete_keeps_what_a_living_endpoint_needs(stubs, capsys):
+def test_delete_keeps_what_a_remaining_endpoint_needs(stubs, capsys):
     # Auto-scaling that cannot be removed does not keep the endpoint alive ...
     stubs.fail("application-autoscaling", "delete_scaling_policy", "AccessDeniedException")
     # ... but an endpoint that cannot be removed keeps its configuration, model and archives.
@@ -275,30 +276,30 @@ REQUEST = {
     "Body": BODY,
 }
 # "AAAA" is three zero bytes in base64.
-REPLY = b'{"parameters": {"seed": 7}, "outputs": [{"name": "generated_image", "data": ["AAAA", "AAAAAAAA"]}]}'
+RESPONSE = b'{"parameters": {"seed": 7}, "outputs": [{"name": "generated_image", "data": ["AAAA", "AAAAAAAA"]}]}'
 
 
-def reply(body, kind="application/json"):
-    """A reply of invoke_endpoint."""
+def response(body, kind="application/json"):
+    """Returns a response of invoke_endpoint."""
     return {"Body": StreamingBody(io.BytesIO(body), len(body)), "ContentType": kind}
 
 
 def test_invoke(stubs, tmp_path, capsys):
-    stubs.expect("sagemaker-runtime", "invoke_endpoint", REQUEST, reply(REPLY))
+    stubs.expect("sagemaker-runtime", "invoke_endpoint", REQUEST, response(RESPONSE))
     assert endpoint.main([*INVOKE, "--out", str(tmp_path / "cat.png")], stubs.clients) == 0
     assert (tmp_path / "cat.png").read_bytes() == bytes(3)
     assert (tmp_path / "cat-2.png").read_bytes() == bytes(6)
     assert '"seed": 7' in capsys.readouterr().out
 
 
-def test_invoke_waits_for_a_model_that_is_being_loaded(stubs, tmp_path, no_waiting):
+def test_invoke_retries_while_the_model_loads(stubs, tmp_path, no_waiting):
     stubs.fail("sagemaker-runtime", "invoke_endpoint", "ModelNotReadyException")
-    stubs.expect("sagemaker-runtime", "invoke_endpoint", REQUEST, reply(REPLY))
+    stubs.expect("sagemaker-runtime", "invoke_endpoint", REQUEST, response(RESPONSE))
     assert endpoint.main([*INVOKE, "--out", str(tmp_path / "cat.png")], stubs.clients) == 0
     assert no_waiting == [10]
 
 
-def test_invoke_does_not_wait_for_ever(stubs, capsys, monkeypatch):
+def test_invoke_gives_up_after_wait(stubs, capsys, monkeypatch):
     now = iter(range(0, 1000, 60))
     monkeypatch.setattr("endpoint.time.monotonic", lambda: next(now))
     for _ in range(3):
@@ -307,11 +308,11 @@ def test_invoke_does_not_wait_for_ever(stubs, capsys, monkeypatch):
     assert "still loading" in capsys.readouterr().err
 
 
-def test_invoke_says_what_the_model_answered(stubs, tmp_path, capsys):
-    said = {"OriginalStatusCode": 400, "OriginalMessage": '{"error": "gen_args: `steps` is not known"}'}
-    stubs.fail("sagemaker-runtime", "invoke_endpoint", "ModelError", **said)
+def test_invoke_reports_the_error_of_the_model(stubs, tmp_path, capsys):
+    fields = {"OriginalStatusCode": 400, "OriginalMessage": '{"error": "gen_args: `steps` is not known"}'}
+    stubs.fail("sagemaker-runtime", "invoke_endpoint", "ModelError", **fields)
     assert endpoint.main([*INVOKE, "--out", str(tmp_path / "cat.png")], stubs.clients) == 1
-    assert "the model answered 400" in (text := capsys.readouterr().err) and "`steps` is not known" in text
+    assert "the model returned 400" in (text := capsys.readouterr().err) and "`steps` is not known" in text
     assert not (tmp_path / "cat.png").exists()
 
 
@@ -325,13 +326,13 @@ def test_invoke_says_what_the_model_answered(stubs, tmp_path, capsys):
         b'{"outputs": [{"name": "generated_image", "data": ["%"]}]}',
     ],
 )
-def test_invoke_of_something_else_than_this_backend(stubs, tmp_path, capsys, body):
-    stubs.expect("sagemaker-runtime", "invoke_endpoint", REQUEST, reply(body))
+def test_invoke_with_an_unexpected_response_fails(stubs, tmp_path, capsys, body):
+    stubs.expect("sagemaker-runtime", "invoke_endpoint", REQUEST, response(body))
     assert endpoint.main([*INVOKE, "--out", str(tmp_path / "cat.png")], stubs.clients) == 1
-    assert "not one of this backend" in capsys.readouterr().err
+    assert "unexpected response" in capsys.readouterr().err
 
 
-def test_a_request_that_sagemaker_would_not_take_is_not_sent(stubs, tmp_path, capsys):
+def test_request_beyond_the_limit_of_sagemaker_is_not_sent(stubs, tmp_path, capsys):
     (tmp_path / "large.png").write_bytes(bytes(5_000_000))
     assert endpoint.main([*INVOKE, "--image", str(tmp_path / "large.png")], stubs.clients) == 1
-    assert "SageMaker takes 6291456" in capsys.readouterr().err
+    assert "at most 6291456 bytes" in capsys.readouterr().err

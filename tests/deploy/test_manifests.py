@@ -1,12 +1,13 @@
-"""The Kubernetes manifests: valid by the published schemas, and true to themselves."""
+"""The Kubernetes manifests are valid by the published schemas, and consistent with each other."""
 
 import copy
 import pathlib
 import re
 
 import pytest
-import schemas
 import yaml
+
+import schemas
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 # (file, kind) -> manifest
@@ -51,8 +52,8 @@ BREAKS = [
 
 
 @pytest.mark.parametrize(("file", "kind", "path", "value"), BREAKS, ids=lambda each: str(each)[:60])
-def test_the_schemas_refuse_what_is_wrong(file, kind, path, value):
-    """Each manifest with one thing misspelt, of the wrong type, or (None) missing."""
+def test_schemas_reject_broken_manifest(file, kind, path, value):
+    """Breaks one property of a manifest: a wrong name, a wrong type, or (None) a missing property."""
     broken = copy.deepcopy(MANIFESTS[file, kind])
     inner = broken
     for key in path[:-1]:
@@ -103,7 +104,7 @@ def test_the_inference_service_leads_to_the_runtime():
     formats = [(each["name"], each["version"]) for each in RUNTIME["spec"]["supportedModelFormats"]]
     assert (model["modelFormat"]["name"], model["modelFormat"]["version"]) in formats
     assert model["protocolVersion"] in RUNTIME["spec"]["protocolVersions"]
-    # The name that KServe looks for among the containers, and the folder that it mounts.
+    # The name by which KServe finds the container, and the folder that it mounts.
     assert CONTAINERS["ServingRuntime"]["name"] == "kserve-container"
     assert "--model-repository=/mnt/models" in CONTAINERS["ServingRuntime"]["args"]
 

@@ -9,8 +9,8 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-import server as triton  # noqa: E402
-import support  # noqa: E402
+import server as triton
+import support
 
 
 def pytest_sessionstart(session):
@@ -21,13 +21,13 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """An empty model repository; see support.Repository."""
+    """Returns an empty model repository; see support.Repository."""
     return support.Repository(tmp_path_factory.mktemp("model_repository"))
 
 
 @pytest.fixture(scope="session")
 def loopback_bind(tmp_path_factory):
-    """A library that keeps the SageMaker front end, which has no option for its address, on loopback."""
+    """Builds a library that binds the SageMaker front end to loopback; Triton has no option for that."""
     source = pathlib.Path(__file__).with_name("loopback_bind.c")
     library = tmp_path_factory.mktemp("preload") / "libloopback_bind.so"
     command = ["cc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
@@ -37,23 +37,23 @@ def loopback_bind(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(repository, tmp_path_factory, loopback_bind):
-    """A tritonserver on loopback that serves `repository`, with no model loaded."""
+    """Runs a tritonserver on loopback that serves `repository`, with no model loaded."""
     log = tmp_path_factory.mktemp("log") / "tritonserver.log"
     environment = {
-        # These tests are about the CPU; else a config that names no device would go to a GPU where there is one.
+        # These tests run on the CPU; without this, a configuration without a device would use a GPU.
         "CUDA_VISIBLE_DEVICES": "",
-        # The backend must find its libraries by itself.
+        # The backend must find its libraries without this variable.
         "LD_LIBRARY_PATH": None,
         "LD_PRELOAD": loopback_bind,
     }
     running = triton.TritonServer(repository.folder, log, environment=environment, sagemaker=True)
     with running:
         yield running
-        assert running.is_alive(), f"the server died during the tests:\n{running.log()[-4000:]}"
+        assert running.is_alive(), f"the server stopped during the tests:\n{running.log()[-4000:]}"
 
 
 @pytest.fixture(scope="module")
 def client(server):
-    """Requests to `server` over gRPC and HTTP; see support.Client."""
+    """Sends requests to `server` over gRPC and HTTP; see support.Client."""
     with support.Client(server) as connected:
         yield connected

@@ -1,7 +1,7 @@
-"""The public SageMaker example notebook: its configurations, its request bodies, and requests as its client sends them.
+"""Configurations, request bodies and client of the public SageMaker example notebook.
 
-Source: aws/amazon-sagemaker-examples, `workshops/lab2-stable-diffusion`. What is not the notebook's own: the backend, the
-CPU, the folder of the Python environment (which is not read), and the name in `sd_upscale/config.pbtxt`, where the notebook
+Source: aws/amazon-sagemaker-examples, `workshops/lab2-stable-diffusion`. The differences: the backend, the CPU, the
+folder of the Python environment (which nothing reads), and the name in `sd_upscale/config.pbtxt`, where the notebook
 has `sd_depth`.
 """
 
@@ -12,9 +12,10 @@ import urllib.error
 import urllib.request
 
 from PIL import Image
+
 from support import CHECKPOINTS
 
-# Model -> its checkpoint here, and its inputs in order with whether they are optional.
+# Model -> the test checkpoint, and the inputs in order: name -> whether it is optional.
 MODELS = {
     "sd_base": ("sd2_base", {"prompt": False, "negative_prompt": True, "gen_args": True}),
     "sd_depth": ("sd2_depth", {"prompt": False, "negative_prompt": True, "image": False, "gen_args": True}),
@@ -27,7 +28,7 @@ MODELS = {
 
 
 def config(model):
-    """The notebook's config.pbtxt of a model, for this backend and a CPU."""
+    """Returns the notebook's config.pbtxt of a model, for this backend and a CPU."""
     inputs = ",\n".join(
         f'  {{ name: "{name}" data_type: TYPE_STRING dims: [ -1 ]{" optional: true" if optional else ""} }}'
         for name, optional in MODELS[model][1].items()
@@ -48,7 +49,7 @@ parameters: {{ key: "EXECUTION_ENV_PATH" value: {{ string_value: "conda/sd_env.t
 
 
 def unpacked(folder, model):
-    """An unpacked model archive below `folder`: `<model>/config.pbtxt`, `<model>/1/checkpoint`. Returns `folder`."""
+    """Writes an unpacked model archive, `<model>/config.pbtxt` and `<model>/1/checkpoint`. Returns `folder`."""
     (folder / model / "1").mkdir(parents=True)
     (folder / model / "config.pbtxt").write_text(config(model))
     checkpoint = CHECKPOINTS / MODELS[model][0]
@@ -57,11 +58,9 @@ def unpacked(folder, model):
 
 
 def body_of(**texts):
-    """A request body in the notebook's form."""
+    """Returns a request body in the notebook's form."""
     return {
-        "inputs": [
-            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [text]} for name, text in texts.items()
-        ]
+        "inputs": [{"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [text]} for name, text in texts.items()]
     }
 
 
@@ -113,19 +112,19 @@ def sd_upscale(image):
 
 
 def encode_image(image):
-    """A picture as the notebook's client sends it, masks too: as JPEG."""
+    """Encodes an image or a mask as the notebook's client does, as JPEG."""
     file = io.BytesIO()
     image.save(file, format="JPEG")
     return base64.b64encode(file.getvalue()).decode("utf8")
 
 
-def picture_of(body):
-    """The first picture of a JSON reply, opened as the notebook does it."""
+def image_of(body):
+    """Opens the first image of a JSON response, as the notebook does."""
     return Image.open(io.BytesIO(base64.b64decode(json.loads(body)["outputs"][0]["data"][0])))
 
 
 def send(method, url, body=None, content_type="application/octet-stream", target=None):
-    """Returns (status, headers, body) as SageMaker's router would see them; `target` is the TargetModel."""
+    """Sends a request as SageMaker's router does; `target` is the TargetModel. Returns (status, headers, body)."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, method=method, data=data)
     if target is not None:

@@ -1,18 +1,12 @@
-"""Loading: bad checkpoints fail with their cause while other models go on serving; load, unload, load."""
+"""Loading: a bad checkpoint fails with its cause and does not affect other models; load, unload, load."""
 
 import json
 
 import numpy as np
 import pytest
-from support import (
-    CHECKPOINT,
-    at_most,
-    config,
-    pixels,
-    read_safetensors,
-    wait_for,
-    write_safetensors,
-)
+from safetensors.numpy import load_file, save_file
+
+from support import CHECKPOINT, at_most, config, pixels, wait_for
 
 PROMPT = "a cat on a mat"
 QUICK = {"num_inference_steps": 2, "seed": 11}
@@ -27,7 +21,7 @@ def models(repository, client):
 
 @pytest.fixture
 def fails(repository, client):
-    """A function that damages a copy of the checkpoint and returns the message with which its load fails."""
+    """Returns a function that damages a copy of the checkpoint, loads it, and returns the error."""
 
     def run(name, damage):
         damage(repository.add_copy(name))
@@ -70,7 +64,7 @@ def test_truncated_safetensors(fails, keep):
     assert "diffusion_pytorch_model.safetensors" in fails(f"truncated_{str(keep).replace('.', '_')}", damage)
 
 
-def test_safetensors_with_an_absurd_header_length(fails):
+def test_safetensors_header_length_beyond_file(fails):
     def damage(checkpoint):
         content = (checkpoint / UNET).read_bytes()
         (checkpoint / UNET).write_bytes((2**63).to_bytes(8, "little") + content[8:])
@@ -80,42 +74,42 @@ def test_safetensors_with_an_absurd_header_length(fails):
 
 def test_missing_tensor(fails):
     def damage(checkpoint):
-        header, data = read_safetensors(checkpoint / UNET)
-        del header["mid_block.resnets.0.conv1.weight"]
-        write_safetensors(checkpoint / UNET, header, data)
+        tensors = load_file(checkpoint / UNET)
+        del tensors["mid_block.resnets.0.conv1.weight"]
+        save_file(tensors, checkpoint / UNET)
 
     assert "mid_block.resnets.0.conv1.weight" in fails("missing_tensor", damage)
 
 
 def test_unused_tensor(fails):
     def damage(checkpoint):
-        header, data = read_safetensors(checkpoint / UNET)
-        header["somebody_elses.weight"] = header["conv_in.bias"]
-        write_safetensors(checkpoint / UNET, header, data)
+        tensors = load_file(checkpoint / UNET)
+        tensors["unused.weight"] = tensors["conv_in.bias"]
+        save_file(tensors, checkpoint / UNET)
 
-    assert "somebody_elses.weight" in fails("unused_tensor", damage)
+    assert "unused.weight" in fails("unused_tensor", damage)
 
 
 def test_tensor_of_the_wrong_shape(fails):
     def damage(checkpoint):
-        header, data = read_safetensors(checkpoint / UNET)
-        header["conv_in.bias"]["shape"] = [header["conv_in.bias"]["shape"][0] // 2, 2]
-        write_safetensors(checkpoint / UNET, header, data)
+        tensors = load_file(checkpoint / UNET)
+        tensors["conv_in.bias"] = tensors["conv_in.bias"].reshape(-1, 2)
+        save_file(tensors, checkpoint / UNET)
 
     assert "conv_in.bias" in fails("wrong_shape", damage)
 
 
 def test_rewritten_checkpoint_loads(repository, client):
-    """The damage of the tests above is what they say it is: written back undamaged, the same file loads."""
+    """Shows that only the damage makes the tests above fail: a file that is written back unchanged loads."""
     checkpoint = repository.add_copy("rewritten")
-    write_safetensors(checkpoint / UNET, *read_safetensors(checkpoint / UNET))
+    save_file(load_file(checkpoint / UNET), checkpoint / UNET)
     client.load("rewritten")
     usual = client.infer("good", prompt=PROMPT, gen_args=QUICK)
     rewritten = client.infer("rewritten", prompt=PROMPT, gen_args=QUICK)
-    assert np.array_equal(pixels(rewritten.picture), pixels(usual.picture))
+    assert np.array_equal(pixels(rewritten.image), pixels(usual.image))
 
 
-def test_pickles_are_refused_with_a_way_out(fails):
+def test_pickle_is_refused_and_error_names_safetensors(fails):
     def damage(checkpoint):
         (checkpoint / UNET).rename(checkpoint / "unet" / "diffusion_pytorch_model.bin")
 
@@ -139,7 +133,7 @@ def test_bad_json(fails, path, content):
     assert path.split("/")[-1] in message or "NoSuch" in message
 
 
-def test_block_type_that_does_not_exist(fails):
+def test_unknown_block_type(fails):
     def damage(checkpoint):
         path = checkpoint / "unet" / "config.json"
         settings = json.loads(path.read_text())
@@ -151,17 +145,17 @@ def test_block_type_that_does_not_exist(fails):
 
 def test_load_unload_load(repository, client):
     repository.add("comes_and_goes", config({"numerics": "exact"}))
-    pictures = set()
+    images = set()
     for _ in range(3):
         with at_most(10):
             client.load("comes_and_goes")
-        pictures.add(client.infer("comes_and_goes", prompt=PROMPT, gen_args=QUICK).picture)
+        images.add(client.infer("comes_and_goes", prompt=PROMPT, gen_args=QUICK).image)
         client.http.unload_model("comes_and_goes")
         wait_for(lambda: not client.http.is_model_ready("comes_and_goes"), 30, "the model is unloaded")
-    assert len(pictures) == 1
+    assert len(images) == 1
 
 
-def test_a_model_that_failed_loads_once_it_is_repaired(repository, client):
+def test_failed_model_loads_after_repair(repository, client):
     checkpoint = repository.add_copy("repaired")
     (checkpoint / UNET).rename(checkpoint / "aside")
     client.load_error("repaired")
@@ -170,7 +164,7 @@ def test_a_model_that_failed_loads_once_it_is_repaired(repository, client):
 
 
 def test_links_in_the_checkpoint_are_followed(repository, client, tmp_path):
-    """As in the Hugging Face cache, where every file is a link into a folder of blobs."""
+    """The Hugging Face cache consists of links into a folder of blobs."""
     version = repository.add("links", checkpoint=None) / "1"
     for path in CHECKPOINT.rglob("*"):
         if path.is_file():

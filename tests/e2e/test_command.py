@@ -1,21 +1,23 @@
-"""The command `triton-diffusion`: what it packs is served, and what it makes is what the server makes."""
+"""The command `triton-diffusion`: the server loads its archives, and both generate the same images."""
 
 import json
 import subprocess
 import tarfile
 
-import notebook
 import pytest
+
+import notebook
+from client import to_base64
 from notebook import body_of
-from support import CHECKPOINTS, ROOT, sent, spot, waves
+from support import CHECKPOINTS, ROOT, spot, waves
 
 COMMAND = ROOT / "dist" / "bin" / "triton-diffusion"
-# Model -> what its request has beside the prompt.
-PICTURES = {
+# Model -> the images of its request.
+IMAGES = {
     "sd_base": {},
-    "sd_depth": {"image": sent(waves(64, 64))},
-    "sd_inpaint": {"image": sent(waves(64, 64)), "mask_image": sent(spot(64, 64))},
-    "sd_upscale": {"image": sent(waves(32, 32))},
+    "sd_depth": {"image": to_base64(waves(64, 64))},
+    "sd_inpaint": {"image": to_base64(waves(64, 64)), "mask_image": to_base64(spot(64, 64))},
+    "sd_upscale": {"image": to_base64(waves(32, 32))},
 }
 GEN_ARGS = {"num_inference_steps": 2, "seed": 5}
 
@@ -28,7 +30,7 @@ def run(*arguments, folder):
 
 @pytest.fixture(scope="module")
 def endpoint(server, tmp_path_factory):
-    """The four models, packed by the command and loaded as SageMaker loads them: {model: URL of its resource}."""
+    """Packs the four models with the command and loads them as SageMaker does; yields {model: URL of its resource}."""
     folder = tmp_path_factory.mktemp("packed")
     urls = {}
     for number, (model, (checkpoint, _)) in enumerate(notebook.MODELS.items(), 1):
@@ -48,12 +50,12 @@ def endpoint(server, tmp_path_factory):
         assert notebook.send("GET", url, target=f"{model}.tar.gz")[0] == 404
 
 
-@pytest.mark.parametrize("model", PICTURES)
-def test_what_is_packed_is_served_to_sagemaker(endpoint, model):
-    body = body_of(prompt="a cat", gen_args=json.dumps(GEN_ARGS), **PICTURES[model])
+@pytest.mark.parametrize("model", IMAGES)
+def test_packed_model_serves_sagemaker(endpoint, model):
+    body = body_of(prompt="a cat", gen_args=json.dumps(GEN_ARGS), **IMAGES[model])
     status, _, reply = notebook.send("POST", f"{endpoint[model]}/invoke", body, target=f"{model}.tar.gz")
     assert status == 200, reply
-    assert notebook.picture_of(reply).size == ((128, 128) if model == "sd_upscale" else (64, 64))
+    assert notebook.image_of(reply).size == ((128, 128) if model == "sd_upscale" else (64, 64))
     assert notebook.send("GET", endpoint[model], target=f"{model}.tar.gz")[0] == 200
     status, _, reply = notebook.send(
         "POST", f"{endpoint[model]}/invoke", body_of(prompt="a cat", gen_args="{"), target=f"{model}.tar.gz"
@@ -62,8 +64,7 @@ def test_what_is_packed_is_served_to_sagemaker(endpoint, model):
 
 
 def test_pack_serve_invoke_and_generate_agree(server, client, repository, tmp_path):
-    """The README's way: the answer of the server, fetched by `invoke`, and `generate` without one are the same
-    bytes."""
+    """Checks that `invoke`, `generate` and a client get the same bytes from one packed model."""
     run(
         "pack",
         CHECKPOINTS / "sd2_base",
@@ -78,17 +79,17 @@ def test_pack_serve_invoke_and_generate_agree(server, client, repository, tmp_pa
     client.load("packed")
     url = f"http://{server.http_address}"
     arguments = ["--prompt", "a cat", "--set", "num_inference_steps=3", "--seed", 9]
-    told = run("invoke", "packed", "--url", url, *arguments, "--out", "asked.png", folder=tmp_path)
-    assert "seed: 9" in told
+    output = run("invoke", "packed", "--url", url, *arguments, "--out", "invoked.png", folder=tmp_path)
+    assert "seed: 9" in output
     checkpoint = repository.folder / "packed" / "1" / "checkpoint"
-    run("generate", checkpoint, "--model-name", "packed", *arguments, "--out", "made.png", folder=tmp_path)
-    asked = (tmp_path / "asked.png").read_bytes()
-    assert asked == (tmp_path / "made.png").read_bytes()
-    answer = client.infer("packed", prompt="a cat", gen_args={"num_inference_steps": 3, "seed": 9})
-    assert answer.picture == asked
+    run("generate", checkpoint, "--model-name", "packed", *arguments, "--out", "generated.png", folder=tmp_path)
+    invoked = (tmp_path / "invoked.png").read_bytes()
+    assert invoked == (tmp_path / "generated.png").read_bytes()
+    response = client.infer("packed", prompt="a cat", gen_args={"num_inference_steps": 3, "seed": 9})
+    assert response.image == invoked
 
 
-def test_inspect_says_what_the_server_says(tmp_path):
+def test_inspect_reports_a_loadable_checkpoint(tmp_path):
     about = json.loads(run("inspect", CHECKPOINTS / "sd2_depth", "--json", folder=tmp_path))
     assert about["pipeline"] == "StableDiffusionDepth2ImgPipeline"
     assert about["problems"] == [] and about["loaded"] is True

@@ -1,11 +1,13 @@
-"""config.pbtxt: completion, parameters, and the configurations that the repository ships."""
+"""config.pbtxt: completion, parameters, and the configurations in model_repository/."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-from support import CHECKPOINT, CHECKPOINTS, ROOT, config, opened, pixels, sent, spot, text_chunk, waves
+
+from client import to_base64
+from support import CHECKPOINT, CHECKPOINTS, ROOT, config, open_image, pixels, spot, text_chunk, waves
 
 PROMPT = "a cat on a mat"
 QUICK = {"num_inference_steps": 4, "seed": 11, "scheduler": "DDIMScheduler"}
@@ -19,11 +21,11 @@ def models(repository, client):
 
 @pytest.fixture(scope="module")
 def expected(client):
-    """The pixels of PROMPT with QUICK."""
-    return pixels(client.infer("exact", prompt=PROMPT, gen_args=QUICK).picture)
+    """Returns the pixels of PROMPT with QUICK."""
+    return pixels(client.infer("exact", prompt=PROMPT, gen_args=QUICK).image)
 
 
-def test_a_config_with_nothing_but_the_backend_is_completed(repository, client):
+def test_config_with_only_a_backend_is_completed(repository, client):
     repository.add("bare", 'backend: "diffusion"\n')
     client.load("bare")
     completed = client.http.get_model_config("bare")
@@ -39,17 +41,17 @@ def test_a_config_with_nothing_but_the_backend_is_completed(repository, client):
     (output,) = completed["output"]
     assert (output["name"], output["data_type"]) == ("generated_image", "TYPE_STRING")
     assert completed["max_batch_size"] >= 1
-    answer = client.infer("bare", prompt=[PROMPT], gen_args=[{**QUICK, "num_images_per_prompt": 2}])
-    assert answer.shape == [1, 2]
+    response = client.infer("bare", prompt=[PROMPT], gen_args=[{**QUICK, "num_images_per_prompt": 2}])
+    assert response.shape == [1, 2]
 
 
 @pytest.mark.parametrize("dims", ["[ 1 ]", "[ -1 ]"])
-def test_inputs_that_are_written_out_are_taken_as_they_are(repository, client, dims, expected):
+def test_listed_inputs_are_accepted(repository, client, dims, expected):
     name = "written_" + ("one" if "-" not in dims else "any")
     repository.add(name, config({"numerics": "exact"}, dims=dims))
     client.load(name)
-    answer = client.infer(name, prompt=PROMPT, gen_args=QUICK)
-    assert np.array_equal(pixels(answer.picture), expected)
+    response = client.infer(name, prompt=PROMPT, gen_args=QUICK)
+    assert np.array_equal(pixels(response.image), expected)
 
 
 @pytest.mark.parametrize(
@@ -57,10 +59,10 @@ def test_inputs_that_are_written_out_are_taken_as_they_are(repository, client, d
     [
         ('name: "prompt" data_type: TYPE_STRING', 'name: "prompt" data_type: TYPE_INT32', "prompt"),
         ('name: "gen_args"', 'name: "generation_arguments"', "generation_arguments"),
-        ('name: "generated_image"', 'name: "picture"', "picture"),
+        ('name: "generated_image"', 'name: "result"', "result"),
     ],
 )
-def test_inputs_and_outputs_that_do_not_exist_fail_the_load(repository, client, replace, by, named):
+def test_unknown_input_or_output_fails_the_load(repository, client, replace, by, named):
     text = config(dims="[ 1 ]")
     assert replace in text
     repository.add(f"wrong_{named}", text.replace(replace, by))
@@ -71,40 +73,40 @@ def test_default_gen_args(repository, client):
     defaults = json.dumps({"num_inference_steps": 3, "seed": 5, "scheduler": "DDIMScheduler"})
     repository.add("defaults", config({"default_gen_args": defaults}))
     client.load("defaults")
-    answer = client.infer("defaults", prompt=PROMPT)
-    assert (answer.parameters["steps_run"], answer.parameters["seed"]) == (3, 5)
-    answer = client.infer("defaults", prompt=PROMPT, gen_args={"num_inference_steps": 2})
-    assert (answer.parameters["steps_run"], answer.parameters["seed"]) == (2, 5)
+    response = client.infer("defaults", prompt=PROMPT)
+    assert (response.parameters["steps_run"], response.parameters["seed"]) == (3, 5)
+    response = client.infer("defaults", prompt=PROMPT, gen_args={"num_inference_steps": 2})
+    assert (response.parameters["steps_run"], response.parameters["seed"]) == (2, 5)
 
 
 def test_scheduler(repository, client, expected):
     repository.add("ddim", config({"numerics": "exact", "scheduler": "DDIMScheduler"}))
     client.load("ddim")
     unnamed = {key: value for key, value in QUICK.items() if key != "scheduler"}
-    answer = client.infer("ddim", prompt=PROMPT, gen_args=unnamed)
-    assert np.array_equal(pixels(answer.picture), expected)
+    response = client.infer("ddim", prompt=PROMPT, gen_args=unnamed)
+    assert np.array_equal(pixels(response.image), expected)
 
 
-def test_max_rows_changes_no_picture(repository, client):
+def test_max_unet_batch_size_changes_no_image(repository, client):
     prompts, gen_args = [PROMPT, "rain", "snow"], [{**QUICK, "seed": seed} for seed in (1, 2, 3)]
     usual = client.infer("exact", prompt=prompts, gen_args=gen_args)
-    repository.add("narrow", config({"numerics": "exact", "max_rows": "4"}))
+    repository.add("narrow", config({"numerics": "exact", "max_unet_batch_size": "4"}))
     client.load("narrow")
     narrow = client.infer("narrow", prompt=prompts, gen_args=gen_args)
-    for row in range(3):
-        assert np.array_equal(pixels(narrow.pictures[row][0]), pixels(usual.pictures[row][0]))
+    for n in range(3):
+        assert np.array_equal(pixels(narrow.images[n][0]), pixels(usual.images[n][0]))
     calls = client.counter("diffusion_unet_calls_total", "narrow")
-    rows = client.counter("diffusion_unet_rows_total", "narrow")
-    assert rows == 4 * 6
-    assert rows / calls <= 4
+    entries = client.counter("diffusion_unet_batch_entries_total", "narrow")
+    assert entries == 4 * 6
+    assert entries / calls <= 4
     message = client.refused("narrow", prompt=PROMPT, gen_args={"num_images_per_prompt": 3})
-    assert "num_images_per_prompt" in message and "max_rows" in message
+    assert "num_images_per_prompt" in message and "max_unet_batch_size" in message
 
 
 def test_fast_numerics_stay_close(repository, client, expected):
     repository.add("fast", config({"numerics": "fast"}))
     client.load("fast")
-    fast = pixels(client.infer("fast", prompt=PROMPT, gen_args=QUICK).picture)
+    fast = pixels(client.infer("fast", prompt=PROMPT, gen_args=QUICK).image)
     error = np.mean((fast - expected) ** 2)
     assert error == 0 or 10 * np.log10(255**2 / error) > 50
 
@@ -113,15 +115,15 @@ def test_checkpoint_folder(repository, client, expected):
     model = repository.add("elsewhere", config({"numerics": "exact", "checkpoint": "weights"}), checkpoint=None)
     (model / "1" / "weights").symlink_to(CHECKPOINT, target_is_directory=True)
     client.load("elsewhere")
-    answer = client.infer("elsewhere", prompt=PROMPT, gen_args=QUICK)
-    assert np.array_equal(pixels(answer.picture), expected)
+    response = client.infer("elsewhere", prompt=PROMPT, gen_args=QUICK)
+    assert np.array_equal(pixels(response.image), expected)
 
 
 def test_dtype(repository, client, expected):
     repository.add("float32", config({"numerics": "exact", "dtype": "float32"}))
     client.load("float32")
-    answer = client.infer("float32", prompt=PROMPT, gen_args=QUICK)
-    assert np.array_equal(pixels(answer.picture), expected)
+    response = client.infer("float32", prompt=PROMPT, gen_args=QUICK)
+    assert np.array_equal(pixels(response.image), expected)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_dtype(repository, client, expected):
         ("numerics", "sloppy"),
         ("dtype", "float8"),
         ("scheduler", "NoSuchScheduler"),
-        ("max_rows", "0"),
+        ("max_unet_batch_size", "0"),
         ("max_pixels", "many"),
         ("max_steps", "-3"),
         ("default_gen_args", "{"),
@@ -139,14 +141,14 @@ def test_dtype(repository, client, expected):
         ("checkpoint", "../../elsewhere"),
     ],
 )
-def test_a_bad_parameter_fails_the_load_and_is_named(repository, client, key, value):
+def test_bad_parameter_fails_the_load_and_is_named(repository, client, key, value):
     name = f"bad_{key}_{len(value)}"
     repository.add(name, config({key: value}))
     assert key in client.load_error(name)
     assert client.infer("exact", prompt=PROMPT, gen_args=QUICK).shape == [1, 1]
 
 
-def test_an_unknown_parameter_is_a_warning(repository, client, server):
+def test_unknown_parameter_is_a_warning(repository, client, server):
     repository.add("unknown_parameter", config({"max_stepz": "5"}))
     client.load("unknown_parameter")
     warnings = [line for line in server.log().splitlines() if line.startswith("W") and "max_stepz" in line]
@@ -167,8 +169,8 @@ def test_every_shipped_configuration_is_tested():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_configuration_for_a_cpu(repository, client, name):
-    """A folder of model_repository with configs/cpu.pbtxt in the place of config.pbtxt, which asks for a GPU."""
-    checkpoint, pictures = SHIPPED[name]
+    """Loads a folder of model_repository with configs/cpu.pbtxt instead of config.pbtxt, which requires a GPU."""
+    checkpoint, images = SHIPPED[name]
     model = repository.folder / name
     shutil.copytree(ROOT / "model_repository" / name, model)
     (model / "1").mkdir(exist_ok=True)
@@ -176,7 +178,7 @@ def test_the_shipped_configuration_for_a_cpu(repository, client, name):
     assert "KIND_GPU" in (model / "config.pbtxt").read_text()
     shutil.copy(model / "configs" / "cpu.pbtxt", model / "config.pbtxt")
     client.load(name)
-    inputs = {tensor: sent(picture) for tensor, picture in pictures.items()}
-    answer = client.infer(name, prompt=PROMPT, gen_args=QUICK, **inputs)
-    assert text_chunk(answer.picture)["gen_args"]["seed"] == 11
-    assert opened(answer.picture).size == (64, 64)
+    inputs = {tensor: to_base64(image) for tensor, image in images.items()}
+    response = client.infer(name, prompt=PROMPT, gen_args=QUICK, **inputs)
+    assert text_chunk(response.image)["gen_args"]["seed"] == 11
+    assert open_image(response.image).size == (64, 64)

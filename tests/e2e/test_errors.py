@@ -1,7 +1,8 @@
-"""Bad requests: each fails alone, with the right code, and its message names the input but never the user's text."""
+"""Bad requests: each fails alone, with the right code; its message names the input but never the user's text."""
 
 import numpy as np
 import pytest
+
 from support import SECRET, config
 
 PROMPT = f"{SECRET} in the evening"
@@ -11,13 +12,16 @@ PROMPT = f"{SECRET} in the evening"
 def models(repository, client):
     repository.add("sd_base")
     repository.add("any_dims", config(dims="[ -1 ]"))
-    repository.add("limited", config({"max_steps": "20", "max_pixels": str(64 * 64), "default_gen_args": '{"num_inference_steps": 10}'}))
+    repository.add(
+        "limited",
+        config({"max_steps": "20", "max_pixels": str(64 * 64), "default_gen_args": '{"num_inference_steps": 10}'}),
+    )
     client.load("sd_base", "any_dims", "limited")
 
 
 @pytest.fixture(autouse=True)
 def serves_on(client):
-    """After every bad request, a good one is answered."""
+    """Checks after every bad request that a good one succeeds."""
     yield
     assert client.infer("sd_base", prompt=PROMPT, gen_args={"num_inference_steps": 1}).shape == [1, 1]
 
@@ -39,7 +43,7 @@ def test_unknown_key(client, key, nearest):
         assert nearest in message.replace(f"`{key}`", "")
 
 
-def test_unknown_key_that_is_no_plain_identifier_is_not_quoted(client):
+def test_unknown_key_that_is_not_an_identifier_is_not_quoted(client):
     for key in (SECRET, f"{SECRET} out of memory", "zanzibar" * 6, ""):
         assert "gen_args" in client.refused("sd_base", prompt=PROMPT, gen_args={key: 1})
 
@@ -112,7 +116,7 @@ def test_limits_of_the_model_are_named(client):
     ],
     ids=["unfinished", "array", "string", "number", "nan", "not_utf8", "nested", "long"],
 )
-def test_gen_args_that_is_no_json_object(client, text):
+def test_gen_args_that_is_not_a_json_object(client, text):
     assert "gen_args" in client.refused("sd_base", prompt=PROMPT, gen_args=text)
 
 
@@ -121,12 +125,12 @@ def test_prompt_that_is_not_utf8(client):
 
 
 @pytest.mark.parametrize("model", ["sd_base", "any_dims"])
-def test_two_elements_in_a_row(client, model):
+def test_two_values_in_a_batch_element(client, model):
     two = np.array([[PROMPT.encode(), PROMPT.encode()]], dtype=np.object_)
     assert "prompt" in client.refused(model, prompt=two)
 
 
-def test_no_element_in_a_row(client):
+def test_no_value_in_a_batch_element(client):
     assert "prompt" in client.refused("any_dims", prompt=np.zeros((1, 0), dtype=np.object_))
 
 
@@ -134,21 +138,21 @@ def test_missing_prompt(client):
     client.refused("sd_base", gen_args={"seed": 1})
 
 
-def test_rows_that_do_not_match(client):
+def test_batch_sizes_that_do_not_match(client):
     client.refused("sd_base", prompt=[PROMPT] * 3, gen_args=[{"seed": 1}] * 2)
     client.refused("sd_base", prompt=[PROMPT] * 2, negative_prompt=PROMPT)
 
 
-def test_rows_with_different_numbers_of_pictures(client):
+def test_batch_elements_with_different_numbers_of_images(client):
     gen_args = [{"num_images_per_prompt": count, "num_inference_steps": 1} for count in (1, 2)]
     assert "num_images_per_prompt" in client.refused("sd_base", prompt=[PROMPT] * 2, gen_args=gen_args)
 
 
-def test_more_rows_than_max_batch_size(client):
+def test_batch_beyond_max_batch_size(client):
     client.refused("sd_base", prompt=[PROMPT] * 9)
 
 
-def test_a_bad_row_of_a_batch_is_named(client):
+def test_bad_batch_element_names_the_argument(client):
     gen_args = [{"num_inference_steps": 1}, {"num_inference_steps": 0}]
     assert "num_inference_steps" in client.refused("sd_base", prompt=[PROMPT] * 2, gen_args=gen_args)
 

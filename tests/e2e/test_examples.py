@@ -1,4 +1,4 @@
-"""What lies in examples/ runs as it is, against the models of the demo."""
+"""The programs in examples/ run unchanged against the models of the demo."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+
 from support import ROOT
 
 DEMO, EXAMPLES = ROOT / "demo", ROOT / "examples"
@@ -17,14 +18,14 @@ MODELS = ("sd_base", "sd_depth", "sd_inpaint", "sd_upscale")
 
 @pytest.fixture(scope="module")
 def demo(client, repository):
-    """The server's models, loaded."""
+    """Loads the demo's models."""
     for name in MODELS:
         repository.add(name, (DEMO / "config.pbtxt").read_text(), checkpoint=DEMO / "models" / name)
     client.load(*MODELS)
 
 
 def run(*command, **environment):
-    """The output of a command that must succeed."""
+    """Runs a command that must succeed; returns its output."""
     done = subprocess.run(
         [str(part) for part in command], env=os.environ | environment, capture_output=True, timeout=120
     )
@@ -33,23 +34,23 @@ def run(*command, **environment):
 
 
 def size(path):
-    with Image.open(path) as picture:
-        picture.load()
-        return picture.size
+    with Image.open(path) as image:
+        image.load()
+        return image.size
 
 
 def test_the_notebook_runs_from_start_to_end(demo, server, monkeypatch, capsys):
-    notebook = json.loads((EXAMPLES / "walk.ipynb").read_text())
+    notebook = json.loads((EXAMPLES / "demo.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    # It was saved with what it showed.
-    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"]) >= 4
+    # The committed notebook contains its images.
+    assert sum("image/jpeg" in output.get("data", {}) for cell in cells for output in cell["outputs"]) >= 4
     monkeypatch.setenv("TRITON_URL", server.grpc_address)
     shown = []
     names = {"display": shown.append}
     for cell in cells:
         exec("".join(cell["source"]), names)
-    said = capsys.readouterr().out
-    assert said.count(" ready") == len(MODELS) and "kept pixels equal: True" in said
+    output = capsys.readouterr().out
+    assert output.count(" ready") == len(MODELS) and "kept pixels equal: True" in output
     assert names["first"].size == (128, 128) and names["fourth"].size == (512, 512)
     assert len(shown) == 4
 
@@ -58,14 +59,14 @@ def test_the_notebook_runs_from_start_to_end(demo, server, monkeypatch, capsys):
 def test_text_to_image(demo, server, tmp_path, protocol):
     url = server.grpc_address if protocol == "grpc" else server.http_address
     script = [sys.executable, EXAMPLES / "text_to_image.py", "a red circle on a blue background"]
-    run(*script, "--protocol", protocol, "--url", url, "--steps", 4, "--seed", 1, "--out", tmp_path / "picture.png")
-    assert size(tmp_path / "picture.png") == (128, 128)
+    run(*script, "--protocol", protocol, "--url", url, "--steps", 4, "--seed", 1, "--out", tmp_path / "image.png")
+    assert size(tmp_path / "image.png") == (128, 128)
 
 
-def test_from_picture(demo, server, tmp_path):
-    picture, mask = Image.new("RGB", (128, 128), "gray"), Image.new("L", (128, 128), 0)
+def test_from_image(demo, server, tmp_path):
+    image, mask = Image.new("RGB", (128, 128), "gray"), Image.new("L", (128, 128), 0)
     mask.paste(255, (32, 32, 96, 96))
-    picture.save(tmp_path / "picture.png")
+    image.save(tmp_path / "input.png")
     mask.save(tmp_path / "mask.png")
     for command, extra, expected in (
         ("image", ["--strength", 0.5], 128),
@@ -74,11 +75,11 @@ def test_from_picture(demo, server, tmp_path):
         ("upscale", ["--noise-level", 20], 512),
     ):
         out = tmp_path / f"{command}.png"
-        script = [sys.executable, EXAMPLES / "from_picture.py", command, "a red circle on a gray background"]
+        script = [sys.executable, EXAMPLES / "from_image.py", command, "a red circle on a gray background"]
         run(
             *script,
             "--image",
-            tmp_path / "picture.png",
+            tmp_path / "input.png",
             "--url",
             server.grpc_address,
             "--steps",
@@ -92,9 +93,9 @@ def test_from_picture(demo, server, tmp_path):
 
 def test_cancel_asyncio(demo, server, tmp_path):
     script = [sys.executable, EXAMPLES / "cancel_asyncio.py", "--prompts", "a red circle", "a blue star"]
-    said = run(*script, "--cancel", "a green square", "--after", 0.2, "--url", server.grpc_address, "--out", tmp_path)
-    assert b"cancelled" in said
-    assert {path.name for path in tmp_path.iterdir()} == {"picture-1.png", "picture-2.png"}
+    output = run(*script, "--cancel", "a green square", "--after", 0.2, "--url", server.grpc_address, "--out", tmp_path)
+    assert b"cancelled" in output
+    assert {path.name for path in tmp_path.iterdir()} == {"image-1.png", "image-2.png"}
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="curl.sh needs curl and jq")
@@ -105,6 +106,6 @@ def test_curl(demo, server, tmp_path):
     first = tmp_path / "first.png"
     first.write_bytes(run(*script, URL=url, GEN_ARGS=arguments))
     (tmp_path / "second.png").write_bytes(run(*script, first, URL=url, GEN_ARGS=arguments))
-    pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("first.png", "second.png")]
-    assert pictures[0].shape == pictures[1].shape == (128, 128, 3)
-    assert not np.array_equal(*pictures)
+    images = [np.asarray(Image.open(tmp_path / name)) for name in ("first.png", "second.png")]
+    assert images[0].shape == images[1].shape == (128, 128, 3)
+    assert not np.array_equal(*images)

@@ -1,8 +1,8 @@
-"""Pictures that come through the server against those that diffusers made from the same checkpoints.
+"""Compares images of the server with those that diffusers generated from the same checkpoints.
 
-The committed ones come from one processor and kernels differ between processors: no byte may be off by more than 2, and 99 %
-must be equal. `make parity` makes them anew on this machine, names their folder in TRITON_DIFFUSION_PARITY, and then every
-byte must be equal.
+The committed images come from one processor, and kernels differ between processors: no byte may differ by more than 2,
+and 99 % must be equal. `make parity` generates the images again on this machine and sets TRITON_DIFFUSION_PARITY to
+their folder; then every byte must be equal.
 """
 
 import json
@@ -12,15 +12,18 @@ import pathlib
 import numpy as np
 import pytest
 from PIL import Image
-from support import CHECKPOINTS, ROOT, config, pixels, sent
+from safetensors.numpy import load_file
+
+from client import to_base64
+from support import CHECKPOINTS, ROOT, config, pixels
 
 PARITY = os.environ.get("TRITON_DIFFUSION_PARITY")
 GOLDENS = pathlib.Path(PARITY) if PARITY else ROOT / "tests" / "goldens"
-# Without pictures that go in, and with.
+# The group `pictures` is text to image; the others have input images.
 GROUPS = ("pictures", "image_to_image", "depth_to_image", "inpaint", "upscale")
-PICTURES = ("image", "mask_image", "depth_map")
-# Of a grid over schedulers, guidance, sizes and strengths, the Rust tests make every picture and this one every fifth: the
-# grid's periods are 2 and 3, so that each of their values is met.
+IMAGES = ("image", "mask_image", "depth_map")
+# The Rust tests run the whole grid over schedulers, guidance, sizes and strengths; this test runs every fifth case. The
+# periods of the grid are 2 and 3, so every value occurs.
 STRIDE = 5
 
 
@@ -38,21 +41,9 @@ CASES = [(group, case) for group in GROUPS for case in cases_of(group)]
 MODELS = sorted({case["checkpoint"] for _, case in CASES})
 
 
-def tensors(path):
-    """The uint8 tensors of a safetensors file: 8 bytes of header length, a JSON header, the data."""
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    header.pop("__metadata__", None)
-    return {
-        name: np.frombuffer(data[start:][slice(*entry["data_offsets"])], np.uint8).reshape(entry["shape"])
-        for name, entry in header.items()
-    }
-
-
 @pytest.fixture(scope="module")
 def goldens():
-    return {group: tensors(GOLDENS / f"{group}.safetensors") for group in GROUPS}
+    return {group: load_file(GOLDENS / f"{group}.safetensors") for group in GROUPS}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,56 +53,57 @@ def models(repository, client):
     client.load(*MODELS)
 
 
-def batches(rows):
-    """The rows as requests: one for all, where each has as many pictures in and out as the others, or one for each."""
+def batches(elements):
+    """Groups batch elements into requests: one for all if they have equal numbers of images, else one for each."""
 
-    def form(row):
-        return row["gen_args"].get("num_images_per_prompt", 1), [row.get(name) is None for name in PICTURES]
+    def form(element):
+        return element["gen_args"].get("num_images_per_prompt", 1), [element.get(name) is None for name in IMAGES]
 
-    return [rows] if all(form(row) == form(rows[0]) for row in rows) else [[row] for row in rows]
+    alike = all(form(element) == form(elements[0]) for element in elements)
+    return [elements] if alike else [[element] for element in elements]
 
 
 def ask(client, model, batch, recorded):
-    """Sends a batch of rows."""
-    negative = [row["negative_prompt"] or "" for row in batch]
+    """Sends a batch."""
+    negative = [element["negative_prompt"] or "" for element in batch]
     images = {
-        name: [sent(Image.fromarray(recorded[f"inputs/{row[name]}"])) for row in batch]
-        for name in PICTURES
+        name: [to_base64(Image.fromarray(recorded[f"inputs/{element[name]}"])) for element in batch]
+        for name in IMAGES
         if batch[0].get(name) is not None
     }
     return client.infer(
         model,
-        prompt=[row["prompt"] for row in batch],
+        prompt=[element["prompt"] for element in batch],
         negative_prompt=negative if any(negative) else None,
-        gen_args=[row["gen_args"] for row in batch],
+        gen_args=[element["gen_args"] for element in batch],
         **images,
     )
 
 
 def check_flags(batch, parameters):
-    """What the safety checker found, where the checkpoint has one."""
-    flags = [flag for row in batch for flag in row.get("nsfw_content_detected") or []]
-    told = parameters.get("nsfw_content_detected")
+    """Compares the safety checker's flags, if the checkpoint has a safety checker."""
+    flags = [flag for element in batch for flag in element.get("nsfw_content_detected") or []]
+    returned = parameters.get("nsfw_content_detected")
     if len(flags) > 1:
-        assert told == ",".join(str(flag).lower() for flag in flags)
+        assert returned == ",".join(str(flag).lower() for flag in flags)
     else:
-        assert told == (flags[0] if flags else None)
+        assert returned == (flags[0] if flags else None)
 
 
 @pytest.mark.parametrize(("group", "case"), CASES, ids=[f"{group}-{case['name']}" for group, case in CASES])
-def test_picture(client, goldens, group, case):
-    recorded, rows = goldens[group], case["rows"]
-    pictures_of_rows = []
-    for batch in batches(rows):
-        answer = ask(client, case["checkpoint"], batch, recorded)
-        check_flags(batch, answer.parameters)
-        pictures_of_rows.extend(answer.pictures)
-    assert len(pictures_of_rows) == len(rows)
-    for number, pictures in enumerate(pictures_of_rows):
-        theirs = recorded[f"{case['name']}/{number}"].astype(np.int64)
-        ours = np.stack([pixels(picture) for picture in pictures])
-        assert ours.shape == theirs.shape
-        difference = np.abs(ours - theirs)
+def test_image_equals_golden(client, goldens, group, case):
+    recorded, elements = goldens[group], case["rows"]
+    images_of_elements = []
+    for batch in batches(elements):
+        response = ask(client, case["checkpoint"], batch, recorded)
+        check_flags(batch, response.parameters)
+        images_of_elements.extend(response.images)
+    assert len(images_of_elements) == len(elements)
+    for number, images in enumerate(images_of_elements):
+        expected = recorded[f"{case['name']}/{number}"].astype(np.int64)
+        actual = np.stack([pixels(image) for image in images])
+        assert actual.shape == expected.shape
+        difference = np.abs(actual - expected)
         if PARITY:
             assert difference.max() == 0
         else:
@@ -120,6 +112,8 @@ def test_picture(client, goldens, group, case):
 
 
 def test_flags_are_recorded():
-    """Else `check_flags` would never have looked at one."""
-    flags = [flag for _, case in CASES for row in case["rows"] for flag in row.get("nsfw_content_detected") or []]
+    """Checks that `check_flags` compares both values."""
+    flags = [
+        flag for _, case in CASES for element in case["rows"] for flag in element.get("nsfw_content_detected") or []
+    ]
     assert set(flags) == {False, True}

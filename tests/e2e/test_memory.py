@@ -1,4 +1,4 @@
-"""Memory: what is said when there is none, and that it comes back."""
+"""Memory: errors when it runs out, recovery afterwards, and no growth over many loads."""
 
 import collections
 import contextlib
@@ -7,8 +7,9 @@ import os
 import pathlib
 import resource
 
-import notebook
 import pytest
+
+import notebook
 from support import CHECKPOINTS, MEMORY_WORDS, SECRET, wait_for
 
 MIB = 2**20
@@ -16,7 +17,7 @@ MIB = 2**20
 
 @contextlib.contextmanager
 def address_space(server, spare):
-    """Lets the server map `spare` bytes more than it has now, as a container's limit would."""
+    """Limits the server's address space to its current size plus `spare` bytes, as a container might."""
     pid = server.process.pid
     pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[0])
     before = resource.prlimit(pid, resource.RLIMIT_AS)
@@ -28,7 +29,7 @@ def address_space(server, spare):
 
 
 class Endpoint:
-    """The SageMaker routes of a server, for one model."""
+    """Calls the SageMaker routes of a server for one model."""
 
     def __init__(self, server, name, folder):
         self.url, self.name, self.folder = server.sagemaker_url, name, folder
@@ -65,7 +66,7 @@ def check_507(status, body):
     assert SECRET not in message and "BLOOM" not in message
 
 
-def test_a_load_that_does_not_fit_is_507_and_fits_later(server, endpoint):
+def test_load_without_memory_is_507_and_succeeds_later(server, endpoint):
     with address_space(server, 100 * MIB):
         status, _, body = endpoint.load()
         check_507(status, body)
@@ -74,7 +75,7 @@ def test_a_load_that_does_not_fit_is_507_and_fits_later(server, endpoint):
     assert endpoint.unload()[0] == 200
 
 
-def test_a_request_that_does_not_fit_is_507_and_the_next_smaller_works(server, endpoint):
+def test_request_without_memory_is_507_and_a_smaller_one_succeeds(server, endpoint):
     assert endpoint.load()[0] == 200
     try:
         assert endpoint.invoke(num_inference_steps=1, seed=1)[0] == 200
@@ -83,7 +84,7 @@ def test_a_request_that_does_not_fit_is_507_and_the_next_smaller_works(server, e
             check_507(status, body)
             status, _, body = endpoint.invoke(num_inference_steps=1, seed=1)
             assert status == 200, body
-        # No error that a user causes becomes 507, whatever words are in the prompt.
+        # An error that a user causes never becomes 507, whatever words the prompt contains.
         status, _, body = endpoint.invoke(num_inference_steps="OOM")
         assert status == 400, body
     finally:
@@ -91,8 +92,11 @@ def test_a_request_that_does_not_fit_is_507_and_the_next_smaller_works(server, e
 
 
 def opened(link):
-    """What a descriptor in /proc stands for. None for sockets, which the server's own clients open and close (the
-    backend has none), and for a descriptor that was closed meanwhile."""
+    """Returns the target of a descriptor in /proc.
+
+    None for a socket, which the server's clients open and close (the backend has none), and for a descriptor that was
+    closed in the meantime.
+    """
     try:
         target = os.readlink(link)
     except FileNotFoundError:
@@ -101,7 +105,7 @@ def opened(link):
 
 
 class Process:
-    """What a process holds, by /proc."""
+    """Counts what a process holds, from /proc: memory, threads, open files, maps of a folder."""
 
     def __init__(self, pid, folder):
         proc = pathlib.Path(f"/proc/{pid}")
@@ -113,15 +117,15 @@ class Process:
 
 
 def test_load_infer_unload_leaves_nothing(server, client, repository):
-    """DESIGN's 200 cycles: growth under 100 MB, no thread, map or open file left."""
+    """Checks that 200 cycles grow the process by less than 100 MB and leave no thread, map or open file."""
     repository.add("cycled")
 
     def cycle():
         client.load("cycled")
         client.infer("cycled", prompt="a cat", gen_args={"num_inference_steps": 1, "seed": 1})
         client.http.unload_model("cycled")
-        # Unload answers at once, before the model is gone.
-        wait_for(lambda: server.metric("diffusion_weights_bytes", device="cpu") == 0, 10, "the weights are gone")
+        # Triton responds to an unload before the model is destroyed.
+        wait_for(lambda: server.metric("diffusion_weights_bytes", device="cpu") == 0, 10, "the weights are freed")
 
     for _ in range(5):
         cycle()

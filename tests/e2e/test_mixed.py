@@ -1,7 +1,9 @@
-"""Requests of every kind at the same time: each gets the bytes that it gets alone."""
+"""Concurrent requests of every kind: each gets the same bytes as alone."""
 
 import pytest
-from support import CHECKPOINTS, config, sent, slope, spot, waves
+
+from client import to_base64
+from support import CHECKPOINTS, config, slope, spot, waves
 
 CALLS = "diffusion_unet_calls_total"
 CHECKPOINT_OF = {
@@ -10,7 +12,7 @@ CHECKPOINT_OF = {
     "sd_inpaint": "sd2_inpaint",
     "sd_upscale": "x4_upscaler",
 }
-# Small enough for the upscaler to need several pieces for one of the pictures below.
+# Small enough for the upscaler to need several tiles for one of the images below.
 PARAMETERS = {"sd_upscale": {"max_pixels": "4096"}}
 
 
@@ -23,18 +25,18 @@ def models(repository, client):
 
 
 def ask(prompt, image=None, mask_image=None, depth_map=None, negative_prompt=None, **gen_args):
-    """The inputs of a request, from PIL images."""
-    pictures = {"image": image, "mask_image": mask_image, "depth_map": depth_map}
+    """Returns the inputs of a request, from PIL images."""
+    images = {"image": image, "mask_image": mask_image, "depth_map": depth_map}
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "gen_args": gen_args,
-        **{name: sent(picture) for name, picture in pictures.items() if picture is not None},
+        **{name: to_base64(each) for name, each in images.items() if each is not None},
     }
 
 
-# One StableDiffusionPipeline folder: text to image, image to image and inpainting with four channels. Those of 64 by 64 pixels
-# can share UNet calls, whatever they are; the others have sizes of their own.
+# For one StableDiffusionPipeline folder: text to image, image to image and inpainting with four channels. Requests of
+# 64 by 64 pixels can share UNet calls, whatever their pipeline; the others have different sizes.
 BASE = [
     ask("a cat on a mat", num_inference_steps=7, seed=1, scheduler="HeunDiscreteScheduler"),
     ask("a red house", num_inference_steps=11, seed=2, guidance_scale=1.0, scheduler="LCMScheduler"),
@@ -104,18 +106,20 @@ OTHERS = [
 
 
 def alone_and_together(client, requests):
-    """Checks that each answer is the same alone and in company; returns the answers, and the UNet calls that `sd_base` made
-    alone and in company."""
+    """Checks that each response is the same alone and together with the others.
+
+    Returns the responses, and the UNet calls that `sd_base` made alone and together.
+    """
     start = client.counter(CALLS, "sd_base")
     alone = [client.infer(model, **inputs) for model, inputs in requests]
     between = client.counter(CALLS, "sd_base")
     together = client.all_at_once(requests)
     end = client.counter(CALLS, "sd_base")
     for (model, inputs), one, other in zip(requests, alone, together, strict=True):
-        assert one.pictures == other.pictures, f"{model}, {inputs['prompt']}: another picture in company"
+        assert one.images == other.images, f"{model}, {inputs['prompt']}: the image differs together with others"
         assert one.parameters == other.parameters
-    pictures = [picture for answer in alone for row in answer.pictures for picture in row]
-    assert len(set(pictures)) == len(pictures)
+    images = [image for response in alone for element in response.images for image in element]
+    assert len(set(images)) == len(images)
     return alone, between - start, end - between
 
 
@@ -125,13 +129,13 @@ def test_pipelines_sizes_and_schedulers_of_one_checkpoint(client):
 
 
 def test_models_of_every_pipeline(client):
-    answers, _, _ = alone_and_together(client, OTHERS)
-    assert any(answer.parameters.get("unet_tiles", 1) > 1 for answer in answers), "no picture was made in pieces"
+    responses, _, _ = alone_and_together(client, OTHERS)
+    assert any(each.parameters.get("unet_tiles", 1) > 1 for each in responses), "no request used several tiles"
 
 
-def test_everything_twice(client):
-    """Equal requests beside each other and beside all the others."""
+def test_equal_requests_get_equal_images(client):
+    """Sends equal requests together with each other and with all the others."""
     requests = [("sd_base", inputs) for inputs in BASE[:4]] + OTHERS[:-1]
     together = client.all_at_once(requests * 2)
     for (model, inputs), one, other in zip(requests, together, together[len(requests) :], strict=False):
-        assert one.pictures == other.pictures, f"{model}, {inputs['prompt']}"
+        assert one.images == other.images, f"{model}, {inputs['prompt']}"

@@ -1,17 +1,18 @@
-"""The five requests of the public SageMaker notebook, one after the other, the picture of one feeding the next."""
+"""The five requests of the public SageMaker notebook in order; each image is the input of the next request."""
 
 import base64
 import json
 
-import notebook
 import numpy as np
 import pytest
+
+import notebook
 from support import pixels, spot
 
 
 @pytest.fixture(scope="module")
 def over_http(server, client, repository):
-    """Sends a body over Triton's own HTTP routes."""
+    """Returns a function that sends a body over Triton's HTTP routes."""
     for model in notebook.MODELS:
         notebook.unpacked(repository.folder, model)
     client.load(*notebook.MODELS)
@@ -28,7 +29,7 @@ def over_http(server, client, repository):
 
 @pytest.fixture(scope="module")
 def over_sagemaker(server, tmp_path_factory):
-    """Sends a body over the routes of a SageMaker multi-model endpoint, to models that were loaded by them."""
+    """Returns a function that sends a body over SageMaker's multi-model routes, which also loaded the models."""
     folder = tmp_path_factory.mktemp("models")
     names = {model: f"{number:032x}" for number, model in enumerate(notebook.MODELS, 1)}
     for model, name in names.items():
@@ -49,7 +50,7 @@ def over_sagemaker(server, tmp_path_factory):
 
     yield invoke
     for model, name in names.items():
-        # The front end waits for the model of this header to be gone, as SageMaker's router sends it.
+        # The front end waits for the model in this header to unload; SageMaker's router sends the header.
         target = f"{model}.tar.gz"
         assert notebook.send("DELETE", f"{server.sagemaker_url}/models/{name}", target=target)[0] == 200
 
@@ -64,21 +65,23 @@ def test_the_five_requests(route, request):
         assert [(each["name"], each["shape"]) for each in outputs] == [("generated_image", [1, 1])]
         # PNDM calls the UNet once more than it has steps.
         assert json.loads(reply)["parameters"]["steps_run"] in (steps, steps + 1)
-        picture = notebook.picture_of(reply)
-        # The pictures of the tiny checkpoints are 64 pixels high and wide where those of the notebook have 512.
-        assert (picture.mode, picture.size) == ("RGB", (64, 64))
-        assert np.asarray(picture).std() > 1, "one colour all over"
-        return picture
+        image = notebook.image_of(reply)
+        # The tiny checkpoints generate 64 x 64 pixels where the notebook gets 512 x 512.
+        assert (image.mode, image.size) == ("RGB", (64, 64))
+        assert np.asarray(image).std() > 1, "one colour all over"
+        return image
 
-    picture = ask("sd_base", notebook.sd_base(), 50)
-    picture = ask("sd_depth", notebook.sd_depth(picture), 40)
-    picture = ask("sd_depth", notebook.sd_depth_again(picture), 40)
+    image = ask("sd_base", notebook.sd_base(), 50)
+    image = ask("sd_depth", notebook.sd_depth(image), 40)
+    image = ask("sd_depth", notebook.sd_depth_again(image), 40)
 
-    body = notebook.sd_inpaint(picture, spot(64, 64))
+    body = notebook.sd_inpaint(image, spot(64, 64))
     painted = ask("sd_inpaint", body, 50)
-    received = {each["name"]: pixels(base64.b64decode(each["data"][0])) for each in body["inputs"] if "image" in each["name"]}
+    received = {
+        each["name"]: pixels(base64.b64decode(each["data"][0])) for each in body["inputs"] if "image" in each["name"]
+    }
     kept = received["mask_image"][..., 0] < 128
-    assert len(np.unique(received["mask_image"])) > 2, "the mask came through JPEG, as the notebook sends it"
+    assert len(np.unique(received["mask_image"])) > 2, "the mask was not sent as JPEG"
     assert 0.2 < kept.mean() < 0.9
     assert np.array_equal(np.asarray(painted)[kept], received["image"][kept]), "the kept part was changed"
     assert not np.array_equal(np.asarray(painted)[~kept], received["image"][~kept])

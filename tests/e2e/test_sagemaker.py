@@ -1,12 +1,13 @@
-"""The SageMaker front end: a multi-model endpoint's routes, and what may come through them."""
+"""The SageMaker front end: the routes of a multi-model endpoint, and the requests that they accept."""
 
 import base64
 import json
 
-import notebook
 import pytest
-from notebook import body_of, picture_of
-from support import SECRET, check_harmless, opened
+
+import notebook
+from notebook import body_of, image_of
+from support import SECRET, check_harmless, open_image
 
 TARGET = "sd_base.tar.gz"
 HASH = "d41d8cd98f00b204e9800998ecf8427e"
@@ -17,13 +18,13 @@ def send(method, url, body=None, content_type="application/octet-stream"):
 
 
 def unpacked(folder):
-    """An unpacked model archive; the model's folder name is not the name that it is served under."""
+    """Writes an unpacked model archive, whose folder has another name than the model."""
     return notebook.unpacked(folder / HASH / "model", "sd_base")
 
 
 @pytest.fixture(scope="module")
 def loaded(server, tmp_path_factory):
-    """The model, loaded by the route that SageMaker uses; gives the URL of its resource."""
+    """Loads the model by SageMaker's route; yields the URL of its resource."""
     folder = unpacked(tmp_path_factory.mktemp("models"))
     status, _, body = send("POST", f"{server.sagemaker_url}/models", {"model_name": HASH, "url": str(folder)})
     if status == 400 and b"/opt/ml/models" in body:
@@ -43,17 +44,17 @@ def test_notebook_request(loaded):
     reply = json.loads(body)
     assert reply["model_name"] == TARGET
     assert reply["outputs"][0]["name"] == "generated_image"
-    assert picture_of(body).size == (64, 64)
+    assert image_of(body).size == (64, 64)
 
 
 def test_prompt_alone(loaded):
     status, _, body = send("POST", f"{loaded}/invoke", body_of(prompt="a cat"), "application/json")
     assert status == 200, body
-    assert picture_of(body).size == (64, 64)
+    assert image_of(body).size == (64, 64)
 
 
 def test_binary_body(loaded):
-    """application/vnd.sagemaker-triton.binary+json: a JSON header, then the tensors."""
+    """Sends application/vnd.sagemaker-triton.binary+json: a JSON header, then the tensors."""
     texts = {"prompt": b"a cat", "gen_args": b'{"num_inference_steps": 2, "seed": 3}'}
     header = {
         "inputs": [
@@ -75,7 +76,7 @@ def test_binary_body(loaded):
     assert headers["Content-Type"].startswith(kind)
     tensors = reply[int(headers["Content-Type"].removeprefix(kind)) :]
     assert int.from_bytes(tensors[:4], "little") == len(tensors) - 4
-    assert opened(base64.b64decode(tensors[4:])).size == (64, 64)
+    assert open_image(base64.b64decode(tensors[4:])).size == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_binary_body(loaded):
         body_of(prompt=SECRET, gen_args=json.dumps({"scheduler": "MemoryError"})),
     ],
 )
-def test_an_error_is_a_400_whatever_words_the_user_wrote(loaded, body):
+def test_user_error_is_400_whatever_words_it_contains(loaded, body):
     status, _, reply = send("POST", f"{loaded}/invoke", body)
     assert status == 400, reply
     check_harmless(json.loads(reply)["error"])

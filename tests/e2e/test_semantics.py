@@ -1,6 +1,6 @@
-"""The pictures of the trained checkpoints in demo/models show what was asked for, as plain image code sees it.
+"""Images of the trained checkpoints in demo/models show what their prompts ask for, as the shape classifier sees them.
 
-Every margin here fails on random weights of the same shapes. TRITON_DIFFUSION_DEMO_MODELS names another folder of the
+Every limit here fails with random weights of the same shapes. TRITON_DIFFUSION_DEMO_MODELS names another folder of the
 four models, to show that.
 """
 
@@ -13,27 +13,30 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
-from support import ROOT, opened, sent
 
-sys.path[:0] = [str(ROOT / "demo"), str(ROOT / "demo" / "train")]
+from client import to_base64
+from support import ROOT, open_image
 
-import recognise  # noqa: E402
-import scenes  # noqa: E402
+sys.path.insert(0, str(ROOT / "demo" / "train"))
+sys.path.insert(0, str(ROOT / "demo"))
+
+import scenes
+import shape_classifier
 
 MODELS = pathlib.Path(os.environ.get("TRITON_DIFFUSION_DEMO_MODELS", ROOT / "demo" / "models"))
 CONFIG = (ROOT / "demo" / "config.pbtxt").read_text()
-# Of one thing, and of two.
+# Captions of one object, and of two.
 CAPTIONS = (ROOT / "demo" / "captions.txt").read_text().splitlines()
 PAIRS = (ROOT / "demo" / "captions_pairs.txt").read_text().splitlines()
-ROWS = 8
+BATCH = 8
 NEEDED, NEEDED_PAIRS = 36, 7
 
-THING = re.compile(rf"({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})")
+OBJECT = re.compile(rf"({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})")
 
 
 @pytest.fixture(scope="module")
 def demo(client, repository):
-    """The client, with the four models loaded."""
+    """Loads the four models; returns the client."""
     names = ("sd_base", "sd_depth", "sd_inpaint", "sd_upscale")
     for name in names:
         repository.add(name, CONFIG, checkpoint=MODELS / name)
@@ -41,84 +44,92 @@ def demo(client, repository):
     return client
 
 
-def wanted(caption):
-    """The things that a caption names: {colour: shape}."""
-    return dict(THING.findall(caption))
+def named_objects(caption):
+    """Returns the objects that a caption names: {colour: shape}."""
+    return dict(OBJECT.findall(caption))
 
 
-def shows(picture, caption):
-    """Whether every thing that the caption names is there in its colour and shape."""
-    found = recognise.things(picture)
-    return all(colour in found and found[colour].shape == shape for colour, shape in wanted(caption).items())
+def shows(image, caption):
+    """Returns whether an image shows every object of the caption in its colour and shape."""
+    found = shape_classifier.objects(image)
+    return all(colour in found and found[colour].shape == shape for colour, shape in named_objects(caption).items())
 
 
-def array(picture):
-    return np.asarray(opened(picture).convert("RGB"))
+def array(image):
+    return np.asarray(open_image(image).convert("RGB"))
 
 
 def text_to_image(demo, captions, gen_args):
-    """The pictures of all captions, ROWS of them a request, the requests at once; caption n has the seed n."""
+    """Generates the images of all captions, BATCH per request, all requests at once; caption n has the seed n."""
     requests = []
-    for first in range(0, len(captions), ROWS):
-        rows = captions[first : first + ROWS]
-        args = [{**gen_args, "seed": first + n} for n in range(len(rows))]
-        requests.append(("sd_base", {"prompt": rows, "gen_args": args}))
-    return [array(row[0]) for answer in demo.all_at_once(requests) for row in answer.pictures]
+    for first in range(0, len(captions), BATCH):
+        batch = captions[first : first + BATCH]
+        args = [{**gen_args, "seed": first + n} for n in range(len(batch))]
+        requests.append(("sd_base", {"prompt": batch, "gen_args": args}))
+    return [array(element[0]) for response in demo.all_at_once(requests) for element in response.images]
 
 
 @pytest.fixture(scope="module")
 def at_default(demo):
-    """The pictures of CAPTIONS with every argument at its default."""
+    """Generates the images of CAPTIONS with every argument at its default."""
     return text_to_image(demo, CAPTIONS, {})
 
 
-def score(pictures, captions):
-    """How many of the pictures show their captions' things; names the others."""
-    right = [shows(picture, caption) for picture, caption in zip(pictures, captions)]
-    print(f"\n{sum(right)} of {len(captions)} captions are seen in their pictures")
-    for caption, seen in zip(captions, right):
+def score(images, captions):
+    """Counts the images that show the objects of their captions; prints the other captions."""
+    right = [shows(image, caption) for image, caption in zip(images, captions, strict=True)]
+    print(f"\n{sum(right)} of {len(captions)} images show the objects of their captions")
+    for caption, seen in zip(captions, right, strict=True):
         if not seen:
-            print(f"  not seen: {caption}")
+            print(f"  missing: {caption}")
     return sum(right)
 
 
-def test_what_is_drawn_is_named():
-    """The judge first: scenes as they were drawn, and through a blur that is the VAE's."""
+def test_classifier_finds_drawn_objects():
+    """Checks the classifier itself: on scenes as drawn, and after a blur like the VAE's."""
     for blur in (0, 1.6):
         right = 0
         for n in range(100):
-            told = scenes.sample(np.random.default_rng([7, n]))
-            picture = ndimage.gaussian_filter(np.asarray(drawn(told)), (blur, blur, 0))
-            seen = {colour: found.shape for colour, found in recognise.things(picture).items()}
-            right += seen == {item.colour: item.shape for item in told.things}
+            drawn_scene = scenes.sample(np.random.default_rng([7, n]))
+            image = ndimage.gaussian_filter(np.asarray(drawn(drawn_scene)), (blur, blur, 0))
+            seen = {colour: found.shape for colour, found in shape_classifier.objects(image).items()}
+            right += seen == {item.colour: item.shape for item in drawn_scene.objects}
         assert right >= 98, f"{right} of 100 at a blur of {blur} pixels"
 
 
-def test_text_is_followed(at_default, capsys):
+def test_images_show_their_captions(at_default, capsys):
     with capsys.disabled():
         assert score(at_default, CAPTIONS) >= NEEDED
-    grounds = [recognise.ground(picture) == caption.split()[-2] for picture, caption in zip(at_default, CAPTIONS)]
-    assert sum(grounds) >= NEEDED
+    backgrounds = [
+        shape_classifier.background(image) == caption.split()[-2]
+        for image, caption in zip(at_default, CAPTIONS, strict=True)
+    ]
+    assert sum(backgrounds) >= NEEDED
 
 
-def test_two_things_are_told_apart(demo, capsys):
-    """Harder for so small a network: most are."""
+def test_images_of_two_objects_show_their_captions(demo, capsys):
+    """Requires half of the captions only: two objects are hard for so small a network."""
     with capsys.disabled():
         assert score(text_to_image(demo, PAIRS, {}), PAIRS) >= NEEDED_PAIRS
 
 
-def spread(pictures, colour):
-    """How far the centres of a thing lie from their mean, root mean square, in shares of the side; how many were seen."""
-    found = [recognise.things(picture).get(colour) for picture in pictures]
+def spread(images, colour):
+    """Returns the root mean square distance of an object's centres from their mean, and how many images show it.
+
+    The distance is a share of the side.
+    """
+    found = [shape_classifier.objects(image).get(colour) for image in images]
     centres = np.array([(item.x, item.y) for item in found if item])
     return (centres.std(0) ** 2).sum() ** 0.5 if len(centres) else np.inf, len(centres)
 
 
 @pytest.mark.parametrize("caption", ["a red circle on a blue background", "a yellow star on a purple background"])
-def test_guidance_gives_variety_for_typical_pictures(demo, caption):
-    """What guidance is known to do (Ho and Salimans 2022, "Classifier-free diffusion guidance", section 4): where the
-    caption says no place, the thing stands in the middle more often."""
-    (colour,) = wanted(caption)
+def test_guidance_reduces_variety(demo, caption):
+    """Checks a known effect of guidance (Ho and Salimans 2022, "Classifier-free diffusion guidance", section 4).
+
+    If the caption names no place, guidance puts the object in the middle more often.
+    """
+    (colour,) = named_objects(caption)
     (free, seen), (guided, seen_guided) = (
         spread(text_to_image(demo, [caption] * 16, {"guidance_scale": scale}), colour) for scale in (1.0, 7.0)
     )
@@ -126,7 +137,7 @@ def test_guidance_gives_variety_for_typical_pictures(demo, caption):
     assert guided < 0.8 * free, (guided, free)
 
 
-def test_an_empty_prompt_with_guidance_is_the_picture_without(demo):
+def test_guidance_does_not_change_an_empty_prompt(demo):
     plain, pushed = (
         text_to_image(demo, ["a red circle on a blue background", ""], {"guidance_scale": scale})
         for scale in (1.0, 7.0)
@@ -136,7 +147,7 @@ def test_an_empty_prompt_with_guidance_is_the_picture_without(demo):
 
 
 def scene(background, texture, *items):
-    """A scene to be drawn, the farthest thing first."""
+    """Returns a scene; the farthest object is the first."""
     return scenes.Scene(background, texture, "", (0.3, 0.6, 0.4), items)
 
 
@@ -145,87 +156,89 @@ def drawn(what, pixels=128):
 
 
 def overlap(a, b):
-    """Intersection over union of two masks."""
+    """Returns the intersection over union of two masks."""
     return (a & b).sum() / (a | b).sum()
 
 
 @pytest.mark.parametrize("shape", scenes.SHAPES)
 def test_depth_keeps_outlines_while_colours_change(demo, shape):
-    source = scene("gray", "plain", scenes.Thing(shape, "blue", "large", 0.48, 0.52, 0.27))
+    source = scene("gray", "plain", scenes.Object(shape, "blue", "large", 0.48, 0.52, 0.27))
     prompt = f"a large red {shape} on a green background"
-    answer = demo.infer("sd_depth", prompt=prompt, image=sent(drawn(source)), gen_args={"strength": 1.0, "seed": 1})
-    picture = array(answer.picture)
-    found = recognise.things(picture)
+    response = demo.infer(
+        "sd_depth", prompt=prompt, image=to_base64(drawn(source)), gen_args={"strength": 1.0, "seed": 1}
+    )
+    image = array(response.image)
+    found = shape_classifier.objects(image)
     assert "red" in found and "blue" not in found, list(found)
-    before = recognise.things(np.asarray(drawn(source)))["blue"]
+    before = shape_classifier.objects(np.asarray(drawn(source)))["blue"]
     assert overlap(found["red"].mask, before.mask) > 0.75
-    assert recognise.ground(picture) == "green"
+    assert shape_classifier.background(image) == "green"
 
 
-def test_inpainting_fills_the_hole_with_what_is_asked(demo):
-    source = scene("green", "plain", scenes.Thing("square", "blue", "small", 0.24, 0.5, 0.13))
-    picture = drawn(source)
-    mask = Image.new("L", picture.size, 0)
+def test_inpainting_adds_an_object(demo):
+    source = scene("green", "plain", scenes.Object("square", "blue", "small", 0.24, 0.5, 0.13))
+    image = drawn(source)
+    mask = Image.new("L", image.size, 0)
     mask.paste(255, (64, 24, 120, 104))
-    answer = demo.infer(
+    response = demo.infer(
         "sd_inpaint",
         prompt="a small blue square left of a large red circle on a green background",
-        image=sent(picture),
-        mask_image=sent(mask),
+        image=to_base64(image),
+        mask_image=to_base64(mask),
         gen_args={"height": 128, "width": 128, "seed": 2},
     )
-    painted = array(answer.picture)
+    painted = array(response.image)
     kept = np.asarray(mask) == 0
-    assert np.array_equal(painted[kept], np.asarray(picture)[kept])
-    found = recognise.things(painted)
+    assert np.array_equal(painted[kept], np.asarray(image)[kept])
+    found = shape_classifier.objects(painted)
     assert found["red"].shape == "circle" and found["blue"].shape == "square"
-    assert recognise.ground(painted) == "green"
+    assert shape_classifier.background(painted) == "green"
 
 
-def test_inpainting_removes_what_is_under_the_mask(demo):
+def test_inpainting_removes_an_object(demo):
     source = scene(
         "blue",
         "plain",
-        scenes.Thing("circle", "yellow", None, 0.3, 0.5, 0.2),
-        scenes.Thing("star", "red", None, 0.74, 0.5, 0.18),
+        scenes.Object("circle", "yellow", None, 0.3, 0.5, 0.2),
+        scenes.Object("star", "red", None, 0.74, 0.5, 0.18),
     )
-    picture = drawn(source)
-    mask = Image.new("L", picture.size, 0)
+    image = drawn(source)
+    mask = Image.new("L", image.size, 0)
     mask.paste(255, (66, 32, 124, 96))
-    answer = demo.infer(
+    response = demo.infer(
         "sd_inpaint",
         prompt="a yellow circle on the left on a blue background",
-        image=sent(picture),
-        mask_image=sent(mask),
+        image=to_base64(image),
+        mask_image=to_base64(mask),
         gen_args={"height": 128, "width": 128, "seed": 3},
     )
-    painted = array(answer.picture)
-    assert list(recognise.things(painted)) == ["yellow"]
+    painted = array(response.image)
+    assert list(shape_classifier.objects(painted)) == ["yellow"]
     hole = np.asarray(mask) == 255
-    ground = np.asarray(drawn(source.without(1)))
-    assert np.abs(painted[hole].astype(int) - ground[hole]).mean() < 12
+    empty = np.asarray(drawn(source.without(1)))
+    assert np.abs(painted[hole].astype(int) - empty[hole]).mean() < 12
 
 
 def psnr(a, b):
     return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
 
 
-def test_the_upscaler_beats_bicubic(demo, capsys):
-    """On a picture with a camera's noise, which is what `noise_level` is for."""
+def test_upscaler_beats_bicubic(demo, capsys):
+    """Upscales images with a camera's noise, the use of `noise_level`."""
     gains = []
     for n, (shape, colour) in enumerate([("circle", "red"), ("star", "yellow")]):
-        source = scene("green", ("plain", "striped")[n], scenes.Thing(shape, colour, "large", 0.5, 0.5, 0.27))
+        source = scene("green", ("plain", "striped")[n], scenes.Object(shape, colour, "large", 0.5, 0.5, 0.27))
         large = np.asarray(drawn(source, 512))
         small = np.asarray(drawn(source, 128)) + np.random.default_rng(n).normal(0, 20, (128, 128, 3))
         small = Image.fromarray(small.round().clip(0, 255).astype(np.uint8))
-        answer = demo.infer(
+        response = demo.infer(
             "sd_upscale",
             prompt=f"a large {colour} {shape} on a {source.texture} green background",
-            image=sent(small),
+            image=to_base64(small),
             gen_args={"num_inference_steps": 20, "noise_level": 80, "guidance_scale": 1.0, "seed": n},
         )
         bicubic = np.asarray(small.resize((512, 512), Image.Resampling.BICUBIC))
-        gains.append(psnr(array(answer.picture), large) - psnr(bicubic, large))
+        gains.append(psnr(array(response.image), large) - psnr(bicubic, large))
     with capsys.disabled():
         print("\ndecibels above bicubic:", ", ".join(f"{gain:.1f}" for gain in gains))
     assert min(gains) > 1.5

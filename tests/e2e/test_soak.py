@@ -1,6 +1,6 @@
-"""Eight clients load, infer and unload at random: every answer is the right picture or a clear error.
+"""Eight clients load, infer and unload at random: every response is the expected image or a clear error.
 
-TRITON_DIFFUSION_SOAK_SECONDS says for how long; `make soak` takes five minutes.
+TRITON_DIFFUSION_SOAK_SECONDS sets the duration; `make soak` takes five minutes.
 """
 
 import os
@@ -10,20 +10,22 @@ import threading
 import time
 
 import pytest
-from support import CHECKPOINTS, check_harmless, opened, sent, waves
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
+
+from client import to_base64
+from support import CHECKPOINTS, check_harmless, open_image, waves
 
 SECONDS = float(os.environ.get("TRITON_DIFFUSION_SOAK_SECONDS", "15"))
 CLIENTS = 8
 MODELS = {
     "soak_base": ("sd2_base", {}),
     "soak_sd1": ("sd1", {}),
-    "soak_depth": ("sd2_depth", {"image": sent(waves(64, 64))}),
-    "soak_upscale": ("x4_upscaler", {"image": sent(waves(32, 32))}),
+    "soak_depth": ("sd2_depth", {"image": to_base64(waves(64, 64))}),
+    "soak_upscale": ("x4_upscaler", {"image": to_base64(waves(32, 32))}),
 }
 ARGUMENTS = [{"num_inference_steps": steps, "seed": steps} for steps in (2, 3, 5)]
-# What a client may be told while others load and unload the same models. Triton's own words.
+# Triton's errors for a model that other clients load or unload at the same time.
 TRANSITION = re.compile(
     r"unknown model|is not ready|not found|has no available versions|unloading|unloaded|in transition|"
     r"failed to (un)?load|busy|unavailable",
@@ -32,30 +34,25 @@ TRANSITION = re.compile(
 
 
 @pytest.fixture(scope="module")
-def right(client, repository):
-    """The picture of each model and each of ARGUMENTS, made alone."""
-    pictures = {}
+def expected(client, repository):
+    """Generates the image of each model with each of ARGUMENTS, one request at a time."""
+    expected = {}
     for name, (checkpoint, images) in MODELS.items():
         repository.add(name, checkpoint=CHECKPOINTS / checkpoint)
         client.load(name)
         for number, gen_args in enumerate(ARGUMENTS):
-            pictures[name, number] = client.infer(name, prompt="a cat", gen_args=gen_args, **images).picture
+            expected[name, number] = client.infer(name, prompt="a cat", gen_args=gen_args, **images).image
         client.http.unload_model(name)
-    return pictures
+    return expected
 
 
 class Soaking:
-    """One client and what it has seen."""
+    """One client: acts at random and counts the outcomes."""
 
-    def __init__(self, number, server, client, right, until):
-        self.random, self.server, self.client, self.right, self.until = (
-            random.Random(number),
-            server,
-            client,
-            right,
-            until,
-        )
-        self.pictures, self.refusals, self.wrong = 0, 0, []
+    def __init__(self, number, server, client, expected, until):
+        self.random = random.Random(number)
+        self.server, self.client, self.expected, self.until = server, client, expected, until
+        self.images, self.errors, self.wrong = 0, 0, []
 
     def run(self):
         with InferenceServerClient(self.server.http_address, network_timeout=120.0, connection_timeout=120.0) as http:
@@ -64,11 +61,11 @@ class Soaking:
                 try:
                     self.act(http, model)
                 except InferenceServerException as error:
-                    self.refusals += 1
+                    self.errors += 1
                     check_harmless(error.message())
                     if not TRANSITION.search(error.message()):
                         self.wrong.append(error.message())
-                except Exception as error:  # whatever it is, the test names it
+                except Exception as error:  # the test reports it
                     self.wrong.append(repr(error))
 
     def act(self, http, model):
@@ -79,29 +76,29 @@ class Soaking:
             http.unload_model(model)
         else:
             number = self.random.randrange(len(ARGUMENTS))
-            answer = self.client.infer(model, prompt="a cat", gen_args=ARGUMENTS[number], **MODELS[model][1])
-            self.pictures += 1
-            if opened(answer.picture).tobytes() != opened(self.right[model, number]).tobytes():
-                self.wrong.append(f"{model}: another picture")
+            response = self.client.infer(model, prompt="a cat", gen_args=ARGUMENTS[number], **MODELS[model][1])
+            self.images += 1
+            if open_image(response.image).tobytes() != open_image(self.expected[model, number]).tobytes():
+                self.wrong.append(f"{model}: another image")
 
 
-def test_random_loads_requests_and_unloads(server, client, right, capsys):
+def test_random_loads_requests_and_unloads(server, client, expected, capsys):
     until = time.monotonic() + SECONDS
-    clients = [Soaking(number, server, client, right, until) for number in range(CLIENTS)]
+    clients = [Soaking(number, server, client, expected, until) for number in range(CLIENTS)]
     threads = [threading.Thread(target=each.run) for each in clients]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     wrong = [words for each in clients for words in each.wrong]
-    pictures, refusals = sum(each.pictures for each in clients), sum(each.refusals for each in clients)
+    images, errors = sum(each.images for each in clients), sum(each.errors for each in clients)
     with capsys.disabled():
-        print(f"\n{SECONDS:.0f} s, {CLIENTS} clients: {pictures} pictures, {refusals} refusals, {len(wrong)} wrong")
+        print(f"\n{SECONDS:.0f} s, {CLIENTS} clients: {images} images, {errors} errors, {len(wrong)} wrong")
     assert not wrong, wrong
-    assert pictures > 0
-    # And it goes on: every model loads and makes its picture.
+    assert images > 0
+    # Afterwards every model still loads and generates its image.
     for name, (_, images) in MODELS.items():
         client.load(name)
-        answer = client.infer(name, prompt="a cat", gen_args=ARGUMENTS[0], **images)
-        assert opened(answer.picture).tobytes() == opened(right[name, 0]).tobytes()
+        response = client.infer(name, prompt="a cat", gen_args=ARGUMENTS[0], **images)
+        assert open_image(response.image).tobytes() == open_image(expected[name, 0]).tobytes()
         client.http.unload_model(name)

@@ -1,4 +1,4 @@
-"""Families for a few steps without guidance. They share most parts with other families, as links to those folders."""
+"""Families for a few steps without guidance. Most of their components are links to other families."""
 
 import filecmp
 import shutil
@@ -14,7 +14,7 @@ LINKS = {
 
 
 def lcm(base, unet, betas):
-    """As SimianLuo/LCM_Dreamshaper_v7: Stable Diffusion 1 with a UNet that takes the guidance scale itself."""
+    """Makes SimianLuo/LCM_Dreamshaper_v7: Stable Diffusion 1 with a UNet that has the guidance scale as an input."""
     return LatentConsistencyModelPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -30,7 +30,7 @@ def lcm(base, unet, betas):
 
 
 def sd_turbo(base, betas):
-    """As stabilityai/sd-turbo: the shape of 2-1-base, another scheduler, and a safety checker that is required but null."""
+    """Makes sd-turbo: the shape of 2-1-base, another scheduler, and a required safety checker that is null."""
     return StableDiffusionPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -46,7 +46,7 @@ def sd_turbo(base, betas):
                 use_karras_sigmas=False,
                 steps_offset=1,
                 sample_max_value=1.0,
-                # No arguments of this class; the public file carries them for schedulers that are made from it.
+                # These are not arguments of this class; the public file has them for other schedulers.
                 set_alpha_to_one=False,
                 skip_prk_steps=True,
                 clip_sample=False,

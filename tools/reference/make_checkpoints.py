@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the tiny Hugging Face diffusers folders that the tests and benches run on.
 
-Each family keeps the block types, switches and scheduler settings of the public checkpoint it stands for, with
+Each family keeps the block types, switches and scheduler settings of its public checkpoint, with
 a few channels instead of hundreds and seeded random float16 weights. diffusers and transformers write the
 folders themselves, so the layout is the public one.
 """
@@ -51,7 +51,7 @@ DEFAULT_OUT = ROOT / "tests" / "checkpoints"
 
 TEXT_HIDDEN = 32
 
-# Found by measurement (see `measure`): the text must matter, the picture must fill the byte range without clipping,
+# Found by measurement (see `measure`): the text must matter, the image must fill the byte range without clipping,
 # and rounding errors must not grow on their way through the steps.
 TEXT_GAINS = {"position_embedding": 0.3, "out_proj": 1.5, "fc2": 1.5}
 UNET_GAINS = {"attn2.to_q": 1.5, "attn2.to_k": 1.5, "attn2.to_out": 3.0, "conv_out": 1.5}
@@ -332,7 +332,6 @@ FAMILIES = {
 }
 
 
-
 def write(name, out):
     folder = out / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -366,7 +365,7 @@ def drop_source_path(file):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Are the pictures worth testing with?
+# Are the images useful for tests?
 # ---------------------------------------------------------------------------------------------------------------
 
 CAT = "a photo of a cat sitting on a red chair"
@@ -430,7 +429,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--no-measure", action="store_true", help="write the folders without making pictures")
+    parser.add_argument("--no-measure", action="store_true", help="write the folders without generating images")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     diffusers_logging.set_verbosity_error()
@@ -447,10 +446,10 @@ def main():
         size += total
     print(f"{'together':12} {size:9,} bytes")
     if not arguments.no_measure:
-        # A family that borrows its UNet and VAE makes the pictures of the family that it borrows from.
-        results = [measure(name, arguments.out) for name in arguments.only if name not in LINKED]
+        # A family that links its UNet and VAE generates the same images as the family of the links.
+        results = [measure(name, arguments.out) for name in arguments.only if name not in distilled.LINKS]
         if not all(results):
-            raise SystemExit("a family's pictures are out of bounds: adjust the gains")
+            raise SystemExit("the images of a family are out of bounds: adjust the gains")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes what diffusers makes of the tiny checkpoints: the numbers that the Rust side is held to.
+"""Writes the goldens: the results of diffusers with the tiny checkpoints, for the tests of this backend.
 
-Everything runs on the CPU in float32 with torch's defaults, as a plain diffusers user would run it. Each group is one
-safetensors file and one JSON manifest beside it (tokens: JSON only). README.md describes the formats.
+Everything runs on the CPU in float32 with torch's defaults, like the program of a plain diffusers user. Each group is a
+safetensors file and a JSON manifest (tokens: JSON only). README.md describes the formats.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 import depth_cases
 import image_cases
-import picture_cases
 import pil_cases
 import safety_cases
 import scheduler_cases
+import text_to_image_cases
 import weighted_cases
 from text_cases import ENCODED_TEXTS, TOKENIZED_TEXTS
 
@@ -39,7 +39,7 @@ VAE_FAMILIES = ("sd1", "sd2_base", "x4_upscaler")
 
 
 class Checkpoints:
-    """The folders, each loaded once in float32."""
+    """Loads each folder once, in float32."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -56,12 +56,12 @@ class Checkpoints:
 
 
 def seeded(seed, *shape):
-    """Standard normal numbers from a generator of their own."""
+    """Returns standard normal numbers from a new generator."""
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def write_json(path, content):
-    """A case a line, so that a change of one shows as one."""
+    """Writes one case per line, for readable diffs."""
     lines = [f' "{key}": {json.dumps(value, sort_keys=True)}' for key, value in sorted(content.items())]
     text = "{\n" + ",\n".join(lines).replace("}, {", "},\n  {") + "\n}\n"
     path.write_text(text, encoding="utf-8")
@@ -71,7 +71,7 @@ def write_group(out, group, tensors, manifest):
     write_json(out / f"{group}.json", manifest)
     file = out / f"{group}.safetensors"
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, file)
-    file.chmod(0o644)  # the writer leaves it readable by its owner only
+    file.chmod(0o644)  # save_file makes it readable by its owner only
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -80,40 +80,40 @@ def write_group(out, group, tensors, manifest):
 
 
 def tokens(checkpoints, out):
-    """Token ids as the pipeline's `encode_prompt` makes them: padded or cut to 77."""
+    """Writes token ids as in the pipeline's `encode_prompt`: padded or cut to 77."""
     manifest = {}
     for family in TEXT_FAMILIES:
         tokenizer = checkpoints[family].tokenizer
         if type(tokenizer).__name__ != "CLIPTokenizer" or tokenizer.fix_text is not None:
             raise SystemExit("the reference is the slow CLIPTokenizer without ftfy")
         limit = tokenizer.model_max_length
-        rows = []
+        cases = []
         for text in TOKENIZED_TEXTS:
             ids = tokenizer(text, padding="max_length", max_length=limit, truncation=True).input_ids
             whole = tokenizer(text, padding="longest").input_ids
-            rows.append({"text": text, "ids": ids, "truncated": len(whole) > limit})
-        manifest[family] = rows
+            cases.append({"text": text, "ids": ids, "truncated": len(whole) > limit})
+        manifest[family] = cases
     write_json(out / "tokens.json", manifest)
 
 
 def text(checkpoints, out):
-    """Text embeddings, one `encode_prompt` call for each text."""
+    """Writes text embeddings, with one `encode_prompt` call for each text."""
     tensors, cases = {}, []
     for family in TEXT_FAMILIES:
         pipeline = checkpoints[family]
         for clip_skip in (None, 1, 2):
-            rows = [
+            embeddings = [
                 pipeline.encode_prompt(one, torch.device("cpu"), 1, False, clip_skip=clip_skip)[0]
                 for one in ENCODED_TEXTS
             ]
             name = f"{family}/" + ("last_hidden_state" if clip_skip is None else f"clip_skip_{clip_skip}")
-            tensors[name] = torch.cat(rows)
+            tensors[name] = torch.cat(embeddings)
             cases.append({"name": name, "checkpoint": family, "clip_skip": clip_skip, "texts": ENCODED_TEXTS})
     write_group(out, "text", tensors, {"cases": cases})
 
 
 def weighted(checkpoints, out):
-    """Text embeddings of prompts in the weighted syntax."""
+    """Writes text embeddings of weighted prompts."""
     tensors, cases = {}, []
     for case in weighted_cases.cases():
         prompt, negative, truncated = weighted_cases.encode(
@@ -127,7 +127,7 @@ def weighted(checkpoints, out):
 
 
 def guidance_embeddings(pipeline, tensors):
-    """What a latent consistency model gets for a guidance scale, in the size that its UNet takes and in others."""
+    """Computes the guidance embeddings of a latent consistency model, in the size of its UNet and in other sizes."""
     weights = torch.tensor([scale - 1 for scale in (8.5, 1.0, 0.0, 7.3, 100.0)])
     tensors["guidance/weights"] = weights
     cases = []
@@ -139,7 +139,7 @@ def guidance_embeddings(pipeline, tensors):
 
 
 def unet(checkpoints, out):
-    """One UNet call for each family, latent size and number of rows; each row has a timestep of its own."""
+    """Writes one UNet call for each family, latent size and batch size; the batch entries have different timesteps."""
     tensors, cases = {}, []
     guidance = guidance_embeddings(checkpoints["lcm"], tensors)
     for number, family in enumerate(FAMILIES):
@@ -155,24 +155,24 @@ def unet(checkpoints, out):
         cond = None
         if model.config.time_cond_proj_dim is not None:
             cond = f"guidance/dim{model.config.time_cond_proj_dim}"
-        # 10 x 12 cannot be halved three times: the up blocks get the sizes of the skip connections instead.
+        # 10 x 12 cannot be halved three times; the up blocks use the sizes of the skip connections.
         for height, width in ((8, 8), (8, 12), (10, 12)):
             size = f"{family}/{height}x{width}"
             tensors[f"{size}/sample"] = seeded(200 + number, 2, channels, height, width)
-            for rows in (1, 2):
-                output = f"{size}/rows{rows}"
+            for batch_size in (1, 2):
+                output = f"{size}/rows{batch_size}"
                 tensors[output] = model(
-                    tensors[f"{size}/sample"][:rows],
-                    tensors[timestep][:rows],
-                    encoder_hidden_states=tensors[hidden][:rows],
-                    class_labels=None if labels is None else tensors[labels][:rows],
-                    timestep_cond=None if cond is None else tensors[cond][:rows],
+                    tensors[f"{size}/sample"][:batch_size],
+                    tensors[timestep][:batch_size],
+                    encoder_hidden_states=tensors[hidden][:batch_size],
+                    class_labels=None if labels is None else tensors[labels][:batch_size],
+                    timestep_cond=None if cond is None else tensors[cond][:batch_size],
                 ).sample
                 cases.append(
                     {
                         "name": output,
                         "checkpoint": family,
-                        "rows": rows,
+                        "rows": batch_size,
                         "sample": f"{size}/sample",
                         "timestep": timestep,
                         "encoder_hidden_states": hidden,
@@ -185,15 +185,15 @@ def unet(checkpoints, out):
 
 
 def vae(checkpoints, out):
-    """`vae.decode` of raw latents (not divided by scaling_factor) and the moments that `vae.encode` predicts."""
+    """Writes `vae.decode` of raw latents (not divided by scaling_factor), and the moments of `vae.encode`."""
     tensors, cases = {}, []
     for number, family in enumerate(VAE_FAMILIES):
         model = checkpoints[family].vae
         factor = 2 ** (len(model.config.block_out_channels) - 1)
-        for rows, height, width in ((1, 8, 8), (2, 5, 6)):
-            size = f"{family}/{rows}x{height}x{width}"
-            pixels = (rows, 3, height * factor, width * factor)
-            tensors[f"{size}/latents"] = seeded(300 + number, rows, 4, height, width) * 5
+        for batch_size, height, width in ((1, 8, 8), (2, 5, 6)):
+            size = f"{family}/{batch_size}x{height}x{width}"
+            pixels = (batch_size, 3, height * factor, width * factor)
+            tensors[f"{size}/latents"] = seeded(300 + number, batch_size, 4, height, width) * 5
             tensors[f"{size}/decoded"] = model.decode(tensors[f"{size}/latents"]).sample
             tensors[f"{size}/image"] = seeded(400 + number, *pixels).mul(0.5).clamp(-1, 1)
             tensors[f"{size}/moments"] = model.encode(tensors[f"{size}/image"]).latent_dist.parameters
@@ -211,7 +211,7 @@ def vae(checkpoints, out):
 
 
 def schedulers(checkpoints, out):
-    """Trajectories over model outputs that are fixed in advance, so that nothing but the scheduler is tested."""
+    """Writes trajectories with fixed model outputs, which test only the scheduler."""
     del checkpoints
     outputs = seeded(500, scheduler_cases.MAX_CALLS, 1, 4, 4, 4)
     sample, noise = seeded(501, 1, 4, 4, 4), seeded(502, 1, 4, 4, 4)
@@ -221,7 +221,7 @@ def schedulers(checkpoints, out):
         for case in scheduler_cases.cases(family):
             try:
                 scheduler, made = scheduler_cases.run(case, outputs, sample, noise)
-            except Exception as error:  # what diffusers refuses is part of the answer
+            except Exception as error:  # the manifest lists what diffusers refuses
                 refused.append({**case, "reason": type(error).__name__})
                 continue
             if not torch.isfinite(made["samples"]).all():
@@ -235,35 +235,35 @@ def schedulers(checkpoints, out):
 
 
 def safety(checkpoints, out):
-    """Pictures, what the image processor makes of them, and how near they are to the safety checker's concepts."""
+    """Writes images, the output of the image processor, and their cosines with the safety checker's concepts."""
     write_group(out, "safety", *safety_cases.run(checkpoints[safety_cases.CHECKPOINT]))
 
 
-def pictures(checkpoints, out):
-    """Final pictures: one pipeline call for each row, as one request of one row is."""
+def text_to_image(checkpoints, out):
+    """Writes generated images, with one pipeline call for each batch element."""
     tensors = {}
-    cases = picture_cases.cases()
+    cases = text_to_image_cases.cases()
     for case in cases:
-        for number, row in enumerate(case["rows"]):
-            made, flags = picture_cases.run(checkpoints[case["checkpoint"]], row)
-            tensors[f"{case['name']}/{number}"] = made
+        for number, element in enumerate(case["rows"]):
+            images, flags = text_to_image_cases.run(checkpoints[case["checkpoint"]], element)
+            tensors[f"{case['name']}/{number}"] = images
             if flags is not None:
-                row["nsfw_content_detected"] = flags
+                element["nsfw_content_detected"] = flags
     write_group(out, "pictures", tensors, {"cases": cases})
 
 
-def pictures_from_pictures(group):
-    """As `pictures`, of a pipeline that takes pictures; those lie under `inputs/`."""
+def with_input_images(group):
+    """Returns a function like `text_to_image` for a group with input images, which it stores under `inputs/`."""
 
     def make(checkpoints, out):
         cases, inputs = image_cases.cases(group), image_cases.inputs()
         tensors = {}
         for case in cases:
-            for number, row in enumerate(case["rows"]):
-                for name in filter(None, (row["image"], row["mask_image"], row["depth_map"])):
+            for number, element in enumerate(case["rows"]):
+                for name in filter(None, (element["image"], element["mask_image"], element["depth_map"])):
                     tensors[f"inputs/{name}"] = torch.from_numpy(inputs[name])
                 tensors[f"{case['name']}/{number}"] = image_cases.run(
-                    group, checkpoints[case["checkpoint"]], row, inputs
+                    group, checkpoints[case["checkpoint"]], element, inputs
                 )
         write_group(out, group, tensors, {"cases": cases})
 
@@ -271,13 +271,13 @@ def pictures_from_pictures(group):
 
 
 def pil(checkpoints, out):
-    """Pictures in: decoding, resizing and composing, without a model."""
+    """Writes results of decoding, resizing and compositing images, without a model."""
     del checkpoints
     write_group(out, "pil", *pil_cases.make())
 
 
 def depth(checkpoints, out):
-    """From pictures to what the UNet of depth-to-image sees of their depth, step by step."""
+    """Writes each step from an image to the depth input of the UNet."""
     tensors, manifest = depth_cases.record(checkpoints[depth_cases.CHECKPOINT])
     write_group(out, "depth", tensors, manifest)
 
@@ -291,8 +291,8 @@ GROUPS = {
     "depth": depth,
     "schedulers": schedulers,
     "safety": safety,
-    "pictures": pictures,
-    **{group: pictures_from_pictures(group) for group in image_cases.GROUPS},
+    "pictures": text_to_image,
+    **{group: with_input_images(group) for group in image_cases.GROUPS},
     "pil": pil,
 }
 
@@ -319,7 +319,7 @@ def main():
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "diffusers": diffusers.__version__,
             "numpy": np.__version__,
-            # Some of torch's kernels split their sums by thread: another number is another last bit.
+            # Some of torch's kernels sum per thread: the number of threads changes the last bits.
             "threads": torch.get_num_threads(),
             "torch": torch.__version__.split("+")[0],
             "transformers": transformers.__version__,

@@ -1,4 +1,4 @@
-"""What Pillow, and diffusers' VaeImageProcessor with it, make of small pictures. All of it is arithmetic on integers."""
+"""Cases of image processing by Pillow, and by diffusers' VaeImageProcessor with it. All of it is integer arithmetic."""
 
 import io
 
@@ -39,7 +39,7 @@ SIZES = (
     ((24, 16), (24, 16)),
 )
 
-# Size of the picture, size of the mask's white rectangle (left, top, right, bottom) or None, size of the pipeline, padding.
+# Size of the image, the mask's white rectangle (left, top, right, bottom) or None, size of the pipeline, padding.
 REGIONS = (
     ((64, 64), (10, 20, 30, 28), (64, 64), 0),
     ((64, 64), (10, 20, 30, 28), (64, 64), 5),
@@ -50,7 +50,7 @@ REGIONS = (
     ((40, 64), (3, 3, 5, 61), (64, 32), 1),
     ((40, 64), (39, 63, 40, 64), (33, 65), 2),
     ((30, 20), (0, 0, 30, 1), (64, 64), 0),
-    # An odd number of pixels more, and fractions of a pixel, that the mask's edge does not hide.
+    # An odd number of additional pixels, and fractions of a pixel, which the mask's edge does not hide.
     ((32, 32), (8, 10, 19, 14), (64, 64), 0),
     ((30, 30), (5, 12, 16, 14), (72, 48), 0),
     ((30, 30), (12, 5, 14, 16), (48, 72), 1),
@@ -62,7 +62,7 @@ REGIONS = (
     ((30, 64), None, (64, 64), 16),
 )
 
-# (width, height) of a picture and of what it is fitted into.
+# (width, height) of an image and of the size that it is fitted to.
 FITTED = (
     ((40, 30), (32, 32)),
     ((30, 40), (32, 32)),
@@ -78,13 +78,13 @@ FITTED = (
 
 
 def noise(seed, width, height, channels=3):
-    """Random bytes, in which every weight shows."""
+    """Makes random bytes, in which every weight of a filter shows."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randint(0, 256, (height, width, channels), dtype=torch.uint8, generator=generator).numpy()
 
 
 def waves(width, height):
-    """Soft colours, which a lossy format keeps in mind."""
+    """Makes smooth colours, which a lossy format preserves."""
     y, x = np.mgrid[:height, :width]
     channels = [127 + 100 * np.sin(x / 9 + y / 7), 127 + 100 * np.cos(x / 13), 127 + 100 * np.sin(y / 11)]
     return np.stack(channels, -1).astype(np.uint8)
@@ -97,13 +97,13 @@ def tensor(image):
 def resizes(tensors):
     for number, (before, after) in enumerate(SIZES):
         source = Image.fromarray(noise(number, *before))
-        grey = source.getchannel(0)
+        luma = source.getchannel(0)
         tensors[f"resize/{number}/source"] = tensor(source)
-        # A wide range, so that the last bits of a float count.
-        depth = Image.fromarray(np.array(grey).astype(np.float32) * 257 / 3)
+        # A wide range makes the last bits of a float count.
+        depth = Image.fromarray(np.array(luma).astype(np.float32) * 257 / 3)
         for name, resample in FILTERS.items():
             tensors[f"resize/{number}/{name}"] = tensor(source.resize(after, resample))
-            tensors[f"resize/{number}/{name}/grey"] = tensor(grey.resize(after, resample))
+            tensors[f"resize/{number}/{name}/grey"] = tensor(luma.resize(after, resample))
         tensors[f"resize/{number}/bicubic/depth"] = tensor(depth.resize(after, Image.Resampling.BICUBIC))
         yield {"name": f"resize/{number}", "width": after[0], "height": after[1], "filters": list(FILTERS)}
 
@@ -133,10 +133,10 @@ def fitted(tensors):
         tensors[f"{name}/source"] = tensor(source)
         try:
             tensors[f"{name}/fill"] = tensor(processor.resize(source, height, width, "fill"))
-            grey = processor.resize(source.getchannel(0), height, width, "fill")
-            tensors[f"{name}/fill/grey"] = tensor(grey.convert("L"))
+            luma = processor.resize(source.getchannel(0), height, width, "fill")
+            tensors[f"{name}/fill/grey"] = tensor(luma.convert("L"))
             fills = True
-        except ValueError:  # nothing is left of a side
+        except ValueError:  # a side has no pixels left
             fills = False
         tensors[f"{name}/crop"] = tensor(processor.resize(source, height, width, "crop"))
         yield {"name": name, "width": width, "height": height, "fills": fills}
@@ -144,7 +144,9 @@ def fitted(tensors):
 
 def overlays(tensors):
     processor = VaeImageProcessor()
-    for number, (width, height, region) in enumerate(((32, 24, (5, 3, 29, 20)), (32, 24, (0, 0, 32, 24)), (31, 23, None))):
+    for number, (width, height, region) in enumerate(
+        ((32, 24, (5, 3, 29, 20)), (32, 24, (0, 0, 32, 24)), (31, 23, None))
+    ):
         name = f"overlay/{number}"
         mask = noise(200 + number, width, height, 1)[..., 0]
         # A third black, a third white.
@@ -161,7 +163,7 @@ def overlays(tensors):
             }
         )
         yield {"name": name, "region": region}
-    # Every value of a mask with many pairs of samples.
+    # Every mask value, with many pairs of samples.
     mask = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 16, 1)
     init, image = noise(230, 16, 256), noise(231, 16, 256)
     made = processor.apply_overlay(Image.fromarray(mask), Image.fromarray(init), Image.fromarray(image))
@@ -184,11 +186,11 @@ def colours(tensors):
 
 
 def files():
-    """Name, picture, and how Pillow writes it. The tests know nothing but the bytes."""
+    """Yields name, image, format and options of files that Pillow writes; the tests read only the bytes."""
     width, height = 29, 21
     rgb = waves(width, height)
     alpha = noise(400, width, height, 1)
-    grey = Image.fromarray(rgb[..., 0])
+    luma = Image.fromarray(rgb[..., 0])
     colour, other = Image.fromarray(rgb), Image.fromarray(rgb[::-1].copy())
     transparent = Image.fromarray(np.concatenate([rgb, alpha], -1))
     palette = colour.quantize(16)
@@ -197,10 +199,10 @@ def files():
     exif[0x0112] = 6
     yield "png-rgb", colour, "PNG", {}
     yield "png-rgba", transparent, "PNG", {}
-    yield "png-grey", grey, "PNG", {}
+    yield "png-grey", luma, "PNG", {}
     yield "png-grey-alpha", transparent.convert("LA"), "PNG", {}
     yield "png-grey-16", wide, "PNG", {}
-    yield "png-grey-1", grey.convert("1"), "PNG", {}
+    yield "png-grey-1", luma.convert("1"), "PNG", {}
     yield "png-palette", palette, "PNG", {}
     yield "png-palette-trns", palette, "PNG", {"transparency": 3}
     yield "png-palette-alpha", transparent.quantize(32), "PNG", {}
@@ -208,12 +210,12 @@ def files():
     yield "png-animated", colour, "PNG", {"save_all": True, "append_images": [other]}
     for name, subsampling in (("444", 0), ("422", 1), ("420", 2)):
         yield f"jpeg-{name}", colour, "JPEG", {"subsampling": subsampling, "quality": 60}
-    # Colours that change from pixel to pixel, where upsampling matters most.
+    # Colours that change from pixel to pixel show upsampling best.
     yield "jpeg-noise", Image.fromarray(noise(402, width, height)), "JPEG", {"quality": 60}
     yield "jpeg-orientation-6", colour, "JPEG", {"exif": exif}
     yield "jpeg-progressive", colour, "JPEG", {"progressive": True}
     yield "jpeg-restart", colour, "JPEG", {"restart_marker_blocks": 1}
-    yield "jpeg-grey", grey, "JPEG", {}
+    yield "jpeg-grey", luma, "JPEG", {}
     yield "jpeg-cmyk", colour.convert("CMYK"), "JPEG", {}
     yield "webp-lossy", colour, "WEBP", {}
     yield "webp-lossy-alpha", transparent, "WEBP", {}
@@ -221,7 +223,7 @@ def files():
     yield "webp-animated", colour, "WEBP", {"save_all": True, "append_images": [other]}
     yield "webp-orientation-6", colour, "WEBP", {"exif": exif}
     yield "bmp-rgb", colour, "BMP", {}
-    yield "bmp-grey", grey, "BMP", {}
+    yield "bmp-grey", luma, "BMP", {}
     yield "bmp-palette", palette, "BMP", {}
     yield "gif", palette, "GIF", {}
     yield "gif-transparent", palette, "GIF", {"transparency": 3}
@@ -236,7 +238,7 @@ def files():
 
 
 def decoded(image):
-    """The first picture, upright and in RGB. Alpha is laid over white, and 16 bits keep their upper 8."""
+    """Returns the first frame, upright and in RGB, composited over white; 16 bits keep the upper 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         return Image.fromarray((np.array(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
@@ -262,7 +264,7 @@ def decodes(tensors):
 
 
 def make():
-    """The tensors, and the cases by what is tested."""
+    """Returns the tensors, and the cases by topic."""
     tensors = {}
     manifest = {
         "resize": list(resizes(tensors)),

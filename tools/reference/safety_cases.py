@@ -1,4 +1,4 @@
-"""Pictures that the safety checker looks at, and settings of the image processor before it."""
+"""Cases of the safety checker: images, and settings of its image processor."""
 
 import numpy as np
 import torch
@@ -9,17 +9,17 @@ import tiny_safety
 
 CHECKPOINT = "sd1_safety"
 
-# Height, width and the side of the blocks that a picture is made of. A picture's number is its place in this list.
-PICTURES = ((64, 64, 1), (37, 53, 4), (96, 40, 8), (16, 120, 3), (31, 31, 2), (75, 24, 16), (48, 49, 32), (33, 90, 5))
+# Height and width of an image, and the side of its blocks. The number of an image is its index here.
+IMAGES = ((64, 64, 1), (37, 53, 4), (96, 40, 8), (16, 120, 3), (31, 31, 2), (75, 24, 16), (48, 49, 32), (33, 90, 5))
 
-# Pictures that go through the checker in one call. 3 is flagged because of a special care concept alone; 6 is as near to
-# a concept as 3, but to no special care concept, and is kept whatever is beside it.
-CALLS = ((0,), (1,), (3, 6), (6, 3), tuple(range(len(PICTURES))))
+# Images of one call of the checker. Image 3 is flagged only because of a special care concept. Image 6 is as near to a
+# concept as image 3 but near no special care concept; it is kept, whichever images are in the same call.
+CALLS = ((0,), (1,), (3, 6), (6, 3), tuple(range(len(IMAGES))))
 
-# A score that is nearer to its edge may fall to the other side on another processor.
-LEAST_MARGIN = 0.003
+# A score closer to its threshold may be on the other side on another processor.
+MIN_MARGIN = 0.003
 
-# Settings of the image processor beyond the checkpoint's, each with a picture.
+# Further settings of the image processor, each with the number of an image.
 PROCESSORS = (
     (
         "old-form",
@@ -49,21 +49,21 @@ PROCESSORS = (
 )
 
 
-def picture(number):
-    """Blocks of random colours, u8 [height, width, 3]."""
-    height, width, side = PICTURES[number]
+def make_image(number):
+    """Makes an image of random blocks, u8 [height, width, 3]."""
+    height, width, side = IMAGES[number]
     noise = np.random.Generator(np.random.PCG64(number))
     blocks = noise.integers(0, 256, (height // side + 1, width // side + 1, 3), dtype=np.uint8)
     return blocks.repeat(side, axis=0).repeat(side, axis=1)[:height, :width]
 
 
 def run(pipeline):
-    """The tensors and the manifest of all cases."""
+    """Returns the tensors and the manifest of all cases."""
     checker = pipeline.safety_checker
-    pictures = [picture(number) for number in range(len(PICTURES))]
-    images = [Image.fromarray(pixels) for pixels in pictures]
+    arrays = [make_image(number) for number in range(len(IMAGES))]
+    images = [Image.fromarray(pixels) for pixels in arrays]
     tensors, cases, processors = {}, [], []
-    for number, pixels in enumerate(pictures):
+    for number, pixels in enumerate(arrays):
         tensors[f"picture-{number}/rgb"] = torch.from_numpy(pixels)
         one = pipeline.feature_extractor(images[number], return_tensors="pt").pixel_values
         tensors[f"picture-{number}/pixel_values"] = one[0]
@@ -71,8 +71,8 @@ def run(pipeline):
         name = "call-" + "-".join(map(str, call))
         pixel_values = pipeline.feature_extractor([images[number] for number in call], return_tensors="pt").pixel_values
         margin = tiny_safety.margin(checker, pixel_values)
-        if margin < LEAST_MARGIN:
-            raise SystemExit(f"{name}: a score is {margin:.4f} from its edge: adjust the thresholds")
+        if margin < MIN_MARGIN:
+            raise SystemExit(f"{name}: a score is {margin:.4f} from its threshold: adjust the thresholds")
         image_embeds, special_care, concepts = tiny_safety.cosines(checker, pixel_values)
         _, flags = checker(clip_input=pixel_values, images=torch.ones(len(call), 1))
         tensors[f"{name}/image_embeds"] = image_embeds

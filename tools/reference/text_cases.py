@@ -1,4 +1,4 @@
-"""The texts whose token ids and embeddings are recorded."""
+"""Texts for the goldens of token ids and embeddings."""
 
 LONG = " ".join(
     ["a highly detailed oil painting of an old castle above the clouds, dramatic light, wide angle photograph"] * 8
@@ -22,7 +22,7 @@ TOKENIZED_TEXTS = [
     "rock 'n' roll 'tis '90s",
     "it\u2019s a \u201cquoted\u201d word \u2014 with a dash\u2026",
     "1234567890 3.14 50% 4k 8K 16:9 1980s",
-    "hello, world. yes? no; maybe: (brackets) [square] {curly} <angle> \"quotes\"",
+    'hello, world. yes? no; maybe: (brackets) [square] {curly} <angle> "quotes"',
     "under_score hy-phen sl/ash back\\slash a+b=c #tag @name $5 & more ~ ^ | `code`",
     "...!!!???",
     "?!?!",

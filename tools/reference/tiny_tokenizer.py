@@ -1,5 +1,6 @@
 """A tokenizer in CLIP's layout, learned from a page of captions: 814 tokens instead of 49,408."""
 
+import itertools
 import json
 from collections import Counter
 
@@ -7,7 +8,7 @@ from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 MERGES = 300
 
-# Plain captions. They only decide which letters are merged; nothing else depends on them.
+# Plain captions. They only determine the merges.
 CAPTIONS = """
 a photo of a cat sitting on a red chair in front of a window
 an oil painting of a stormy sea at night with a small boat, highly detailed
@@ -33,13 +34,13 @@ an illustration of a dragon breathing fire over the ancient stone walls of a cit
 
 
 def learn_merges(text, count):
-    """Byte pair encoding: the most frequent pair first, ties by the pair itself, as often as asked."""
-    words = Counter(tuple(w[:-1]) + (w[-1] + "</w>",) for w in text.lower().replace(",", " ,").split())
+    """Returns `count` merges of byte pair encoding: the most frequent pair first, ties in the order of the pairs."""
+    words = Counter((*w[:-1], w[-1] + "</w>") for w in text.lower().replace(",", " ,").split())
     merges = []
     while len(merges) < count:
         pairs = Counter()
         for word, times in words.items():
-            for pair in zip(word, word[1:]):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += times
         if not pairs:
             raise ValueError(f"the captions give only {len(merges)} merges")
@@ -70,10 +71,9 @@ def write_json(path, content):
 
 
 def write_tokenizer(folder, pad_token):
-    """Writes the four files as the public repositories hold them; returns the number of tokens.
+    """Writes the four files of the public repositories; returns the number of tokens.
 
-    tokenizer_config.json always says that padding is <|endoftext|>; special_tokens_map.json says `pad_token`, and
-    wins.
+    tokenizer_config.json always has <|endoftext|> for padding; the `pad_token` in special_tokens_map.json overrides it.
     """
     folder.mkdir(parents=True)
     symbols = list(bytes_to_unicode().values())

@@ -1,7 +1,7 @@
-"""Prompts of the weighted syntax, and what they come to.
+"""Cases of the weighted prompt syntax, and their embeddings.
 
-`encode` says in its own words what diffusers' community pipeline `lpw_stable_diffusion` computes (max_embeddings_multiples=3,
-no_boseos_middle=False), over the tokenizer and text encoder of a loaded pipeline.
+`encode` computes the same as diffusers' community pipeline `lpw_stable_diffusion` (max_embeddings_multiples=3,
+no_boseos_middle=False), with the tokenizer and text encoder of a loaded pipeline.
 """
 
 import math
@@ -15,11 +15,11 @@ MAX_CHUNKS = 3
 SYMBOLS = re.compile(r"\\[()\[\]\\]|\\|[()\[\]]|:[+-]?[.\d]+\)|[^\\()\[\]:]+|:")
 
 
-def pieces(prompt):
-    """The prompt as (text, weight) pairs; neighbours of equal weight are one."""
+def parse(prompt):
+    """Splits a prompt into (text, weight) pairs; joins neighbours of equal weight."""
     texts = []
-    opened = {"(": [], "[": []}  # where brackets that are still open begin, as an index into texts
-    spans = []  # (first, end, factor) in the order in which brackets close
+    opened = {"(": [], "[": []}  # indices into texts at which open brackets start
+    spans = []  # (first, end, factor), in the order of the closing brackets
     for symbol in SYMBOLS.findall(prompt):
         if symbol in opened:
             opened[symbol].append(len(texts))
@@ -30,7 +30,7 @@ def pieces(prompt):
             spans.append((opened["["].pop(), len(texts), 1 / 1.1))
         else:
             texts.append(symbol[1:] if symbol.startswith("\\") else symbol)
-    # What nobody closed reaches to the end.
+    # A bracket without an end applies to the rest.
     spans += [(first, len(texts), 1.1) for first in opened["("]]
     spans += [(first, len(texts), 1 / 1.1) for first in opened["["]]
     found = []
@@ -46,34 +46,35 @@ def pieces(prompt):
 
 
 def tokens(tokenizer, prompt):
-    """Ids and weights without begin, end and padding, and whether some were cut off."""
+    """Returns ids and weights without start, end and padding, and whether some were cut off."""
     ids, weights = [], []
-    for text, weight in pieces(prompt):
-        own = tokenizer(text).input_ids[1:-1]
-        ids += own
-        weights += [weight] * len(own)
+    for text, weight in parse(prompt):
+        text_ids = tokenizer(text).input_ids[1:-1]
+        ids += text_ids
+        weights += [weight] * len(text_ids)
     limit = MAX_CHUNKS * (tokenizer.model_max_length - 2)
     return ids[:limit], weights[:limit], len(ids) > limit
 
 
 def embed(pipeline, ids, weights, chunks, clip_skip):
+    """Encodes chunks of 75 tokens separately, applies the weights and restores the mean."""
     tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
-    room = tokenizer.model_max_length - 2
-    missing = chunks * room - len(ids)
+    limit = tokenizer.model_max_length - 2
+    missing = chunks * limit - len(ids)
     ids, weights = ids + [tokenizer.pad_token_id] * missing, weights + [1.0] * missing
     states, scales = [], []
-    for start in range(0, chunks * room, room):
-        chunk = [tokenizer.bos_token_id, *ids[start : start + room], tokenizer.eos_token_id]
+    for start in range(0, chunks * limit, limit):
+        chunk = [tokenizer.bos_token_id, *ids[start : start + limit], tokenizer.eos_token_id]
         hidden = encoder(torch.tensor([chunk]), output_hidden_states=True).hidden_states[-1 - clip_skip]
         states.append(encoder.text_model.final_layer_norm(hidden))
-        scales += [1.0, *weights[start : start + room], 1.0]
+        scales += [1.0, *weights[start : start + limit], 1.0]
     states = torch.cat(states, dim=1)
     weighted = states * torch.tensor(scales, dtype=states.dtype)[None, :, None]
     return weighted * (states.mean(dim=(1, 2), keepdim=True) / weighted.mean(dim=(1, 2), keepdim=True))
 
 
 def encode(pipeline, prompt, negative_prompt=None, clip_skip=None):
-    """`(prompt_embeds, negative_prompt_embeds or None, truncated)` of one prompt, and of one negative prompt."""
+    """Returns (prompt_embeds, negative_prompt_embeds or None, truncated)."""
     texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
     encoded = [tokens(pipeline.tokenizer, text) for text in texts]
     longest = max(len(ids) for ids, _, _ in encoded)
@@ -116,7 +117,7 @@ CASES = {
 
 
 def cases():
-    """Every case as plain data."""
+    """Returns every case as plain data."""
     return [
         {**case, "name": f"{checkpoint}/{case['name']}", "checkpoint": checkpoint}
         for checkpoint, cases in CASES.items()

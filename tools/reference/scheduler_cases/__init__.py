@@ -1,7 +1,7 @@
-"""Scheduler trajectories: which configurations are recorded and how one is run.
+"""Cases of scheduler trajectories, and how diffusers runs one.
 
 Each module holds one family's `cases()`, which yields `(num_inference_steps, config, extra)`. `extra` may hold `eta`,
-`timesteps`, `sigmas`, and `begin`: the steps that a run leaves out which starts from a picture (`strength` below 1).
+`timesteps`, `sigmas`, and `begin`: the steps that `strength` below 1 skips.
 """
 
 import inspect
@@ -26,7 +26,7 @@ from . import (
     unipc_multistep,
 )
 
-# Calls of the longest case: 25 steps, each of the first three of them four Runge-Kutta calls.
+# Calls of the longest case: 25 steps, of which the first three have four Runge-Kutta calls each.
 MAX_CALLS = 40
 SEED = 77
 
@@ -50,7 +50,7 @@ FAMILIES = {
 
 
 def cases(family):
-    """Every case of a family as plain data."""
+    """Returns every case of a family as plain data."""
     cls, module = FAMILIES[family]
     return [
         {
@@ -69,11 +69,11 @@ def cases(family):
 
 
 def run(case, model_outputs, sample, noise):
-    """One run, as a pipeline makes it.
+    """Runs a scheduler as a pipeline does.
 
-    Returns the scheduler and tensors: the timesteps of the run, what the model would be given at each call and the sample
-    after it, both [calls, 1, 4, 4, 4]. A run with `begin` starts from `sample` with `noise` added, any other from
-    `sample` as if that were the noise.
+    Returns the scheduler and tensors: the timesteps, and for each call the model input and the sample after it, both
+    [calls, 1, 4, 4, 4]. A run with `begin` starts from `sample` with `noise` added; any other run uses `sample` as the
+    initial noise.
     """
     scheduler = getattr(diffusers, case["class"]).from_config(case["config"])
     if case["timesteps"] is not None:
@@ -98,7 +98,7 @@ def run(case, model_outputs, sample, noise):
     noised, inputs, states = [], [], []
     for call, timestep in enumerate(timesteps):
         if case["begin"] is not None:
-            # Inpainting with four channels asks for this between steps, of the timestep that comes next.
+            # Inpainting with four channels calls this between steps, with the next timestep.
             noised.append(scheduler.add_noise(sample, noise, timesteps[call : call + 1]))
         inputs.append(scheduler.scale_model_input(state, timestep))
         state = scheduler.step(model_outputs[call], timestep, state, **arguments).prev_sample

@@ -1,4 +1,4 @@
-"""Configurations that the families' cases start from."""
+"""Base configurations of the cases."""
 
 STEPS = (1, 2, 3, 10, 25)
 SPACINGS = ("leading", "trailing", "linspace")

@@ -32,5 +32,5 @@ def cases():
     for begin in (1, 4):
         yield 5, dict(BASE), dict(begin=begin)
         yield 5, dict(BASE, timestep_spacing="trailing"), dict(begin=begin)
-    # As a checkpoint of another class has it.
+    # Settings of a checkpoint for another class.
     yield 3, dict(BASE, _class_name="PNDMScheduler", solver_type="bh2", algorithm_type="deis"), {}

@@ -28,7 +28,7 @@ def cases():
         dict(beta_schedule="linear"),
         dict(beta_schedule="squaredcos_cap_v2"),
         TRAINED,
-        # Of other classes.
+        # Settings of other classes.
         dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"),
         dict(solver_type="midpoint", algorithm_type="dpmsolver++", final_sigmas_type="zero"),
         dict(solver_type="heun", algorithm_type="dpmsolver", euler_at_final=True, use_lu_lambdas=True),

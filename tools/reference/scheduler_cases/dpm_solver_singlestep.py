@@ -51,7 +51,7 @@ def cases():
         dict(beta_schedule="squaredcos_cap_v2"),
         dict(beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1),
         TRAINED,
-        # Of other classes.
+        # Settings of other classes.
         dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"),
         dict(timestep_spacing="leading", euler_at_final=True, use_lu_lambdas=True, variance_type="fixed_small_log"),
         dict(solver_type="logrho", algorithm_type="deis", final_sigmas_type="sigma_min"),

@@ -28,6 +28,6 @@ def cases():
         yield len(sigmas) - 1, dict(BASE), dict(sigmas=sigmas)
     yield 2, dict(BASE, use_karras_sigmas=True), dict(sigmas=[9.0, 0.5, 0.1], begin=0)
     yield 2, continuous, dict(sigmas=[12.0, 1.5, 0.0])
-    # The two first are one timestep: too noisy for the model.
+    # The first two sigmas are above the range of the model and map to one timestep.
     yield 2, dict(BASE), dict(sigmas=[30.0, 20.0, 0.0])
     yield 2, dict(BASE), dict(sigmas=[30.0, 20.0, 0.0], begin=0)

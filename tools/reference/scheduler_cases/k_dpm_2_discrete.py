@@ -1,4 +1,4 @@
-"""KDPM2DiscreteScheduler, and with the same switches KDPM2AncestralDiscreteScheduler."""
+"""KDPM2DiscreteScheduler, and with the same settings KDPM2AncestralDiscreteScheduler."""
 
 from .sigma_space import common
 

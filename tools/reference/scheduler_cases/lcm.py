@@ -28,10 +28,10 @@ def cases():
     for timesteps in ([999, 700, 300, 0], [980, 500], [600]):
         yield len(timesteps), dict(BASE), dict(timesteps=timesteps)
     yield 4, {}, {}
-    # The schedule, the clipping and the steps of another class's defaults.
+    # Schedule, clipping and steps with the defaults of another class.
     yield 4, dict(_class_name="DDIMScheduler", clip_sample=True), {}
     for begin in (0, 1, 4):
         yield 5, dict(BASE), dict(begin=begin)
-    # More steps than the distillation had, and more of those than the training.
+    # More steps than the distillation, and more distillation steps than training steps.
     yield 20, dict(BASE, original_inference_steps=10), {}
     yield 20, dict(BASE, original_inference_steps=1001), {}

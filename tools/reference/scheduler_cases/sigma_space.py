@@ -1,4 +1,4 @@
-"""The schedulers that count in sigmas: what their families' cases have in common."""
+"""Cases that all schedulers with sigmas share."""
 
 from .base import BASE, SPACINGS, TRAINED
 
@@ -6,10 +6,10 @@ CONVERSIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
 def common(prediction_types, conversions):
-    """Every switch that the classes share: those of timesteps, of betas and of sigmas."""
+    """Yields every setting that the classes share: of timesteps, betas and sigmas."""
     for number, prediction_type in enumerate(prediction_types):
         for spacing in SPACINGS:
-            # Ten steps with one spacing: it is also the number of steps that shows all of a multistep method.
+            # Ten steps with one spacing are enough to show all orders of a multistep method.
             for steps in (1, 3, 10) if spacing == "trailing" and number == 0 else (3,):
                 yield steps, dict(BASE, prediction_type=prediction_type, timestep_spacing=spacing), {}
     for conversion in CONVERSIONS if conversions else ():
@@ -24,7 +24,7 @@ def common(prediction_types, conversions):
         dict(steps_offset=0, timestep_spacing="leading"),
         dict(beta_schedule="linear"),
         dict(beta_schedule="squaredcos_cap_v2"),
-        # Of some classes alone; the others go on as if it were not there.
+        # Settings of some classes; the others ignore them.
         dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"),
         TRAINED,
     ):

@@ -21,7 +21,7 @@ def cases():
     for solver_order in (2, 3):
         yield 6, dict(BASE, lower_order_final=False, final_sigmas_type="sigma_min", solver_order=solver_order), {}
         yield 6, dict(BASE, disable_corrector=[0, 1, 3], solver_order=solver_order), {}
-    # What is not finite with the default end.
+    # Cases that are not finite with the default final sigma.
     for change in (dict(predict_x0=False), dict(solver_type="bh1"), dict(lower_order_final=False)):
         yield 3, dict(BASE, **change), {}
     for sigmas in ("use_karras_sigmas", "use_beta_sigmas", "use_exponential_sigmas"):
@@ -39,7 +39,7 @@ def cases():
         dict(beta_schedule="squaredcos_cap_v2"),
         dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"),
         TRAINED,
-        # Of other classes.
+        # Settings of other classes.
         dict(solver_type="midpoint"),
         dict(solver_type="heun", algorithm_type="sde-dpmsolver++", euler_at_final=True),
         dict(solver_type="logrho", algorithm_type="deis", lambda_min_clipped=-5.1, use_lu_lambdas=True),

@@ -1,5 +1,6 @@
-"""Pictures that mean harm, through the real server: refused at once, without memory, by the name of the input, and the next
-request is served."""
+"""Hostile images through the real server: refused fast and without memory; the error names the input, and the next
+request succeeds.
+"""
 
 import base64
 import functools
@@ -12,22 +13,24 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from support import CHECKPOINTS, SECRET, check_harmless, config, file_of, sent, spot, waves
 from tritonclient.utils import InferenceServerException
 
-# What the server may take for a refusal.
+from client import image_file, to_base64
+from support import CHECKPOINTS, SECRET, check_harmless, config, spot, waves
+
+# Limits of time and memory for a refusal.
 SECONDS = 0.1
 BYTES = 50e6
-# Of several tries the best counts: other programs may hold this one up, but none makes it faster.
+# The best of several tries counts, because other programs may slow one down.
 TRIES = 3
-# Bytes that a bomb unpacks to.
+# Bytes that a bomb decompresses to.
 BOMB = 1 << 28
 
-# The model to which a picture is sent under this name, and what goes along.
+# Input that gets the hostile image -> the model, and the other inputs.
 TARGETS = {
     "image": ("sd_base", {}),
-    "mask_image": ("sd_base", {"image": sent(waves(64, 64))}),
-    "depth_map": ("sd_depth", {"image": sent(waves(64, 64))}),
+    "mask_image": ("sd_base", {"image": to_base64(waves(64, 64))}),
+    "depth_map": ("sd_depth", {"image": to_base64(waves(64, 64))}),
 }
 GOOD = {"image": waves(64, 64), "mask_image": spot(64, 64), "depth_map": spot(64, 64)}
 ONE_STEP = {"num_inference_steps": 1, "strength": 1.0, "seed": 1}
@@ -41,7 +44,7 @@ def models(repository, client):
     for name in TARGETS:
         for _ in range(3):
             serves(client, name)
-            # What a refusal needs once, it has after this.
+            # Warms up the path of a refusal.
             with pytest.raises(InferenceServerException):
                 infer(client, name, "!")
 
@@ -52,23 +55,23 @@ def infer(client, name, text):
 
 
 def serves(client, name):
-    assert infer(client, name, sent(GOOD[name])).shape == [1, 1]
+    assert infer(client, name, to_base64(GOOD[name])).shape == [1, 1]
 
 
 def chunk(kind, data):
-    """A chunk of a PNG."""
+    """Returns a chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width, height, *chunks, depth=8, colour=2):
-    """A PNG of these chunks behind its header."""
+    """Returns a PNG with these chunks after its header."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 @functools.cache
 def deflated_zeros(count):
-    """`count` zeros, compressed."""
+    """Returns `count` zeros, compressed."""
     deflate = zlib.compressobj(9)
     block = bytes(1 << 20)
     parts = [deflate.compress(block) for _ in range(count >> 20)]
@@ -76,7 +79,7 @@ def deflated_zeros(count):
 
 
 def raster(width, height, bytes_per_pixel):
-    """Bytes of a PNG's raster: a filter byte before each row."""
+    """Returns the size of a PNG's raster in bytes: a filter byte before each line."""
     return (width * bytes_per_pixel + 1) * height
 
 
@@ -85,7 +88,7 @@ def bmp_header(width, height):
 
 
 def tiff_header(width, height):
-    """A TIFF of one strip of 8-bit grey that ends after its directory."""
+    """Returns a one-channel 8-bit TIFF that ends after its directory."""
     tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
     tags += [(273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, 64)]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
@@ -93,15 +96,17 @@ def tiff_header(width, height):
 
 
 def jpeg_of_size(width, height):
-    """A JPEG whose header (SOF0) says another size."""
-    file = bytearray(file_of(waves(64, 64), "JPEG"))
+    """Returns a JPEG with another size in its header (SOF0)."""
+    file = bytearray(image_file(waves(64, 64), "JPEG"))
     at = file.index(b"\xff\xc0")
     file[at + 5 : at + 9] = struct.pack(">HH", height, width)
     return bytes(file)
 
 
 def gif_of_frames(count):
-    frame = b"\x21\xf9\x04\x00\x00\x00\x00\x00" + b"\x2c" + struct.pack("<HHHHB", 0, 0, 16, 16, 0) + b"\x02\x02\x4c\x01\x00"
+    frame = (
+        b"\x21\xf9\x04\x00\x00\x00\x00\x00" + b"\x2c" + struct.pack("<HHHHB", 0, 0, 16, 16, 0) + b"\x02\x02\x4c\x01\x00"
+    )
     screen = struct.pack("<HHBBB", 16, 16, 0x80, 0, 0)
     return b"GIF89a" + screen + b"\0\0\0\xff\xff\xff" + frame * count + b"\x3b"
 
@@ -110,18 +115,18 @@ def gif_header(width, height):
     return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + gif_of_frames(1)[13:]
 
 
-WHOLE_PNG = file_of(Image.fromarray(np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)))
-WHOLE_JPEG = file_of(waves(300, 300), "JPEG", quality=95)
-WHOLE_WEBP = file_of(waves(300, 300), "WEBP")
+WHOLE_PNG = image_file(Image.fromarray(np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)))
+WHOLE_JPEG = image_file(waves(300, 300), "JPEG", quality=95)
+WHOLE_WEBP = image_file(waves(300, 300), "WEBP")
 SVG = f'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><text>{SECRET}</text></svg>'.encode()
 
 FILES = {
     "png_cut_in_half": WHOLE_PNG[: len(WHOLE_PNG) // 2],
     "png_cut_in_its_header": WHOLE_PNG[:20],
-    "png_that_is_a_signature": WHOLE_PNG[:8],
+    "png_signature_only": WHOLE_PNG[:8],
     "jpeg_cut_in_half": WHOLE_JPEG[: len(WHOLE_JPEG) // 2],
     "jpeg_cut_in_its_header": WHOLE_JPEG[:100],
-    "jpeg_that_is_a_marker": WHOLE_JPEG[:4],
+    "jpeg_marker_only": WHOLE_JPEG[:4],
     "webp_cut_in_half": WHOLE_WEBP[: len(WHOLE_WEBP) // 2],
     "png_of_60000_a_side": png(60_000, 60_000, chunk(b"IDAT", deflated_zeros(1 << 20))),
     "png_of_4_billion_a_side": png(2**32 - 1, 2**32 - 1, chunk(b"IDAT", b"")),
@@ -130,9 +135,9 @@ FILES = {
     "bmp_of_60000_a_side": bmp_header(60_000, 60_000) + bytes(1000),
     "gif_of_60000_a_side": gif_header(60_000, 60_000),
     "tiff_of_60000_a_side": tiff_header(60_000, 60_000),
-    # A bomb whose header tells: 225 million pixels in 660 kB.
+    # A bomb that its header gives away: 225 million pixels in 660 kB.
     "png_bomb_beyond_the_limit": png(15_000, 15_000, chunk(b"IDAT", deflated_zeros(raster(15_000, 15_000, 3)))),
-    # Headers within the limit of an input picture, and far more inside.
+    # The size in the header is within the limit of an input image; the data are far larger.
     "png_bomb_in_a_text": png(
         64,
         64,
@@ -145,11 +150,11 @@ FILES = {
         chunk(b"iCCP", b"profile\0\0" + deflated_zeros(BOMB)),
         chunk(b"IDAT", b"\0\0\0"),
     ),
-    "bmp_that_breaks_off": bmp_header(4000, 4000) + bytes(1000),
-    "tiff_that_breaks_off": tiff_header(4000, 4000),
+    "bmp_truncated": bmp_header(4000, 4000) + bytes(1000),
+    "tiff_truncated": tiff_header(4000, 4000),
     "gif_of_10000_frames": gif_of_frames(10_000),
     "svg": SVG,
-    "text": f"This is no picture, {SECRET}".encode(),
+    "text": f"This is not an image, {SECRET}".encode(),
     "zeros": bytes(1000),
 }
 TEXTS = {
@@ -166,7 +171,7 @@ TEXTS = {
 
 
 class Memory:
-    """Resident memory of the server's process, in bytes."""
+    """Measures the resident memory of the server's process in bytes."""
 
     def __init__(self, process):
         self.folder = pathlib.Path("/proc") / str(process.pid)
@@ -176,17 +181,17 @@ class Memory:
         return int(found[1]) * 1024
 
     def start(self):
-        """Forgets the peak so far (proc(5), `clear_refs`)."""
+        """Resets the peak (proc(5), `clear_refs`)."""
         (self.folder / "clear_refs").write_text("5")
         self.before = self.value("VmRSS")
 
     def growth(self):
-        """How far the peak since `start` is above what there was then."""
+        """Returns the peak since `start`, less the memory at `start`."""
         return self.value("VmHWM") - self.before
 
 
 def refusal(client, name, text):
-    """The message with which the picture is refused, and the seconds that this took."""
+    """Checks that an input is refused; returns the message and the seconds until it arrived."""
     started = time.perf_counter()
     with pytest.raises(InferenceServerException) as caught:
         infer(client, name, text)
@@ -202,13 +207,13 @@ def test_refused(client, server, name, case):
 
 
 @pytest.mark.parametrize(
-    ("depth", "colour", "bytes_per_pixel"), [(8, 0, 1), (8, 2, 3), (16, 6, 8)], ids=["grey", "rgb", "rgba_of_16_bits"]
+    ("depth", "colour", "bytes_per_pixel"), [(8, 0, 1), (8, 2, 3), (16, 6, 8)], ids=["luma", "rgb", "rgba_of_16_bits"]
 )
-def test_a_bomb_that_the_model_has_no_use_for(client, server, depth, colour, bytes_per_pixel):
-    """16 million pixels are few enough for a picture that will be scaled down, and too many for one that will not."""
+def test_bomb_larger_than_the_model_accepts(client, server, depth, colour, bytes_per_pixel):
+    """Sends 16 million pixels: an image that is scaled down may have as many, one that is not scaled may not."""
     pixels = chunk(b"IDAT", deflated_zeros(raster(4000, 4000, bytes_per_pixel)))
     bomb = png(4000, 4000, pixels, depth=depth, colour=colour)
-    check_refused(client, server, "image", sent(bomb))
+    check_refused(client, server, "image", to_base64(bomb))
 
 
 def check_refused(client, server, name, text):
@@ -231,8 +236,8 @@ def check_refused(client, server, name, text):
     serves(client, name)
 
 
-def test_the_measure_of_memory_works(client, server):
-    """A text that is far too long has to get into the server all the same, and that shows."""
+def test_memory_measurement_sees_a_long_text(client, server):
+    """Checks `Memory` with a text that is too long: Triton has to receive it before the backend refuses it."""
     memory = Memory(server.process)
     memory.start()
     refusal(client, "image", "A" * 120_000_000)
@@ -240,23 +245,23 @@ def test_the_measure_of_memory_works(client, server):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_text_that_is_too_long(client, name):
+def test_text_beyond_the_limit(client, name):
     message, _ = refusal(client, name, "A" * (33_554_432 + 1))
     assert f"`{name}`" in message and "33554432" in message
     serves(client, name)
 
 
-def test_a_file_that_goes_on_behind_its_pixels(client):
-    """A raster of a quarter of a gigabyte in a picture of 64 by 64 pixels: what does not belong to the pixels is not read."""
+def test_data_after_the_pixels_are_not_read(client):
+    """Sends an image of 64 by 64 pixels whose compressed data hold a quarter of a gigabyte."""
     bomb = png(64, 64, chunk(b"IDAT", deflated_zeros(BOMB)))
-    assert infer(client, "image", sent(bomb)).shape == [1, 1]
+    assert infer(client, "image", to_base64(bomb)).shape == [1, 1]
 
 
-def test_one_hostile_row_fails_its_request_alone(client):
-    good = dict(prompt="rain", image=sent(waves(64, 64)), gen_args={**ONE_STEP, "num_inference_steps": 20})
+def test_hostile_batch_element_fails_only_its_request(client):
+    good = dict(prompt="rain", image=to_base64(waves(64, 64)), gen_args={**ONE_STEP, "num_inference_steps": 20})
     alone = client.infer("sd_base", **good)
     _, future = client.start("sd_base", **good)
-    images = [sent(waves(64, 64)), TEXTS["png_cut_in_half"], sent(waves(64, 64))]
+    images = [to_base64(waves(64, 64)), TEXTS["png_cut_in_half"], to_base64(waves(64, 64))]
     message = client.refused("sd_base", prompt=[SECRET] * 3, image=images, gen_args=[ONE_STEP] * 3)
-    assert "row 1" in message and "`image`" in message
-    assert future.result(timeout=60).picture == alone.picture
+    assert "batch element 1" in message and "`image`" in message
+    assert future.result(timeout=60).image == alone.image

@@ -1,11 +1,12 @@
-"""A prompt and a picture to a running server; the picture that comes back to a file.
+"""Sends a prompt and an image to a running server and writes the generated image to a file.
 
-    .venv/bin/python examples/from_picture.py image "an oil painting" --image lighthouse.png --strength 0.6
-    .venv/bin/python examples/from_picture.py depth "a lighthouse of ice" --image lighthouse.png
-    .venv/bin/python examples/from_picture.py inpaint "a sailing ship" --image lighthouse.png --mask-image mask.png
-    .venv/bin/python examples/from_picture.py upscale "a lighthouse at dusk" --image small.png --noise-level 20
+    .venv/bin/python examples/from_image.py image "an oil painting" --image lighthouse.png --strength 0.6
+    .venv/bin/python examples/from_image.py depth "a lighthouse of ice" --image lighthouse.png
+    .venv/bin/python examples/from_image.py inpaint "a sailing ship" --image lighthouse.png --mask-image mask.png
+    .venv/bin/python examples/from_image.py upscale "a lighthouse at dusk" --image small.png --noise-level 20
 
-PNG, JPEG, WebP, BMP, GIF and TIFF are taken. The white part of a mask is repainted; a depth map is grey, near is white.
+Images may be PNG, JPEG, WebP, BMP, GIF or TIFF. The model repaints the white part of a mask. A depth map has one
+channel; white is near.
 """
 
 import argparse
@@ -16,9 +17,9 @@ import pathlib
 import numpy as np
 import tritonclient.grpc as grpcclient
 
-# The model that answers if none is named.
+# The default models.
 MODELS = {"image": "sd_base", "depth": "sd_depth", "inpaint": "sd_inpaint", "upscale": "sd_upscale"}
-PICTURES = ("image", "mask_image", "depth_map")
+IMAGES = ("image", "mask_image", "depth_map")
 
 
 def parse():
@@ -32,12 +33,12 @@ def parse():
     common.add_argument("--guidance-scale", type=float)
     common.add_argument("--seed", type=int)
     common.add_argument("--scheduler", help="a diffusers class, such as DPMSolverMultistepScheduler")
-    common.add_argument("--out", type=pathlib.Path, default=pathlib.Path("picture.png"))
+    common.add_argument("--out", type=pathlib.Path, default=pathlib.Path("generated.png"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     command = {name: commands.add_parser(name, parents=[common]) for name in MODELS}
     for name in ("image", "depth", "inpaint"):
-        command[name].add_argument("--strength", type=float, help="share of the steps that are taken, 0 to 1")
+        command[name].add_argument("--strength", type=float, help="share of the denoising steps, 0 to 1")
     command["depth"].add_argument("--depth-map", type=pathlib.Path)
     command["inpaint"].add_argument("--mask-image", type=pathlib.Path, required=True)
     command["upscale"].add_argument("--noise-level", type=int)
@@ -46,7 +47,7 @@ def parse():
 
 def main():
     arguments = vars(parse())
-    # What is not given is left to the server's defaults.
+    # The server has a default for every argument that is missing.
     names = ("num_inference_steps", "guidance_scale", "seed", "scheduler", "strength", "noise_level")
     gen_args = {name: arguments[name] for name in names if arguments.get(name) is not None}
     values = {
@@ -54,11 +55,11 @@ def main():
         "negative_prompt": arguments["negative_prompt"].encode(),
         "gen_args": json.dumps(gen_args).encode(),
     }
-    for name in PICTURES:
+    for name in IMAGES:
         if arguments.get(name) is not None:
             values[name] = base64.b64encode(arguments[name].read_bytes())
 
-    # One row: every tensor has the shape [1, 1]. More rows make more pictures with one request.
+    # One batch element, so every tensor has the shape [1, 1]. A larger batch generates more images with one request.
     inputs = []
     for name, value in values.items():
         tensor = grpcclient.InferInput(name, [1, 1], "BYTES")

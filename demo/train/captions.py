@@ -1,17 +1,19 @@
-"""The tokenizer, cut down from CLIP's, and the text encoder, taught to tell what a caption says."""
+"""The tokenizer, a part of CLIP's, and the text encoder, trained to classify the attributes of captions."""
 
 import gzip
+import itertools
 import json
 from importlib.metadata import files
 from pathlib import Path
 
-import scenes
 import torch
-from training import Training, rng
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-# CLIP's merges are sorted by how often they occur; the first hundreds spell common English.
+import scenes
+from training import Training, rng
+
+# CLIP's merges are sorted by frequency; the first hundreds spell common English.
 FIRST_MERGES = 600
 WORDS = (
     "a an the of on in at and with picture photo image background gray grey middle left right top bottom above below "
@@ -20,7 +22,7 @@ WORDS = (
 ).split()
 HIDDEN, LAYERS, HEADS, LENGTH = 128, 2, 4, 77
 STEPS, BATCH = 300, 64
-# The attributes of a caption that the text encoder learns to tell, each with its values.
+# The attributes of a caption, each with its values. The text encoder is trained to classify them.
 NOTHING = "nothing"
 ATTRIBUTES = {
     "background": list(scenes.BACKGROUNDS),
@@ -40,17 +42,17 @@ ATTRIBUTES = {
 
 
 def clip_merges():
-    """The merges of CLIP's tokenizer, as the package open-clip-torch ships them."""
+    """Returns the merges of CLIP's tokenizer, from the package open-clip-torch."""
     path = next(f for f in files("open-clip-torch") if f.name == "bpe_simple_vocab_16e6.txt.gz").locate()
     lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").split("\n")
     return [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
 
 
-def needed(word, ranks):
-    """The merges that spell a word, best rank first, as byte pair encoding applies them."""
+def merges_of(word, ranks):
+    """Returns the merges that spell a word, in the order in which byte pair encoding applies them."""
     parts, used = [*word[:-1], word[-1] + "</w>"], []
     while len(parts) > 1:
-        pair = min(zip(parts, parts[1:]), key=lambda pair: ranks.get(pair, len(ranks)))
+        pair = min(itertools.pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))
         if pair not in ranks:
             break
         used.append(pair)
@@ -60,10 +62,10 @@ def needed(word, ranks):
 
 
 def write_tokenizer(folder):
-    """Writes CLIP's tokenizer with the merges that captions need, numbered anew, as SD2's folders hold it."""
+    """Writes a tokenizer with the merges of CLIP that captions need, and new ids, in the layout of SD2's folders."""
     merges = clip_merges()
     ranks = {pair: rank for rank, pair in enumerate(merges)}
-    kept = set(merges[:FIRST_MERGES]).union(*(needed(word, ranks) for word in WORDS))
+    kept = set(merges[:FIRST_MERGES]).union(*(merges_of(word, ranks) for word in WORDS))
     merges = sorted(kept, key=ranks.get)
     symbols = list(bytes_to_unicode().values())
     tokens = symbols + [symbol + "</w>" for symbol in symbols] + ["".join(pair) for pair in merges]
@@ -79,6 +81,7 @@ def write_tokenizer(folder):
 
 
 def build(tokenizer):
+    """Makes the text encoder with random weights."""
     torch.manual_seed(rng("text_encoder").integers(2**31))
     return CLIPTextModel(
         CLIPTextConfig(
@@ -97,21 +100,22 @@ def build(tokenizer):
     )
 
 
-def tokens(tokenizer, captions, length=LENGTH):
+def tokenize(tokenizer, captions, length=LENGTH):
+    """Returns the token ids of captions, padded to `length`."""
     return tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
 def attributes(scene):
-    """The number of the value of each attribute."""
-    said = {"background": scene.background, "texture": scene.texture}
-    said["relation"], said["place"] = scene.relation or NOTHING, scene.place or NOTHING
-    for n, item in enumerate(reversed(scene.things), 1):
-        said |= {f"shape {n}": item.shape, f"colour {n}": item.colour, f"size {n}": item.size or "medium"}
-    return [values.index(said.get(key, NOTHING)) for key, values in ATTRIBUTES.items()]
+    """Returns the index of the value of each attribute."""
+    values = {"background": scene.background, "texture": scene.texture}
+    values["relation"], values["place"] = scene.relation or NOTHING, scene.place or NOTHING
+    for n, item in enumerate(reversed(scene.objects), 1):
+        values |= {f"shape {n}": item.shape, f"colour {n}": item.colour, f"size {n}": item.size or "medium"}
+    return [allowed.index(values.get(key, NOTHING)) for key, allowed in ATTRIBUTES.items()]
 
 
 class Heads(torch.nn.Module):
-    """For each attribute a query over the hidden states and a linear layer. Thrown away after the lesson."""
+    """Classifies each attribute: a query over the hidden states, then a linear layer. Only the training uses it."""
 
     def __init__(self):
         super().__init__()
@@ -121,11 +125,11 @@ class Heads(torch.nn.Module):
     def forward(self, hidden):
         weights = torch.softmax(torch.einsum("ah,bth->bat", self.queries, hidden), -1)
         seen = torch.einsum("bat,bth->abh", weights, hidden)
-        return [layer(state) for layer, state in zip(self.answers, seen)]
+        return [layer(state) for layer, state in zip(self.answers, seen, strict=True)]
 
 
 def train(work, tokenizer):
-    """Cross-entropy of the attributes on the hidden states, until a caption's words are all told."""
+    """Trains the text encoder: cross-entropy of the attributes that `Heads` reads from the hidden states."""
     encoder, heads = build(tokenizer), Heads()
     training = Training(
         work, "text_encoder", {"text_encoder": encoder, "heads": heads}, STEPS, 3e-3, average=0.99, muon=0.01
@@ -134,14 +138,14 @@ def train(work, tokenizer):
     def batch(step):
         generator = rng("text_encoder", step)
         drawn = [scenes.sample(generator) for _ in range(BATCH)]
-        return tokens(tokenizer, [s.caption for s in drawn]), torch.tensor([attributes(s) for s in drawn])
+        return tokenize(tokenizer, [s.caption for s in drawn]), torch.tensor([attributes(s) for s in drawn])
 
     def loss(batch, _):
-        ids, wanted = batch
-        told = heads(encoder(ids).last_hidden_state)
-        losses = [torch.nn.functional.cross_entropy(t, w) for t, w in zip(told, wanted.T)]
-        right = torch.stack([t.argmax(-1) == w for t, w in zip(told, wanted.T)]).all(0).float().mean()
-        return torch.stack(losses).mean(), {"captions told whole": right.item()}
+        ids, expected = batch
+        logits = heads(encoder(ids).last_hidden_state)
+        losses = [torch.nn.functional.cross_entropy(t, w) for t, w in zip(logits, expected.T, strict=True)]
+        right = torch.stack([t.argmax(-1) == w for t, w in zip(logits, expected.T, strict=True)]).all(0).float().mean()
+        return torch.stack(losses).mean(), {"captions correct": right.item()}
 
     training.run(batch, loss)
     return encoder

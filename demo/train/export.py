@@ -2,10 +2,7 @@
 
 import shutil
 
-import depth
 import torch
-import unets
-import upscaler
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -15,9 +12,13 @@ from diffusers import (
     StableDiffusionUpscalePipeline,
 )
 
-# What public folders carry beside their betas.
+import depth
+import unets
+import upscaler
+
+# The settings of public folders, except the betas.
 DDIM = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
-# The noise that DDPM adds at each step lets a small network mend what it drew wrong at the step before.
+# The noise that DDPM adds at each step lets a small network correct errors of the step before.
 DDPM = dict(clip_sample=False, steps_offset=1, prediction_type="v_prediction")
 
 

@@ -1,4 +1,4 @@
-"""What we are measured against: diffusers behind Triton's Python backend, in the same tritonserver."""
+"""Runs the peer of the benches: diffusers behind Triton's Python backend, in the same tritonserver."""
 
 import pathlib
 import shutil
@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import tritonclient.http as httpclient
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
-from server import BACKENDS, ROOT, ServerError, TritonServer, pytriton_folder  # noqa: E402
+from client import input_tensors, read_response
+from server import BACKENDS, ROOT, ServerError, TritonServer, pytriton_folder
 
 WORK = ROOT / "target" / "bench"
 TINY = ROOT / "tests" / "checkpoints" / "sd2_base"
@@ -26,11 +26,10 @@ output [{ name: "generated_image" data_type: TYPE_STRING dims: [ -1 ] }]
 instance_group [{ kind: KIND_CPU }]
 """
 
-# What people serve with today: a diffusers pipeline in a Python model, requests one by one.
+# The usual way to serve diffusers: a pipeline in a Python model that runs requests one by one.
 MODEL_PY = """\
 import base64, io, json, pathlib
 
-import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 from diffusers import StableDiffusionPipeline
@@ -59,7 +58,7 @@ class TritonPythonModel:
 
 
 def add_model(repository, name, backend, checkpoint):
-    """Adds a model of the backend `diffusion` or `python` whose checkpoint is a link."""
+    """Adds a model of the backend `diffusion` or `python` with a link to its checkpoint."""
     version = repository / name / "1"
     version.mkdir(parents=True)
     (repository / name / "config.pbtxt").write_text(f'backend: "{backend}"\n{TENSORS}')
@@ -69,7 +68,10 @@ def add_model(repository, name, backend, checkpoint):
 
 
 def make_backends(folder, python_version):
-    """A backend folder with this backend and the server package's Python backend, its stub for `python_version`."""
+    """Makes a backend folder with this backend and the Python backend; its stub is for `python_version`.
+
+    Returns the folder of the server package's libraries.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     package = pytriton_folder()
     if package is None:
@@ -87,19 +89,22 @@ def make_backends(folder, python_version):
 
 
 def ask_python(python, expression):
-    """Evaluates an expression of sys and sysconfig in another interpreter."""
+    """Evaluates an expression with sys and sysconfig in another interpreter."""
     code = f"import sys, sysconfig; print({expression})"
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def start(work, reference_venv):
-    """A server over `work/model_repository` with both backends, not started yet; the Python one has the packages of
-    `reference_venv`."""
+    """Makes a server for `work/model_repository` with both backends; the caller starts it.
+
+    The Python backend uses the packages of `reference_venv`.
+    """
     python = reference_venv / "bin" / "python"
     version = ask_python(python, "'%d.%d' % sys.version_info[:2]")
     library_folder = ask_python(python, "sysconfig.get_config_var('LIBDIR')")
     libraries = make_backends(work / "backends", version)
-    # The stub runs the first `python3` on PATH's packages; it and the server need libpython and the server's libraries.
+    # The stub uses the packages of the first `python3` in PATH. The stub and the server need libpython and the server's
+    # libraries.
     site = ask_python(python, "sysconfig.get_paths()['platlib']")
     environment = {
         "LD_LIBRARY_PATH": f"{library_folder}:{libraries}",
@@ -114,18 +119,15 @@ def start(work, reference_venv):
 
 
 def infer(client, model):
-    """One small picture."""
-    inputs = []
-    for name, text in (("prompt", "a cat on a mat"), ("gen_args", '{"num_inference_steps": 2}')):
-        tensor = httpclient.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=np.object_))
-        inputs.append(tensor)
-    if client.infer(model, inputs).as_numpy("generated_image").size != 1:
-        raise ServerError(f"{model} did not answer with one picture")
+    """Generates one small image."""
+    inputs = {"prompt": "a cat on a mat", "gen_args": {"num_inference_steps": 2}}
+    response = read_response(client.infer(model, input_tensors(httpclient, inputs)))
+    if response.shape != [1, 1]:
+        raise ServerError(f"{model} did not return one image")
 
 
 def load_once(client, model):
-    """Loads, asks for a picture, unloads; returns the seconds that the load took."""
+    """Loads a model, generates an image and unloads the model; returns the seconds of the load."""
     started = time.monotonic()
     client.load_model(model)
     seconds = time.monotonic() - started

@@ -75,7 +75,7 @@ tiles: setup ## the upscaler with tiles against the upscaler without, 512x512 to
 	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features fault-injection --test tiles -- --nocapture
 
 lint: setup ## rustfmt, clippy, rustdoc and ruff, warnings as errors
-	.venv/bin/ruff check && .venv/bin/ruff format --check
+	$(PYTHON_VENV) -m ruff check && $(PYTHON_VENV) -m ruff format --check
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/fault-injection -- -D warnings

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-TINY = pathlib.Path(__file__).resolve().parents[1] / "tests" / "checkpoints" / "sd2_base"
+TINY = pathlib.Path(__file__).resolve().parents[1] / "tests" / "data" / "checkpoints" / "sd2_base"
 UNET = dict(
     sample_size=64,
     in_channels=4,

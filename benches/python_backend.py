@@ -13,7 +13,7 @@ from client import input_tensors, read_response
 from server import BACKENDS, ROOT, ServerError, TritonServer, pytriton_folder
 
 WORK = ROOT / "target" / "bench"
-TINY = ROOT / "tests" / "checkpoints" / "sd2_base"
+TINY = ROOT / "tests" / "data" / "checkpoints" / "sd2_base"
 REFERENCE_VENV = ROOT / ".venv-reference"
 
 TENSORS = """\

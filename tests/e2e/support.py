@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from client import input_tensors, read_response
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CHECKPOINTS = ROOT / "tests" / "checkpoints"
+CHECKPOINTS = ROOT / "tests" / "data" / "checkpoints"
 CHECKPOINT = CHECKPOINTS / "sd2_base"
 # Default height and width of an image of CHECKPOINT: sample_size 8, times 8.
 DEFAULT_SIZE = 64

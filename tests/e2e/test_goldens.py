@@ -18,9 +18,9 @@ from client import to_base64
 from support import CHECKPOINTS, ROOT, config, pixels
 
 PARITY = os.environ.get("TRITON_DIFFUSION_PARITY")
-GOLDENS = pathlib.Path(PARITY) if PARITY else ROOT / "tests" / "goldens"
-# The group `pictures` is text to image; the others have input images.
-GROUPS = ("pictures", "image_to_image", "depth_to_image", "inpaint", "upscale")
+GOLDENS = pathlib.Path(PARITY) if PARITY else ROOT / "tests" / "data" / "goldens"
+# The group `images` is text to image; the others have input images.
+GROUPS = ("images", "image_to_image", "depth_to_image", "inpaint", "upscale")
 IMAGES = ("image", "mask_image", "depth_map")
 # The Rust tests run the whole grid over schedulers, guidance, sizes and strengths; this test runs every fifth case. The
 # periods of the grid are 2 and 3, so every value occurs.
@@ -29,7 +29,7 @@ STRIDE = 5
 
 def cases_of(group):
     cases = json.loads((GOLDENS / f"{group}.json").read_text())["cases"]
-    if PARITY or group == "pictures":
+    if PARITY or group == "images":
         return cases
     grid = [case for case in cases if "-guidance" in case["name"]]
     rest = [case for case in cases if "-guidance" not in case["name"]]

@@ -59,7 +59,7 @@ def record(pipeline):
     for number, (name, (width, height)) in enumerate(IMAGES.items()):
         pixels = make_image(number, width, height)
         images[name] = Image.fromarray(pixels)
-        tensors[f"{name}/picture"] = torch.from_numpy(pixels)
+        tensors[f"{name}/image"] = torch.from_numpy(pixels)
     for name, sizes in LATENTS.items():
         tensors[f"{name}/pixel_values"], depth = estimate(pipeline, images[name])
         tensors[f"{name}/predicted_depth"] = depth
@@ -74,7 +74,7 @@ def record(pipeline):
         made = DPTImageProcessor(**config)(images=[images[image]], return_tensors="pt").pixel_values
         # diffusers then converts them to the pipeline's dtype.
         tensors[f"processors/{name}"] = made.to(torch.float32)
-        processors.append({"name": name, "picture": f"{image}/picture", "config": config})
+        processors.append({"name": name, "image": f"{image}/image", "config": config})
     for number, (size, (height, width)) in enumerate(GIVEN):
         depth = torch.rand(size, generator=torch.Generator("cpu").manual_seed(610 + number)) * 60000
         tensors[f"given/{number}/map"] = depth

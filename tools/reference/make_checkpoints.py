@@ -43,7 +43,7 @@ from seeded_weights import fill
 from tiny_tokenizer import write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_OUT = ROOT / "tests" / "checkpoints"
+DEFAULT_OUT = ROOT / "tests" / "data" / "checkpoints"
 
 # ---------------------------------------------------------------------------------------------------------------
 # Parts

@@ -29,8 +29,8 @@ import weighted_cases
 from text_cases import ENCODED_TEXTS, TOKENIZED_TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_CHECKPOINTS = ROOT / "tests" / "checkpoints"
-DEFAULT_OUT = ROOT / "tests" / "goldens"
+DEFAULT_CHECKPOINTS = ROOT / "tests" / "data" / "checkpoints"
+DEFAULT_OUT = ROOT / "tests" / "data" / "goldens"
 
 FAMILIES = ("sd1", "sd2_base", "sd2_768v", "sd2_depth", "sd2_inpaint", "x4_upscaler", "lcm")
 TEXT_FAMILIES = ("sd1", "sd2_base")
@@ -249,7 +249,7 @@ def text_to_image(checkpoints, out):
             tensors[f"{case['name']}/{number}"] = images
             if flags is not None:
                 element["nsfw_content_detected"] = flags
-    write_group(out, "pictures", tensors, {"cases": cases})
+    write_group(out, "images", tensors, {"cases": cases})
 
 
 def with_input_images(group):
@@ -291,7 +291,7 @@ GROUPS = {
     "depth": depth,
     "schedulers": schedulers,
     "safety": safety,
-    "pictures": text_to_image,
+    "images": text_to_image,
     **{group: with_input_images(group) for group in image_cases.GROUPS},
     "pil": pil,
 }

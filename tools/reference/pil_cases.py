@@ -103,7 +103,7 @@ def resizes(tensors):
         depth = Image.fromarray(np.array(luma).astype(np.float32) * 257 / 3)
         for name, resample in FILTERS.items():
             tensors[f"resize/{number}/{name}"] = tensor(source.resize(after, resample))
-            tensors[f"resize/{number}/{name}/grey"] = tensor(luma.resize(after, resample))
+            tensors[f"resize/{number}/{name}/gray"] = tensor(luma.resize(after, resample))
         tensors[f"resize/{number}/bicubic/depth"] = tensor(depth.resize(after, Image.Resampling.BICUBIC))
         yield {"name": f"resize/{number}", "width": after[0], "height": after[1], "filters": list(FILTERS)}
 
@@ -134,7 +134,7 @@ def fitted(tensors):
         try:
             tensors[f"{name}/fill"] = tensor(processor.resize(source, height, width, "fill"))
             luma = processor.resize(source.getchannel(0), height, width, "fill")
-            tensors[f"{name}/fill/grey"] = tensor(luma.convert("L"))
+            tensors[f"{name}/fill/gray"] = tensor(luma.convert("L"))
             fills = True
         except ValueError:  # a side has no pixels left
             fills = False
@@ -199,10 +199,10 @@ def files():
     exif[0x0112] = 6
     yield "png-rgb", colour, "PNG", {}
     yield "png-rgba", transparent, "PNG", {}
-    yield "png-grey", luma, "PNG", {}
-    yield "png-grey-alpha", transparent.convert("LA"), "PNG", {}
-    yield "png-grey-16", wide, "PNG", {}
-    yield "png-grey-1", luma.convert("1"), "PNG", {}
+    yield "png-gray", luma, "PNG", {}
+    yield "png-gray-alpha", transparent.convert("LA"), "PNG", {}
+    yield "png-gray-16", wide, "PNG", {}
+    yield "png-gray-1", luma.convert("1"), "PNG", {}
     yield "png-palette", palette, "PNG", {}
     yield "png-palette-trns", palette, "PNG", {"transparency": 3}
     yield "png-palette-alpha", transparent.quantize(32), "PNG", {}
@@ -215,7 +215,7 @@ def files():
     yield "jpeg-orientation-6", colour, "JPEG", {"exif": exif}
     yield "jpeg-progressive", colour, "JPEG", {"progressive": True}
     yield "jpeg-restart", colour, "JPEG", {"restart_marker_blocks": 1}
-    yield "jpeg-grey", luma, "JPEG", {}
+    yield "jpeg-gray", luma, "JPEG", {}
     yield "jpeg-cmyk", colour.convert("CMYK"), "JPEG", {}
     yield "webp-lossy", colour, "WEBP", {}
     yield "webp-lossy-alpha", transparent, "WEBP", {}
@@ -223,13 +223,13 @@ def files():
     yield "webp-animated", colour, "WEBP", {"save_all": True, "append_images": [other]}
     yield "webp-orientation-6", colour, "WEBP", {"exif": exif}
     yield "bmp-rgb", colour, "BMP", {}
-    yield "bmp-grey", luma, "BMP", {}
+    yield "bmp-gray", luma, "BMP", {}
     yield "bmp-palette", palette, "BMP", {}
     yield "gif", palette, "GIF", {}
     yield "gif-transparent", palette, "GIF", {"transparency": 3}
     yield "gif-animated", colour, "GIF", {"save_all": True, "append_images": [other]}
     yield "tiff-rgb", colour, "TIFF", {}
-    yield "tiff-grey-16", wide, "TIFF", {}
+    yield "tiff-gray-16", wide, "TIFF", {}
     yield "tiff-rgba", transparent, "TIFF", {}
     yield "tiff-lzw", colour, "TIFF", {"compression": "tiff_lzw"}
     yield "tiff-deflate", colour, "TIFF", {"compression": "tiff_adobe_deflate"}

@@ -64,9 +64,9 @@ def run(pipeline):
     images = [Image.fromarray(pixels) for pixels in arrays]
     tensors, cases, processors = {}, [], []
     for number, pixels in enumerate(arrays):
-        tensors[f"picture-{number}/rgb"] = torch.from_numpy(pixels)
+        tensors[f"image-{number}/rgb"] = torch.from_numpy(pixels)
         one = pipeline.feature_extractor(images[number], return_tensors="pt").pixel_values
-        tensors[f"picture-{number}/pixel_values"] = one[0]
+        tensors[f"image-{number}/pixel_values"] = one[0]
     for call in CALLS:
         name = "call-" + "-".join(map(str, call))
         pixel_values = pipeline.feature_extractor([images[number] for number in call], return_tensors="pt").pixel_values
@@ -78,10 +78,10 @@ def run(pipeline):
         tensors[f"{name}/image_embeds"] = image_embeds
         tensors[f"{name}/special_care"] = special_care
         tensors[f"{name}/concepts"] = concepts
-        cases.append({"name": name, "checkpoint": CHECKPOINT, "pictures": call, "flags": flags})
+        cases.append({"name": name, "checkpoint": CHECKPOINT, "images": call, "flags": flags})
     for name, number, config in PROCESSORS:
         processor = CLIPImageProcessor(**config)
         pixel_values = processor(images[number], return_tensors="pt").pixel_values
         tensors[f"{name}/pixel_values"] = pixel_values[0].float()
-        processors.append({"name": name, "picture": number, "config": config})
+        processors.append({"name": name, "image": number, "config": config})
     return tensors, {"cases": cases, "processors": processors}

@@ -132,7 +132,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// The pipeline's three parts, with a bar over its steps.
 fn make(components: Components, request: GenerateRequest) -> Result<PipelineOutput> {
     let mut pipeline = DiffusionPipeline::new(components);
-    pipeline.enter_thread()?;
+    pipeline.init_thread()?;
     let mut job = pipeline.prepare(request)?;
     let (_, steps) = job.progress();
     let bar = progress::steps(steps as u64, "steps");

@@ -1,83 +1,82 @@
-//! A thread for what follows a job, so that the engine need not wait for images to be encoded.
+//! A thread that encodes images and sends responses, so the engine does not wait for either.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use diffusion_core::{Error, Result};
 use triton_api::log_error;
 
-use diffusion_core::{Error, Result};
+/// Tasks that may wait. A sender blocks beyond this number, so images do not pile up when encoding is slow. The thread
+/// never waits for a thread that sends, so it always ends.
+const MAX_QUEUED_TASKS: usize = 16;
 
-/// How much work may wait. A sender beyond it waits, so that images do not pile up behind a slow
-/// encoder; the thread never waits for a sender's own thread, so it always comes to an end.
-const WAITING: usize = 16;
+/// What the thread does for one batch element.
+pub type EncodeTask = Box<dyn FnOnce() + Send>;
 
-/// What the thread does for one row.
-pub type Work = Box<dyn FnOnce() + Send>;
-
-/// The way to the thread.
+/// Sends tasks to the encoder thread.
 #[derive(Clone)]
-pub struct Sender(mpsc::SyncSender<Work>);
+pub struct EncoderHandle(mpsc::SyncSender<EncodeTask>);
 
-impl Sender {
-    /// Hands work over. Should the thread be gone, it is done here and now.
-    pub fn send(&self, work: Work) {
-        if let Err(mpsc::SendError(work)) = self.0.send(work) {
-            run(work);
+impl EncoderHandle {
+    /// Hands a task to the encoder thread. Runs the task on the calling thread if the encoder thread has ended.
+    pub fn run(&self, task: EncodeTask) {
+        if let Err(mpsc::SendError(task)) = self.0.send(task) {
+            run(task);
         }
     }
 }
 
-/// The thread; dropping it waits until all work is done.
-pub struct Responder {
-    sender: Option<Sender>,
+/// Owns the encoder thread. Dropping it waits until all tasks are done.
+pub struct EncoderThread {
+    handle: Option<EncoderHandle>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Responder {
+impl EncoderThread {
     /// Starts the thread.
     ///
     /// # Errors
-    /// `Internal` if the system gives no thread.
+    /// `Internal` if the system refuses the thread.
     pub fn start() -> Result<Self> {
-        let (sender, works) = mpsc::sync_channel(WAITING);
+        let (sender, tasks) = mpsc::sync_channel(MAX_QUEUED_TASKS);
         let thread = std::thread::Builder::new()
-            .name("diffusion-responder".to_owned())
-            .spawn(move || works.into_iter().for_each(run))
-            .map_err(|error| Error::internal(format!("no thread for the responder: {error}")))?;
+            .name("diffusion-encoder".to_owned())
+            .spawn(move || tasks.into_iter().for_each(run))
+            .map_err(|error| Error::internal(format!("cannot start the encoder thread: {error}")))?;
         Ok(Self {
-            sender: Some(Sender(sender)),
+            handle: Some(EncoderHandle(sender)),
             thread: Some(thread),
         })
     }
 
-    /// A way to the thread. The thread lives as long as any is left.
-    pub fn sender(&self) -> Sender {
-        match &self.sender {
-            Some(sender) => sender.clone(),
-            // Only `drop` takes it; a channel without a receiver makes the caller do the work.
-            None => Sender(mpsc::sync_channel(0).0),
+    /// Returns a handle to the thread. The thread runs as long as a handle exists.
+    pub fn handle(&self) -> EncoderHandle {
+        match &self.handle {
+            Some(handle) => handle.clone(),
+            // Only `drop` takes the handle. A channel without a receiver makes the caller run the task.
+            None => EncoderHandle(mpsc::sync_channel(0).0),
         }
     }
 }
 
-impl Drop for Responder {
+impl Drop for EncoderThread {
     fn drop(&mut self) {
-        self.sender = None;
+        self.handle = None;
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {
-            // Panics are caught in the thread; it ends when the last sender is gone.
+            // The thread catches panics. It ends when the last handle is gone.
             let _ = thread.join();
         }
     }
 }
 
-/// Does the work. What it owns answers for itself when it panics: a slot that is dropped does.
-fn run(work: Work) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
-        // A payload may panic when it is dropped.
+/// Runs a task. A slot that is dropped by a panic answers its request.
+fn run(task: EncodeTask) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(task)) {
+        // The destructor of a payload may panic.
         std::mem::forget(payload);
-        log_error!("an image could not be encoded: a fault inside the backend");
+        log_error!("internal error: a panic while an image was encoded");
     }
 }

@@ -1,10 +1,10 @@
-//! Our errors as Triton's.
+//! Converts errors to Triton's.
 
 use triton_api::ErrorCode;
 
 use diffusion_core::{Error, ErrorKind};
 
-/// The error that Triton gets, with the model's name before its words.
+/// Converts an error to Triton's. The message starts with the model's name.
 pub fn to_triton(model: &str, error: &Error) -> triton_api::Error {
     let code = match error.kind() {
         ErrorKind::InvalidArgument => ErrorCode::InvalidArg,

@@ -1,26 +1,25 @@
-//! An instance: one engine, and one thread that encodes and answers.
+//! An instance: one engine thread and one encoder thread.
 
 use std::sync::Arc;
 
 use triton_api::{InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn};
 
 use super::ModelState;
-use super::encoder_thread::Responder;
+use super::encoder_thread::EncoderThread;
 use super::error::to_triton;
-use super::response::{Reply, RowClient};
+use super::response::{ElementResponder, PendingResponse};
 use crate::backend::metrics::EngineObserver;
 use crate::pipelines::{DiffusionPipeline, Place};
 use crate::request::tensors::decode;
 use diffusion_core::{Error, Result};
-use diffusion_engine::{Engine, Task};
+use diffusion_engine::{Engine, QueuedRequest};
 use diffusion_request::validate::RequestContext;
 
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
-    // In this order: the engine answers what is in flight when it is dropped, and the responder
-    // sends those answers before its thread ends.
+    // Dropped in this order: the engine answers its jobs, and the encoder thread sends these responses before it ends.
     engine: Engine<DiffusionPipeline>,
-    responder: Responder,
+    encoder: EncoderThread,
     context: RequestContext,
     model: Arc<ModelState>,
 }
@@ -49,7 +48,7 @@ impl ModelInstanceState {
             byte_size: usize::try_from(bytes).unwrap_or(usize::MAX),
         };
         if let Err(error) = context.report_memory_usage(&[usage]) {
-            log_warn!("instance '{}': memory not reported: {error}", context.name());
+            log_warn!("instance '{}': cannot report its memory: {error}", context.name());
         }
         let request_context = RequestContext::new(components.capabilities(), model.parameters())?;
         let observer = EngineObserver {
@@ -64,40 +63,40 @@ impl ModelInstanceState {
                 request_context.limits().max_unet_batch_size as usize,
                 Box::new(observer),
             )?,
-            responder: Responder::start()?,
+            encoder: EncoderThread::start()?,
             context: request_context,
             model: Arc::clone(model),
         })
     }
 
-    /// Hands the rows of a request to the engine, or answers at once what is wrong with it.
-    fn submit(&self, mut slot: Slot) {
-        let rows = decode(
+    /// Submits the batch elements of a request to the engine, or answers an invalid request.
+    fn enqueue(&self, mut slot: Slot) {
+        let elements = decode(
             &slot.request(),
             self.model.inputs(),
             self.model.max_batch_size(),
             &self.context,
         );
-        let rows = match rows {
-            Ok(rows) => rows,
+        let elements = match elements {
+            Ok(elements) => elements,
             Err(error) => return slot.fail(&to_triton(self.model.name(), &error)),
         };
-        slot.set_batch_size(rows.len() as u64);
+        slot.set_batch_size(elements.len() as u64);
         let model: Arc<str> = self.model.name().into();
-        let reply = Reply::new(slot, rows.len(), self.model.max_batch_size() > 0);
-        let tasks = rows.into_iter().enumerate().map(|(row, request)| Task {
-            rows: request.rows(),
-            client: Box::new(RowClient {
-                reply: Arc::clone(&reply),
-                row,
+        let response = PendingResponse::new(slot, elements.len(), self.model.max_batch_size() > 0);
+        let requests = elements.into_iter().enumerate().map(|(index, request)| QueuedRequest {
+            batch_size: request.rows(),
+            handler: Box::new(ElementResponder {
+                response: Arc::clone(&response),
+                index,
                 request: request.clone(),
                 model: Arc::clone(&model),
                 counters: self.model.counters(),
-                responder: self.responder.sender(),
+                encoder: self.encoder.handle(),
             }),
             request,
         });
-        self.engine.submit(tasks);
+        self.engine.submit(requests);
     }
 }
 
@@ -110,7 +109,7 @@ impl triton_api::Instance for ModelInstanceState {
 
     fn execute(&mut self, batch: RequestBatch<'_>) -> Result<(), triton_api::Error> {
         for slot in batch.accept()? {
-            self.submit(slot);
+            self.enqueue(slot);
         }
         Ok(())
     }

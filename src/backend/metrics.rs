@@ -1,4 +1,4 @@
-//! Metrics: what the engines do, at Triton's metrics endpoint.
+//! Metrics of the engines, for Triton's metrics endpoint.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,44 +11,45 @@ use crate::pipelines::Place;
 use crate::weights;
 use diffusion_engine::Observer;
 
-/// The metric families of the backend: counters with the labels `model` and `version`, a gauge with the label `device`.
-pub struct Families {
+/// The metric families of the backend: counters with the labels `model` and `version`, and a gauge with the label
+/// `device`.
+pub struct MetricFamilies {
     unet_calls: Option<CounterFamily>,
-    unet_rows: Option<CounterFamily>,
+    unet_batch_entries: Option<CounterFamily>,
     jobs_cancelled: Option<CounterFamily>,
     images: Option<CounterFamily>,
     weights_bytes: Option<GaugeFamily>,
-    /// One for each device that weights were on, which are kept: a device without any shows 0.
+    /// One gauge for each device that has held weights. A gauge stays, so a device without weights shows 0.
     weights: Mutex<HashMap<Place, Gauge>>,
 }
 
-impl Families {
-    /// Registers the families. A server without metrics is served without them.
+impl MetricFamilies {
+    /// Registers the families. If the server has metrics disabled, the backend works without them.
     pub fn register() -> Self {
         let family = |name: &str, description: &str| {
             CounterFamily::new(name, description)
-                .map_err(|error| log_warn!("diffusion: no metric {name}: {error}"))
+                .map_err(|error| log_warn!("diffusion: cannot register the metric {name}: {error}"))
                 .ok()
         };
         Self {
             unet_calls: family("diffusion_unet_calls_total", "UNet calls"),
-            unet_rows: family("diffusion_unet_batch_entries_total", "Rows of all UNet calls"),
+            unet_batch_entries: family("diffusion_unet_batch_entries_total", "Batch entries of all UNet calls"),
             jobs_cancelled: family(
                 "diffusion_jobs_cancelled_total",
-                "Rows dropped because their request was cancelled or failed in another row",
+                "Batch elements dropped because their request was cancelled or failed in another batch element",
             ),
-            images: family("diffusion_images_total", "Images that were made"),
+            images: family("diffusion_images_total", "Images generated"),
             weights_bytes: GaugeFamily::new(
                 "diffusion_weights_bytes",
-                "Bytes of the weights of all models on a device, equal tensors counted once",
+                "Bytes of the weights of all models on a device; equal tensors count once",
             )
-            .map_err(|error| log_warn!("diffusion: no metric diffusion_weights_bytes: {error}"))
+            .map_err(|error| log_warn!("diffusion: cannot register the metric diffusion_weights_bytes: {error}"))
             .ok(),
             weights: Mutex::default(),
         }
     }
 
-    /// Brings the gauge of a device up to date, after a load or an unload.
+    /// Updates the gauge of a device after a load or an unload.
     pub fn weights_changed(&self, place: Place) {
         let Some(family) = &self.weights_bytes else {
             return;
@@ -58,14 +59,14 @@ impl Families {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => match family.gauge(&[("device", &place.to_string())]) {
                 Ok(gauge) => entry.insert(gauge),
-                Err(error) => return log_warn!("diffusion: no metric of {place}: {error}"),
+                Err(error) => return log_warn!("diffusion: cannot register a metric of {place}: {error}"),
             },
         };
         // A gauge that cannot be set is no reason to fail a load.
         let _ = gauge.set(weights::resident_bytes(place.device()) as f64);
     }
 
-    /// The counters of one model.
+    /// Creates the counters of one model.
     pub fn counters(&self, model: &str, version: u64) -> Counters {
         let version = version.to_string();
         let labels = [("model", model), ("version", version.as_str())];
@@ -73,13 +74,13 @@ impl Families {
             family.as_ref().and_then(|family| {
                 family
                     .counter(&labels)
-                    .map_err(|error| log_warn!("model '{model}': no metric: {error}"))
+                    .map_err(|error| log_warn!("model '{model}': cannot register a metric: {error}"))
                     .ok()
             })
         };
         Counters {
             unet_calls: counter(&self.unet_calls),
-            unet_rows: counter(&self.unet_rows),
+            unet_batch_entries: counter(&self.unet_batch_entries),
             jobs_cancelled: counter(&self.jobs_cancelled),
             images: counter(&self.images),
         }
@@ -89,14 +90,14 @@ impl Families {
 /// The counters of one model; shared by its instances.
 pub struct Counters {
     unet_calls: Option<Counter>,
-    unet_rows: Option<Counter>,
+    unet_batch_entries: Option<Counter>,
     jobs_cancelled: Option<Counter>,
     images: Option<Counter>,
 }
 
 impl Counters {
-    /// Counts images that were made.
-    pub fn images(&self, count: usize) {
+    /// Counts generated images.
+    pub fn images_generated(&self, count: usize) {
         add(&self.images, count);
     }
 }
@@ -108,7 +109,7 @@ fn add(counter: &Option<Counter>, amount: usize) {
     }
 }
 
-/// Tells Triton what an engine does.
+/// Reports to Triton what an engine does.
 pub struct EngineObserver {
     /// The instance's name, for the log.
     pub instance: String,
@@ -119,16 +120,16 @@ pub struct EngineObserver {
 }
 
 impl Observer for EngineObserver {
-    fn unet_call(&self, _jobs: usize, rows: usize) {
+    fn batch_executed(&self, _jobs: usize, batch_size: usize) {
         add(&self.counters.unet_calls, 1);
-        add(&self.counters.unet_rows, rows);
+        add(&self.counters.unet_batch_entries, batch_size);
     }
 
-    fn cancelled(&self) {
+    fn job_cancelled(&self) {
         add(&self.counters.jobs_cancelled, 1);
     }
 
-    fn poisoned(&self, reason: &str) {
+    fn engine_failed(&self, reason: &str) {
         log_error!("instance '{}' can no longer work: {reason}", self.instance);
         self.health.poison(reason);
     }

@@ -1,4 +1,4 @@
-//! Triton's life cycle, and nothing else: the backend, its models, their instances.
+//! Triton's life cycle: the backend, its models and their instances; responses and metrics.
 
 mod encoder_thread;
 mod error;
@@ -11,20 +11,20 @@ use std::sync::Arc;
 
 use triton_api::{BackendContext, log_info};
 
-use metrics::Families;
+use metrics::MetricFamilies;
 
 pub use instance::ModelInstanceState;
 pub use model::ModelState;
 
-/// What the library holds once for all models (`TRITONBACKEND_Backend`).
+/// The state that all models share (`TRITONBACKEND_Backend`).
 pub struct BackendState {
-    families: Arc<Families>,
+    families: Arc<MetricFamilies>,
 }
 
 impl triton_api::Backend for BackendState {
     type Model = ModelState;
 
-    /// Instances of one device share what the first of them loads, and wait for it; those of several GPUs load beside each other.
+    /// Instances on one device wait for the first of them to load the weights. Instances on several GPUs load in parallel.
     const PARALLEL_INSTANCE_LOADING: bool = true;
 
     fn initialize(context: &BackendContext<'_>) -> Result<Self, triton_api::Error> {
@@ -36,7 +36,7 @@ impl triton_api::Backend for BackendState {
             context.location().display()
         );
         Ok(Self {
-            families: Arc::new(Families::register()),
+            families: Arc::new(MetricFamilies::register()),
         })
     }
 }

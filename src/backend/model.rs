@@ -1,4 +1,4 @@
-//! A model: its configuration, and its weights on each device.
+//! A model: its configuration, and its components on each device.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use serde_json::Value;
 use triton_api::{ModelContext, log_info, log_warn};
 
 use super::error::to_triton;
+use super::metrics::{Counters, MetricFamilies};
 use super::{BackendState, ModelInstanceState};
-use crate::backend::metrics::{Counters, Families};
 use crate::models::layers::weight::release_scratch;
 use crate::pipelines::{Components, ModelIndex, Place};
 use crate::torch::{cuda, memory};
@@ -27,14 +27,14 @@ pub struct ModelState {
     max_batch_size: u32,
     inputs: &'static [TensorSpec],
     counters: Arc<Counters>,
-    families: Arc<Families>,
+    families: Arc<MetricFamilies>,
     /// One copy of the weights for each device, however many instances are on it.
-    components: Mutex<HashMap<Place, Once>>,
+    components: Mutex<HashMap<Place, LoadCell>>,
 }
 
-/// The parts on one device: locked while the first instance loads them, so that the others there wait, and those of other devices
-/// do not.
-type Once = Arc<Mutex<Option<Components>>>;
+/// The components on one device. Locked while the first instance loads them: other instances on the device wait, and
+/// instances on other devices do not.
+type LoadCell = Arc<Mutex<Option<Components>>>;
 
 impl ModelState {
     /// The name under which Triton serves the model.
@@ -42,7 +42,7 @@ impl ModelState {
         &self.name
     }
 
-    /// What `config.pbtxt` asks for.
+    /// The parameters of its `config.pbtxt`.
     pub fn parameters(&self) -> &ModelParameters {
         &self.parameters
     }
@@ -52,7 +52,7 @@ impl ModelState {
         self.max_batch_size
     }
 
-    /// The tensors that the model takes.
+    /// The input tensors of the model.
     pub fn inputs(&self) -> &'static [TensorSpec] {
         self.inputs
     }
@@ -62,17 +62,17 @@ impl ModelState {
         Arc::clone(&self.counters)
     }
 
-    /// The model's parts on `place`, loaded by the first instance that asks, and the bytes that this took on the device: 0 for later
-    /// instances, and nothing for what other models have there already.
+    /// Returns the components on `place` and the bytes that loading them added to the device. The first instance loads
+    /// them. The bytes are 0 for later instances, and do not count tensors that other models have on the device already.
     ///
     /// # Errors
-    /// What is wrong with the folder, or with the device.
+    /// The folder is not a valid checkpoint, or the device cannot be used.
     pub fn components(&self, place: Place) -> Result<(Components, u64)> {
-        let once = {
+        let cell = {
             let mut places = self.components.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(places.entry(place).or_default())
         };
-        let mut loaded = once.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = cell.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(components) = &*loaded {
             return Ok((components.clone(), 0));
         }
@@ -87,7 +87,7 @@ impl ModelState {
             );
         };
         let (components, warnings) = Components::load_reporting(&self.folder, &self.parameters, place, &report)
-            .inspect_err(|_| self.give_back(place))?;
+            .inspect_err(|_| self.free_memory(place))?;
         for warning in warnings {
             log_warn!("model '{}': {warning}", self.name);
         }
@@ -106,8 +106,8 @@ impl ModelState {
         Ok((components, total - shared))
     }
 
-    /// Gives memory that nothing uses any more back to the driver and the system.
-    fn give_back(&self, place: Place) {
+    /// Returns unused memory to the driver and the operating system.
+    fn free_memory(&self, place: Place) {
         if cuda::is_linked()
             && let Err(error) = cuda::empty_cache(place.device())
         {
@@ -128,7 +128,7 @@ impl ModelState {
             log_warn!("model '{name}': {warning}");
         }
         let folder = context.version_path().join(&parameters.checkpoint);
-        // A folder that is no model fails here, before its instances are made.
+        // An invalid folder fails here, before instances are created.
         let index = ModelIndex::read(&folder).map_err(|error| fail(&error))?;
         let inputs = inputs_of(index.class);
 
@@ -153,13 +153,13 @@ impl ModelState {
     }
 }
 
-/// The last instance is gone: what its weights and its work took goes back to the system and to the driver.
+/// Runs when the last instance is gone, and returns the memory of its weights.
 impl Drop for ModelState {
     fn drop(&mut self) {
         let components = self.components.get_mut().unwrap_or_else(PoisonError::into_inner);
         let places: Vec<Place> = components.drain().map(|(place, _)| place).collect();
         for &place in &places {
-            self.give_back(place);
+            self.free_memory(place);
         }
     }
 }

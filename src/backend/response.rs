@@ -1,84 +1,84 @@
-//! The answer to a Triton request, put together from its rows.
+//! The response to a Triton request, put together from its batch elements.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use triton_api::{OutputTensor, Slot};
-
-use super::encoder_thread::Sender;
-use super::error::to_triton;
-use crate::backend::metrics::Counters;
-use crate::pipelines::{Pieces, PipelineOutput};
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
-use diffusion_engine::Client;
+use diffusion_engine::ResponseHandler;
 use diffusion_image::encode::{encode, to_base64};
 use diffusion_request::generate_request::GenerateRequest;
 use diffusion_request::metadata::Metadata;
+use triton_api::{OutputTensor, Slot};
 
-/// What one row came to.
-struct Row {
-    /// The encoded images, in base64.
+use super::encoder_thread::EncoderHandle;
+use super::error::to_triton;
+use super::metrics::Counters;
+use crate::pipelines::{Pieces, PipelineOutput};
+
+/// The result of one batch element.
+struct ElementResult {
+    /// Encoded images in base64.
     images: Vec<String>,
     /// The seed that was used.
     seed: u64,
-    /// UNet calls that the row took part in.
+    /// UNet calls that the batch element took part in.
     steps_run: usize,
     /// Whether a prompt had more tokens than the text encoder takes.
     prompt_truncated: bool,
     /// For each image whether the safety checker made it black.
     nsfw_content_detected: Option<Vec<bool>>,
-    /// In how many pieces the images were made.
-    pieces: Option<Pieces>,
+    /// The numbers of tiles and chunks, for a pipeline that can use them.
+    tiles: Option<Pieces>,
 }
 
 struct State {
-    /// Gone once the request has been answered.
+    /// `None` once the request has been answered.
     slot: Option<Slot>,
-    rows: Vec<Option<Row>>,
+    elements: Vec<Option<ElementResult>>,
     started: bool,
 }
 
-/// A Triton request whose rows are under way.
+/// The response to a Triton request whose batch elements are being computed.
 ///
-/// The first row that fails answers for all, and the others are given up.
-pub struct Reply {
+/// The first batch element that fails answers the request. The others are then dropped.
+pub struct PendingResponse {
     state: Mutex<State>,
     /// Whether the output has a batch dimension.
     batched: bool,
-    row_count: usize,
+    element_count: usize,
 }
 
-impl Reply {
-    /// The reply to a request of this many rows.
-    pub fn new(slot: Slot, rows: usize, batched: bool) -> Arc<Self> {
+impl PendingResponse {
+    /// Creates the response to a request with `element_count` batch elements.
+    pub fn new(slot: Slot, element_count: usize, batched: bool) -> Arc<Self> {
         let state = State {
             slot: Some(slot),
-            rows: std::iter::repeat_with(|| None).take(rows).collect(),
+            elements: std::iter::repeat_with(|| None).take(element_count).collect(),
             started: false,
         };
         Arc::new(Self {
             state: Mutex::new(state),
             batched,
-            row_count: rows,
+            element_count,
         })
     }
 
-    /// Puts a row in its place; the last one answers.
-    fn set_row(&self, index: usize, row: Result<Row>) {
+    /// Takes the result of a batch element. The last result, or the first error, answers the request.
+    fn complete_element(&self, index: usize, result: Result<ElementResult>) {
         let mut state = self.lock();
-        match row {
-            Ok(row) => {
-                if let Some(place) = state.rows.get_mut(index) {
-                    *place = Some(row);
+        match result {
+            Ok(result) => {
+                if let Some(element) = state.elements.get_mut(index) {
+                    *element = Some(result);
                 }
-                if state.rows.iter().any(Option::is_none) {
+                if state.elements.iter().any(Option::is_none) {
                     return;
                 }
-                let rows: Vec<Row> = state.rows.drain(..).flatten().collect();
+                let elements: Vec<ElementResult> = state.elements.drain(..).flatten().collect();
                 let slot = state.slot.take();
                 drop(state);
                 if let Some(slot) = slot {
-                    self.respond(slot, &rows);
+                    self.respond(slot, &elements);
                 }
             }
             Err(error) => {
@@ -91,26 +91,29 @@ impl Reply {
         }
     }
 
-    /// The computation is over for all rows but the encoding of this one.
-    fn computed(&self) {
+    fn mark_compute_end(&self) {
         if let Some(slot) = &mut self.lock().slot {
             slot.mark_compute_end();
         }
     }
 
-    fn respond(&self, mut slot: Slot, rows: &[Row]) {
-        let images: Vec<&[u8]> = rows.iter().flat_map(|row| &row.images).map(String::as_bytes).collect();
+    fn respond(&self, mut slot: Slot, elements: &[ElementResult]) {
+        let images: Vec<&[u8]> = elements
+            .iter()
+            .flat_map(|element| &element.images)
+            .map(String::as_bytes)
+            .collect();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let images_per_element = images.len() / rows.len().max(1);
+        let images_per_element = images.len() / elements.len().max(1);
         let shape = if self.batched {
-            vec![count(rows.len()), count(images_per_element)]
+            vec![count(elements.len()), count(images_per_element)]
         } else {
             vec![count(images_per_element)]
         };
-        if let Err(error) = set_parameters(&mut slot, rows) {
+        if let Err(error) = set_parameters(&mut slot, elements) {
             return slot.fail(&error);
         }
-        // Whatever went wrong has been told to the client or to the log.
+        // `respond` has reported any error to the client or in the log.
         let _ = slot.respond(&[OutputTensor::bytes(OUTPUT_NAME, &shape, &images)]);
     }
 
@@ -119,104 +122,111 @@ impl Reply {
     }
 }
 
-/// `seed`, `steps_run`, `unet_tiles` and `vae_chunks` are numbers for one row, and texts of numbers with commas for several. So is
-/// `nsfw_content_detected` for one image and for several.
-fn set_parameters(slot: &mut Slot, rows: &[Row]) -> Result<(), triton_api::Error> {
-    let mut numbers = |name: &str, all: Vec<u64>| match all.as_slice() {
+/// Sets the response parameters. `seed`, `steps_run`, `unet_tiles` and `vae_chunks` are numbers for one batch element, and
+/// texts of numbers with commas for several. `nsfw_content_detected` is a boolean for one image, and a text of booleans
+/// with commas for several.
+fn set_parameters(slot: &mut Slot, elements: &[ElementResult]) -> Result<(), triton_api::Error> {
+    let mut set_numbers = |name: &str, values: Vec<u64>| match values.as_slice() {
         [] => Ok(()),
         [one] => slot.set_parameter(name, i64::try_from(*one).unwrap_or(i64::MAX)),
-        _ => slot.set_parameter(name, list(&all)),
+        _ => slot.set_parameter(name, comma_separated(&values)),
     };
-    numbers("seed", rows.iter().map(|row| row.seed).collect())?;
-    numbers("steps_run", rows.iter().map(|row| row.steps_run as u64).collect())?;
-    let pieces = || rows.iter().filter_map(|row| row.pieces);
-    numbers("unet_tiles", pieces().map(|pieces| pieces.unet as u64).collect())?;
-    numbers("vae_chunks", pieces().map(|pieces| pieces.vae as u64).collect())?;
-    let flags: Vec<bool> = rows
+    let tiles = || elements.iter().filter_map(|element| element.tiles);
+    set_numbers("seed", elements.iter().map(|element| element.seed).collect())?;
+    set_numbers(
+        "steps_run",
+        elements.iter().map(|element| element.steps_run as u64).collect(),
+    )?;
+    set_numbers("unet_tiles", tiles().map(|tiles| tiles.unet as u64).collect())?;
+    set_numbers("vae_chunks", tiles().map(|tiles| tiles.vae as u64).collect())?;
+    let flags: Vec<bool> = elements
         .iter()
-        .filter_map(|row| row.nsfw_content_detected.clone())
+        .filter_map(|element| element.nsfw_content_detected.clone())
         .flatten()
         .collect();
     match flags.as_slice() {
         [] => {}
         [one] => slot.set_parameter("nsfw_content_detected", *one)?,
-        _ => slot.set_parameter("nsfw_content_detected", list(&flags))?,
+        _ => slot.set_parameter("nsfw_content_detected", comma_separated(&flags))?,
     }
     slot.set_parameter("cancelled", false)?;
-    slot.set_parameter("prompt_truncated", rows.iter().any(|row| row.prompt_truncated))
+    slot.set_parameter(
+        "prompt_truncated",
+        elements.iter().any(|element| element.prompt_truncated),
+    )
 }
 
-/// The values with commas between them.
-fn list<T: ToString>(values: &[T]) -> String {
+fn comma_separated<T: ToString>(values: &[T]) -> String {
     values.iter().map(T::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn fail(mut slot: Slot, error: &Error) {
-    // Servers that send parameters with an error show what became of the request.
+    // Newer servers send the parameters of an error response too.
     let _ = slot.set_parameter("cancelled", matches!(error, Error::Cancelled(_)));
     let error = to_triton(slot.model_name(), error);
     slot.fail(&error);
 }
 
-/// A row of a request, as the engine sees whoever waits for it.
-pub struct RowClient {
-    /// The request that the row is of.
-    pub reply: Arc<Reply>,
-    /// The row's place.
-    pub row: usize,
-    /// What was asked.
+/// Passes the result of one batch element to the response of its request.
+pub struct ElementResponder {
+    /// The response to the whole request.
+    pub response: Arc<PendingResponse>,
+    /// The index of the batch element.
+    pub index: usize,
+    /// The request of the batch element, for the metadata of its images.
     pub request: GenerateRequest,
-    /// The model's name, which goes into the images.
+    /// The model's name, for the metadata of its images.
     pub model: Arc<str>,
     /// The model's metrics.
     pub counters: Arc<Counters>,
-    /// Where images are encoded.
-    pub responder: Sender,
+    /// The thread that encodes the images.
+    pub encoder: EncoderHandle,
 }
 
-impl RowClient {
-    /// The error with the row that it is of, where there are several.
-    fn in_row(&self, error: Error) -> Error {
-        if self.reply.row_count > 1 {
-            error.context(format_args!("row {}", self.row))
+impl ElementResponder {
+    /// Names the batch element in the error, if the request has several.
+    fn with_index(&self, error: Error) -> Error {
+        if self.response.element_count > 1 {
+            error.context(format_args!("batch element {}", self.index))
         } else {
             error
         }
     }
 
-    fn encode(&self, generated: &PipelineOutput) -> Result<Row> {
+    fn encode(&self, output: &PipelineOutput) -> Result<ElementResult> {
         if self.is_cancelled() {
             return Err(Error::cancelled("the request was cancelled"));
         }
-        let images = generated
+        let images = output
             .images
             .iter()
             .enumerate()
             .map(|(index, image)| {
-                let metadata = Metadata::new(&self.request, generated.scheduler, &self.model, index);
-                Ok(to_base64(&encode(image, &self.request.output, &metadata.to_json())?))
+                let metadata = Metadata::new(&self.request, output.scheduler, &self.model, index);
+                let file = encode(image, &self.request.output, &metadata.to_json())?;
+                Ok(to_base64(&file))
             })
             .collect::<Result<Vec<_>>>()?;
-        self.counters.images(images.len());
-        Ok(Row {
+        self.counters.images_generated(images.len());
+        Ok(ElementResult {
             images,
             seed: self.request.seed,
-            steps_run: generated.steps_run,
-            prompt_truncated: generated.prompt_truncated,
-            nsfw_content_detected: generated.nsfw_content_detected.clone(),
-            pieces: generated.pieces,
+            steps_run: output.steps_run,
+            prompt_truncated: output.prompt_truncated,
+            nsfw_content_detected: output.nsfw_content_detected.clone(),
+            tiles: output.pieces,
         })
     }
 }
 
-impl Client<PipelineOutput> for RowClient {
+impl ResponseHandler<PipelineOutput> for ElementResponder {
     fn is_cancelled(&self) -> bool {
-        // A request without a slot has been answered already, by a row that failed.
-        self.reply.lock().slot.as_ref().is_none_or(Slot::is_cancelled)
+        // A request without a slot was answered when one of its other batch elements failed.
+        self.response.lock().slot.as_ref().is_none_or(Slot::is_cancelled)
     }
 
-    fn started(&self) {
-        let mut state = self.reply.lock();
+    fn on_start(&self) {
+        let mut state = self.response.lock();
         if !std::mem::replace(&mut state.started, true)
             && let Some(slot) = &mut state.slot
         {
@@ -224,17 +234,17 @@ impl Client<PipelineOutput> for RowClient {
         }
     }
 
-    fn answer(self: Box<Self>, outcome: Result<PipelineOutput>) {
-        match outcome {
-            Ok(generated) => {
-                let responder = self.responder.clone();
-                responder.send(Box::new(move || {
-                    self.reply.computed();
-                    let row = self.encode(&generated);
-                    self.reply.set_row(self.row, row);
+    fn send(self: Box<Self>, result: Result<PipelineOutput>) {
+        match result {
+            Ok(output) => {
+                let encoder = self.encoder.clone();
+                encoder.run(Box::new(move || {
+                    self.response.mark_compute_end();
+                    let result = self.encode(&output);
+                    self.response.complete_element(self.index, result);
                 }));
             }
-            Err(error) => self.reply.set_row(self.row, Err(self.in_row(error))),
+            Err(error) => self.response.complete_element(self.index, Err(self.with_index(error))),
         }
     }
 }

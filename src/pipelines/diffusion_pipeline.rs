@@ -19,7 +19,7 @@ use crate::schedulers::Plan;
 use crate::torch::{Generator, cuda, memory};
 use diffusion_core::config::{Numerics, PipelineClass};
 use diffusion_core::{Error, Result};
-use diffusion_engine::{Batch, Pipeline, StepOutcome};
+use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
 use diffusion_request::generate_request::{GenerateRequest, Source};
 
@@ -219,7 +219,7 @@ impl Pipeline for DiffusionPipeline {
     type Job = Job;
     type Output = PipelineOutput;
 
-    fn enter_thread(&mut self) -> Result<()> {
+    fn init_thread(&mut self) -> Result<()> {
         cuda::make_current(self.components.device)?;
         // For the whole life of the thread: nothing that runs on it is ever differentiated.
         std::mem::forget(tch::no_grad_guard());
@@ -269,11 +269,11 @@ impl Pipeline for DiffusionPipeline {
         })
     }
 
-    fn batch(&self, job: &Job) -> Batch {
+    fn batch_entries(&self, job: &Job) -> BatchEntries {
         let mut shape = job.input_shape();
         shape.extend(job.prompt_embeds.size().get(1));
-        Batch {
-            rows: job.rows() as usize,
+        BatchEntries {
+            count: job.rows() as usize,
             shape,
         }
     }
@@ -282,7 +282,7 @@ impl Pipeline for DiffusionPipeline {
         job.is_done()
     }
 
-    fn step(&mut self, jobs: &mut [&mut Job]) -> Result<StepOutcome> {
+    fn step(&mut self, jobs: &mut [&mut Job]) -> Result<StepResults> {
         let prediction = self.predict(jobs)?;
         let mut start = 0;
         let mut outcome = Vec::with_capacity(jobs.len());
@@ -331,7 +331,7 @@ impl Pipeline for DiffusionPipeline {
         })
     }
 
-    fn relieve(&mut self) {
+    fn free_memory(&mut self) {
         release_scratch();
         // A failure here changes nothing: memory is short either way.
         let _ = cuda::empty_cache(self.components.device);

@@ -1,4 +1,4 @@
-//! Triton's tensors: here its types end.
+//! Reads the tensors of a Triton request.
 
 use triton_api::{DataType, Input, Request, decode_bytes};
 
@@ -10,10 +10,10 @@ use diffusion_request::validate::{RequestContext, RowInputs, resolve};
 /// Bytes before each element of a BYTES tensor, which say its length.
 const LENGTH_PREFIX: usize = 4;
 
-/// Reads the image requests of a Triton request, one for each batch row.
+/// Reads the image requests of a Triton request, one per batch element.
 ///
 /// `inputs` are the tensors that the model takes; `max_batch_size` is the model's, 0 for a model
-/// without a batch dimension. Every tensor holds exactly one element a row.
+/// without a batch dimension. Every tensor has exactly one element per batch element.
 ///
 /// # Errors
 /// `InvalidArgument` naming the tensor and the limit.
@@ -27,7 +27,7 @@ pub fn decode(
     for input in &given {
         if !inputs.iter().any(|spec| spec.name == input.name()) {
             return Err(Error::invalid_argument(format!(
-                "an input tensor is not taken by {}; it takes {}",
+                "unknown input tensor; {} takes {}",
                 context.class(),
                 inputs.iter().map(|spec| spec.name).collect::<Vec<_>>().join(", ")
             )));
@@ -39,15 +39,15 @@ pub fn decode(
     };
     let limits = context.limits();
     let prompts = elements(prompt, max_batch_size, limits.max_prompt_bytes)?;
-    let rows = prompts.len();
+    let count = prompts.len();
     let optional = |name: &str, limit: usize| -> Result<Option<Vec<Vec<u8>>>> {
         let Some(input) = find(name) else {
             return Ok(None);
         };
         let elements = elements(input, max_batch_size, limit)?;
-        if elements.len() != rows {
+        if elements.len() != count {
             return Err(Error::invalid_argument(format!(
-                "input `{name}` has {} row(s), but `prompt` has {rows}",
+                "input `{name}` has {} batch element(s), `prompt` has {count}",
                 elements.len()
             )));
         }
@@ -59,26 +59,29 @@ pub fn decode(
     let images = optional("image", max_image_bytes)?;
     let mask_images = optional("mask_image", max_image_bytes)?;
     let depth_maps = optional("depth_map", max_image_bytes)?;
-    fn at(elements: &Option<Vec<Vec<u8>>>, row: usize) -> Option<&[u8]> {
-        elements.as_ref().and_then(|rows| rows.get(row)).map(Vec::as_slice)
+    fn at(elements: &Option<Vec<Vec<u8>>>, index: usize) -> Option<&[u8]> {
+        elements
+            .as_ref()
+            .and_then(|elements| elements.get(index))
+            .map(Vec::as_slice)
     }
     let requests = prompts
         .iter()
         .enumerate()
-        .map(|(row, prompt)| {
+        .map(|(index, prompt)| {
             let inputs = RowInputs {
                 prompt,
-                negative_prompt: at(&negative_prompts, row),
-                image: at(&images, row),
-                mask_image: at(&mask_images, row),
-                depth_map: at(&depth_maps, row),
-                gen_args: at(&gen_args, row),
+                negative_prompt: at(&negative_prompts, index),
+                image: at(&images, index),
+                mask_image: at(&mask_images, index),
+                depth_map: at(&depth_maps, index),
+                gen_args: at(&gen_args, index),
             };
             resolve(&inputs, context).map_err(|error| {
-                if rows == 1 {
+                if count == 1 {
                     error
                 } else {
-                    error.context(format_args!("row {row}"))
+                    error.context(format_args!("batch element {index}"))
                 }
             })
         })
@@ -86,13 +89,13 @@ pub fn decode(
     let images = |request: &GenerateRequest| request.num_images_per_prompt;
     if requests.windows(2).any(|pair| images(&pair[0]) != images(&pair[1])) {
         return Err(Error::invalid_argument(
-            "gen_args: num_images_per_prompt must be the same in every row of a request: the output has one shape",
+            "gen_args: num_images_per_prompt must be the same in all batch elements of a request, because the output has one shape",
         ));
     }
     Ok(requests)
 }
 
-/// The elements of a tensor, one for each row.
+/// Returns the elements of a tensor, one per batch element.
 fn elements(input: &Input<'_>, max_batch_size: u32, max_element: usize) -> Result<Vec<Vec<u8>>> {
     let name = input.name();
     if input.datatype() != DataType::Bytes {
@@ -101,39 +104,39 @@ fn elements(input: &Input<'_>, max_batch_size: u32, max_element: usize) -> Resul
         )));
     }
     let count = input.element_count().map_err(from_triton)?;
-    let rows = if max_batch_size == 0 {
+    let expected = if max_batch_size == 0 {
         1
     } else {
         input
             .shape()
             .first()
-            .and_then(|&rows| usize::try_from(rows).ok())
+            .and_then(|&size| usize::try_from(size).ok())
             .unwrap_or(0)
     };
-    if rows == 0 || (max_batch_size > 0 && rows > max_batch_size as usize) {
+    if expected == 0 || (max_batch_size > 0 && expected > max_batch_size as usize) {
         return Err(Error::invalid_argument(format!(
-            "input `{name}` must have 1 to {} row(s)",
+            "input `{name}` must have 1 to {} batch element(s)",
             max_batch_size.max(1)
         )));
     }
-    if count != rows {
+    if count != expected {
         return Err(Error::invalid_argument(format!(
-            "input `{name}` must have exactly one element in each row; its {rows} row(s) have {count}"
+            "input `{name}` must have exactly one element per batch element; expected {expected}, got {count}"
         )));
     }
-    let limit = max_element.saturating_add(LENGTH_PREFIX).saturating_mul(rows);
+    let limit = max_element.saturating_add(LENGTH_PREFIX).saturating_mul(expected);
     if input.byte_size() > limit as u64 {
         return Err(Error::invalid_argument(format!(
-            "input `{name}` must have at most {max_element} bytes in each row"
+            "input `{name}` must have at most {max_element} bytes per element"
         )));
     }
     let contents = input.contents(limit).map_err(from_triton)?;
-    let elements = decode_bytes(&contents, rows)
+    let elements = decode_bytes(&contents, expected)
         .map_err(|error| from_triton(error.into()).context(format_args!("input `{name}`")))?;
     Ok(elements.into_iter().map(<[u8]>::to_vec).collect())
 }
 
-/// Triton's error as ours. Its words are of names and sizes, not of contents.
+/// Converts Triton's error. Its message has names and sizes, and no contents.
 fn from_triton(error: triton_api::Error) -> Error {
     let message = error.message().to_owned();
     match error.code() {

@@ -45,13 +45,13 @@ fn tensors() {
             &["prompt", "missing"],
         ),
         (
-            "two elements in a row",
+            "two elements in a batch element",
             |b| b.bytes_input("prompt", &[1, 2], &[MARKER, "b"]),
             INVALID,
             &["prompt", "exactly one element"],
         ),
         (
-            "no rows",
+            "no batch elements",
             |b| b.bytes_input::<&str>("prompt", &[0, 1], &[]),
             INVALID,
             &["prompt", "1 to 8"],
@@ -69,7 +69,7 @@ fn tensors() {
             &["prompt", "1 to 8"],
         ),
         (
-            "more rows than max_batch_size",
+            "more batch elements than max_batch_size",
             |b| b.bytes_input("prompt", &[9, 1], &[MARKER; 9]),
             INVALID,
             &["prompt", "1 to 8"],
@@ -162,7 +162,7 @@ fn tensors() {
             "a long prompt beside a short one",
             |b| b.bytes_input("prompt", &[2, 1], &["a".repeat(65_537), MARKER.to_owned()]),
             INVALID,
-            &["row 0", "prompt", "65537", "65536"],
+            &["batch element 0", "prompt", "65537", "65536"],
         ),
         (
             "fewer gen_args than prompts",
@@ -171,7 +171,7 @@ fn tensors() {
                     .bytes_input("gen_args", &[1, 1], &["{}"])
             },
             INVALID,
-            &["gen_args", "1 row(s)", "`prompt` has 2"],
+            &["gen_args", "1 batch element(s)", "`prompt` has 2"],
         ),
         (
             "an input of another pipeline",
@@ -386,14 +386,14 @@ fn gen_args() {
 }
 
 #[test]
-fn rows_of_different_counts() {
+fn inputs_of_different_batch_sizes() {
     serve(|server, instance| {
         let args = |images: u32| json!({"num_images_per_prompt": images, "num_inference_steps": 1});
-        let request = ask_rows(server, &[MARKER, "b"], &[args(1), args(2)]);
+        let request = infer_elements(server, &[MARKER, "b"], &[args(1), args(2)]);
         instance.execute(&[&request]).unwrap();
         let (code, message) = refusal(&request);
         assert_eq!(code, ErrorCode::InvalidArg);
-        assert_says(&message, &["num_images_per_prompt", "same in every row"]);
+        assert_says(&message, &["num_images_per_prompt", "same in all batch elements"]);
         assert_serves(server, instance);
     });
 }
@@ -423,14 +423,14 @@ fn limits_of_the_model() {
     );
 }
 
-/// Bad rows that are found at once, and bad rows that are found when their work begins.
+/// Bad elements that are found at once, and bad elements that are found when their work begins.
 #[test]
 fn a_bad_row_fails_its_request_and_no_other() {
     serve(|server, instance| {
         for bad in [json!({"height": 65}), json!({"eta": 0.5})] {
             let args: [Value; 3] = [good_args(), bad, good_args()];
             let before = ask(server, &good_args());
-            let request = ask_rows(server, &["a", MARKER, "c"], &args);
+            let request = infer_elements(server, &["a", MARKER, "c"], &args);
             let after = ask(server, &good_args());
             instance.execute(&[&before, &request, &after]).unwrap();
             assert_eq!(refusal(&request).0, ErrorCode::InvalidArg);

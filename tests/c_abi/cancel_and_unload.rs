@@ -54,13 +54,13 @@ fn cancelled_while_it_runs() {
 fn cancelled_with_all_its_rows() {
     serve(|server, instance| {
         let args = long_args();
-        let request = ask_rows(server, &["a", "b", "c"], &[args.clone(), args.clone(), args]);
+        let request = infer_elements(server, &["a", "b", "c"], &[args.clone(), args.clone(), args]);
         instance.execute(&[&request]).unwrap();
         wait_for_calls(server, 3);
         request.cancel();
         assert_cancelled(server, &request);
         assert_serves(server, instance);
-        // Nothing of it goes on: the rows that are left would step, too.
+        // Nothing of it goes on: the elements that are left would step, too.
         let calls = counter(server, "unet_calls");
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(counter(server, "unet_calls"), calls);

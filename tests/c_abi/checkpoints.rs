@@ -94,7 +94,7 @@ fn image_of(spec: ModelSpec) -> Vec<u8> {
     let model = backend.load_model(spec).unwrap();
     let instance = model.load_instance(InstanceSpec::default()).unwrap();
     let args = [json!({"num_inference_steps": 3, "seed": 5})];
-    let request = ask_rows(&server, &["A RED cat's hat, 12 dogs!!! caf\u{e9}"], &args);
+    let request = infer_elements(&server, &["A RED cat's hat, 12 dogs!!! caf\u{e9}"], &args);
     instance.execute(&[&request]).unwrap();
     let image = images(&request).remove(0);
     drop(instance);

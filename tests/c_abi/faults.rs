@@ -110,12 +110,12 @@ fn a_panic_in_finish() {
     });
 }
 
-/// One response for the request, although two of its rows are in flight when the first fails.
+/// One response for the request, although two of its elements are in flight when the first fails.
 #[test]
 fn a_panic_with_several_rows() {
     beside_another(|server, instance| {
         let args = long_args();
-        let request = ask_rows(server, &["a", "b", "c"], &[args.clone(), args.clone(), args]);
+        let request = infer_elements(server, &["a", "b", "c"], &[args.clone(), args.clone(), args]);
         instance.execute(&[&request]).unwrap();
         wait_for_calls(server, 3);
         plan(FailPoint::Step, Fault::Panic);
@@ -172,7 +172,7 @@ fn one_row_out_of_memory_fails_its_request() {
     serve(|server, instance| {
         for point in [FailPoint::Prepare, FailPoint::Finish] {
             plan(point, Fault::OutOfMemory);
-            let request = ask_rows(server, &["a", "b", "c"], &[good_args(), good_args(), good_args()]);
+            let request = infer_elements(server, &["a", "b", "c"], &[good_args(), good_args(), good_args()]);
             instance.execute(&[&request]).unwrap();
             let (code, message) = refusal(&request);
             assert_eq!(code, ErrorCode::Unavailable, "{point:?}: {message}");

@@ -26,7 +26,7 @@ fn four_at_once_get_the_bytes_of_each_alone() {
             .collect();
 
         let calls_alone = counter(server, "unet_calls");
-        let rows_alone = counter(server, "unet_batch_entries");
+        let entries_alone = counter(server, "unet_batch_entries");
         let requests = args.each_ref().map(|args| ask(server, args));
         instance.execute(&requests.each_ref()).unwrap();
         for (index, request) in requests.iter().enumerate() {
@@ -44,9 +44,9 @@ fn four_at_once_get_the_bytes_of_each_alone() {
         let calls = counter(server, "unet_calls") - calls_alone;
         assert!(calls < 0.8 * steps as f64, "{calls} calls for {steps} steps");
         assert_eq!(
-            counter(server, "unet_batch_entries") - rows_alone,
-            rows_alone,
-            "the rows stay as many"
+            counter(server, "unet_batch_entries") - entries_alone,
+            entries_alone,
+            "the number of batch entries stays the same"
         );
     });
 }
@@ -81,7 +81,7 @@ fn a_short_request_overtakes_a_long_one() {
     });
 }
 
-/// More rows than the engine has room for: Execute waits for room and nothing is lost.
+/// More elements than the engine has room for: Execute waits for room and nothing is lost.
 #[test]
 fn a_small_engine_serves_a_large_batch() {
     serve_as(

@@ -13,7 +13,7 @@ fn shape_of(request: &triton_fake::FakeRequest) -> Vec<i64> {
 }
 
 #[test]
-fn one_row() {
+fn one_element() {
     serve(|server, instance| {
         let request = ask(
             server,
@@ -53,7 +53,7 @@ fn rows_have_arguments_of_their_own() {
             json!({"num_inference_steps": 4, "seed": 3, "scheduler": "DPMSolverMultistepScheduler"}),
         ];
         let prompts = ["a cat", "two dogs on a hill", ""];
-        let request = ask_rows(server, &prompts, &args);
+        let request = infer_elements(server, &prompts, &args);
         instance.execute(&[&request]).unwrap();
         let files = images(&request);
         assert_eq!(shape_of(&request), [3, 1]);
@@ -65,10 +65,10 @@ fn rows_have_arguments_of_their_own() {
         assert_eq!(parameters["steps_run"], text("3,3,4"));
         assert_eq!(instance.batch_statistics()[0].batch_size, 3);
 
-        for (row, (prompt, args)) in prompts.iter().zip(&args).enumerate() {
-            let alone = ask_rows(server, &[prompt], std::slice::from_ref(args));
+        for (element, (prompt, args)) in prompts.iter().zip(&args).enumerate() {
+            let alone = infer_elements(server, &[prompt], std::slice::from_ref(args));
             instance.execute(&[&alone]).unwrap();
-            assert_eq!(images(&alone), [files[row].clone()], "row {row}");
+            assert_eq!(images(&alone), [files[element].clone()], "element {element}");
         }
     });
 }
@@ -77,7 +77,7 @@ fn rows_have_arguments_of_their_own() {
 fn several_images_of_one_prompt() {
     serve(|server, instance| {
         let args = json!({"num_inference_steps": 1, "seed": 5, "num_images_per_prompt": 2});
-        let request = ask_rows(server, &["a cat", "a dog"], &[args.clone(), args]);
+        let request = infer_elements(server, &["a cat", "a dog"], &[args.clone(), args]);
         instance.execute(&[&request]).unwrap();
         let files = images(&request);
         assert_eq!(shape_of(&request), [2, 2]);
@@ -136,12 +136,12 @@ fn prompts_of_different_lengths() {
         let args = json!({"num_inference_steps": 2, "seed": 7, "prompt_syntax": "weighted"});
         let prompts = [1, 100, 200].map(|words| "a ".repeat(words));
         let prompts = prompts.each_ref().map(String::as_str);
-        let rows = vec![args.clone(); prompts.len()];
-        let together = ask_rows(server, &prompts, &rows);
+        let elements = vec![args.clone(); prompts.len()];
+        let together = infer_elements(server, &prompts, &elements);
         instance.execute(&[&together]).unwrap();
         let together = images(&together);
         for (prompt, file) in prompts.iter().zip(&together) {
-            let alone = ask_rows(server, &[prompt], &rows[..1]);
+            let alone = infer_elements(server, &[prompt], &elements[..1]);
             instance.execute(&[&alone]).unwrap();
             assert!(images(&alone)[0] == *file, "{} bytes", prompt.len());
         }
@@ -174,7 +174,7 @@ fn a_seed_gives_a_image() {
 fn a_long_prompt_is_cut_and_says_so() {
     serve(|server, instance| {
         let long = "cat ".repeat(200);
-        let request = ask_rows(server, &[&long], &[good_args()]);
+        let request = infer_elements(server, &[&long], &[good_args()]);
         instance.execute(&[&request]).unwrap();
         let parameters = answer(&request).unwrap().parameters;
         assert_eq!(parameters["prompt_truncated"], ParameterValue::Bool(true));
@@ -230,7 +230,7 @@ fn a_model_without_a_batch_dimension() {
                 instance.execute(&[&request]).unwrap();
                 assert_eq!(shape_of(&request), [2]);
             }
-            let two = ask_rows(server, &["a", "b"], &[good_args(), good_args()]);
+            let two = infer_elements(server, &["a", "b"], &[good_args(), good_args()]);
             instance.execute(&[&two]).unwrap();
             let (code, message) = refusal(&two);
             assert_eq!(code, ErrorCode::InvalidArg);

@@ -153,18 +153,18 @@ pub fn serve_as(change: impl FnOnce(ModelSpec) -> ModelSpec, test: impl FnOnce(&
     server.assert_clean();
 }
 
-/// An image of few steps: two rows of a UNet call.
+/// An image of few steps: two elements of a UNet call.
 pub fn good_args() -> Value {
     json!({"num_inference_steps": 2, "guidance_scale": 3.0, "seed": 7})
 }
 
-/// A request of one row.
+/// A request of one element.
 pub fn ask(server: &FakeServer, gen_args: &Value) -> FakeRequest {
-    ask_rows(server, &["a red cat"], std::slice::from_ref(gen_args))
+    infer_elements(server, &["a red cat"], std::slice::from_ref(gen_args))
 }
 
-/// A request of several rows.
-pub fn ask_rows(server: &FakeServer, prompts: &[&str], gen_args: &[Value]) -> FakeRequest {
+/// A request of several elements.
+pub fn infer_elements(server: &FakeServer, prompts: &[&str], gen_args: &[Value]) -> FakeRequest {
     let shape = [prompts.len() as i64, 1];
     let gen_args: Vec<String> = gen_args.iter().map(Value::to_string).collect();
     server

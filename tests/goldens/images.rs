@@ -78,8 +78,8 @@ fn generate(
             break;
         }
         // Rows of equal shape share the call, as in the engine.
-        let shape = pipeline.batch(going[0]).shape;
-        going.retain(|job| pipeline.batch(job).shape == shape);
+        let shape = pipeline.batch_entries(going[0]).shape;
+        going.retain(|job| pipeline.batch_entries(job).shape == shape);
         for outcome in pipeline.step(&mut going).unwrap() {
             outcome.unwrap();
         }

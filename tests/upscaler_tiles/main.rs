@@ -52,7 +52,7 @@ fn work(max_pixels: u64, file: &Path) {
     let (components, _) = Components::load(&folder, &parameters, Place::Cpu).unwrap();
     let context = RequestContext::new(components.capabilities(), &parameters).unwrap();
     let mut pipeline = DiffusionPipeline::new(components);
-    pipeline.enter_thread().unwrap();
+    pipeline.init_thread().unwrap();
     let row = RowInputs {
         prompt: b"a photo of a cat sitting on a red chair",
         image: Some(&input(side())),

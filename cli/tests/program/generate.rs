@@ -21,7 +21,7 @@ fn expected(model: &str, row: &RowInputs<'_>) -> Vec<Vec<u8>> {
     let context = RequestContext::new(components.capabilities(), &parameters).unwrap();
     let request = resolve(row, &context).unwrap();
     let mut pipeline = DiffusionPipeline::new(components);
-    pipeline.enter_thread().unwrap();
+    pipeline.init_thread().unwrap();
     let mut job = pipeline.prepare(request.clone()).unwrap();
     while !pipeline.is_done(&job) {
         for outcome in pipeline.step(&mut [&mut job]).unwrap() {

@@ -1,4 +1,4 @@
-//! The way into the engine: back-pressure, and the end.
+//! Bounded admission to the engine, and its end.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,123 +6,88 @@ use std::time::Duration;
 
 use diffusion_core::Error;
 
-/// How often a task that waits for room is asked whether it is still wanted.
+/// How often a request that waits for capacity is asked whether it was cancelled.
 const CANCEL_POLL: Duration = Duration::from_millis(20);
 
+/// A request that waits for capacity.
+pub trait Admissible {
+    /// Entries that the request adds to a batch, at least 1.
+    fn batch_size(&self) -> usize;
+    /// Whether the client has cancelled the request.
+    fn is_cancelled(&self) -> bool;
+    /// Answers the request without running it.
+    fn reject(self, reason: Error);
+}
+
 struct State<T> {
-    /// Let in, not yet taken by the engine.
-    waiting: VecDeque<T>,
-    /// Rows of all tasks that were let in and have not left.
-    rows: usize,
-    /// Set once: why nothing is let in any more.
+    /// Admitted, not yet taken by the engine's thread.
+    queued: VecDeque<T>,
+    /// Batch entries of all requests that were admitted and not released.
+    batch_size: usize,
+    /// Why nothing is admitted anymore. Set once.
     closed: Option<Error>,
 }
 
-/// A door that lets tasks in while there is room for their rows.
+/// Limits the batch entries of all requests in the engine.
 pub struct Admission<T> {
-    max_unet_batch_size: usize,
+    max_batch_size: usize,
     state: Mutex<State<T>>,
-    /// Rung when a task is let in, leaves, or the door closes.
+    /// Notified on every change of `state`.
     changed: Condvar,
 }
 
 impl<T> Admission<T> {
-    /// A door to a room of `max_unet_batch_size` rows.
-    pub fn new(max_unet_batch_size: usize) -> Self {
+    /// Creates an admission with a capacity of `max_batch_size` batch entries.
+    pub fn new(max_batch_size: usize) -> Self {
         let state = State {
-            waiting: VecDeque::new(),
-            rows: 0,
+            queued: VecDeque::new(),
+            batch_size: 0,
             closed: None,
         };
         Self {
-            max_unet_batch_size,
+            max_batch_size,
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
     }
 
-    /// The rows that there is room for.
-    pub fn max_unet_batch_size(&self) -> usize {
-        self.max_unet_batch_size
+    /// Returns the capacity in batch entries.
+    pub fn max_batch_size(&self) -> usize {
+        self.max_batch_size
     }
 
-    /// Lets tasks in, in order, as soon as there is room for their `rows`: those that fit at once get in
-    /// at once. A task that is wider than the room gets in when it is empty.
-    ///
-    /// Gives a task to `refuse` with the reason if `is_cancelled` says so while it waits, or if the door
-    /// is closed. All three are called without the lock, since what they do may be another library's.
-    pub fn enter(
-        &self,
-        tasks: impl IntoIterator<Item = T>,
-        rows: impl Fn(&T) -> usize,
-        is_cancelled: impl Fn(&T) -> bool,
-        refuse: impl Fn(T, Error),
-    ) {
-        let mut tasks: VecDeque<(usize, T)> = tasks.into_iter().map(|task| (rows(&task), task)).collect();
+    /// Returns the requests that were admitted since the last call. Waits for one if `wait` is set. `None` means that
+    /// the admission is closed.
+    pub fn take_admitted(&self, wait: bool) -> Option<Vec<T>> {
         let mut state = self.lock();
-        loop {
-            if let Some(reason) = state.closed.clone() {
-                drop(state);
-                return tasks.into_iter().for_each(|(_, task)| refuse(task, reason.clone()));
-            }
-            while let Some((rows, task)) = tasks.pop_front() {
-                if state.rows > 0 && state.rows.saturating_add(rows) > self.max_unet_batch_size {
-                    tasks.push_front((rows, task));
-                    break;
-                }
-                state.rows += rows;
-                state.waiting.push_back(task);
-                self.changed.notify_all();
-            }
-            drop(state);
-            let (cancelled, waiting): (VecDeque<_>, VecDeque<_>) =
-                tasks.into_iter().partition(|(_, task)| is_cancelled(task));
-            tasks = waiting;
-            for (_, task) in cancelled {
-                refuse(task, Error::cancelled("the request was cancelled"));
-            }
-            if tasks.is_empty() {
-                return;
-            }
-            state = self.wait_a_little(self.lock());
-        }
-    }
-
-    /// Everything that was let in since the last call. With `idle` it waits for something; `None`
-    /// means that the door is closed.
-    pub fn take(&self, idle: bool) -> Option<Vec<T>> {
-        let mut state = self.lock();
-        while idle && state.waiting.is_empty() && state.closed.is_none() {
+        while wait && state.queued.is_empty() && state.closed.is_none() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.closed.is_some() {
-            return None;
-        }
-        Some(state.waiting.drain(..).collect())
+        state.closed.is_none().then(|| state.queued.drain(..).collect())
     }
 
-    /// Gives `rows` back.
-    pub fn leave(&self, rows: usize) {
+    /// Frees the capacity that a request used.
+    pub fn release(&self, batch_size: usize) {
         let mut state = self.lock();
-        state.rows = state.rows.saturating_sub(rows);
+        state.batch_size = state.batch_size.saturating_sub(batch_size);
         drop(state);
         self.changed.notify_all();
     }
 
-    /// Lets nothing in any more. The first reason stays.
+    /// Closes the admission. Later calls keep the first reason.
     pub fn close(&self, reason: Error) {
         self.lock().closed.get_or_insert(reason);
         self.changed.notify_all();
     }
 
-    /// Why the door is closed, and what was let in and never taken.
-    pub fn leftovers(&self) -> (Option<Error>, Vec<T>) {
+    /// Returns why the admission is closed, and the requests that were admitted and never taken.
+    pub fn drain(&self) -> (Option<Error>, Vec<T>) {
         let mut state = self.lock();
-        let waiting = state.waiting.drain(..).collect();
-        (state.closed.clone(), waiting)
+        let queued = state.queued.drain(..).collect();
+        (state.closed.clone(), queued)
     }
 
-    /// Whether anything is let in any more.
+    /// Returns whether the admission is closed.
     #[cfg(test)]
     pub fn is_closed(&self) -> bool {
         self.lock().closed.is_some()
@@ -131,16 +96,43 @@ impl<T> Admission<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn wait_a_little<'a>(&self, state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
-        self.changed
-            .wait_timeout(state, CANCEL_POLL)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-    }
 }
 
-/// The error for whatever is in flight when the engine ends.
-pub fn closing(reason: Option<Error>) -> Error {
-    reason.unwrap_or_else(|| Error::unavailable("the engine has ended"))
+impl<T: Admissible> Admission<T> {
+    /// Admits requests in order and blocks until there is capacity for all of them. Requests that fit together are
+    /// admitted together. A request that is larger than the capacity is admitted when the engine is empty.
+    ///
+    /// Rejects a request that is cancelled while it waits, and all requests once the admission is closed.
+    /// `is_cancelled` and `reject` are called without the lock, because they may call another library.
+    pub fn admit(&self, requests: impl IntoIterator<Item = T>) {
+        let mut requests: VecDeque<T> = requests.into_iter().collect();
+        let mut state = self.lock();
+        loop {
+            if let Some(reason) = state.closed.clone() {
+                drop(state);
+                return requests.into_iter().for_each(|request| request.reject(reason.clone()));
+            }
+            while let Some(request) = requests.pop_front() {
+                let batch_size = state.batch_size.saturating_add(request.batch_size());
+                if state.batch_size > 0 && batch_size > self.max_batch_size {
+                    requests.push_front(request);
+                    break;
+                }
+                state.batch_size = batch_size;
+                state.queued.push_back(request);
+                self.changed.notify_all();
+            }
+            drop(state);
+            let (cancelled, waiting): (VecDeque<T>, VecDeque<T>) = requests.into_iter().partition(T::is_cancelled);
+            requests = waiting;
+            for request in cancelled {
+                request.reject(Error::cancelled("the request was cancelled"));
+            }
+            if requests.is_empty() {
+                return;
+            }
+            let waited = self.changed.wait_timeout(self.lock(), CANCEL_POLL);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
 }

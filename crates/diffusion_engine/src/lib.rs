@@ -1,13 +1,12 @@
-//! Steps, not requests: one thread that owns a pipeline and moves all of its jobs on together.
+//! Continuous batching: one thread that owns a pipeline and advances all of its jobs step by step.
 //!
-//! Between two steps the engine admits jobs that wait, drops jobs that were cancelled and regroups
-//! the rest: jobs of equal shape share a UNet call whatever their step, number of steps, guidance,
-//! seed or scheduler. So a short request never waits for a long one to end. [`Engine::submit`] blocks
-//! only while the engine is full, which leaves Triton's own queue, priorities and timeouts their
-//! meaning.
+//! Before every step the engine admits waiting requests, drops cancelled jobs and groups the rest: jobs whose entries
+//! have one shape share a batch, whatever their step, number of steps, guidance, seed or scheduler. A short request
+//! never waits for a long one to end. [`Engine::submit`] blocks only while the engine is full, so Triton's queue,
+//! priorities and timeouts keep their meaning.
 //!
-//! The engine knows neither Triton nor libtorch: jobs belong to a [`Pipeline`], answers go to whoever
-//! submitted a [`Task`].
+//! The engine knows neither Triton nor tensors. A [`Pipeline`] computes the jobs, and a [`ResponseHandler`] gets the
+//! result of each [`QueuedRequest`].
 
 mod admission;
 mod batching;
@@ -18,121 +17,131 @@ use std::thread::JoinHandle;
 
 use diffusion_core::{Error, Result};
 
-use admission::Admission;
-pub use batching::Batch;
+use admission::{Admissible, Admission};
+pub use batching::BatchEntries;
 
-/// How each job fared in a step, in the order of the jobs.
-pub type StepOutcome = Vec<Result<()>>;
+/// The result of each job of a batch, in the order of the jobs.
+pub type StepResults = Vec<Result<()>>;
 
-/// What an engine runs.
+/// Computes jobs. All methods are called on the engine's thread.
 pub trait Pipeline: Send + 'static {
-    /// What a job is made of.
+    /// The input of a job.
     type Request: Send;
-    /// A request in flight.
+    /// A request that the engine works on.
     type Job;
-    /// What a job comes to.
+    /// The result of a job.
     type Output;
 
-    /// Called once, first, on the thread that will make every other call.
+    /// Prepares the engine's thread. Called once, before every other method.
     ///
     /// # Errors
     /// The thread cannot work on the device.
-    fn enter_thread(&mut self) -> Result<()>;
+    fn init_thread(&mut self) -> Result<()>;
 
-    /// A job at its start.
+    /// Prepares a job.
     ///
     /// # Errors
-    /// The request cannot be served; no other request is concerned.
+    /// The request cannot be served. Other requests are not affected.
     fn prepare(&mut self, request: Self::Request) -> Result<Self::Job>;
 
-    /// What the job adds to a UNet call. It does not change while the job lives.
-    fn batch(&self, job: &Self::Job) -> Batch;
+    /// Returns what the job adds to a batch. The answer never changes.
+    fn batch_entries(&self, job: &Self::Job) -> BatchEntries;
 
-    /// Whether all steps are behind the job.
+    /// Returns whether the job has taken all its steps.
     fn is_done(&self, job: &Self::Job) -> bool;
 
-    /// One UNet call for jobs of equal shape.
+    /// Advances jobs whose entries have one shape by one step.
     ///
     /// # Errors
-    /// The call failed for all, and no job has moved; what befell single jobs is in the outcome.
-    fn step(&mut self, jobs: &mut [&mut Self::Job]) -> Result<StepOutcome>;
+    /// The step failed for all jobs, and none has advanced. Errors of single jobs are in the results.
+    fn step(&mut self, jobs: &mut [&mut Self::Job]) -> Result<StepResults>;
 
-    /// The end of a job.
+    /// Turns a job that is done into its output.
     ///
     /// # Errors
-    /// The job's own.
+    /// The output cannot be made. Other jobs are not affected.
     fn finish(&mut self, job: Self::Job) -> Result<Self::Output>;
 
-    /// Gives unused memory back, after memory ran out.
-    fn relieve(&mut self);
+    /// Frees cached memory. Called after an allocation failed.
+    fn free_memory(&mut self);
 }
 
-/// Whoever waits for a job. Called on the engine's thread; while the task waits to be let in, and if it
-/// is turned away, on the thread that submits it. No call may submit: the engine's thread would wait for
-/// room that only it can make.
-pub trait Client<Output>: Send {
-    /// Whether the answer is no longer wanted. Asked between steps, and while the task waits.
+/// Gets the result of a request.
+///
+/// The methods are called on the engine's thread. While the request waits for admission, and when it is rejected, they
+/// are called on the thread that submits it. No method may submit a request: the engine's thread would wait for
+/// capacity that only this thread can free.
+pub trait ResponseHandler<Output>: Send {
+    /// Returns whether the client has cancelled. Called between steps, and while the request waits for admission.
     fn is_cancelled(&self) -> bool;
-    /// The job is about to be prepared.
-    fn started(&self);
-    /// The answer; exactly one for every task.
-    fn answer(self: Box<Self>, outcome: Result<Output>);
+    /// Called before the job is prepared.
+    fn on_start(&self);
+    /// Takes the result. Called exactly once for every request.
+    fn send(self: Box<Self>, result: Result<Output>);
 }
 
-/// What the engine tells of its work. All calls come from the engine's thread.
+/// Observes the engine. All methods are called on the engine's thread.
 pub trait Observer: Send {
-    /// A UNet call of this many jobs and rows is done.
-    fn unet_call(&self, jobs: usize, rows: usize);
+    /// A batch of `jobs` jobs with `batch_size` entries has been executed.
+    fn batch_executed(&self, jobs: usize, batch_size: usize);
     /// A job was dropped because its client had cancelled.
-    fn cancelled(&self);
-    /// The engine can no longer work.
-    fn poisoned(&self, reason: &str);
+    fn job_cancelled(&self);
+    /// The engine failed and accepts no more requests.
+    fn engine_failed(&self, reason: &str);
 }
 
 /// A request on its way to the engine.
-pub struct Task<P: Pipeline> {
-    /// The request.
+pub struct QueuedRequest<P: Pipeline> {
+    /// The input of the job.
     pub request: P::Request,
-    /// Rows that it will add to a UNet call, at least 1.
-    pub rows: usize,
-    /// Whoever waits for it.
-    pub client: Box<dyn Client<P::Output>>,
+    /// Entries that the job will add to a batch, at least 1.
+    pub batch_size: usize,
+    /// Gets the result.
+    pub handler: Box<dyn ResponseHandler<P::Output>>,
 }
 
-/// A running engine. Dropping it answers what is in flight with UNAVAILABLE and joins the thread.
+impl<P: Pipeline> Admissible for QueuedRequest<P> {
+    fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.handler.is_cancelled()
+    }
+
+    fn reject(self, reason: Error) {
+        self.handler.send(Err(reason));
+    }
+}
+
+/// A running engine. Dropping it answers all its jobs with UNAVAILABLE and joins the thread.
 pub struct Engine<P: Pipeline> {
-    admission: Arc<Admission<Task<P>>>,
+    admission: Arc<Admission<QueuedRequest<P>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl<P: Pipeline> Engine<P> {
-    /// Starts the thread `name`. At most `max_unet_batch_size` rows are in flight, and in one UNet call.
+    /// Starts the thread `name`. `max_batch_size` limits the entries of a batch, and of all jobs in the engine.
     ///
     /// # Errors
-    /// `Internal` if the system gives no thread.
-    pub fn start(name: &str, pipeline: P, max_unet_batch_size: usize, observer: Box<dyn Observer>) -> Result<Self> {
-        let admission = Arc::new(Admission::new(max_unet_batch_size));
+    /// `Internal` if the system refuses the thread.
+    pub fn start(name: &str, pipeline: P, max_batch_size: usize, observer: Box<dyn Observer>) -> Result<Self> {
+        let admission = Arc::new(Admission::new(max_batch_size));
         let shared = Arc::clone(&admission);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || worker::run(pipeline, &shared, observer.as_ref()))
-            .map_err(|error| Error::internal(format!("no thread for the engine: {error}")))?;
+            .map_err(|error| Error::internal(format!("cannot start the engine thread: {error}")))?;
         Ok(Self {
             admission,
             thread: Some(thread),
         })
     }
 
-    /// Hands tasks over; blocks while the engine is full. Tasks that there is room for begin together. A
-    /// task's client gets its answer later, or at once if the engine is closed or the client cancels while
-    /// it waits.
-    pub fn submit(&self, tasks: impl IntoIterator<Item = Task<P>>) {
-        self.admission.enter(
-            tasks,
-            |task| task.rows,
-            |task| task.client.is_cancelled(),
-            |task, error| task.client.answer(Err(error)),
-        );
+    /// Submits requests; blocks while the engine is full. Requests that fit together start together. Each handler gets
+    /// its result later, or before this returns if the engine is closed or the client cancels while the request waits.
+    pub fn submit(&self, requests: impl IntoIterator<Item = QueuedRequest<P>>) {
+        self.admission.admit(requests);
     }
 }
 
@@ -142,7 +151,7 @@ impl<P: Pipeline> Drop for Engine<P> {
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {
-            // The thread catches every panic of its jobs; one that it could not is over now.
+            // The thread catches the panics of its jobs. If it panicked all the same, it has ended.
             let _ = thread.join();
         }
     }

@@ -1,197 +1,200 @@
-//! The engine over a pipeline that does as it is told.
+//! Tests of the engine with a scripted pipeline.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-mod fake;
+mod fakes;
 mod faults;
 mod random;
-mod rig;
+mod support;
 
 use diffusion_core::{Error, ErrorKind};
 
-use fake::{Outcome, Spec};
-use rig::{LIMIT, Rig};
+use fakes::{Outcome, Spec};
+use support::{LIMIT, TestEngine};
 
 fn kind(outcome: &Outcome) -> Option<ErrorKind> {
     outcome.as_ref().err().map(Error::kind)
 }
 
 #[test]
-fn a_short_job_that_comes_later_ends_first() {
-    let rig = Rig::new(8);
-    rig.submit(Spec::new(1, 6));
-    assert_eq!(rig.called(), [1]);
-    rig.submit(Spec::new(2, 2));
-    rig.go();
-    assert_eq!(rig.step(), [1, 2]);
-    assert_eq!(rig.step(), [1, 2]);
-    assert_eq!(rig.answer(), (2, Ok((2, 2))));
+fn short_job_submitted_later_ends_first() {
+    let engine_under_test = TestEngine::new(8);
+    engine_under_test.submit(Spec::new(1, 6));
+    assert_eq!(engine_under_test.called(), [1]);
+    engine_under_test.submit(Spec::new(2, 2));
+    engine_under_test.go();
+    assert_eq!(engine_under_test.step(), [1, 2]);
+    assert_eq!(engine_under_test.step(), [1, 2]);
+    assert_eq!(engine_under_test.answer(), (2, Ok((2, 2))));
     for _ in 0..3 {
-        assert_eq!(rig.step(), [1]);
+        assert_eq!(engine_under_test.step(), [1]);
     }
-    assert_eq!(rig.answer(), (1, Ok((1, 6))));
-    assert_eq!(rig.log.get().observed, [(1, 1), (2, 2), (2, 2), (1, 1), (1, 1), (1, 1)]);
-    rig.end();
+    assert_eq!(engine_under_test.answer(), (1, Ok((1, 6))));
+    assert_eq!(
+        engine_under_test.log.get().observed,
+        [(1, 1), (2, 2), (2, 2), (1, 1), (1, 1), (1, 1)]
+    );
+    engine_under_test.end();
 }
 
 #[test]
-fn jobs_of_one_shape_share_a_call_and_others_do_not() {
-    let mut rig = Rig::new(16);
-    rig.submit(Spec::new(0, 1));
-    assert_eq!(rig.called(), [0]);
+fn jobs_of_one_shape_share_a_batch() {
+    let mut engine_under_test = TestEngine::new(16);
+    engine_under_test.submit(Spec::new(0, 1));
+    assert_eq!(engine_under_test.called(), [0]);
     for (id, side) in [(1, 8), (2, 16), (3, 8), (4, 16)] {
-        rig.submit(Spec::new(id, 1).rows(id).side(side));
+        engine_under_test.submit(Spec::new(id, 1).batch_size(id).side(side));
     }
-    rig.run();
-    assert_eq!(rig.called(), [1, 3]);
-    assert_eq!(rig.called(), [2, 4]);
-    assert!(rig.answers(5).values().all(Result::is_ok));
-    assert_eq!(rig.log.get().observed, [(1, 1), (2, 4), (2, 6)]);
-    rig.end();
+    engine_under_test.run();
+    assert_eq!(engine_under_test.called(), [1, 3]);
+    assert_eq!(engine_under_test.called(), [2, 4]);
+    assert!(engine_under_test.answers(5).values().all(Result::is_ok));
+    assert_eq!(engine_under_test.log.get().observed, [(1, 1), (2, 4), (2, 6)]);
+    engine_under_test.end();
 }
 
 #[test]
-fn tasks_submitted_together_begin_together() {
-    let mut rig = Rig::new(3);
-    let (tasks, _handles): (Vec<_>, Vec<_>) = (1..=4).map(|id| rig.task(Spec::new(id, 1))).unzip();
-    let engine = rig.engine();
-    // On a thread of its own: the fourth waits for room.
-    let submitting = std::thread::spawn(move || engine.submit(tasks));
-    assert_eq!(rig.called(), [1, 2, 3]);
-    rig.run();
-    assert_eq!(rig.called(), [4]);
-    assert!(rig.answers(4).values().all(Result::is_ok));
+fn requests_submitted_together_start_together() {
+    let mut engine_under_test = TestEngine::new(3);
+    let (requests, _handles): (Vec<_>, Vec<_>) = (1..=4).map(|id| engine_under_test.request(Spec::new(id, 1))).unzip();
+    let engine = engine_under_test.engine();
+    // On another thread, because the fourth request waits for capacity.
+    let submitting = std::thread::spawn(move || engine.submit(requests));
+    assert_eq!(engine_under_test.called(), [1, 2, 3]);
+    engine_under_test.run();
+    assert_eq!(engine_under_test.called(), [4]);
+    assert!(engine_under_test.answers(4).values().all(Result::is_ok));
     submitting.join().unwrap();
-    rig.end();
+    engine_under_test.end();
 }
 
 #[test]
-fn a_call_has_no_more_rows_than_allowed() {
-    let mut rig = Rig::new(4);
-    rig.submit(Spec::new(0, 1));
-    assert_eq!(rig.called(), [0]);
-    // Wider than they said at the door, where there was room.
+fn batch_never_exceeds_the_limit() {
+    let mut engine_under_test = TestEngine::new(4);
+    engine_under_test.submit(Spec::new(0, 1));
+    assert_eq!(engine_under_test.called(), [0]);
+    // More entries than announced, so they are admitted together.
     for id in 1..4 {
-        rig.submit(Spec::new(id, 1).batch_rows(2));
+        engine_under_test.submit(Spec::new(id, 1).entries(2));
     }
-    rig.run();
-    assert_eq!(rig.called(), [1, 2]);
-    assert_eq!(rig.called(), [3]);
-    assert!(rig.answers(4).values().all(Result::is_ok));
-    rig.end();
+    engine_under_test.run();
+    assert_eq!(engine_under_test.called(), [1, 2]);
+    assert_eq!(engine_under_test.called(), [3]);
+    assert!(engine_under_test.answers(4).values().all(Result::is_ok));
+    engine_under_test.end();
 }
 
 #[test]
-fn a_job_without_steps_takes_none() {
-    let mut rig = Rig::new(4);
-    rig.run();
-    rig.submit(Spec::new(1, 0));
-    assert_eq!(rig.answer(), (1, Ok((1, 0))));
-    assert_eq!(rig.log.get().calls, Vec::<Vec<usize>>::new());
-    rig.end();
+fn job_without_steps_is_finished_at_once() {
+    let mut engine_under_test = TestEngine::new(4);
+    engine_under_test.run();
+    engine_under_test.submit(Spec::new(1, 0));
+    assert_eq!(engine_under_test.answer(), (1, Ok((1, 0))));
+    assert_eq!(engine_under_test.log.get().calls, Vec::<Vec<usize>>::new());
+    engine_under_test.end();
 }
 
 #[test]
 fn submit_blocks_while_the_engine_is_full() {
-    let rig = Rig::new(4);
-    rig.submit(Spec::new(1, 2).rows(3));
-    assert_eq!(rig.called(), [1]);
-    rig.submit_to_full(Spec::new(2, 1).rows(2));
-    rig.go();
-    assert_eq!(rig.step(), [1], "2 has no room yet");
-    assert_eq!(rig.answer(), (1, Ok((1, 2))));
-    assert_eq!(rig.step(), [2]);
-    assert_eq!(rig.answer(), (2, Ok((2, 1))));
-    rig.end();
+    let engine_under_test = TestEngine::new(4);
+    engine_under_test.submit(Spec::new(1, 2).batch_size(3));
+    assert_eq!(engine_under_test.called(), [1]);
+    engine_under_test.submit_to_full(Spec::new(2, 1).batch_size(2));
+    engine_under_test.go();
+    assert_eq!(engine_under_test.step(), [1], "2 has no room yet");
+    assert_eq!(engine_under_test.answer(), (1, Ok((1, 2))));
+    assert_eq!(engine_under_test.step(), [2]);
+    assert_eq!(engine_under_test.answer(), (2, Ok((2, 1))));
+    engine_under_test.end();
 }
 
 #[test]
-fn a_task_wider_than_the_room_is_alone_in_it() {
-    let rig = Rig::new(2);
-    rig.submit(Spec::new(1, 2));
-    assert_eq!(rig.called(), [1]);
-    rig.submit_to_full(Spec::new(2, 2).rows(5));
-    rig.go();
-    assert_eq!(rig.step(), [1]);
-    assert_eq!(rig.answer().0, 1);
-    assert_eq!(rig.called(), [2]);
-    rig.submit_to_full(Spec::new(3, 1));
-    rig.go();
-    assert_eq!(rig.step(), [2], "3 has no room beside it");
-    assert_eq!(rig.answer(), (2, Ok((2, 2))));
-    assert_eq!(rig.step(), [3]);
-    assert_eq!(rig.answer().0, 3);
-    rig.end();
+fn request_larger_than_the_capacity_runs_alone() {
+    let engine_under_test = TestEngine::new(2);
+    engine_under_test.submit(Spec::new(1, 2));
+    assert_eq!(engine_under_test.called(), [1]);
+    engine_under_test.submit_to_full(Spec::new(2, 2).batch_size(5));
+    engine_under_test.go();
+    assert_eq!(engine_under_test.step(), [1]);
+    assert_eq!(engine_under_test.answer().0, 1);
+    assert_eq!(engine_under_test.called(), [2]);
+    engine_under_test.submit_to_full(Spec::new(3, 1));
+    engine_under_test.go();
+    assert_eq!(engine_under_test.step(), [2], "3 has no room beside it");
+    assert_eq!(engine_under_test.answer(), (2, Ok((2, 2))));
+    assert_eq!(engine_under_test.step(), [3]);
+    assert_eq!(engine_under_test.answer().0, 3);
+    engine_under_test.end();
 }
 
 #[test]
-fn cancelled_at_the_door() {
-    let rig = Rig::new(1);
-    rig.submit(Spec::new(1, 1));
-    assert_eq!(rig.called(), [1]);
-    let waits = rig.submit_to_full(Spec::new(2, 1));
+fn request_cancelled_while_it_waits_is_rejected() {
+    let engine_under_test = TestEngine::new(1);
+    engine_under_test.submit(Spec::new(1, 1));
+    assert_eq!(engine_under_test.called(), [1]);
+    let waits = engine_under_test.submit_to_full(Spec::new(2, 1));
     waits.cancel();
-    let (id, outcome) = rig.answer();
+    let (id, outcome) = engine_under_test.answer();
     assert_eq!((id, kind(&outcome)), (2, Some(ErrorKind::Cancelled)));
-    rig.go();
-    assert_eq!(rig.answer().0, 1);
-    assert_eq!(rig.log.get().prepared, [1]);
-    rig.end();
+    engine_under_test.go();
+    assert_eq!(engine_under_test.answer().0, 1);
+    assert_eq!(engine_under_test.log.get().prepared, [1]);
+    engine_under_test.end();
 }
 
 #[test]
-fn cancelled_before_it_starts() {
-    let rig = Rig::new(4);
-    rig.submit(Spec::new(1, 2));
-    assert_eq!(rig.called(), [1]);
-    rig.submit(Spec::new(2, 1)).cancel();
-    rig.go();
-    let (id, outcome) = rig.answer();
+fn request_cancelled_before_its_start_is_not_prepared() {
+    let engine_under_test = TestEngine::new(4);
+    engine_under_test.submit(Spec::new(1, 2));
+    assert_eq!(engine_under_test.called(), [1]);
+    engine_under_test.submit(Spec::new(2, 1)).cancel();
+    engine_under_test.go();
+    let (id, outcome) = engine_under_test.answer();
     assert_eq!((id, kind(&outcome)), (2, Some(ErrorKind::Cancelled)));
-    assert_eq!(rig.step(), [1]);
-    assert_eq!(rig.answer(), (1, Ok((1, 2))));
-    let log = rig.log.get();
+    assert_eq!(engine_under_test.step(), [1]);
+    assert_eq!(engine_under_test.answer(), (1, Ok((1, 2))));
+    let log = engine_under_test.log.get();
     assert_eq!((log.started.as_slice(), log.prepared.as_slice()), (&[1][..], &[1][..]));
     assert_eq!(log.cancelled, 1);
     drop(log);
-    rig.end();
+    engine_under_test.end();
 }
 
 #[test]
-fn cancelled_while_it_runs() {
-    let rig = Rig::new(2);
-    let first = rig.submit(Spec::new(1, 100));
-    assert_eq!(rig.called(), [1]);
-    rig.submit(Spec::new(2, 3));
-    rig.submit_to_full(Spec::new(3, 1));
-    rig.go();
-    assert_eq!(rig.called(), [1, 2]);
+fn job_cancelled_while_it_runs_is_dropped_at_its_next_step() {
+    let engine_under_test = TestEngine::new(2);
+    let first = engine_under_test.submit(Spec::new(1, 100));
+    assert_eq!(engine_under_test.called(), [1]);
+    engine_under_test.submit(Spec::new(2, 3));
+    engine_under_test.submit_to_full(Spec::new(3, 1));
+    engine_under_test.go();
+    assert_eq!(engine_under_test.called(), [1, 2]);
     first.cancel();
-    rig.go();
-    let (id, outcome) = rig.answer();
+    engine_under_test.go();
+    let (id, outcome) = engine_under_test.answer();
     assert_eq!((id, kind(&outcome)), (1, Some(ErrorKind::Cancelled)));
-    // Its rows are free: 3 comes in now or with the next round.
+    // Its capacity is free: 3 is admitted now or in the next round.
     let mut seen = Vec::new();
     for _ in 0..2 {
-        seen.extend(rig.step());
+        seen.extend(engine_under_test.step());
     }
     assert!(!seen.contains(&1) && seen.contains(&2), "{seen:?}");
-    let mut rig = rig;
-    rig.run();
-    assert!(rig.answers(2).values().all(Result::is_ok));
-    assert_eq!(rig.log.get().cancelled, 1);
-    rig.end();
+    let mut engine_under_test = engine_under_test;
+    engine_under_test.run();
+    assert!(engine_under_test.answers(2).values().all(Result::is_ok));
+    assert_eq!(engine_under_test.log.get().cancelled, 1);
+    engine_under_test.end();
 }
 
 #[test]
-fn the_end_answers_whoever_is_in_flight() {
-    let mut rig = Rig::new(4);
-    rig.submit(Spec::new(1, 100));
-    rig.submit(Spec::new(2, 100).side(16));
-    let _ = rig.called();
-    rig.submit(Spec::new(3, 1));
-    // The call waits until the engine is being dropped; 3 is let in and never taken.
-    let engine = rig.engine.take().unwrap();
+fn shutdown_answers_all_requests() {
+    let mut engine_under_test = TestEngine::new(4);
+    engine_under_test.submit(Spec::new(1, 100));
+    engine_under_test.submit(Spec::new(2, 100).side(16));
+    let _ = engine_under_test.called();
+    engine_under_test.submit(Spec::new(3, 1));
+    // The batch waits until the engine is being dropped; 3 is admitted and never taken.
+    let engine = engine_under_test.engine.take().unwrap();
     let admission = std::sync::Arc::clone(&engine.admission);
     let dropped = std::thread::spawn(move || drop(engine));
     let start = std::time::Instant::now();
@@ -199,38 +202,38 @@ fn the_end_answers_whoever_is_in_flight() {
         assert!(start.elapsed() < LIMIT, "the engine does not close");
         std::thread::yield_now();
     }
-    rig.run();
-    for (id, outcome) in rig.answers(3) {
+    engine_under_test.run();
+    for (id, outcome) in engine_under_test.answers(3) {
         assert_eq!(kind(&outcome), Some(ErrorKind::Unavailable), "{id}: {outcome:?}");
     }
     dropped.join().unwrap();
-    rig.ended();
-    let log = rig.log.get();
-    assert_eq!((log.jobs, log.rows, log.poisoned.len()), (0, 0, 0));
+    engine_under_test.ended();
+    let log = engine_under_test.log.get();
+    assert_eq!((log.jobs, log.batch_size, log.failed.len()), (0, 0, 0));
     assert!(!log.prepared.contains(&3));
 }
 
 #[test]
-fn an_idle_engine_ends() {
-    Rig::new(1).end();
+fn idle_engine_shuts_down() {
+    TestEngine::new(1).end();
 }
 
 #[test]
-fn an_answer_may_drop_the_last_handle() {
-    let mut rig = Rig::new(4);
-    let engine = rig.engine.take().unwrap();
+fn handler_may_drop_the_last_handle_of_the_engine() {
+    let mut engine_under_test = TestEngine::new(4);
+    let engine = engine_under_test.engine.take().unwrap();
     let (sender, handles) = std::sync::mpsc::channel();
     let last = move || drop(handles.recv_timeout(LIMIT).unwrap());
-    let (task, _) = rig.task_that(Spec::new(1, 1), Some(Box::new(last)));
-    engine.submit([task]);
-    assert_eq!(rig.called(), [1]);
-    engine.submit([rig.task(Spec::new(2, 5)).0]);
-    engine.submit([rig.task(Spec::new(3, 5)).0]);
+    let (request, _) = engine_under_test.request_that(Spec::new(1, 1), Some(Box::new(last)));
+    engine.submit([request]);
+    assert_eq!(engine_under_test.called(), [1]);
+    engine.submit([engine_under_test.request(Spec::new(2, 5)).0]);
+    engine.submit([engine_under_test.request(Spec::new(3, 5)).0]);
     sender.send(engine).unwrap();
-    rig.run();
-    let answers = rig.answers(3);
+    engine_under_test.run();
+    let answers = engine_under_test.answers(3);
     assert_eq!(answers[&1], Ok((1, 1)));
     assert_eq!(kind(&answers[&2]), Some(ErrorKind::Unavailable));
     assert_eq!(kind(&answers[&3]), Some(ErrorKind::Unavailable));
-    rig.ended();
+    engine_under_test.ended();
 }

@@ -1,283 +1,313 @@
 //! The engine's thread.
-//!
-//! A panic anywhere on it ends the work. At every moment [`Worker`] holds whoever waits for an answer, so
-//! that [`Worker::end`] can give each of them one.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::admission::{Admission, closing};
-use super::batching::calls;
-use super::{Batch, Client, Observer, Pipeline, StepOutcome, Task};
 use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
 
-/// Whoever waits for an answer, and the rows that there is room for after it.
-struct Waiter<P: Pipeline> {
-    client: Box<dyn Client<P::Output>>,
-    rows: usize,
+use super::admission::Admission;
+use super::batching::{BatchEntries, batches};
+use super::{Observer, Pipeline, QueuedRequest, ResponseHandler};
+
+/// A result that a client waits for, and the capacity that its request uses.
+struct PendingResult<P: Pipeline> {
+    handler: Box<dyn ResponseHandler<P::Output>>,
+    batch_size: usize,
 }
 
-/// A job with its client.
-struct Active<P: Pipeline> {
+struct RunningJob<P: Pipeline> {
     job: P::Job,
-    batch: Batch,
-    waiter: Waiter<P>,
-    /// Set when the job cannot go on.
+    entries: BatchEntries,
+    pending: PendingResult<P>,
+    /// Why the job cannot go on.
     failed: Option<Error>,
 }
 
-/// Works until the door closes or something panics; then answers everything that is left.
-pub fn run<P: Pipeline>(pipeline: P, admission: &Admission<Task<P>>, observer: &dyn Observer) {
+/// Works until the admission is closed or a call panics. Then answers all requests that are left.
+pub fn run<P: Pipeline>(pipeline: P, admission: &Admission<QueuedRequest<P>>, observer: &dyn Observer) {
     let mut worker = Worker {
         pipeline,
         admission,
         observer,
-        arrived: VecDeque::new(),
-        in_hand: None,
-        active: Vec::new(),
-        concerned: Vec::new(),
+        queued: VecDeque::new(),
+        running: Vec::new(),
     };
-    if let Err(Panicked) = guarded(|| worker.work()) {
-        worker.poison();
+    match catch_panic(|| worker.work()) {
+        // A call for certain jobs panicked, and has been reported.
+        Ok(Ok(()) | Err(Panicked)) => {}
+        Err(Panicked) => worker.report_failure(),
     }
-    worker.end();
+    worker.shut_down();
 }
 
-/// The state of what panicked is not to be trusted any more.
+/// A panic was caught. The state of what panicked cannot be trusted.
 struct Panicked;
 
-/// libtorch's failures are errors; a panic is a mistake of ours.
-fn guarded<T>(call: impl FnOnce() -> T) -> std::result::Result<T, Panicked> {
+/// The result of a call, or the panic that ended it.
+type Caught<T> = std::result::Result<T, Panicked>;
+
+/// Failures of libtorch are errors; a panic is a mistake in this project.
+fn catch_panic<T>(call: impl FnOnce() -> T) -> Caught<T> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
-        // A payload may panic when it is dropped.
+        // The destructor of a payload may panic.
         std::mem::forget(payload);
         Panicked
     })
 }
 
+/// Owns the pending result of every request, so [`Worker::shut_down`] can answer all of them.
 struct Worker<'a, P: Pipeline> {
     pipeline: P,
-    admission: &'a Admission<Task<P>>,
+    admission: &'a Admission<QueuedRequest<P>>,
     observer: &'a dyn Observer,
-    /// Taken from the door and not looked at yet.
-    arrived: VecDeque<Task<P>>,
-    /// Whose job is being prepared, finished or dropped. If that panics, the fault is met here.
-    in_hand: Option<Waiter<P>>,
-    active: Vec<Active<P>>,
-    /// The jobs of `active` that the pipeline is called for. If it panics, they meet the fault.
-    concerned: Vec<usize>,
+    /// Admitted, not yet prepared.
+    queued: VecDeque<QueuedRequest<P>>,
+    running: Vec<RunningJob<P>>,
 }
 
 impl<P: Pipeline> Worker<'_, P> {
-    fn work(&mut self) {
-        if let Err(error) = self.pipeline.enter_thread() {
-            self.observer.poisoned("its thread cannot work on the device");
+    fn work(&mut self) -> Caught<()> {
+        if let Err(error) = self.pipeline.init_thread() {
+            self.observer.engine_failed("its thread cannot work on the device");
             self.admission.close(error);
         }
-        while let Some(tasks) = self.admission.take(self.active.is_empty()) {
-            self.arrived.extend(tasks);
-            self.drop_cancelled();
-            while let Some(task) = self.arrived.pop_front() {
-                self.admit(task);
+        while let Some(requests) = self.admission.take_admitted(self.running.is_empty()) {
+            self.queued.extend(requests);
+            self.drop_cancelled()?;
+            while let Some(request) = self.queued.pop_front() {
+                self.start(request)?;
             }
             // A job may have no steps at all.
-            self.retire();
-            self.step_all();
-            self.retire();
+            self.complete_finished()?;
+            self.step_all()?;
+            self.complete_finished()?;
         }
-    }
-
-    fn admit(&mut self, task: Task<P>) {
-        let Task { request, rows, client } = task;
-        let Waiter { client, .. } = self.in_hand.insert(Waiter { client, rows });
-        if client.is_cancelled() {
-            return self.cancel();
-        }
-        client.started();
-        match self.prepare(request) {
-            Ok((job, batch)) => {
-                if let Some(waiter) = self.in_hand.take() {
-                    self.active.push(Active {
-                        job,
-                        batch,
-                        waiter,
-                        failed: None,
-                    });
-                }
-            }
-            Err(error) => self.conclude(Err(error)),
-        }
-    }
-
-    fn prepare(&mut self, request: P::Request) -> Result<(P::Job, Batch)> {
-        failpoint::check(FailPoint::Prepare)?;
-        let job = self.pipeline.prepare(request)?;
-        let batch = self.pipeline.batch(&job);
-        Ok((job, batch))
-    }
-
-    /// One step for every job.
-    fn step_all(&mut self) {
-        let batches: Vec<Batch> = self.active.iter().map(|active| active.batch.clone()).collect();
-        for call in calls(&batches, self.admission.max_unet_batch_size()) {
-            self.step_together(&call);
-        }
-    }
-
-    fn step_together(&mut self, members: &[usize]) {
-        let Err(error) = self.unet_call(members) else {
-            return;
-        };
-        if !matches!(error, Error::OutOfMemory(_)) {
-            return self.fail(members, &error);
-        }
-        if let &[member] = members {
-            self.fail(&[member], &error);
-            return self.pipeline.relieve();
-        }
-        // No job has moved; each gets another chance with the device to itself.
-        self.pipeline.relieve();
-        for &member in members {
-            self.step_together(&[member]);
-        }
-    }
-
-    /// One UNet call; the error is that of the call as a whole.
-    fn unet_call(&mut self, members: &[usize]) -> Result<()> {
-        self.concerned.extend_from_slice(members);
-        let mut jobs: Vec<&mut P::Job> = self
-            .active
-            .iter_mut()
-            .enumerate()
-            .filter(|(index, _)| members.contains(index))
-            .map(|(_, active)| &mut active.job)
-            .collect();
-        let outcome = failpoint::check(FailPoint::Step).and_then(|()| self.pipeline.step(&mut jobs));
-        self.concerned.clear();
-        let outcome = outcome?;
-        let rows = members
-            .iter()
-            .filter_map(|&i| self.active.get(i))
-            .map(|a| a.batch.rows)
-            .sum();
-        self.observer.unet_call(members.len(), rows);
-        self.note(members, outcome);
         Ok(())
     }
 
-    fn note(&mut self, members: &[usize], outcome: StepOutcome) {
-        for (&member, outcome) in members.iter().zip(outcome) {
-            if let Err(error) = outcome {
-                self.fail(&[member], &error);
+    /// Calls on behalf of one request. If the call panics, the request is answered with `Internal` and the engine ends.
+    fn call_for<T>(
+        &mut self,
+        pending: PendingResult<P>,
+        call: impl FnOnce(&mut P, &dyn ResponseHandler<P::Output>) -> T,
+    ) -> Caught<(PendingResult<P>, T)> {
+        match catch_panic(|| call(&mut self.pipeline, pending.handler.as_ref())) {
+            Ok(value) => Ok((pending, value)),
+            Err(Panicked) => {
+                self.report_failure();
+                let _ = catch_panic(|| self.send(pending, Err(internal_error())));
+                Err(Panicked)
             }
         }
     }
 
-    fn fail(&mut self, members: &[usize], error: &Error) {
-        for &member in members {
-            if let Some(active) = self.active.get_mut(member) {
-                active.failed.get_or_insert_with(|| error.clone());
+    /// Calls on behalf of the running jobs with these indices. If the call panics, they fail with `Internal` and the
+    /// engine ends.
+    fn call_for_running<T>(
+        &mut self,
+        jobs: &[usize],
+        call: impl FnOnce(&mut P, &mut [RunningJob<P>]) -> T,
+    ) -> Caught<T> {
+        let result = catch_panic(|| call(&mut self.pipeline, &mut self.running));
+        if result.is_err() {
+            self.fail(jobs, &internal_error());
+            self.report_failure();
+        }
+        result
+    }
+
+    fn start(&mut self, request: QueuedRequest<P>) -> Caught<()> {
+        let QueuedRequest {
+            request,
+            batch_size,
+            handler,
+        } = request;
+        let pending = PendingResult { handler, batch_size };
+        let (pending, prepared) = self.call_for(pending, |pipeline, handler| {
+            if handler.is_cancelled() {
+                return None;
+            }
+            handler.on_start();
+            let job = failpoint::check(FailPoint::Prepare).and_then(|()| pipeline.prepare(request));
+            Some(job.map(|job| (pipeline.batch_entries(&job), job)))
+        })?;
+        match prepared {
+            None => self.cancel(pending),
+            Some(Err(error)) => self.complete(pending, Err(error)),
+            Some(Ok((entries, job))) => {
+                self.running.push(RunningJob {
+                    job,
+                    entries,
+                    pending,
+                    failed: None,
+                });
+                Ok(())
             }
         }
     }
 
-    /// Answers the jobs that are at their end, one way or the other.
-    fn retire(&mut self) {
+    /// Advances every job by one step.
+    fn step_all(&mut self) -> Caught<()> {
+        let entries: Vec<BatchEntries> = self.running.iter().map(|running| running.entries.clone()).collect();
+        for jobs in batches(&entries, self.admission.max_batch_size()) {
+            self.step_batch(&jobs)?;
+        }
+        Ok(())
+    }
+
+    fn step_batch(&mut self, jobs: &[usize]) -> Caught<()> {
+        let Err(error) = self.run_batch(jobs)? else {
+            return Ok(());
+        };
+        let out_of_memory = matches!(error, Error::OutOfMemory(_));
+        if !out_of_memory || jobs.len() == 1 {
+            self.fail(jobs, &error);
+        }
+        if out_of_memory {
+            self.call_for_running(&[], |pipeline, _| pipeline.free_memory())?;
+            if jobs.len() > 1 {
+                // No job has advanced. Each gets another try alone, in less memory.
+                for &job in jobs {
+                    self.step_batch(&[job])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one batch. The inner error is that of the batch as a whole.
+    fn run_batch(&mut self, jobs: &[usize]) -> Caught<Result<()>> {
+        let results = self.call_for_running(jobs, |pipeline, running| {
+            let mut batch: Vec<&mut P::Job> = running
+                .iter_mut()
+                .enumerate()
+                .filter(|(index, _)| jobs.contains(index))
+                .map(|(_, running)| &mut running.job)
+                .collect();
+            failpoint::check(FailPoint::Step).and_then(|()| pipeline.step(&mut batch))
+        })?;
+        let results = match results {
+            Ok(results) => results,
+            Err(error) => return Ok(Err(error)),
+        };
+        let entries = jobs.iter().filter_map(|&job| self.running.get(job));
+        let batch_size = entries.map(|running| running.entries.count).sum();
+        self.observer.batch_executed(jobs.len(), batch_size);
+        for (&job, result) in jobs.iter().zip(results) {
+            if let Err(error) = result {
+                self.fail(&[job], &error);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn fail(&mut self, jobs: &[usize], error: &Error) {
+        for &job in jobs {
+            if let Some(running) = self.running.get_mut(job) {
+                running.failed.get_or_insert_with(|| error.clone());
+            }
+        }
+    }
+
+    /// Completes the jobs that are done or have failed.
+    fn complete_finished(&mut self) -> Caught<()> {
         let mut index = 0;
-        while let Some(active) = self.active.get(index) {
-            self.concerned.push(index);
-            let stays = active.failed.is_none() && !self.pipeline.is_done(&active.job);
-            self.concerned.clear();
-            if stays {
+        while index < self.running.len() {
+            let goes_on = self.call_for_running(&[index], |pipeline, running| {
+                running
+                    .get(index)
+                    .is_some_and(|running| running.failed.is_none() && !pipeline.is_done(&running.job))
+            })?;
+            if goes_on {
                 index += 1;
                 continue;
             }
-            let Active {
-                job, waiter, failed, ..
-            } = self.active.remove(index);
-            self.in_hand = Some(waiter);
-            let outcome = match failed {
+            let RunningJob {
+                job, pending, failed, ..
+            } = self.running.remove(index);
+            let (pending, result) = self.call_for(pending, |pipeline, _| match failed {
                 Some(error) => {
-                    // Its memory is free before anybody hears of it.
+                    // The memory is free before the client hears of the error.
                     drop(job);
                     Err(error)
                 }
-                None => failpoint::check(FailPoint::Finish).and_then(|()| self.pipeline.finish(job)),
-            };
-            self.conclude(outcome);
+                None => failpoint::check(FailPoint::Finish).and_then(|()| pipeline.finish(job)),
+            })?;
+            self.complete(pending, result)?;
         }
+        Ok(())
     }
 
-    fn drop_cancelled(&mut self) {
+    fn drop_cancelled(&mut self) -> Caught<()> {
         let mut index = 0;
-        while let Some(active) = self.active.get(index) {
-            if active.waiter.client.is_cancelled() {
-                let Active { job, waiter, .. } = self.active.remove(index);
-                self.in_hand = Some(waiter);
-                drop(job);
-                self.cancel();
+        while let Some(running) = self.running.get(index) {
+            if running.pending.handler.is_cancelled() {
+                let RunningJob { job, pending, .. } = self.running.remove(index);
+                let (pending, ()) = self.call_for(pending, |_, _| drop(job))?;
+                self.cancel(pending)?;
             } else {
                 index += 1;
             }
         }
+        Ok(())
     }
 
-    fn cancel(&mut self) {
-        self.observer.cancelled();
-        self.conclude(Err(Error::cancelled("the request was cancelled")));
+    fn cancel(&mut self, pending: PendingResult<P>) -> Caught<()> {
+        let observer = self.observer;
+        let (pending, ()) = self.call_for(pending, |_, _| observer.job_cancelled())?;
+        self.complete(pending, Err(Error::cancelled("the request was cancelled")))
     }
 
-    /// Answers who is in hand.
-    fn conclude(&mut self, outcome: Result<P::Output>) {
-        if matches!(outcome, Err(Error::OutOfMemory(_))) {
-            self.pipeline.relieve();
-        }
-        if let Some(waiter) = self.in_hand.take() {
-            self.answer(waiter, outcome);
-        }
+    /// Ends a request with its result.
+    fn complete(&mut self, pending: PendingResult<P>, result: Result<P::Output>) -> Caught<()> {
+        let pending = match &result {
+            Err(Error::OutOfMemory(_)) => self.call_for(pending, |pipeline, _| pipeline.free_memory())?.0,
+            _ => pending,
+        };
+        self.send(pending, result);
+        Ok(())
     }
 
-    fn answer(&self, waiter: Waiter<P>, outcome: Result<P::Output>) {
-        // Room first: whoever waits for it need not wait for the answer to be written.
-        self.admission.leave(waiter.rows);
-        waiter.client.answer(outcome);
+    fn send(&self, pending: PendingResult<P>, result: Result<P::Output>) {
+        // Capacity first: a waiting request need not wait until the response is written.
+        self.admission.release(pending.batch_size);
+        pending.handler.send(result);
     }
 
-    /// Tells of the panic, and that nothing can be let in, before anybody is answered.
-    fn poison(&mut self) {
-        let concerned = std::mem::take(&mut self.concerned);
-        self.fail(&concerned, &panicked());
-        let _ = guarded(|| self.observer.poisoned("a panic while a request was computed"));
+    /// Reports a panic and closes the admission, before any client is answered.
+    fn report_failure(&self) {
+        let _ = catch_panic(|| self.observer.engine_failed("a panic while a request was computed"));
         self.admission
             .close(Error::unavailable("the instance failed earlier and can no longer work"));
     }
 
-    /// Everything that is left gets the reason why. What is dropped or called here may be in pieces
-    /// after a panic; that one answer fails is no reason not to give the others.
-    fn end(mut self) {
-        let (reason, waiting) = self.admission.leftovers();
-        let error = closing(reason);
-        if let Some(waiter) = self.in_hand.take() {
-            let _ = guarded(|| self.answer(waiter, Err(panicked())));
+    /// Answers every request that is left with the reason of the end. After a panic, what is dropped or called here may
+    /// panic too; one response that fails does not keep the others from being sent.
+    fn shut_down(mut self) {
+        let (reason, admitted) = self.admission.drain();
+        let error = reason.unwrap_or_else(|| Error::unavailable("the engine has ended"));
+        for running in std::mem::take(&mut self.running) {
+            let RunningJob {
+                job, pending, failed, ..
+            } = running;
+            let _ = catch_panic(|| drop(job));
+            let _ = catch_panic(|| self.send(pending, Err(failed.unwrap_or_else(|| error.clone()))));
         }
-        for Active {
-            job, waiter, failed, ..
-        } in std::mem::take(&mut self.active)
-        {
-            let _ = guarded(|| drop(job));
-            let _ = guarded(|| self.answer(waiter, Err(failed.unwrap_or_else(|| error.clone()))));
-        }
-        for task in std::mem::take(&mut self.arrived).into_iter().chain(waiting) {
-            let Task { request, rows, client } = task;
-            let _ = guarded(|| drop(request));
-            let _ = guarded(|| self.answer(Waiter { client, rows }, Err(error.clone())));
+        for queued in std::mem::take(&mut self.queued).into_iter().chain(admitted) {
+            let QueuedRequest {
+                request,
+                batch_size,
+                handler,
+            } = queued;
+            let _ = catch_panic(|| drop(request));
+            let _ = catch_panic(|| self.send(PendingResult { handler, batch_size }, Err(error.clone())));
         }
         let Self { pipeline, .. } = self;
-        let _ = guarded(|| drop(pipeline));
+        let _ = catch_panic(|| drop(pipeline));
     }
 }
 
-fn panicked() -> Error {
-    Error::internal("the request met a fault inside the backend; its log says more")
+fn internal_error() -> Error {
+    Error::internal("internal error; see the server log")
 }

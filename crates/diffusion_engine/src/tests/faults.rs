@@ -1,126 +1,132 @@
-//! What goes wrong concerns nobody else, unless it is a panic.
+//! Faults: errors stay with their job; a panic ends the engine.
 
-use super::fake::{Fault, Place, Spec};
+use super::fakes::{FailPoint, Fault, Spec};
 use super::kind;
-use super::rig::{LIMIT, Rig};
+use super::support::{LIMIT, TestEngine};
 use diffusion_core::{Error, ErrorKind};
 
-/// A rig whose engine is in the call of a job 0 of one more step, of a shape of its own; so what is
-/// submitted next is taken in one piece.
-fn busy(rig: Rig) -> Rig {
-    rig.submit(Spec::new(0, 2).side(32));
-    assert_eq!(rig.called(), [0]);
-    rig
+/// Makes the engine execute a batch of job 0, whose shape no other job has. What is submitted next is then admitted
+/// together.
+fn busy(engine_under_test: TestEngine) -> TestEngine {
+    engine_under_test.submit(Spec::new(0, 2).side(32));
+    assert_eq!(engine_under_test.called(), [0]);
+    engine_under_test
 }
 
 #[test]
-fn an_error_fails_its_job_alone() {
-    for place in [Place::Prepare, Place::Step, Place::Finish] {
-        let mut rig = busy(Rig::new(8));
-        rig.submit(Spec::new(1, 2));
-        rig.submit(Spec::new(2, 2).fault(place, Fault::Error));
-        rig.submit(Spec::new(3, 2));
-        rig.run();
-        let answers = rig.answers(4);
+fn error_of_a_job_fails_it_alone() {
+    for place in [FailPoint::Prepare, FailPoint::Step, FailPoint::Finish] {
+        let mut engine_under_test = busy(TestEngine::new(8));
+        engine_under_test.submit(Spec::new(1, 2));
+        engine_under_test.submit(Spec::new(2, 2).fault(place, Fault::Error));
+        engine_under_test.submit(Spec::new(3, 2));
+        engine_under_test.run();
+        let answers = engine_under_test.answers(4);
         assert_eq!(answers[&0], Ok((0, 2)), "{place:?}");
         assert_eq!(answers[&1], Ok((1, 2)), "{place:?}");
         assert_eq!(answers[&2], Err(Error::invalid_argument("planned")), "{place:?}");
         assert_eq!(answers[&3], Ok((3, 2)), "{place:?}");
-        let shared = rig.log.get().calls.contains(&vec![1, 2, 3]);
-        assert_eq!(shared, place != Place::Prepare, "{place:?}");
-        assert!(rig.log.get().relieved.is_empty(), "{place:?}");
-        rig.end();
+        let shared = engine_under_test.log.get().calls.contains(&vec![1, 2, 3]);
+        assert_eq!(shared, place != FailPoint::Prepare, "{place:?}");
+        assert!(engine_under_test.log.get().freed_memory.is_empty(), "{place:?}");
+        engine_under_test.end();
     }
 }
 
 #[test]
-fn a_failed_call_fails_whoever_shared_it() {
-    let mut rig = busy(Rig::new(8));
-    rig.submit(Spec::new(1, 2));
-    rig.submit(Spec::new(2, 2).fault(Place::Call, Fault::Error));
-    rig.run();
-    let answers = rig.answers(3);
+fn failed_batch_fails_all_its_jobs() {
+    let mut engine_under_test = busy(TestEngine::new(8));
+    engine_under_test.submit(Spec::new(1, 2));
+    engine_under_test.submit(Spec::new(2, 2).fault(FailPoint::Batch, Fault::Error));
+    engine_under_test.run();
+    let answers = engine_under_test.answers(3);
     assert_eq!(answers[&0], Ok((0, 2)));
     assert_eq!(answers[&1], Err(Error::invalid_argument("planned")));
     assert_eq!(answers[&2], Err(Error::invalid_argument("planned")));
-    // Only what was done is counted.
-    assert_eq!(rig.log.get().observed, [(1, 1), (1, 1)]);
-    rig.end();
+    // Failed batches are not counted.
+    assert_eq!(engine_under_test.log.get().observed, [(1, 1), (1, 1)]);
+    engine_under_test.end();
 }
 
 #[test]
-fn a_shared_call_without_memory_is_made_one_by_one() {
-    let mut rig = busy(Rig::with(8, |pipeline, _| pipeline.memory_rows = 3));
-    rig.submit(Spec::new(1, 1).rows(2));
-    rig.submit(Spec::new(2, 1).rows(3));
-    rig.run();
-    let answers = rig.answers(3);
+fn batch_out_of_memory_is_run_one_by_one() {
+    let mut engine_under_test = busy(TestEngine::with(8, |pipeline, _| pipeline.memory_batch_size = 3));
+    engine_under_test.submit(Spec::new(1, 1).batch_size(2));
+    engine_under_test.submit(Spec::new(2, 1).batch_size(3));
+    engine_under_test.run();
+    let answers = engine_under_test.answers(3);
     assert_eq!((&answers[&1], &answers[&2]), (&Ok((1, 1)), &Ok((2, 1))));
-    let log = rig.log.get();
+    let log = engine_under_test.log.get();
     assert_eq!(log.calls, [vec![0], vec![0], vec![1, 2], vec![1], vec![2]]);
-    assert_eq!(log.relieved, [3]);
+    assert_eq!(log.freed_memory, [3]);
     drop(log);
-    rig.end();
+    engine_under_test.end();
 }
 
 #[test]
-fn a_job_without_memory_of_its_own_fails_alone() {
-    let mut rig = busy(Rig::new(8));
-    rig.submit(Spec::new(1, 2));
-    rig.submit(Spec::new(2, 2).fault(Place::Call, Fault::OutOfMemory));
-    rig.submit(Spec::new(3, 2));
-    rig.run();
-    let answers = rig.answers(4);
+fn job_out_of_memory_fails_alone() {
+    let mut engine_under_test = busy(TestEngine::new(8));
+    engine_under_test.submit(Spec::new(1, 2));
+    engine_under_test.submit(Spec::new(2, 2).fault(FailPoint::Batch, Fault::OutOfMemory));
+    engine_under_test.submit(Spec::new(3, 2));
+    engine_under_test.run();
+    let answers = engine_under_test.answers(4);
     assert_eq!(answers[&1], Ok((1, 2)));
     assert_eq!(answers[&2], Err(Error::out_of_memory("planned")));
     assert_eq!(answers[&3], Ok((3, 2)));
-    rig.submit(Spec::new(4, 1));
-    assert_eq!(rig.answer(), (4, Ok((4, 1))));
-    rig.end();
+    engine_under_test.submit(Spec::new(4, 1));
+    assert_eq!(engine_under_test.answer(), (4, Ok((4, 1))));
+    engine_under_test.end();
 }
 
 #[test]
-fn memory_goes_back_before_the_answer() {
-    for place in [Place::Prepare, Place::Step, Place::Call, Place::Finish] {
-        let mut rig = Rig::new(8);
-        rig.run();
-        let log = rig.log.clone();
+fn memory_is_freed_before_the_response() {
+    for place in [FailPoint::Prepare, FailPoint::Step, FailPoint::Batch, FailPoint::Finish] {
+        let mut engine_under_test = TestEngine::new(8);
+        engine_under_test.run();
+        let log = engine_under_test.log.clone();
         let check = move || {
             let mut log = log.get();
-            if log.relieved.last() != Some(&0) {
-                let text = format!("{place:?}: relieved with {:?} jobs", log.relieved);
+            if log.freed_memory.last() != Some(&0) {
+                let text = format!("{place:?}: freed_memory with {:?} jobs", log.freed_memory);
                 log.wrong.push(text);
             }
         };
         let spec = Spec::new(1, 1).fault(place, Fault::OutOfMemory);
-        rig.engine().submit([rig.task_that(spec, Some(Box::new(check))).0]);
-        assert_eq!(rig.answer(), (1, Err(Error::out_of_memory("planned"))), "{place:?}");
-        rig.submit(Spec::new(2, 1));
-        assert_eq!(rig.answer(), (2, Ok((2, 1))), "{place:?}");
-        rig.end();
+        engine_under_test
+            .engine()
+            .submit([engine_under_test.request_that(spec, Some(Box::new(check))).0]);
+        assert_eq!(
+            engine_under_test.answer(),
+            (1, Err(Error::out_of_memory("planned"))),
+            "{place:?}"
+        );
+        engine_under_test.submit(Spec::new(2, 1));
+        assert_eq!(engine_under_test.answer(), (2, Ok((2, 1))), "{place:?}");
+        engine_under_test.end();
     }
 }
 
-/// A panic of job 2 at `place`, with others in flight, just taken and at the door.
-fn panic_at(place: Place, victim: Spec) {
-    let mut rig = busy(Rig::new(4));
-    rig.submit(Spec::new(1, 9).side(16));
-    rig.submit(victim.fault(place, Fault::Panic));
-    rig.submit(Spec::new(3, 9).side(16));
-    rig.submit_to_full(Spec::new(4, 9));
-    rig.run();
+/// Injects a panic of job 2 at `place` while other requests run, were just admitted, and wait for capacity.
+fn panic_at(place: FailPoint, victim: Spec) {
+    let mut engine_under_test = busy(TestEngine::new(4));
+    engine_under_test.submit(Spec::new(1, 9).side(16));
+    engine_under_test.submit(victim.fault(place, Fault::Panic));
+    engine_under_test.submit(Spec::new(3, 9).side(16));
+    engine_under_test.submit_to_full(Spec::new(4, 9));
+    engine_under_test.run();
     for _ in 0..5 {
-        let answer = rig.raw_answer();
-        let (id, after_poison) = (answer.id, answer.after_poison);
+        let answer = engine_under_test.raw_answer();
+        let (id, after_failure) = (answer.id, answer.after_failure);
         let outcome = answer
             .outcome
             .unwrap_or_else(|| panic!("{place:?}: {id} got no answer"));
         match (id, place) {
-            // It has its answer, and the panic comes after it.
-            (2, Place::Answer) => assert_eq!(outcome, Ok((2, 1))),
+            // The panic comes after the result.
+            (2, FailPoint::Send) => assert_eq!(outcome, Ok((2, 1))),
             (2, _) => {
                 assert_eq!(kind(&outcome), Some(ErrorKind::Internal), "{place:?}: {outcome:?}");
-                assert!(after_poison, "{place:?}: readiness must not lag behind the answer");
+                assert!(after_failure, "{place:?}: readiness must not lag behind the answer");
             }
             (0, _) if outcome == Ok((0, 2)) => {}
             _ => {
@@ -132,35 +138,35 @@ fn panic_at(place: Place, victim: Spec) {
             }
         }
     }
-    rig.submit(Spec::new(5, 1));
-    let (id, outcome) = rig.answer();
+    engine_under_test.submit(Spec::new(5, 1));
+    let (id, outcome) = engine_under_test.answer();
     assert_eq!((id, kind(&outcome)), (5, Some(ErrorKind::Unavailable)), "{place:?}");
-    assert_eq!(rig.log.get().poisoned.len(), 1, "{place:?}");
-    assert!(!rig.log.get().prepared.contains(&5));
-    rig.end();
+    assert_eq!(engine_under_test.log.get().failed.len(), 1, "{place:?}");
+    assert!(!engine_under_test.log.get().prepared.contains(&5));
+    engine_under_test.end();
 }
 
 #[test]
-fn a_panic_ends_the_engine_and_answers_everybody() {
+fn panic_ends_the_engine_and_answers_all_requests() {
     for place in [
-        Place::Prepare,
-        Place::Batch,
-        Place::Step,
-        Place::IsDone,
-        Place::Finish,
-        Place::IsCancelled,
-        Place::Started,
-        Place::Answer,
+        FailPoint::Prepare,
+        FailPoint::BatchEntries,
+        FailPoint::Step,
+        FailPoint::IsDone,
+        FailPoint::Finish,
+        FailPoint::IsCancelled,
+        FailPoint::OnStart,
+        FailPoint::Send,
     ] {
         panic_at(place, Spec::new(2, 1));
     }
 }
 
 #[test]
-fn a_panic_of_a_job_that_is_dropped() {
-    // Cancelled once it runs: asked when it is admitted, then before its second step.
+fn panic_of_a_dropped_job_ends_the_engine() {
+    // Cancelled while it runs: asked when it is admitted, then before its second step.
     panic_at(
-        Place::DropJob,
+        FailPoint::DropJob,
         Spec {
             cancel_after: Some(1),
             ..Spec::new(2, 9)
@@ -169,101 +175,101 @@ fn a_panic_of_a_job_that_is_dropped() {
 }
 
 #[test]
-fn a_panic_of_a_shared_call_concerns_all_in_it() {
-    let mut rig = busy(Rig::new(8));
-    rig.submit(Spec::new(1, 2));
-    rig.submit(Spec::new(2, 2).fault(Place::Call, Fault::Panic));
-    rig.submit(Spec::new(3, 9).side(16));
-    rig.run();
-    let answers = rig.answers(4);
+fn panic_of_a_batch_fails_all_its_jobs() {
+    let mut engine_under_test = busy(TestEngine::new(8));
+    engine_under_test.submit(Spec::new(1, 2));
+    engine_under_test.submit(Spec::new(2, 2).fault(FailPoint::Batch, Fault::Panic));
+    engine_under_test.submit(Spec::new(3, 9).side(16));
+    engine_under_test.run();
+    let answers = engine_under_test.answers(4);
     assert_eq!(kind(&answers[&1]), Some(ErrorKind::Internal));
     assert_eq!(kind(&answers[&2]), Some(ErrorKind::Internal));
     assert_eq!(kind(&answers[&3]), Some(ErrorKind::Unavailable));
-    rig.end();
+    engine_under_test.end();
 }
 
 #[test]
-fn a_panic_while_memory_is_given_back() {
-    let mut rig = busy(Rig::with(8, |pipeline, _| pipeline.relieve_panics = true));
-    rig.submit(Spec::new(1, 9));
-    rig.submit(Spec::new(2, 9).fault(Place::Prepare, Fault::OutOfMemory));
-    rig.submit(Spec::new(3, 9));
-    rig.run();
-    let answers = rig.answers(4);
+fn panic_while_memory_is_freed_ends_the_engine() {
+    let mut engine_under_test = busy(TestEngine::with(8, |pipeline, _| pipeline.free_memory_panics = true));
+    engine_under_test.submit(Spec::new(1, 9));
+    engine_under_test.submit(Spec::new(2, 9).fault(FailPoint::Prepare, Fault::OutOfMemory));
+    engine_under_test.submit(Spec::new(3, 9));
+    engine_under_test.run();
+    let answers = engine_under_test.answers(4);
     assert_eq!(kind(&answers[&2]), Some(ErrorKind::Internal));
     for id in [0, 1, 3] {
         assert_eq!(kind(&answers[&id]), Some(ErrorKind::Unavailable), "{id}");
     }
-    rig.end();
+    engine_under_test.end();
 }
 
 #[test]
-fn an_observer_that_panics_keeps_nobody_waiting() {
-    let mut rig = busy(Rig::with(2, |_, observer| observer.panics = true));
-    rig.submit(Spec::new(1, 1).fault(Place::Prepare, Fault::Panic));
-    rig.submit_to_full(Spec::new(2, 1));
-    rig.run();
-    let answers = rig.answers(3);
+fn panicking_observer_leaves_no_request_unanswered() {
+    let mut engine_under_test = busy(TestEngine::with(2, |_, observer| observer.panics = true));
+    engine_under_test.submit(Spec::new(1, 1).fault(FailPoint::Prepare, Fault::Panic));
+    engine_under_test.submit_to_full(Spec::new(2, 1));
+    engine_under_test.run();
+    let answers = engine_under_test.answers(3);
     assert_eq!(kind(&answers[&1]), Some(ErrorKind::Internal));
     assert_eq!(kind(&answers[&2]), Some(ErrorKind::Unavailable));
-    rig.end();
+    engine_under_test.end();
 }
 
 #[test]
-fn answers_that_panic_at_the_end_keep_nobody_waiting() {
-    let mut rig = busy(Rig::new(8));
-    rig.submit(Spec::new(1, 9).fault(Place::Answer, Fault::Panic));
-    rig.submit(Spec::new(2, 9).fault(Place::DropJob, Fault::Panic));
-    rig.submit(Spec::new(3, 1).fault(Place::Prepare, Fault::Panic));
-    rig.submit(Spec::new(4, 9).fault(Place::Answer, Fault::Panic));
-    rig.submit(Spec::new(5, 9));
-    rig.run();
-    let answers = rig.answers(6);
+fn panicking_handlers_at_shutdown_leave_no_request_unanswered() {
+    let mut engine_under_test = busy(TestEngine::new(8));
+    engine_under_test.submit(Spec::new(1, 9).fault(FailPoint::Send, Fault::Panic));
+    engine_under_test.submit(Spec::new(2, 9).fault(FailPoint::DropJob, Fault::Panic));
+    engine_under_test.submit(Spec::new(3, 1).fault(FailPoint::Prepare, Fault::Panic));
+    engine_under_test.submit(Spec::new(4, 9).fault(FailPoint::Send, Fault::Panic));
+    engine_under_test.submit(Spec::new(5, 9));
+    engine_under_test.run();
+    let answers = engine_under_test.answers(6);
     assert_eq!(kind(&answers[&3]), Some(ErrorKind::Internal));
     for id in [0, 1, 2, 4, 5] {
         assert_eq!(kind(&answers[&id]), Some(ErrorKind::Unavailable), "{id}");
     }
-    rig.end();
+    engine_under_test.end();
 }
 
 #[test]
-fn a_thread_that_cannot_work_on_the_device() {
+fn failed_init_thread_rejects_all_requests() {
     for (fault, code) in [
         (Fault::Error, ErrorKind::Internal),
         (Fault::Panic, ErrorKind::Unavailable),
     ] {
-        let rig = Rig::with(4, |pipeline, _| pipeline.enter_thread = Some(fault));
-        // Whether it comes before the failure or after it.
+        let engine_under_test = TestEngine::with(4, |pipeline, _| pipeline.init_thread = Some(fault));
+        // Either before the failure or after it.
         for id in 0..3 {
-            rig.submit(Spec::new(id, 1));
-            let (answered, outcome) = rig.answer();
+            engine_under_test.submit(Spec::new(id, 1));
+            let (answered, outcome) = engine_under_test.answer();
             assert_eq!((answered, kind(&outcome)), (id, Some(code)), "{fault:?}");
         }
-        assert_eq!(rig.log.get().poisoned.len(), 1, "{fault:?}");
-        assert!(rig.log.get().prepared.is_empty(), "{fault:?}");
-        rig.end();
+        assert_eq!(engine_under_test.log.get().failed.len(), 1, "{fault:?}");
+        assert!(engine_under_test.log.get().prepared.is_empty(), "{fault:?}");
+        engine_under_test.end();
     }
 }
 
 #[test]
-fn a_client_that_panics_at_the_door_is_its_own_affair() {
-    let mut rig = Rig::new(1);
-    rig.submit(Spec::new(1, 1));
-    assert_eq!(rig.called(), [1]);
-    let (task, _) = rig.task(Spec::new(2, 1).fault(Place::IsCancelled, Fault::Panic));
-    let engine = rig.engine();
+fn panicking_handler_that_waits_does_not_stop_the_engine() {
+    let mut engine_under_test = TestEngine::new(1);
+    engine_under_test.submit(Spec::new(1, 1));
+    assert_eq!(engine_under_test.called(), [1]);
+    let (request, _) = engine_under_test.request(Spec::new(2, 1).fault(FailPoint::IsCancelled, Fault::Panic));
+    let engine = engine_under_test.engine();
     let (done, submitted) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.submit([task])));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.submit([request])));
         drop(engine);
         let _ = done.send(panicked.is_err());
     });
     assert_eq!(submitted.recv_timeout(LIMIT), Ok(true));
-    // The panic is the submitter's, and so is the client that it dropped.
-    assert_eq!(rig.raw_answer().id, 2);
-    rig.run();
-    assert_eq!(rig.answer(), (1, Ok((1, 1))));
-    rig.submit(Spec::new(3, 1));
-    assert_eq!(rig.answer(), (3, Ok((3, 1))));
-    rig.end();
+    // The panic is on the thread that submits, which drops the handler.
+    assert_eq!(engine_under_test.raw_answer().id, 2);
+    engine_under_test.run();
+    assert_eq!(engine_under_test.answer(), (1, Ok((1, 1))));
+    engine_under_test.submit(Spec::new(3, 1));
+    assert_eq!(engine_under_test.answer(), (3, Ok((3, 1))));
+    engine_under_test.end();
 }

@@ -1,31 +1,31 @@
-//! A pipeline, a client and an observer that do as they are told and tell what befell them.
+//! A scripted pipeline, handler and observer that log every call.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::super::{Batch, Client, Observer, Pipeline, StepOutcome};
+use super::super::{BatchEntries, Observer, Pipeline, ResponseHandler, StepResults};
 use diffusion_core::{Error, Result};
 
-/// Where something is told to go wrong.
+/// Where a fault is injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum FailPoint {
     Prepare,
-    Batch,
-    /// The job's own part of a step.
+    BatchEntries,
+    /// The step of one job.
     Step,
-    /// The step of all jobs in the call.
-    Call,
+    /// The step of the whole batch.
+    Batch,
     IsDone,
     Finish,
     DropJob,
     IsCancelled,
-    Started,
-    Answer,
+    OnStart,
+    Send,
 }
 
-/// How.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     Error,
@@ -33,22 +33,22 @@ pub enum Fault {
     Panic,
 }
 
-/// A panic that does not go through the hook, so that it leaves no noise in the test's output.
+/// Panics without calling the panic hook, which would print to the test's output.
 pub fn planned_panic() -> ! {
     resume_unwind(Box::new("planned"))
 }
 
-/// A request, and what happens to it.
+/// A request and its script.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub id: usize,
     pub steps: usize,
-    pub rows: usize,
-    /// The rows that `batch` tells of; those of the task unless a test lies.
-    pub batch_rows: usize,
+    pub batch_size: usize,
+    /// Entries that `batch_entries` returns; equal to `batch_size` unless a test says otherwise.
+    pub entries: usize,
     pub side: i64,
-    pub fault: Option<(Place, Fault)>,
-    /// The client has cancelled once it was asked more often than this.
+    pub fault: Option<(FailPoint, Fault)>,
+    /// `is_cancelled` returns true after this many calls.
     pub cancel_after: Option<usize>,
 }
 
@@ -57,38 +57,38 @@ impl Spec {
         Self {
             id,
             steps,
-            rows: 1,
-            batch_rows: 1,
+            batch_size: 1,
+            entries: 1,
             side: 8,
             fault: None,
             cancel_after: None,
         }
     }
 
-    pub fn rows(self, rows: usize) -> Self {
+    pub fn batch_size(self, batch_size: usize) -> Self {
         Self {
-            rows,
-            batch_rows: rows,
+            batch_size,
+            entries: batch_size,
             ..self
         }
     }
 
-    pub fn batch_rows(self, batch_rows: usize) -> Self {
-        Self { batch_rows, ..self }
+    pub fn entries(self, entries: usize) -> Self {
+        Self { entries, ..self }
     }
 
     pub fn side(self, side: i64) -> Self {
         Self { side, ..self }
     }
 
-    pub fn fault(self, place: Place, fault: Fault) -> Self {
+    pub fn fault(self, place: FailPoint, fault: Fault) -> Self {
         Self {
             fault: Some((place, fault)),
             ..self
         }
     }
 
-    fn meets(&self, at: Place) -> Result<()> {
+    fn meets(&self, at: FailPoint) -> Result<()> {
         match self.fault {
             Some((place, fault)) if place == at => match fault {
                 Fault::Error => Err(Error::invalid_argument("planned")),
@@ -100,23 +100,23 @@ impl Spec {
     }
 }
 
-/// All that the fakes saw.
+/// All calls that the fakes received.
 #[derive(Debug, Default)]
 pub struct Log {
-    /// The jobs of each UNet call, failed ones too.
+    /// The jobs of each batch, including failed ones.
     pub calls: Vec<Vec<usize>>,
-    /// Jobs and rows, as the observer was told.
+    /// Jobs and batch sizes that the observer received.
     pub observed: Vec<(usize, usize)>,
     pub started: Vec<usize>,
     pub prepared: Vec<usize>,
-    /// For each call of `relieve`, the jobs that existed.
-    pub relieved: Vec<usize>,
+    /// For each call of `free_memory`, the number of jobs.
+    pub freed_memory: Vec<usize>,
     pub cancelled: usize,
-    pub poisoned: Vec<String>,
-    /// Jobs that exist, and their rows.
+    pub failed: Vec<String>,
+    /// Jobs that exist, and their batch entries.
     pub jobs: usize,
-    pub rows: usize,
-    /// What must never be.
+    pub batch_size: usize,
+    /// Violations of the engine's contract.
     pub wrong: Vec<String>,
 }
 
@@ -140,9 +140,9 @@ impl Drop for FakeJob {
         {
             let mut log = self.log.get();
             log.jobs -= 1;
-            log.rows -= self.spec.rows;
+            log.batch_size -= self.spec.batch_size;
         }
-        if self.spec.fault == Some((Place::DropJob, Fault::Panic)) {
+        if self.spec.fault == Some((FailPoint::DropJob, Fault::Panic)) {
             planned_panic();
         }
     }
@@ -150,26 +150,26 @@ impl Drop for FakeJob {
 
 pub struct FakePipeline {
     pub log: SharedLog,
-    pub max_unet_batch_size: usize,
-    pub enter_thread: Option<Fault>,
-    /// A call of more rows runs out of memory.
-    pub memory_rows: usize,
-    pub relieve_panics: bool,
-    /// Told of each call when it begins; it goes on when `go` says so, or is gone.
+    pub max_batch_size: usize,
+    pub init_thread: Option<Fault>,
+    /// A larger batch runs out of memory.
+    pub memory_batch_size: usize,
+    pub free_memory_panics: bool,
+    /// Gets the jobs of each batch. The batch then waits for `go`, or until `go` is closed.
     pub called: Sender<Vec<usize>>,
     pub go: Receiver<()>,
-    /// Told when the pipeline is dropped.
+    /// Notified when the pipeline is dropped.
     pub ended: Sender<()>,
 }
 
 impl Pipeline for FakePipeline {
     type Request = Spec;
     type Job = FakeJob;
-    /// The id, and the steps that the job took.
+    /// The id and the number of steps.
     type Output = (usize, usize);
 
-    fn enter_thread(&mut self) -> Result<()> {
-        match self.enter_thread {
+    fn init_thread(&mut self) -> Result<()> {
+        match self.init_thread {
             None => Ok(()),
             Some(Fault::Panic) => planned_panic(),
             Some(_) => Err(Error::internal("no device")),
@@ -177,13 +177,13 @@ impl Pipeline for FakePipeline {
     }
 
     fn prepare(&mut self, request: Spec) -> Result<FakeJob> {
-        request.meets(Place::Prepare)?;
+        request.meets(FailPoint::Prepare)?;
         let mut log = self.log.get();
         log.prepared.push(request.id);
         log.jobs += 1;
-        log.rows += request.rows;
-        if log.rows > self.max_unet_batch_size && log.jobs > 1 {
-            let text = format!("{} jobs of {} rows are in flight", log.jobs, log.rows);
+        log.batch_size += request.batch_size;
+        if log.batch_size > self.max_batch_size && log.jobs > 1 {
+            let text = format!("{} jobs of {} batch entries run", log.jobs, log.batch_size);
             log.wrong.push(text);
         }
         Ok(FakeJob {
@@ -193,39 +193,39 @@ impl Pipeline for FakePipeline {
         })
     }
 
-    fn batch(&self, job: &FakeJob) -> Batch {
-        let _ = job.spec.meets(Place::Batch);
-        Batch {
-            rows: job.spec.batch_rows,
+    fn batch_entries(&self, job: &FakeJob) -> BatchEntries {
+        let _ = job.spec.meets(FailPoint::BatchEntries);
+        BatchEntries {
+            count: job.spec.entries,
             shape: vec![4, job.spec.side, job.spec.side],
         }
     }
 
     fn is_done(&self, job: &FakeJob) -> bool {
-        let _ = job.spec.meets(Place::IsDone);
+        let _ = job.spec.meets(FailPoint::IsDone);
         job.step >= job.spec.steps
     }
 
-    fn step(&mut self, jobs: &mut [&mut FakeJob]) -> Result<StepOutcome> {
+    fn step(&mut self, jobs: &mut [&mut FakeJob]) -> Result<StepResults> {
         let ids: Vec<usize> = jobs.iter().map(|job| job.spec.id).collect();
-        let rows: usize = jobs.iter().map(|job| job.spec.batch_rows).sum();
+        let batch_size: usize = jobs.iter().map(|job| job.spec.entries).sum();
         {
             let mut log = self.log.get();
             log.calls.push(ids.clone());
             let one_shape = jobs.windows(2).all(|two| two[0].spec.side == two[1].spec.side);
             let to_do = jobs.iter().all(|job| job.step < job.spec.steps);
-            if !one_shape || !to_do || (rows > self.max_unet_batch_size && jobs.len() > 1) {
-                log.wrong.push(format!("a call of {rows} rows for {ids:?}"));
+            if !one_shape || !to_do || (batch_size > self.max_batch_size && jobs.len() > 1) {
+                log.wrong.push(format!("a batch of {batch_size} entries for {ids:?}"));
             }
         }
         let _ = self.called.send(ids);
         let _ = self.go.recv();
-        if rows > self.memory_rows {
+        if batch_size > self.memory_batch_size {
             return Err(Error::out_of_memory("planned"));
         }
-        jobs.iter().try_for_each(|job| job.spec.meets(Place::Call))?;
+        jobs.iter().try_for_each(|job| job.spec.meets(FailPoint::Batch))?;
         let step = |job: &mut &mut FakeJob| {
-            job.spec.meets(Place::Step)?;
+            job.spec.meets(FailPoint::Step)?;
             job.step += 1;
             Ok(())
         };
@@ -233,16 +233,16 @@ impl Pipeline for FakePipeline {
     }
 
     fn finish(&mut self, job: FakeJob) -> Result<(usize, usize)> {
-        job.spec.meets(Place::Finish)?;
+        job.spec.meets(FailPoint::Finish)?;
         Ok((job.spec.id, job.step))
     }
 
-    fn relieve(&mut self) {
+    fn free_memory(&mut self) {
         let mut log = self.log.get();
         let jobs = log.jobs;
-        log.relieved.push(jobs);
+        log.freed_memory.push(jobs);
         drop(log);
-        if self.relieve_panics {
+        if self.free_memory_panics {
             planned_panic();
         }
     }
@@ -260,16 +260,16 @@ pub struct FakeObserver {
 }
 
 impl Observer for FakeObserver {
-    fn unet_call(&self, jobs: usize, rows: usize) {
-        self.log.get().observed.push((jobs, rows));
+    fn batch_executed(&self, jobs: usize, batch_size: usize) {
+        self.log.get().observed.push((jobs, batch_size));
     }
 
-    fn cancelled(&self) {
+    fn job_cancelled(&self) {
         self.log.get().cancelled += 1;
     }
 
-    fn poisoned(&self, reason: &str) {
-        self.log.get().poisoned.push(reason.to_owned());
+    fn engine_failed(&self, reason: &str) {
+        self.log.get().failed.push(reason.to_owned());
         if self.panics {
             planned_panic();
         }
@@ -278,17 +278,17 @@ impl Observer for FakeObserver {
 
 pub type Outcome = Result<(usize, usize)>;
 
-/// What a client got.
+/// The result that a handler received.
 #[derive(Debug)]
 pub struct Answer {
     pub id: usize,
-    /// `None` for a client that was dropped without an answer.
+    /// `None` for a handler that was dropped without a result.
     pub outcome: Option<Outcome>,
-    /// Whether the observer had heard of a poisoned engine by then.
-    pub after_poison: bool,
+    /// Whether the failure of the engine was reported before.
+    pub after_failure: bool,
 }
 
-pub struct FakeClient {
+pub struct FakeHandler {
     pub spec: Spec,
     pub log: SharedLog,
     pub cancelled: Arc<AtomicBool>,
@@ -298,40 +298,40 @@ pub struct FakeClient {
     pub answered: bool,
 }
 
-impl FakeClient {
+impl FakeHandler {
     fn tell(&mut self, outcome: Option<Outcome>) {
         self.answered = true;
-        let after_poison = !self.log.get().poisoned.is_empty();
+        let after_failure = !self.log.get().failed.is_empty();
         let _ = self.answers.send(Answer {
             id: self.spec.id,
             outcome,
-            after_poison,
+            after_failure,
         });
     }
 }
 
-impl Client<(usize, usize)> for FakeClient {
+impl ResponseHandler<(usize, usize)> for FakeHandler {
     fn is_cancelled(&self) -> bool {
-        let _ = self.spec.meets(Place::IsCancelled);
+        let _ = self.spec.meets(FailPoint::IsCancelled);
         let asks = self.asks.fetch_add(1, Ordering::SeqCst);
         self.cancelled.load(Ordering::SeqCst) || self.spec.cancel_after.is_some_and(|n| asks >= n)
     }
 
-    fn started(&self) {
-        let _ = self.spec.meets(Place::Started);
+    fn on_start(&self) {
+        let _ = self.spec.meets(FailPoint::OnStart);
         self.log.get().started.push(self.spec.id);
     }
 
-    fn answer(mut self: Box<Self>, outcome: Outcome) {
+    fn send(mut self: Box<Self>, outcome: Outcome) {
         self.tell(Some(outcome));
         if let Some(then) = self.on_answer.take() {
             then();
         }
-        let _ = self.spec.meets(Place::Answer);
+        let _ = self.spec.meets(FailPoint::Send);
     }
 }
 
-impl Drop for FakeClient {
+impl Drop for FakeHandler {
     fn drop(&mut self) {
         if !self.answered {
             self.tell(None);

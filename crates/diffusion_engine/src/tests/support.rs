@@ -1,4 +1,4 @@
-//! An engine over the fakes, with its strings in the test's hand.
+//! An engine with scripted parts that a test controls.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use super::super::{Engine, Task};
-use super::fake::{Answer, FakeClient, FakeObserver, FakePipeline, Outcome, SharedLog, Spec};
+use super::super::{Engine, QueuedRequest};
+use super::fakes::{Answer, FakeHandler, FakeObserver, FakePipeline, Outcome, SharedLog, Spec};
 
-/// No test waits longer than this for anything; it only passes when something is wrong.
+/// The time limit of every wait. Only a failing test reaches it.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
-/// What a test keeps of a task.
+/// A test's handle to a request.
 pub struct Handle {
     cancelled: Arc<AtomicBool>,
     asks: Arc<AtomicUsize>,
@@ -23,21 +23,20 @@ impl Handle {
         self.cancelled.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until the client has been asked twice more. Of a task that no engine has taken, it means
-    /// that it waits at the door.
+    /// Waits until `is_cancelled` was called twice more. A request that is not admitted is then waiting for capacity.
     pub fn wait_until_asked(&self) {
         let asked = self.asks.load(Ordering::SeqCst);
         let start = Instant::now();
         while self.asks.load(Ordering::SeqCst) < asked + 2 {
-            assert!(start.elapsed() < LIMIT, "nobody asks");
+            assert!(start.elapsed() < LIMIT, "is_cancelled is not called");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-/// An engine over the fakes. Its UNet calls wait for [`Rig::step`] until [`Rig::run`].
-pub struct Rig {
-    // Before the engine: a call that waits for it must end before the engine can be joined.
+/// An engine with scripted parts. Its batches wait for [`TestEngine::step`], until [`TestEngine::run`].
+pub struct TestEngine {
+    // Dropped before the engine: a batch that waits for it must end before the engine can be joined.
     go: Option<Sender<()>>,
     calls: Receiver<Vec<usize>>,
     answer_sender: Sender<Answer>,
@@ -47,12 +46,12 @@ pub struct Rig {
     pub engine: Option<Arc<Engine<FakePipeline>>>,
 }
 
-impl Rig {
-    pub fn new(max_unet_batch_size: usize) -> Self {
-        Self::with(max_unet_batch_size, |_, _| {})
+impl TestEngine {
+    pub fn new(max_batch_size: usize) -> Self {
+        Self::with(max_batch_size, |_, _| {})
     }
 
-    pub fn with(max_unet_batch_size: usize, set: impl FnOnce(&mut FakePipeline, &mut FakeObserver)) -> Self {
+    pub fn with(max_batch_size: usize, set: impl FnOnce(&mut FakePipeline, &mut FakeObserver)) -> Self {
         let log = SharedLog::default();
         let (called, calls) = mpsc::channel();
         let (go, gone) = mpsc::channel();
@@ -60,10 +59,10 @@ impl Rig {
         let (end, ended) = mpsc::channel();
         let mut pipeline = FakePipeline {
             log: log.clone(),
-            max_unet_batch_size,
-            enter_thread: None,
-            memory_rows: usize::MAX,
-            relieve_panics: false,
+            max_batch_size,
+            init_thread: None,
+            memory_batch_size: usize::MAX,
+            free_memory_panics: false,
             called,
             go: gone,
             ended: end,
@@ -73,7 +72,7 @@ impl Rig {
             panics: false,
         };
         set(&mut pipeline, &mut observer);
-        let engine = Engine::start("test-engine", pipeline, max_unet_batch_size, Box::new(observer)).unwrap();
+        let engine = Engine::start("test-engine", pipeline, max_batch_size, Box::new(observer)).unwrap();
         let engine = Some(Arc::new(engine));
         Self {
             go: Some(go),
@@ -90,17 +89,21 @@ impl Rig {
         Arc::clone(self.engine.as_ref().unwrap())
     }
 
-    pub fn task(&self, spec: Spec) -> (Task<FakePipeline>, Handle) {
-        self.task_that(spec, None)
+    pub fn request(&self, spec: Spec) -> (QueuedRequest<FakePipeline>, Handle) {
+        self.request_that(spec, None)
     }
 
-    /// A task whose client calls `then` with its answer.
-    pub fn task_that(&self, spec: Spec, on_answer: Option<Box<dyn FnOnce() + Send>>) -> (Task<FakePipeline>, Handle) {
+    /// Creates a request whose handler calls `on_answer` after it received the result.
+    pub fn request_that(
+        &self,
+        spec: Spec,
+        on_answer: Option<Box<dyn FnOnce() + Send>>,
+    ) -> (QueuedRequest<FakePipeline>, Handle) {
         let handle = Handle {
             cancelled: Arc::default(),
             asks: Arc::default(),
         };
-        let client = FakeClient {
+        let handler = FakeHandler {
             spec: spec.clone(),
             log: self.log.clone(),
             cancelled: Arc::clone(&handle.cancelled),
@@ -110,54 +113,54 @@ impl Rig {
             answered: false,
         };
         (
-            Task {
-                rows: spec.rows,
+            QueuedRequest {
+                batch_size: spec.batch_size,
                 request: spec,
-                client: Box::new(client),
+                handler: Box::new(handler),
             },
             handle,
         )
     }
 
-    /// Submits a task that there is room for.
+    /// Submits a request that fits.
     pub fn submit(&self, spec: Spec) -> Handle {
-        let (task, handle) = self.task(spec);
-        self.engine().submit([task]);
+        let (request, handle) = self.request(spec);
+        self.engine().submit([request]);
         handle
     }
 
-    /// Submits a task on a thread of its own and waits until it waits at the door.
+    /// Submits a request on another thread and waits until it waits for capacity.
     pub fn submit_to_full(&self, spec: Spec) -> Handle {
-        let (task, handle) = self.task(spec);
+        let (request, handle) = self.request(spec);
         let engine = self.engine();
-        std::thread::spawn(move || engine.submit([task]));
+        std::thread::spawn(move || engine.submit([request]));
         handle.wait_until_asked();
         handle
     }
 
-    /// Waits for the next UNet call, which then waits in turn.
+    /// Waits for the next batch, which then waits for `go`.
     pub fn called(&self) -> Vec<usize> {
-        self.calls.recv_timeout(LIMIT).expect("no UNet call")
+        self.calls.recv_timeout(LIMIT).expect("no batch")
     }
 
-    /// Lets the call go on.
+    /// Lets the batch continue.
     pub fn go(&self) {
         self.go.as_ref().unwrap().send(()).unwrap();
     }
 
-    /// The next UNet call, which may go on.
+    /// Waits for the next batch and lets it continue.
     pub fn step(&self) -> Vec<usize> {
         let called = self.called();
         self.go();
         called
     }
 
-    /// No call waits any more.
+    /// Lets all further batches run.
     pub fn run(&mut self) {
         self.go = None;
     }
 
-    /// The next answer.
+    /// Waits for the next result.
     pub fn answer(&self) -> (usize, Outcome) {
         let answer = self.raw_answer();
         let outcome = answer.outcome.unwrap_or_else(|| panic!("{} got no answer", answer.id));
@@ -168,14 +171,14 @@ impl Rig {
         self.answers.recv_timeout(LIMIT).expect("no answer")
     }
 
-    /// The next `count` answers, by id.
+    /// Waits for `count` results; returns them by id.
     pub fn answers(&self, count: usize) -> BTreeMap<usize, Outcome> {
         let answers: BTreeMap<_, _> = (0..count).map(|_| self.answer()).collect();
-        assert_eq!(answers.len(), count, "somebody was answered twice");
+        assert_eq!(answers.len(), count, "a request was answered twice");
         answers
     }
 
-    /// Ends the engine, as its last owner, and waits for its thread. No answer may be left.
+    /// Drops the engine and waits for its thread. No further result may arrive.
     pub fn end(mut self) {
         self.run();
         let engine = self.engine.take().unwrap();
@@ -186,9 +189,9 @@ impl Rig {
         });
         joined.recv_timeout(LIMIT).expect("the engine does not end");
         self.ended();
-        assert!(self.answers.try_recv().is_err(), "an answer too many");
+        assert!(self.answers.try_recv().is_err(), "an unexpected result");
         let log = self.log.get();
-        assert_eq!((log.jobs, log.rows, &log.wrong), (0, 0, &vec![]));
+        assert_eq!((log.jobs, log.batch_size, &log.wrong), (0, 0, &vec![]));
     }
 
     /// Waits until the engine's thread has dropped the pipeline.
@@ -199,8 +202,8 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
-    /// A test that fails must not wait for an engine that may never end.
+impl Drop for TestEngine {
+    /// A failing test must not wait for an engine that may never end.
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.run();

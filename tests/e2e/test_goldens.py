@@ -15,7 +15,7 @@ from PIL import Image
 from support import CHECKPOINTS, ROOT, config, pixels, sent
 
 PARITY = os.environ.get("TRITON_DIFFUSION_PARITY")
-GOLDENS = pathlib.Path(PARITY) if PARITY else ROOT / "tests" / "goldens"
+GOLDENS = pathlib.Path(PARITY) if PARITY else ROOT / "tests" / "data" / "goldens"
 # Without pictures that go in, and with.
 GROUPS = ("pictures", "image_to_image", "depth_to_image", "inpaint", "upscale")
 PICTURES = ("image", "mask_image", "depth_map")

@@ -3,7 +3,7 @@
     .venv-reference/bin/python benches/full_size.py target/bench/sd21
 
 Shapes and switches are those of the public checkpoint stabilityai/stable-diffusion-2-1-base; tokenizer and scheduler
-are those of a tiny one in tests/checkpoints. The weights are noise: loading and memory are real, pictures are not.
+are those of the tiny checkpoint sd2_base of the tests. The weights are noise: loading and memory are real, pictures are not.
 """
 
 import json
@@ -16,7 +16,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-TINY = pathlib.Path(__file__).resolve().parents[1] / "tests" / "checkpoints" / "sd2_base"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
+import seeded_checkpoints  # noqa: E402
+
+TINY = seeded_checkpoints.write() / "sd2_base"
 UNET = dict(
     sample_size=64,
     in_channels=4,

@@ -18,15 +18,18 @@ import time
 import tritonclient.http as httpclient
 from peer import REFERENCE_VENV, TINY, WORK, add_model, infer, start
 
+# peer puts tools/ on the path.
+from linked_components import files  # noqa: E402
+
 UNET = pathlib.Path("unet") / "diffusion_pytorch_model.safetensors"
 
 
 def tuned(checkpoint, folder, number):
     """A copy of the checkpoint, links but for the UNet, every tensor of which differs in its first number."""
     shutil.rmtree(folder, ignore_errors=True)
-    for path in checkpoint.resolve().rglob("*"):
+    for path in files(checkpoint.resolve()):
         name = path.relative_to(checkpoint.resolve())
-        if path.is_file() and name != UNET:
+        if name != UNET:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).symlink_to(path)
     content = bytearray((checkpoint / UNET).read_bytes())

@@ -10,10 +10,11 @@ import numpy as np
 import tritonclient.http as httpclient
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
+import seeded_checkpoints  # noqa: E402
 from server import BACKENDS, ROOT, ServerError, TritonServer, pytriton_folder  # noqa: E402
 
 WORK = ROOT / "target" / "bench"
-TINY = ROOT / "tests" / "checkpoints" / "sd2_base"
+TINY = seeded_checkpoints.write() / "sd2_base"
 REFERENCE_VENV = ROOT / ".venv-reference"
 
 TENSORS = """\

@@ -7,6 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use image::{DynamicImage, ImageFormat, RgbImage};
+use test_support::peak_memory;
 use triton_diffusion::error::{Error, Result};
 use triton_diffusion::picture::decode::{self, Limits};
 use triton_diffusion::picture::encode::{Picture, to_base64};
@@ -56,26 +57,13 @@ fn measured(text: &[u8]) -> (Result<Picture>, Duration, u64) {
     for _ in 0..3 {
         // 5 resets the high-water mark; see proc(5).
         fs::write("/proc/self/clear_refs", "5").unwrap();
-        let before = high_water_mark();
+        let before = peak_memory();
         let start = Instant::now();
         result = decode::rgb(text, &LIMITS);
         least = least.min(start.elapsed());
-        most = most.max(high_water_mark() - before);
+        most = most.max(peak_memory() - before);
     }
     (result, least, most)
-}
-
-fn high_water_mark() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let kilobytes: u64 = line
-        .unwrap()
-        .split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
-    kilobytes << 10
 }
 
 type Case = (String, Vec<u8>, Fate);

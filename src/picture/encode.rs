@@ -138,6 +138,7 @@ mod tests {
     use crate::request::metadata::Metadata;
     use crate::request::resolve::{Capabilities, RequestContext, RowInputs, resolve};
     use image::ImageDecoder as _;
+    use test_support::psnr;
 
     const SCHEDULERS: &[&str] = &["DDIMScheduler", "PNDMScheduler"];
 
@@ -181,14 +182,6 @@ mod tests {
             .flat_map(|y| (0..width).flat_map(move |x| (0..3).map(move |c| wave(x, y, c))))
             .collect();
         Picture::new(width, height, rgb).unwrap()
-    }
-
-    fn psnr(a: &[u8], b: &[u8]) -> f64 {
-        assert_eq!(a.len(), b.len());
-        let squares: f64 = std::iter::zip(a, b)
-            .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
-            .sum();
-        10.0 * (255.0 * 255.0 * a.len() as f64 / squares).log10()
     }
 
     fn decode_png(file: &[u8]) -> (Picture, Value) {

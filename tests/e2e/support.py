@@ -14,13 +14,15 @@ import time
 
 import numpy as np
 import pytest
+import seeded_checkpoints
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CHECKPOINTS = ROOT / "tests" / "checkpoints"
+# Generated before the first test; see conftest.py.
+CHECKPOINTS = seeded_checkpoints.OUT
 CHECKPOINT = CHECKPOINTS / "sd2_base"
 # Height and width of a picture of CHECKPOINT when the request names none: sample_size 8, times 8.
 DEFAULT_SIZE = 64

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from linked_components import files
 from support import (
     CHECKPOINT,
     at_most,
@@ -172,10 +173,9 @@ def test_a_model_that_failed_loads_once_it_is_repaired(repository, client):
 def test_links_in_the_checkpoint_are_followed(repository, client, tmp_path):
     """As in the Hugging Face cache, where every file is a link into a folder of blobs."""
     version = repository.add("links", checkpoint=None) / "1"
-    for path in CHECKPOINT.rglob("*"):
-        if path.is_file():
-            at = version / "checkpoint" / path.relative_to(CHECKPOINT)
-            at.parent.mkdir(parents=True, exist_ok=True)
-            at.symlink_to(path)
+    for path in files(CHECKPOINT):
+        at = version / "checkpoint" / path.relative_to(CHECKPOINT)
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.symlink_to(path)
     client.load("links")
     assert client.infer("links", prompt=PROMPT, gen_args=QUICK).shape == [1, 1]

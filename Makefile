@@ -28,9 +28,9 @@ export GOMP_SPINCOUNT ?= 10000
 # make test-rust PROPTEST_RNG_SEED=$RANDOM
 export PROPTEST_RNG_SEED ?= 1
 
-TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine
+TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package test_support
 
-.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy soak tiles lint deny parity bench bench-full-size clean
+.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-repository soak tiles lint deny parity bench bench-full-size clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,8 +58,8 @@ train: setup-reference ## train the demo's checkpoints anew (hours on 2 cores; g
 	'$(REFERENCE_VENV)/bin/python' demo/train/run.py --work target/train --out demo/models
 
 # In this order: test-rust builds the library with planned failures in it, test-e2e builds and serves it without.
-test: test-rust ## all tests: Rust, end to end against a real tritonserver, deployment
-	@$(MAKE) --no-print-directory test-e2e test-deploy
+test: test-rust ## all tests: Rust, end to end against a real tritonserver, deployment, repository
+	@$(MAKE) --no-print-directory test-e2e test-deploy test-repository
 
 test-rust: setup test-crates
 	$(CARGO) test --release --package triton-diffusion --package triton-diffusion-cli --package triton_api --package triton_fake \
@@ -74,6 +74,9 @@ test-e2e: backend
 
 test-deploy: setup
 	$(PYTHON_VENV) -m pytest tests/deploy $(PYTEST_ARGS)
+
+test-repository: setup
+	$(PYTHON_VENV) -m pytest tests/repository $(PYTEST_ARGS)
 
 soak: backend ## eight clients that load, infer and unload at random for five minutes
 	TRITON_DIFFUSION_SOAK_SECONDS=300 $(PYTHON_VENV) -m pytest tests/e2e/test_soak.py $(PYTEST_ARGS)

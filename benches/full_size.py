@@ -16,7 +16,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-TINY = pathlib.Path(__file__).resolve().parents[1] / "tests" / "data" / "checkpoints" / "sd2_base"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
+import seeded_checkpoints
+
+TINY = seeded_checkpoints.write() / "sd2_base"
 UNET = dict(
     sample_size=64,
     in_channels=4,

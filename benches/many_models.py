@@ -18,6 +18,8 @@ import tritonclient.http as httpclient
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+# peer puts tools/ on the path.
+from linked_components import files
 from python_backend import REFERENCE_VENV, TINY, WORK, add_model, infer, start
 
 UNET = pathlib.Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -26,9 +28,9 @@ UNET = pathlib.Path("unet") / "diffusion_pytorch_model.safetensors"
 def write_fine_tune(checkpoint, folder, number):
     """Writes a checkpoint with links to all files but the UNet, whose tensors differ in their first byte."""
     shutil.rmtree(folder, ignore_errors=True)
-    for path in checkpoint.resolve().rglob("*"):
+    for path in files(checkpoint.resolve()):
         name = path.relative_to(checkpoint.resolve())
-        if path.is_file() and name != UNET:
+        if name != UNET:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).symlink_to(path)
     tensors = load_file(checkpoint / UNET)

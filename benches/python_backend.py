@@ -9,11 +9,12 @@ import time
 import tritonclient.http as httpclient
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
+import seeded_checkpoints
 from client import input_tensors, read_response
 from server import BACKENDS, ROOT, ServerError, TritonServer, pytriton_folder
 
 WORK = ROOT / "target" / "bench"
-TINY = ROOT / "tests" / "data" / "checkpoints" / "sd2_base"
+TINY = seeded_checkpoints.write() / "sd2_base"
 REFERENCE_VENV = ROOT / ".venv-reference"
 
 TENSORS = """\

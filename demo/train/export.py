@@ -1,6 +1,8 @@
 """Writes the four Hugging Face folders, float16, with diffusers itself."""
 
 import shutil
+import sys
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -16,6 +18,9 @@ import depth
 import unets
 import upscaler
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from linked_components import link_equal_components
+
 # The settings of public folders, except the betas.
 DDIM = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
 # The noise that DDPM adds at each step lets a small network correct errors of the step before.
@@ -23,7 +28,10 @@ DDPM = dict(clip_sample=False, steps_offset=1, prediction_type="v_prediction")
 
 
 def write(out, parts):
-    """Writes sd_base, sd_depth, sd_inpaint and sd_upscale below `out`; model cards that lie there stay."""
+    """Writes sd_base, sd_depth, sd_inpaint and sd_upscale below `out`; model cards that lie there stay.
+
+    Components that several folders share are stored once; the other folders link to them.
+    """
     parts = {
         name: part.to(torch.float16) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()
     }
@@ -53,5 +61,6 @@ def write(out, parts):
     for name, pipeline in pipelines.items():
         folder = out / name
         for part in folder.glob("*/"):
-            shutil.rmtree(part)
+            part.unlink() if part.is_symlink() else shutil.rmtree(part)
         pipeline.save_pretrained(folder, safe_serialization=True)
+    link_equal_components([out / name for name in pipelines])

@@ -89,8 +89,8 @@ mod tests {
 
     use crate::weights::load_component;
 
-    fn committed() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoints/sd1_safety")
+    fn generated() -> PathBuf {
+        test_support::checkpoint("sd1_safety")
     }
 
     fn load(folder: &Path) -> Result<SafetyCheck> {
@@ -99,18 +99,19 @@ mod tests {
         SafetyCheck::load(folder, weights)
     }
 
-    /// What a copy of the committed folder loads as, with its tensors under the names that `rename`
+    /// What a copy of the generated folder loads as, with its tensors under the names that `rename`
     /// gives them (none: left out) and its files as `change` leaves them.
-    fn changed(name: &str, rename: impl Fn(&str) -> Option<String>, change: impl FnOnce(&Path)) -> Result<SafetyCheck> {
-        let folder = std::env::temp_dir().join(format!("td-safety-check-{}-{name}", std::process::id()));
+    fn changed(rename: impl Fn(&str) -> Option<String>, change: impl FnOnce(&Path)) -> Result<SafetyCheck> {
+        let folder = test_support::temporary_folder();
+        let folder = folder.path();
         for file in [
             "feature_extractor/preprocessor_config.json",
             "safety_checker/config.json",
         ] {
             fs::create_dir_all(folder.join(file).parent().unwrap()).unwrap();
-            fs::copy(committed().join(file), folder.join(file)).unwrap();
+            fs::copy(generated().join(file), folder.join(file)).unwrap();
         }
-        let bytes = fs::read(committed().join("safety_checker/model.safetensors")).unwrap();
+        let bytes = fs::read(generated().join("safety_checker/model.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let numbers = 5i64.to_le_bytes();
         let mut kept: Vec<(String, TensorView<'_>)> = tensors
@@ -124,10 +125,8 @@ mod tests {
             position_ids,
         ));
         safetensors::serialize_to_file(kept, None, &folder.join("safety_checker/model.safetensors")).unwrap();
-        change(&folder);
-        let loaded = load(&folder);
-        fs::remove_dir_all(folder).unwrap();
-        loaded
+        change(folder);
+        load(folder)
     }
 
     fn same(name: &str) -> Option<String> {
@@ -138,7 +137,7 @@ mod tests {
         loaded.err().unwrap().to_string()
     }
 
-    /// Stripes, steep and flat, of which the committed checker flags some.
+    /// Stripes, steep and flat, of which the generated checker flags some.
     fn stripes() -> Vec<RgbImage> {
         (1..=24u32)
             .map(|number| {
@@ -154,9 +153,9 @@ mod tests {
 
     #[test]
     fn names_of_newer_transformers_are_the_same_checker() {
-        let flags = load(&committed()).unwrap().flags(&stripes()).unwrap();
+        let flags = load(&generated()).unwrap().flags(&stripes()).unwrap();
         let newer = |name: &str| Some(name.replace("vision_model.vision_model", "vision_model"));
-        let newer = changed("newer", newer, |_| ()).unwrap();
+        let newer = changed(newer, |_| ()).unwrap();
         assert_eq!(newer.flags(&stripes()).unwrap(), flags);
         assert!(flags.contains(&true) && flags.contains(&false), "{flags:?}");
         assert!(newer.flags(&[]).unwrap().is_empty());
@@ -165,15 +164,15 @@ mod tests {
     #[test]
     fn tensors_are_accounted_for() {
         let kept = |name: &str| (name != "special_care_embeds_weights").then(|| name.to_owned());
-        let text = message(changed("missing", kept, |_| ()));
+        let text = message(changed(kept, |_| ()));
         assert!(text.contains("special_care_embeds_weights is missing"), "{text}");
         let other = |name: &str| Some(name.replace("visual_projection", "text_projection"));
-        assert!(message(changed("other", other, |_| ())).contains("visual_projection"));
+        assert!(message(changed(other, |_| ())).contains("visual_projection"));
     }
 
     #[test]
     fn the_processor_must_fit_the_checker() {
-        let text = message(changed("crop", same, |folder| {
+        let text = message(changed(same, |folder| {
             let path = folder.join("feature_extractor/preprocessor_config.json");
             fs::write(path, r#"{"crop_size": 31, "size": 32}"#).unwrap();
         }));
@@ -181,7 +180,7 @@ mod tests {
             text.contains("preprocessor_config.json") && text.contains("32x32"),
             "{text}"
         );
-        let text = message(changed("none", same, |folder| {
+        let text = message(changed(same, |folder| {
             fs::remove_file(folder.join("feature_extractor/preprocessor_config.json")).unwrap();
         }));
         assert!(text.contains("preprocessor_config.json"), "{text}");
@@ -189,7 +188,7 @@ mod tests {
 
     #[test]
     fn pickles_are_refused() {
-        let text = message(changed("pickle", same, |folder| {
+        let text = message(changed(same, |folder| {
             let weights = folder.join("safety_checker/model.safetensors");
             fs::rename(&weights, weights.with_file_name("pytorch_model.bin")).unwrap();
         }));
@@ -198,7 +197,7 @@ mod tests {
 
     #[test]
     fn ribbons_are_refused_beforehand() {
-        let check = load(&committed()).unwrap();
+        let check = load(&generated()).unwrap();
         assert!(check.check_size(512, 512).is_ok());
         assert!(check.check_size(1 << 22, 1).is_err());
     }

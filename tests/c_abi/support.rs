@@ -5,11 +5,13 @@ use std::io::Cursor;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
+use tempfile::TempDir;
+pub use test_support::checkpoint;
+use test_support::{copy_folder, temporary_folder};
 use triton_api::{Error, ErrorCode};
 use triton_fake::{FakeInstance, FakeRequest, FakeResponse, FakeServer, InstanceSpec, ModelSpec, RequestBuilder};
 
@@ -23,44 +25,35 @@ pub const OUTPUT: &str = "generated_image";
 /// may repeat any of it.
 pub const MARKER: &str = "zebra OOM out of memory";
 
-/// A committed checkpoint.
-pub fn checkpoint(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/checkpoints")
-        .join(name)
-}
-
 /// A model repository of its own, removed at the end.
 pub struct Repository {
-    folder: PathBuf,
+    folder: TempDir,
 }
 
 impl Repository {
     pub fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("triton-diffusion-fake-{}-{number}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        Self { folder }
+        Self {
+            folder: temporary_folder(),
+        }
     }
 
     /// A model without a checkpoint, to be completed by the backend.
     pub fn empty(&self, model: &str) -> ModelSpec {
         fs::create_dir_all(self.version(model)).unwrap();
         ModelSpec::new(model)
-            .repository(self.folder.join(model))
+            .repository(self.folder.path().join(model))
             .config(json!({"name": model, "backend": "diffusion"}))
             .auto_complete(true)
     }
 
-    /// A model whose checkpoint is a link to a committed one.
+    /// A model whose checkpoint is a link to a generated one.
     pub fn link(&self, model: &str, name: &str) -> ModelSpec {
         let spec = self.empty(model);
         symlink(checkpoint(name), self.checkpoint(model)).unwrap();
         spec
     }
 
-    /// A model with a copy of a committed checkpoint, changed by `change`, which gets its folder.
+    /// A model with a copy of a generated checkpoint, changed by `change`, which gets its folder.
     pub fn changed(&self, model: &str, name: &str, change: impl FnOnce(&Path)) -> ModelSpec {
         let spec = self.empty(model);
         let copy = self.checkpoint(model);
@@ -75,28 +68,7 @@ impl Repository {
     }
 
     fn version(&self, model: &str) -> PathBuf {
-        self.folder.join(model).join("1")
-    }
-}
-
-impl Drop for Repository {
-    fn drop(&mut self) {
-        // What is left lies in the system's folder for such things.
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        // Parts that families share are links to folders: what they lead to is copied.
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
+        self.folder.path().join(model).join("1")
     }
 }
 

@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
+import seeded_checkpoints
 import server as triton
 import support
 
@@ -17,6 +18,8 @@ def pytest_sessionstart(session):
     library = triton.BACKENDS / "diffusion" / "libtriton_diffusion.so"
     if not session.config.option.collectonly and not library.exists():
         pytest.exit(f"{library} is missing: run 'make backend'", returncode=3)
+    if not session.config.option.collectonly:
+        seeded_checkpoints.write()
 
 
 @pytest.fixture(scope="module")

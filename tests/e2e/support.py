@@ -16,10 +16,12 @@ import tritonclient.http as httpclient
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+import seeded_checkpoints
 from client import input_tensors, read_response
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CHECKPOINTS = ROOT / "tests" / "data" / "checkpoints"
+# Generated before the first test; see conftest.py.
+CHECKPOINTS = seeded_checkpoints.OUT
 CHECKPOINT = CHECKPOINTS / "sd2_base"
 # Default height and width of an image of CHECKPOINT: sample_size 8, times 8.
 DEFAULT_SIZE = 64

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from linked_components import files
 from support import CHECKPOINT, at_most, config, pixels, wait_for
 
 PROMPT = "a cat on a mat"
@@ -166,10 +167,9 @@ def test_failed_model_loads_after_repair(repository, client):
 def test_links_in_the_checkpoint_are_followed(repository, client, tmp_path):
     """The Hugging Face cache consists of links into a folder of blobs."""
     version = repository.add("links", checkpoint=None) / "1"
-    for path in CHECKPOINT.rglob("*"):
-        if path.is_file():
-            at = version / "checkpoint" / path.relative_to(CHECKPOINT)
-            at.parent.mkdir(parents=True, exist_ok=True)
-            at.symlink_to(path)
+    for path in files(CHECKPOINT):
+        at = version / "checkpoint" / path.relative_to(CHECKPOINT)
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.symlink_to(path)
     client.load("links")
     assert client.infer("links", prompt=PROMPT, gen_args=QUICK).shape == [1, 1]

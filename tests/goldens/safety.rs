@@ -57,16 +57,10 @@ fn pixel_values() {
         equal(&mut goldens, &format!("image-{number}"), &ours);
     }
     for case in manifest.processors {
-        let folder = std::env::temp_dir().join(format!(
-            "triton-diffusion-processor-{}-{}",
-            std::process::id(),
-            case.name
-        ));
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = test_support::temporary_folder();
         let config = Value::Object(case.config).to_string();
-        std::fs::write(folder.join("preprocessor_config.json"), config).unwrap();
-        let processor = ClipImageProcessor::open(&folder);
-        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::write(folder.path().join("preprocessor_config.json"), config).unwrap();
+        let processor = ClipImageProcessor::open(folder.path());
         let ours = processor.unwrap().process(&image(&goldens, case.image));
         equal(&mut goldens, &case.name, &ours.unwrap());
     }

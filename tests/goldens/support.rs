@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
+pub use test_support::{checkpoint, psnr};
 use triton_diffusion::weights::{TensorFile, Weights, load_component, read_json};
 
 /// The largest difference that another processor's kernels may make in one value of a model part or a
@@ -13,10 +14,6 @@ const TOLERANCE: f64 = 5e-4;
 /// The same for an image's bytes, of which at most one in a hundred may differ at all.
 const BYTE_TOLERANCE: u8 = 2;
 
-pub fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data")
-}
-
 /// Where this machine's own goldens are, if every byte is demanded.
 pub fn parity() -> Option<PathBuf> {
     std::env::var_os("TRITON_DIFFUSION_PARITY").map(PathBuf::from)
@@ -24,11 +21,7 @@ pub fn parity() -> Option<PathBuf> {
 
 /// Where the goldens are: this machine's own, or the committed ones.
 pub fn golden_folder() -> PathBuf {
-    parity().unwrap_or_else(|| root().join("goldens"))
-}
-
-pub fn checkpoint(name: &str) -> PathBuf {
-    root().join("checkpoints").join(name)
+    parity().unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens"))
 }
 
 pub struct Goldens {
@@ -108,13 +101,6 @@ pub struct Cases<T> {
 pub fn weights(checkpoint_name: &str, component: &str, stem: &str) -> Weights {
     let folder = checkpoint(checkpoint_name).join(component);
     load_component(&folder, stem, Device::Cpu, Kind::Float).unwrap()
-}
-
-/// Peak signal to noise ratio in dB of 8-bit images.
-pub fn psnr(ours: &[u8], theirs: &[u8]) -> f64 {
-    let square = |(a, b): (&u8, &u8)| (f64::from(*a) - f64::from(*b)).powi(2);
-    let mean = ours.iter().zip(theirs).map(square).sum::<f64>() / ours.len() as f64;
-    10.0 * (255.0 * 255.0 / mean).log10()
 }
 
 /// Whether all bytes are equal, or what differs if they must be equal or are not nearly.

@@ -10,6 +10,7 @@ use diffusion_core::{Error, Result};
 use diffusion_image::decode::{self, Limits};
 use diffusion_image::encode::{RgbImage, to_base64};
 use image::{DynamicImage, ImageFormat};
+use test_support::peak_memory;
 
 const MAX_TIME: Duration = Duration::from_millis(100);
 const MAX_MEMORY: u64 = 50 << 20;
@@ -56,20 +57,13 @@ fn measured(text: &[u8]) -> (Result<RgbImage>, Duration, u64) {
     for _ in 0..3 {
         // 5 resets the high-water mark; see proc(5).
         fs::write("/proc/self/clear_refs", "5").unwrap();
-        let before = high_water_mark();
+        let before = peak_memory();
         let start = Instant::now();
         result = decode::rgb(text, &LIMITS);
         least = least.min(start.elapsed());
-        most = most.max(high_water_mark() - before);
+        most = most.max(peak_memory() - before);
     }
     (result, least, most)
-}
-
-fn high_water_mark() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let kilobytes: u64 = line.unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
-    kilobytes << 10
 }
 
 type Case = (String, Vec<u8>, Fate);

@@ -5,7 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -44,7 +44,7 @@ fn input(side: u32) -> Vec<u8> {
 
 /// Upscales the input and writes the pixels to a file; prints the number of pieces and the peak of memory in kB.
 fn work(max_pixels: u64, file: &Path) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoints/x4_upscaler");
+    let folder = test_support::checkpoint("x4_upscaler");
     let parameters = ModelParameters {
         max_pixels: Some(max_pixels),
         ..ModelParameters::default()
@@ -67,15 +67,14 @@ fn work(max_pixels: u64, file: &Path) {
     }
     let generated = pipeline.finish(job).unwrap();
     std::fs::write(file, generated.images[0].rgb()).unwrap();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    let kilobytes = peak.split_whitespace().nth(1).unwrap();
+    let kilobytes = test_support::peak_memory() >> 10;
     println!("pieces {} peak {kilobytes}", generated.pieces.unwrap().vae);
 }
 
 /// Runs the work in a process of its own: pixels, pieces, peak.
 fn in_a_process(max_pixels: u64) -> (Vec<u8>, usize, u64) {
-    let file = std::env::temp_dir().join(format!("triton-diffusion-tiles-{}-{max_pixels}", std::process::id()));
+    let folder = test_support::temporary_folder();
+    let file = folder.path().join("pixels");
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "pieces_make_the_same_image_in_less_memory", "--nocapture"])
         .env(WORK, format!("{max_pixels} {}", file.display()))
@@ -88,7 +87,6 @@ fn in_a_process(max_pixels: u64) -> (Vec<u8>, usize, u64) {
         rest.split_whitespace().next().unwrap().to_owned()
     };
     let pixels = std::fs::read(&file).unwrap();
-    std::fs::remove_file(&file).unwrap();
     (
         pixels,
         after("pieces ").parse().unwrap(),

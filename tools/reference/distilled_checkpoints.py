@@ -1,16 +1,6 @@
-"""Families for a few steps without guidance. Most of their components are links to other families."""
-
-import filecmp
-import shutil
+"""Families for a few steps without guidance. They share most components with other families."""
 
 from diffusers import EulerDiscreteScheduler, LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline
-
-# Which parts of a family are links, and to which family's.
-LINKS = {
-    "sd1_safety": ("sd1", ("text_encoder", "tokenizer", "unet", "vae")),
-    "lcm": ("sd1", ("feature_extractor", "text_encoder", "tokenizer", "vae")),
-    "sd_turbo": ("sd2_base", ("text_encoder", "tokenizer", "unet", "vae")),
-}
 
 
 def lcm(base, unet, betas):
@@ -56,16 +46,3 @@ def sd_turbo(base, betas):
         feature_extractor=None,
         requires_safety_checker=True,
     )
-
-
-def link_parts(out, name):
-    """Puts relative links in the place of parts that another family has too, byte for byte."""
-    base, parts = LINKS[name]
-    for part in parts:
-        own, theirs = out / name / part, out / base / part
-        comparison = filecmp.dircmp(own, theirs, ignore=[])
-        _, different, unreadable = filecmp.cmpfiles(own, theirs, comparison.common_files, shallow=False)
-        if comparison.left_only or comparison.right_only or different or unreadable:
-            raise SystemExit(f"{own} is not {theirs}: write {base} first, or not as a link")
-        shutil.rmtree(own)
-        own.symlink_to(f"../{base}/{part}", target_is_directory=True)

@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Writes the tiny Hugging Face diffusers folders that the tests and benches run on.
+"""Writes what the tiny Hugging Face diffusers folders of the tests and benches are generated from.
 
 Each family keeps the block types, switches and scheduler settings of its public checkpoint, with
 a few channels instead of hundreds and seeded random float16 weights. diffusers and transformers write the
-folders themselves, so the layout is the public one.
+folders themselves, so the layout is the public one. A recipe then replaces each file of weights; seeded_checkpoints.py
+generates the file from it.
 """
 
 import argparse
 import hashlib
 import json
 import shutil
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -39,11 +42,12 @@ from transformers import (
 
 import distilled_checkpoints as distilled
 import tiny_safety
-from seeded_weights import fill
+from seeded_weights import fill, replace_by_recipe
 from tiny_tokenizer import write_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_OUT = ROOT / "tests" / "data" / "checkpoints"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import seeded_checkpoints
+from linked_components import link_equal_components
 
 # ---------------------------------------------------------------------------------------------------------------
 # Parts
@@ -318,7 +322,7 @@ def sd_turbo(work):
     return distilled.sd_turbo(sd2_base(work), SD_BETAS)
 
 
-# Those with links come after those that they link to.
+# A family links to components of families before it.
 FAMILIES = {
     "sd1": sd1,
     "sd1_safety": sd1_safety,
@@ -350,9 +354,7 @@ def write(name, out):
     for file in folder.rglob("*.json"):
         drop_source_path(file)
     for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)  # the writer leaves them readable by their owner only
-    if name in distilled.LINKS:
-        distilled.link_parts(out, name)
+        replace_by_recipe(file, pipeline.components[file.parent.name])
 
 
 def drop_source_path(file):
@@ -427,7 +429,7 @@ def measure(name, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    parser.add_argument("--out", type=Path, default=seeded_checkpoints.DATA)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--no-measure", action="store_true", help="write the folders without generating images")
     arguments = parser.parse_args()
@@ -435,9 +437,21 @@ def main():
     diffusers_logging.set_verbosity_error()
     for name in arguments.only:
         write(name, arguments.out)
+    link_equal_components([arguments.out / name for name in FAMILIES if (arguments.out / name).is_dir()])
+    with tempfile.TemporaryDirectory() as work:
+        checkpoints = seeded_checkpoints.write(Path(work, "checkpoints"), arguments.out)
+        report(checkpoints)
+        if not arguments.no_measure:
+            # A family that borrows its UNet makes the pictures of the family that it borrows from.
+            own = [name for name in arguments.only if not (checkpoints / name / "unet").is_symlink()]
+            if not all([measure(name, checkpoints) for name in own]):
+                raise SystemExit("a family's pictures are out of bounds: adjust the gains")
+
+
+def report(out):
+    """Prints size and digest of each family, without the components that it borrows."""
     size = 0
-    for folder in sorted(path for path in arguments.out.iterdir() if path.name in FAMILIES):
-        # Without what is linked, which another family counts.
+    for folder in sorted(path for path in out.iterdir() if path.name in FAMILIES):
         own = folder.resolve()
         files = sorted(path for path in folder.rglob("*") if path.is_file() and own in path.resolve().parents)
         total = sum(path.stat().st_size for path in files)
@@ -445,11 +459,6 @@ def main():
         print(f"{folder.name:12} {total:9,} bytes  sha256 {digest[:16]}")
         size += total
     print(f"{'together':12} {size:9,} bytes")
-    if not arguments.no_measure:
-        # A family that links its UNet and VAE generates the same images as the family of the links.
-        results = [measure(name, arguments.out) for name in arguments.only if name not in distilled.LINKS]
-        if not all(results):
-            raise SystemExit("the images of a family are out of bounds: adjust the gains")
 
 
 if __name__ == "__main__":

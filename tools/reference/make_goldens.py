@@ -7,6 +7,7 @@ safetensors file and a JSON manifest (tokens: JSON only). README.md describes th
 
 import argparse
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -29,7 +30,9 @@ import weighted_cases
 from text_cases import ENCODED_TEXTS, TOKENIZED_TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_CHECKPOINTS = ROOT / "tests" / "data" / "checkpoints"
+sys.path.insert(0, str(ROOT / "tools"))
+import seeded_checkpoints  # noqa: E402
+
 DEFAULT_OUT = ROOT / "tests" / "data" / "goldens"
 
 FAMILIES = ("sd1", "sd2_base", "sd2_768v", "sd2_depth", "sd2_inpaint", "x4_upscaler", "lcm")
@@ -299,7 +302,7 @@ GROUPS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoints", type=Path, default=DEFAULT_CHECKPOINTS)
+    parser.add_argument("--checkpoints", type=Path, help="default: generated from the seeds")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
     arguments = parser.parse_args()
@@ -308,7 +311,7 @@ def main():
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     (arguments.out / "schedulers").mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(arguments.checkpoints)
+    checkpoints = Checkpoints(arguments.checkpoints or seeded_checkpoints.write())
     with torch.no_grad():
         for group in arguments.only:
             GROUPS[group](checkpoints, arguments.out)

@@ -50,10 +50,8 @@ def safety_checker(seed):
         hidden_act="quick_gelu",
     )
     model = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision.to_dict(), projection_dim=16))
-    model = fill(model, seed, GAINS)
-    model.special_care_embeds_weights.data = torch.tensor(SPECIAL_CARE_THRESHOLDS, dtype=torch.float16)
-    model.concept_embeds_weights.data = torch.tensor(THRESHOLDS, dtype=torch.float16)
-    return model
+    thresholds = {"special_care_embeds_weights": SPECIAL_CARE_THRESHOLDS, "concept_embeds_weights": THRESHOLDS}
+    return fill(model, seed, GAINS, thresholds)
 
 
 def cosines(checker, pixel_values):

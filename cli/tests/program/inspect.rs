@@ -45,7 +45,7 @@ fn parameters_and_bytes_are_those_of_the_files() {
     assert_eq!(unet["weights"]["dtypes"]["float16"], 431_156);
     assert_eq!(unet["weights"]["bytes"], 431_156 * 2);
     let files = unet["files"].as_object().unwrap();
-    let bytes = fs::metadata(checkpoint("sd1/unet/diffusion_pytorch_model.safetensors"));
+    let bytes = fs::metadata(checkpoint("sd1").join("unet/diffusion_pytorch_model.safetensors"));
     assert_eq!(files["unet/diffusion_pytorch_model.safetensors"], bytes.unwrap().len());
     assert!(part("tokenizer")["files"]["tokenizer/vocab.json"].is_number());
     let sum: u64 = ["unet", "vae", "text_encoder"]

@@ -102,6 +102,17 @@ fn the_archive_holds_one_folder_with_all_that_serving_needs() {
 }
 
 #[test]
+fn pack_follows_links_to_components() {
+    let folder = temporary();
+    let model = checkpoint("sd_turbo");
+    assert!(model.join("unet").is_symlink());
+    let path = model.display().to_string();
+    succeed(folder.path(), &["pack", &path, "--name", "m"]);
+    let packed = unpack(&folder.path().join("m.tar.gz"), "m");
+    assert_eq!(checkpoint_of(packed), files(&model));
+}
+
+#[test]
 fn the_same_folder_makes_the_same_bytes() {
     let folder = temporary();
     let model = copy("sd2_base", folder.path());

@@ -5,37 +5,13 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use tempfile::TempDir;
+pub use test_support::{checkpoint, copy_folder, temporary_folder as temporary};
 
-/// A folder that goes away with the test.
-pub fn temporary() -> TempDir {
-    tempfile::tempdir().unwrap()
-}
-
-/// One of the committed checkpoints.
-pub fn checkpoint(name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    root.join("tests/data/checkpoints").join(name)
-}
-
-/// A copy of a committed checkpoint, to be changed.
+/// A copy of a generated checkpoint, to be changed.
 pub fn copy(name: &str, to: &Path) -> PathBuf {
     let folder = to.join(name);
     copy_folder(&checkpoint(name), &folder);
     folder
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// A checkpoint as it lies in the Hugging Face cache: every file is a link to a blob.

@@ -77,7 +77,6 @@ impl From<Tensor> for Weight {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use std::path::Path;
 
     use super::*;
     use crate::models::clip::ClipTextModel;
@@ -127,7 +126,7 @@ mod tests {
     /// A text encoder and a UNet whose matrices all stay narrow, and the same widened at load.
     #[test]
     fn models_over_narrow_weights_give_the_same_bytes() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoints/sd2_base");
+        let folder = test_support::checkpoint("sd2_base");
         let _no_grad = tch::no_grad_guard();
         let outputs = [0, u64::MAX].map(|least| {
             let mut loader = Loader::new(Device::Cpu).least_narrow(least);

@@ -1,4 +1,4 @@
-"""Stores components that several model folders share once: the others hold relative links, as in a Hugging Face cache."""
+"""Stores components that several model folders share once. The others hold relative links, as a Hugging Face cache does."""
 
 import os
 import shutil

@@ -6,9 +6,9 @@ A component's folder in tests/data/checkpoints holds its small files and, instea
     {"file": "diffusion_pytorch_model.safetensors", "sha256": "...", "seed": "sd1/unet",
      "tensors": {"conv_in": {"bias": [[16], "bias"], "weight": [[16, 4, 3, 3], {"weight": 1}]}, ...}}
 
-`file` is the safetensors file to write, `sha256` its digest, and `tensors` the tree of the model's modules. Its leaves are the
-float16 tensors, each with its shape and a rule. The file holds them sorted by their dotted names. A rule says what becomes
-of the tensor's standard normal noise:
+`file` is the safetensors file to write, `sha256` its digest, and `tensors` the tree of the model's modules. Its leaves
+are the float16 tensors, each with its shape and a rule. The file holds them sorted by their dotted names. A rule says how
+the tensor's standard normal noise is scaled:
 
     "norm"               1 + 0.1 noise (the weight of a normalization)
     "bias"               0.1 noise
@@ -126,7 +126,7 @@ def _generate(data, out):
 def write(out=OUT, data=DATA):
     """Generates the checkpoints unless they are up to date. Returns `out`, which holds one folder for each family.
 
-    Processes may call this at the same time: a lock lets one of them do the work, and the folder gets its name when it is
+    Processes may call this at the same time: a lock lets one of them do the work. The folder gets its name when it is
     complete.
     """
     out.parent.mkdir(parents=True, exist_ok=True)

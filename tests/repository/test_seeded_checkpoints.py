@@ -64,5 +64,5 @@ def test_write_after_a_change_generates_anew(tmp_path):
 
 def test_weights_with_another_digest_are_refused():
     recipe = {"file": "w.safetensors", "sha256": "00", "seed": "s", "tensors": {"x": {"bias": [[2], "bias"]}}}
-    with pytest.raises(ValueError, match="weights of s: expected sha256 00, got [0-9a-f]{64}"):
+    with pytest.raises(ValueError, match=r"weights of s: expected sha256 00, got [0-9a-f]{64}"):
         seeded_checkpoints.weights(recipe)

@@ -442,10 +442,11 @@ def main():
         checkpoints = seeded_checkpoints.write(Path(work, "checkpoints"), arguments.out)
         report(checkpoints)
         if not arguments.no_measure:
-            # A family that borrows its UNet makes the pictures of the family that it borrows from.
+            # A family that links its UNet generates the same images as the family of the link.
             own = [name for name in arguments.only if not (checkpoints / name / "unet").is_symlink()]
-            if not all([measure(name, checkpoints) for name in own]):
-                raise SystemExit("a family's pictures are out of bounds: adjust the gains")
+            results = [measure(name, checkpoints) for name in own]
+            if not all(results):
+                raise SystemExit("the images of a family are out of bounds: adjust the gains")
 
 
 def report(out):

@@ -1,4 +1,4 @@
-"""Seeded random weights for tiny models, and the recipes from which tools/seeded_checkpoints.py makes the same bytes."""
+"""Seeded random weights for tiny models, and the recipes for tools/seeded_checkpoints.py."""
 
 import hashlib
 import json

@@ -7,8 +7,8 @@ A component's folder in tests/data/checkpoints holds its small files and, instea
      "tensors": {"conv_in": {"bias": [[16], "bias"], "weight": [[16, 4, 3, 3], {"weight": 1}]}, ...}}
 
 `file` is the safetensors file to write, `sha256` its digest, and `tensors` the tree of the model's modules. Its leaves
-are the float16 tensors, each with its shape and a rule. The file holds them sorted by their dotted names. A rule says how
-the tensor's standard normal noise is scaled:
+are the float16 tensors, each with its shape and a rule. The file holds them sorted by their dotted names. A rule says
+how the tensor's standard normal noise is scaled:
 
     "norm"               1 + 0.1 noise (the weight of a normalization)
     "bias"               0.1 noise

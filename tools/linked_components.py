@@ -1,4 +1,4 @@
-"""Stores components that several model folders share once. The others are relative links, as in a Hugging Face cache."""
+"""Stores components that several model folders share once. The others are relative links, as a Hugging Face cache."""
 
 import os
 import shutil

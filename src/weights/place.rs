@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
@@ -105,23 +106,9 @@ fn converted(bytes: &[u8], key: &Key, upload: &Upload, hasher: &mut blake3::Hash
     tensor.map(Some)
 }
 
-/// Numbers whose every bit pattern is a value.
-///
-/// # Safety
-/// Any initialised bytes are a valid value of the type, which has no padding.
-unsafe trait Plain: Copy + Default {}
-// SAFETY: a number.
-unsafe impl Plain for u8 {}
-// SAFETY: as above.
-unsafe impl Plain for f32 {}
-// SAFETY: `repr(transparent)` over u16.
-unsafe impl Plain for f16 {}
-// SAFETY: as above.
-unsafe impl Plain for bf16 {}
-
 /// `new`, a tensor on the host that nothing else refers to, filled by `convert`, a chunk of `bytes` at a time, each of which goes through `hasher`; the bytes need not
 /// be aligned.
-fn filled<A: Plain, B: Plain>(
+fn filled<A: Pod, B: Pod>(
     new: Tensor,
     bytes: &[u8],
     hasher: &mut blake3::Hasher,
@@ -137,15 +124,13 @@ fn filled<A: Plain, B: Plain>(
         &mut [][..]
     } else {
         // SAFETY: the tensor is new, contiguous, `count` elements of `B` long and aligned for any number; nothing else refers to it.
-        // libtorch leaves it unwritten, and `B` is plain: it is written below before anything reads it.
+        // Every bit pattern is a `B` (`Pod`), and all are written below before anything reads them.
         unsafe { std::slice::from_raw_parts_mut(data, count) }
     };
-    let mut chunk = vec![A::default(); CHUNK.min(count)];
+    let mut chunk = vec![A::zeroed(); CHUNK.min(count)];
     for (from, to) in bytes.chunks(CHUNK * size_of::<A>()).zip(to.chunks_mut(CHUNK)) {
         let chunk = &mut chunk[..to.len()];
-        // SAFETY: `chunk` is as many bytes long as `from`, which is apart from it; `A` is plain, so that its bytes may be written
-        // and read as such.
-        let own = unsafe { std::slice::from_raw_parts_mut(chunk.as_mut_ptr().cast::<u8>(), from.len()) };
+        let own = bytemuck::cast_slice_mut::<A, u8>(chunk);
         own.copy_from_slice(from);
         hasher.update(own);
         convert(chunk, to);

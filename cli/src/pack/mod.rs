@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use diffusion_core::config;
 use diffusion_core::{Error, Result};
+use indicatif::HumanBytes;
 
 use crate::check::{ParameterArguments, check};
 use crate::checkpoint::Prefer;
@@ -106,7 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     if is_archive {
         archive::write(&out, &model, name, arguments.compression)?;
-        output::line(format_args!("{}: {}", out.display(), files::size(files::length(&out)?)));
+        output::line(format_args!("{}: {}", out.display(), HumanBytes(files::length(&out)?)));
     } else {
         fs::rename(&model, &target).map_err(|error| files::failed(&target, &error))?;
         output::line(target.display());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use triton_api::metrics::{Counter, CounterFamily, Gauge, GaugeFamily};
 use triton_api::{Health, log_error, log_warn};
 
-use crate::pipelines::Place;
+use crate::pipelines::Device;
 use crate::weights;
 use diffusion_engine::Observer;
 
@@ -19,7 +19,7 @@ pub struct Families {
     images: Option<CounterFamily>,
     weights_bytes: Option<GaugeFamily>,
     /// One for each device that weights were on, which are kept: a device without any shows 0.
-    weights: Mutex<HashMap<Place, Gauge>>,
+    weights: Mutex<HashMap<Device, Gauge>>,
 }
 
 impl Families {
@@ -49,20 +49,20 @@ impl Families {
     }
 
     /// Brings the gauge of a device up to date, after a load or an unload.
-    pub fn weights_changed(&self, place: Place) {
+    pub fn weights_changed(&self, device: Device) {
         let Some(family) = &self.weights_bytes else {
             return;
         };
         let mut gauges = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
-        let gauge = match gauges.entry(place) {
+        let gauge = match gauges.entry(device) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => match family.gauge(&[("device", &place.to_string())]) {
+            Entry::Vacant(entry) => match family.gauge(&[("device", &device.to_string())]) {
                 Ok(gauge) => entry.insert(gauge),
-                Err(error) => return log_warn!("diffusion: no metric of {place}: {error}"),
+                Err(error) => return log_warn!("diffusion: no metric of {device}: {error}"),
             },
         };
         // A gauge that cannot be set is no reason to fail a load.
-        let _ = gauge.set(weights::resident_bytes(place.device()) as f64);
+        let _ = gauge.set(weights::resident_bytes(device) as f64);
     }
 
     /// The counters of one model.

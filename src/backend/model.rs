@@ -11,9 +11,7 @@ use triton_api::{ModelContext, log_info, log_warn};
 use super::error::to_triton;
 use super::{BackendState, ModelInstanceState};
 use crate::backend::metrics::{Counters, Families};
-use crate::models::layers::weight::release_scratch;
-use crate::pipelines::{Components, ModelIndex, Place};
-use crate::torch::{cuda, memory};
+use crate::pipelines::{Components, Device, ModelIndex, free_cached_memory};
 use crate::weights::{Footprint, Progress};
 use diffusion_core::config::{ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config};
 use diffusion_core::failpoint::{self, FailPoint};
@@ -29,7 +27,7 @@ pub struct ModelState {
     counters: Arc<Counters>,
     families: Arc<Families>,
     /// One copy of the weights for each device, however many instances are on it.
-    components: Mutex<HashMap<Place, Once>>,
+    components: Mutex<HashMap<Device, Once>>,
 }
 
 /// The parts on one device: locked while the first instance loads them, so that the others there wait, and those of other devices
@@ -62,15 +60,15 @@ impl ModelState {
         Arc::clone(&self.counters)
     }
 
-    /// The model's parts on `place`, loaded by the first instance that asks, and the bytes that this took on the device: 0 for later
+    /// The model's parts on `device`, loaded by the first instance that asks, and the bytes that this took on the device: 0 for later
     /// instances, and nothing for what other models have there already.
     ///
     /// # Errors
     /// What is wrong with the folder, or with the device.
-    pub fn components(&self, place: Place) -> Result<(Components, u64)> {
+    pub fn components(&self, device: Device) -> Result<(Components, u64)> {
         let once = {
-            let mut places = self.components.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(places.entry(place).or_default())
+            let mut devices = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(devices.entry(device).or_default())
         };
         let mut loaded = once.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(components) = &*loaded {
@@ -86,13 +84,13 @@ impl ModelState {
                 progress.total >> 20
             );
         };
-        let (components, warnings) = Components::load_reporting(&self.folder, &self.parameters, place, &report)
-            .inspect_err(|_| self.give_back(place))?;
+        let (components, warnings) = Components::load_with_progress(&self.folder, &self.parameters, device, &report)
+            .inspect_err(|_| self.free_memory(device))?;
         for warning in warnings {
             log_warn!("model '{}': {warning}", self.name);
         }
         log_info!(
-            "model '{}': {} on {place:?} loaded in {:.2} s, {}; weights of {} MiB, {} of them shared with other models",
+            "model '{}': {} on {device} loaded in {:.2} s, {}; weights of {} MiB, {} of them shared with other models",
             self.name,
             components.class,
             start.elapsed().as_secs_f64(),
@@ -101,21 +99,17 @@ impl ModelState {
             components.footprint.shared >> 20
         );
         *loaded = Some(components.clone());
-        self.families.weights_changed(place);
+        self.families.weights_changed(device);
         let Footprint { total, shared } = components.footprint;
         Ok((components, total - shared))
     }
 
-    /// Gives memory that nothing uses any more back to the driver and the system.
-    fn give_back(&self, place: Place) {
-        if cuda::is_linked()
-            && let Err(error) = cuda::empty_cache(place.device())
-        {
+    /// Frees the device's cached memory, after an unload or a failed load.
+    fn free_memory(&self, device: Device) {
+        if let Err(error) = free_cached_memory(device) {
             log_warn!("model '{}': {error}", self.name);
         }
-        release_scratch();
-        memory::trim();
-        self.families.weights_changed(place);
+        self.families.weights_changed(device);
     }
 
     fn read(backend: &BackendState, context: &mut ModelContext<'_>) -> Result<Self, triton_api::Error> {
@@ -157,9 +151,9 @@ impl ModelState {
 impl Drop for ModelState {
     fn drop(&mut self) {
         let components = self.components.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let places: Vec<Place> = components.drain().map(|(place, _)| place).collect();
-        for &place in &places {
-            self.give_back(place);
+        let devices: Vec<Device> = components.drain().map(|(device, _)| device).collect();
+        for device in devices {
+            self.free_memory(device);
         }
     }
 }

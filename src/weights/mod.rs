@@ -22,6 +22,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind};
 
+use crate::torch;
 use diffusion_core::{Error, Result};
 
 pub use component::Component;
@@ -31,8 +32,8 @@ pub use path::{WeightPath, Weights};
 pub use shared::{Frozen, Shared};
 
 /// The bytes that the weights of all models in the process take on a device, equal ones counted once.
-pub fn resident_bytes(device: Device) -> u64 {
-    store::STORE.bytes(device)
+pub fn resident_bytes(device: torch::Device) -> u64 {
+    store::STORE.bytes(device.into())
 }
 
 /// The weights of one component; see [`Component::open`] for `stem`.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use tch::{Device, Kind};
+use tch::Kind;
 
 use super::model_index::ModelIndex;
 use crate::models::clip::{ClipTextConfig, ClipTextModel, ClipTokenizer};
@@ -15,7 +15,7 @@ use crate::pipelines::prompt_encoder::PromptEncoder;
 use crate::pipelines::safety_check::SafetyCheck;
 use crate::processors::DptImageProcessor;
 use crate::schedulers::{self, LowResScheduler, SchedulerConfig};
-use crate::torch::cuda;
+use crate::torch::{Device, cuda};
 use crate::weights::{Footprint, Loader, Progress, Shared, read_json};
 use diffusion_core::config::{Dtype, ModelParameters, Numerics, PipelineClass};
 use diffusion_core::{Context, Error, Result};
@@ -25,35 +25,6 @@ use diffusion_request::validate::Capabilities;
 const UPSCALE_SCALING_FACTOR: f64 = 0.08333;
 /// `max_noise_level` where `model_index.json` has none, diffusers' default.
 const MAX_NOISE_LEVEL: u32 = 350;
-
-/// Where an instance computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// On the host.
-    Cpu,
-    /// On the GPU of this index.
-    Gpu(i32),
-}
-
-impl Place {
-    /// The place as libtorch calls it, whether or not it is there.
-    pub fn device(self) -> Device {
-        match self {
-            Self::Cpu => Device::Cpu,
-            Self::Gpu(index) => usize::try_from(index).map_or(Device::Cpu, Device::Cuda),
-        }
-    }
-}
-
-/// `cpu`, `gpu0`, `gpu1`, ...
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Gpu(index) => write!(f, "gpu{index}"),
-        }
-    }
-}
 
 /// What depth to image has beside the common parts.
 #[derive(Clone)]
@@ -80,7 +51,7 @@ pub struct Components {
     pub(in crate::pipelines) low_res_scheduler: Option<LowResScheduler>,
     /// The upscaler's largest `noise_level`; 0 for others.
     max_noise_level: u32,
-    pub(in crate::pipelines) device: Device,
+    pub(in crate::pipelines) device: tch::Device,
     pub(in crate::pipelines) numerics: Numerics,
     /// What the weights take.
     pub footprint: Footprint,
@@ -94,18 +65,18 @@ impl Components {
     /// # Errors
     /// A missing file or tensor (`NotFound`), a damaged one (`InvalidArgument`), one that we do not
     /// do (`Unsupported`), each by name; out of memory.
-    pub fn load(folder: &Path, parameters: &ModelParameters, place: Place) -> Result<(Self, Vec<String>)> {
-        Self::load_reporting(folder, parameters, place, &|_| {})
+    pub fn load(folder: &Path, parameters: &ModelParameters, device: Device) -> Result<(Self, Vec<String>)> {
+        Self::load_with_progress(folder, parameters, device, &|_| {})
     }
 
     /// As [`Components::load`]; `report` is told every two seconds how far it is.
     ///
     /// # Errors
     /// As there.
-    pub fn load_reporting(
+    pub fn load_with_progress(
         folder: &Path,
         parameters: &ModelParameters,
-        place: Place,
+        device: Device,
         report: &(dyn Fn(Progress) + Sync),
     ) -> Result<(Self, Vec<String>)> {
         let index = ModelIndex::read(folder)?;
@@ -115,9 +86,9 @@ impl Components {
         index.require("unet", &["UNet2DConditionModel"])?;
         index.require("vae", &["AutoencoderKL"])?;
         let mut warnings = Vec::new();
-        let device = match place {
-            Place::Cpu => Device::Cpu,
-            Place::Gpu(index) => cuda::device(index)?,
+        let device = match device {
+            Device::Cpu => tch::Device::Cpu,
+            Device::Cuda(index) => cuda::device(index)?,
         };
         cuda::make_current(device)?;
         let kind = kind(parameters.dtype, device);
@@ -305,7 +276,7 @@ fn check_unet(
 }
 
 /// The dtype that weights are held and computed in.
-fn kind(dtype: Dtype, device: Device) -> Kind {
+fn kind(dtype: Dtype, device: tch::Device) -> Kind {
     match dtype {
         Dtype::Float32 => Kind::Float,
         Dtype::Float16 => Kind::Half,

@@ -3,5 +3,5 @@
 mod components;
 mod model_index;
 
-pub use components::{Components, Place};
+pub use components::Components;
 pub use model_index::ModelIndex;

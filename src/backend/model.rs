@@ -12,7 +12,7 @@ use super::error::to_triton;
 use super::{BackendState, ModelInstanceState};
 use crate::backend::metrics::{Counters, Families};
 use crate::pipelines::{Components, Device, ModelIndex, free_cached_memory};
-use crate::weights::{Footprint, Progress};
+use crate::weights::{Progress, WeightMemory};
 use diffusion_core::config::{ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config};
 use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
@@ -95,12 +95,12 @@ impl ModelState {
             components.class,
             start.elapsed().as_secs_f64(),
             components.scheduler_name(),
-            components.footprint.total >> 20,
-            components.footprint.shared >> 20
+            components.memory.total >> 20,
+            components.memory.shared >> 20
         );
         *loaded = Some(components.clone());
         self.families.weights_changed(device);
-        let Footprint { total, shared } = components.footprint;
+        let WeightMemory { total, shared } = components.memory;
         Ok((components, total - shared))
     }
 

@@ -27,9 +27,9 @@ use diffusion_core::{Error, Result};
 
 pub use component::Component;
 pub use file::TensorFile;
-pub use loader::{Footprint, Loaded, Loader, Part, Progress};
+pub use loader::{ComponentId, LoadedWeights, Loader, Progress, WeightMemory};
 pub use path::{WeightPath, Weights};
-pub use shared::{Frozen, Shared};
+pub use shared::{Frozen, SharedModel};
 
 /// The bytes that the weights of all models in the process take on a device, equal ones counted once.
 pub fn resident_bytes(device: torch::Device) -> u64 {

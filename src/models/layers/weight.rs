@@ -134,7 +134,7 @@ mod tests {
             let [text, unet] = [("text_encoder", "model"), ("unet", "diffusion_pytorch_model")]
                 .map(|(name, stem)| loader.open(&folder.join(name), stem, Kind::Float).unwrap());
             let mut loaded = loader.load(&|_| {}).unwrap();
-            let bytes = loaded.footprint.total;
+            let bytes = loaded.memory.total;
             let config = |name: &str| folder.join(name).join("config.json");
             let text =
                 ClipTextModel::new(read_json(&config("text_encoder")).unwrap(), loaded.take(text).unwrap()).unwrap();

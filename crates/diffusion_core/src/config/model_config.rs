@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::PipelineClass;
 use crate::error::{Error, Result};
-use crate::suggest::{did_you_mean, is_plain_name};
+use crate::quote::is_plain_name;
+use crate::suggest::did_you_mean;
 
 /// The one output of every pipeline: base64 of the encoded images, `[batch, num_images_per_prompt]`.
 pub const OUTPUT_NAME: &str = "generated_image";

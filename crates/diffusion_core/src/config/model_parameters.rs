@@ -9,7 +9,8 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::suggest::{did_you_mean, is_plain_name};
+use crate::quote::is_plain_name;
+use crate::suggest::did_you_mean;
 
 /// Arithmetic of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -370,10 +371,10 @@ mod tests {
         assert!(with("`EXECUTION_ENV_PATH` is not"));
         assert!(with("`FORCE_CPU_ONLY_INPUT_TENSORS` is not"));
         assert!(with(
-            "a parameter is not one that this backend reads, did you mean `max_unet_batch_size`?"
+            "a parameter is not one that this backend reads; did you mean `max_unet_batch_size`?"
         ));
         assert!(with(
-            "`max_step` is not one that this backend reads, did you mean `max_steps`?"
+            "`max_step` is not one that this backend reads; did you mean `max_steps`?"
         ));
         assert!(!with("conda"));
     }

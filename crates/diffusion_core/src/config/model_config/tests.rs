@@ -133,7 +133,7 @@ fn wrong_tensors_are_named() {
     assert_eq!(
         error(&config),
         "input `negativ_prompt` is not one of this pipeline's, which are prompt, negative_prompt, image, \
-         mask_image, gen_args, did you mean `negative_prompt`?"
+         mask_image, gen_args; did you mean `negative_prompt`?"
     );
 
     let mut config = sagemaker();

@@ -1,34 +1,27 @@
-//! Defaults and limits of each pipeline, read from the JSON files in `config/`, which are compiled in.
-//!
-//! Each value stands there beside its meaning, so that the file explains itself. A new pipeline is a new file and one
-//! line in [`PipelineDefaults::of`].
+//! Defaults and limits of each pipeline, read from `config/pipelines.toml`, which is compiled in.
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use toml::{Table, Value};
 
 use super::ModelParameters;
 use crate::error::{Error, Result};
 
-const TEXT_TO_IMAGE: &str = include_str!("../../../../config/text_to_image.json");
-const LATENT_CONSISTENCY: &str = include_str!("../../../../config/latent_consistency.json");
-const IMAGE_TO_IMAGE: &str = include_str!("../../../../config/image_to_image.json");
-const DEPTH_TO_IMAGE: &str = include_str!("../../../../config/depth_to_image.json");
-const INPAINT: &str = include_str!("../../../../config/inpaint.json");
-const UPSCALE: &str = include_str!("../../../../config/upscale.json");
+const PIPELINES: &str = include_str!("../../../../config/pipelines.toml");
 
-/// A diffusers pipeline, as `_class_name` in `model_index.json` names it.
+/// A diffusers pipeline: `_class_name` in `model_index.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 pub enum PipelineClass {
     /// Text to image.
     #[serde(rename = "StableDiffusionPipeline")]
     StableDiffusion,
-    /// Text to image in a few steps. The arithmetic is that of `StableDiffusionPipeline` with a UNet that takes the
-    /// guidance scale itself and an `LCMScheduler`; the defaults are others.
+    /// Text to image in a few steps: `StableDiffusionPipeline` with an `LCMScheduler`, a UNet that takes the guidance
+    /// scale as an input, and other defaults.
     #[serde(rename = "LatentConsistencyModelPipeline")]
     LatentConsistency,
     /// Image to image.
     #[serde(rename = "StableDiffusionImg2ImgPipeline")]
     Img2Img,
-    /// Image to image that keeps the depth of the input.
+    /// Image to image, guided by the depth of the input.
     #[serde(rename = "StableDiffusionDepth2ImgPipeline")]
     Depth2Img,
     /// Repaints the white part of a mask.
@@ -40,7 +33,7 @@ pub enum PipelineClass {
 }
 
 impl PipelineClass {
-    /// Every pipeline class there is.
+    /// All pipeline classes.
     pub const ALL: [Self; 6] = [
         Self::StableDiffusion,
         Self::LatentConsistency,
@@ -50,7 +43,7 @@ impl PipelineClass {
         Self::Upscale,
     ];
 
-    /// diffusers' name of the class.
+    /// Returns diffusers' name of the class.
     pub fn name(self) -> &'static str {
         match self {
             Self::StableDiffusion => "StableDiffusionPipeline",
@@ -62,7 +55,7 @@ impl PipelineClass {
         }
     }
 
-    /// The class of that diffusers name, if it is one of ours.
+    /// Finds a class by diffusers' name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|class| class.name() == name)
     }
@@ -78,7 +71,7 @@ impl std::fmt::Display for PipelineClass {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// Lossless, with the parameters of the image in a text chunk.
+    /// Lossless, with the parameters of the request in a text chunk.
     Png,
     /// Lossy, at most 65,535 pixels a side.
     Jpeg,
@@ -87,10 +80,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// Every format, by the name it has in `gen_args`.
+    /// All formats with their names in `gen_args`.
     pub const ALL: [(&'static str, Self); 3] = [("png", Self::Png), ("jpeg", Self::Jpeg), ("webp", Self::Webp)];
 
-    /// The name in `gen_args`.
+    /// Returns the name in `gen_args`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Png => "png",
@@ -99,7 +92,7 @@ impl Format {
         }
     }
 
-    /// Most pixels that the format can hold along one side (ISO/IEC 15948, ITU-T T.81, RFC 9649).
+    /// Returns the largest height or width of the format in pixels (ISO/IEC 15948, ITU-T T.81, RFC 9649).
     pub fn max_side(self) -> u32 {
         match self {
             Self::Png => i32::MAX as u32,
@@ -109,74 +102,57 @@ impl Format {
     }
 }
 
-/// Arguments of a request that names none.
+/// Arguments of a request that does not set them.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Defaults {
     /// Denoising steps.
-    #[serde(deserialize_with = "value")]
     pub num_inference_steps: u32,
     /// Guidance weight; guidance is on above 1.0.
-    #[serde(deserialize_with = "value")]
     pub guidance_scale: f64,
-    /// Images made from one prompt.
-    #[serde(deserialize_with = "value")]
+    /// Images per prompt.
     pub num_images_per_prompt: u32,
-    /// DDIM's noise weight, 0 to 1.
-    #[serde(deserialize_with = "value")]
+    /// Noise added by DDIM and TCD, 0 to 1.
     pub eta: f64,
-    /// Share of the rescaled noise prediction, 0 to 1; 0 where the pipeline does not take it.
-    #[serde(default, deserialize_with = "value")]
+    /// Share of the rescaled noise prediction, 0 to 1; 0 if the pipeline has no such argument.
+    #[serde(default)]
     pub guidance_rescale: f64,
-    /// How far the input image is changed, 0 to 1, where the pipeline takes it.
-    #[serde(default, deserialize_with = "some_value")]
+    /// Share of the denoising steps that are run, 0 to 1, if the pipeline has the argument.
     pub strength: Option<f64>,
-    /// Noise added to the image that is enlarged, where the pipeline takes it.
-    #[serde(default, deserialize_with = "some_value")]
+    /// Noise added to the input image, as a timestep, if the pipeline has the argument.
     pub noise_level: Option<u32>,
-    /// Whether pixels outside the mask are copied from the input, where the pipeline takes it.
-    #[serde(default, deserialize_with = "some_value")]
+    /// Whether pixels outside the mask are copied from the input, if the pipeline has the argument.
     pub keep_unmasked: Option<bool>,
     /// File format of the images.
-    #[serde(deserialize_with = "value")]
     pub output_format: Format,
     /// JPEG quality, 1 to 100.
-    #[serde(deserialize_with = "value")]
     pub jpeg_quality: u8,
     /// Quality of a lossy WebP, 1 to 100.
-    #[serde(deserialize_with = "value")]
     pub webp_quality: u8,
 }
 
-/// What no request may exceed.
+/// Limits of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Most denoising steps.
-    #[serde(deserialize_with = "value")]
+    /// Denoising steps.
     pub max_steps: u32,
-    /// Most pixels of one image, height times width; of the upscaler's, most pixels of one piece.
-    #[serde(deserialize_with = "value")]
+    /// Height times width of an image; for the upscaler, of one tile.
     pub max_pixels: u64,
-    /// Most rows of one UNet call.
-    #[serde(deserialize_with = "value")]
+    /// Batch entries of one UNet call.
     pub max_unet_batch_size: u32,
-    /// Longest prompt, in bytes.
-    #[serde(deserialize_with = "value")]
+    /// Bytes of a prompt.
     pub max_prompt_bytes: usize,
-    /// Longest `gen_args`, in bytes.
-    #[serde(deserialize_with = "value")]
+    /// Bytes of `gen_args`.
     pub max_gen_args_bytes: usize,
-    /// Longest input image, in bytes of base64, where the pipeline takes one.
-    #[serde(default, deserialize_with = "some_value")]
+    /// Base64 bytes of an input image, if the pipeline takes one.
     pub max_image_bytes: Option<usize>,
-    /// Most pixels of an input image, height times width, where the pipeline takes one.
-    #[serde(default, deserialize_with = "some_value")]
+    /// Height times width of an input image, if the pipeline takes one.
     pub max_image_pixels: Option<u64>,
 }
 
 impl Limits {
-    /// Replaces the limits for which the model's `config.pbtxt` gives a value.
+    /// Replaces the limits that the model's `config.pbtxt` sets.
     #[must_use]
     pub fn with_parameters(mut self, parameters: &ModelParameters) -> Self {
         self.max_steps = parameters.max_steps.unwrap_or(self.max_steps);
@@ -186,65 +162,45 @@ impl Limits {
     }
 }
 
-/// The serving defaults and limits of one pipeline class.
+/// The defaults and limits of one pipeline class.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PipelineDefaults {
-    /// The pipeline that they belong to.
+    /// The pipeline class.
     pub pipeline: PipelineClass,
-    /// Arguments of a request that names none.
+    /// Arguments of a request that does not set them.
     pub defaults: Defaults,
-    /// What no request may exceed.
+    /// Limits of a request.
     pub limits: Limits,
 }
 
 impl PipelineDefaults {
-    /// The compiled-in defaults of a pipeline class.
+    /// Returns the compiled-in defaults and limits of a pipeline class.
     ///
     /// # Errors
-    /// Internal if the file is damaged, which the tests rule out.
+    /// `Internal` if the compiled-in file is invalid, which the tests rule out.
     pub fn of(class: PipelineClass) -> Result<Self> {
-        Self::parse(match class {
-            PipelineClass::StableDiffusion => TEXT_TO_IMAGE,
-            PipelineClass::LatentConsistency => LATENT_CONSISTENCY,
-            PipelineClass::Img2Img => IMAGE_TO_IMAGE,
-            PipelineClass::Depth2Img => DEPTH_TO_IMAGE,
-            PipelineClass::Inpaint => INPAINT,
-            PipelineClass::Upscale => UPSCALE,
-        })
+        Self::parse(PIPELINES, class)
+            .map_err(|error| Error::internal(format!("config/pipelines.toml: {class}: {error}")))
     }
 
-    fn parse(text: &str) -> Result<Self> {
-        serde_json::from_str(text).map_err(|error| Error::internal(format!("compiled-in pipeline defaults: {error}")))
+    /// Merges the class's table into `common` and reads the result.
+    fn parse(text: &str, class: PipelineClass) -> std::result::Result<Self, toml::de::Error> {
+        let mut file: Table = text.parse()?;
+        let mut take = |name: &str| match file.remove(name) {
+            Some(Value::Table(table)) => table,
+            _ => Table::new(),
+        };
+        let mut merged = take("common");
+        for (group, values) in take(class.name()) {
+            match (merged.get_mut(&group), values) {
+                (Some(Value::Table(common)), Value::Table(own)) => common.extend(own),
+                (_, values) => drop(merged.insert(group, values)),
+            }
+        }
+        merged.insert("pipeline".to_owned(), class.name().into());
+        merged.try_into()
     }
-}
-
-/// One value and what it means. The meaning is for the reader of the file; it must be there.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Setting<T> {
-    value: T,
-    meaning: String,
-}
-
-fn value<'de, D, T>(deserializer: D) -> std::result::Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    let setting = Setting::<T>::deserialize(deserializer)?;
-    if setting.meaning.trim().is_empty() {
-        return Err(serde::de::Error::custom("a setting without a meaning"));
-    }
-    Ok(setting.value)
-}
-
-fn some_value<'de, D, T>(deserializer: D) -> std::result::Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    value(deserializer).map(Some)
 }
 
 #[cfg(test)]
@@ -287,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn each_class_has_a_file_of_its_own() {
+    fn each_class_has_the_defaults_of_diffusers() {
         // The defaults of diffusers' `__call__`: steps, guidance, strength, noise level.
         let expected = [
             (PipelineClass::StableDiffusion, 50, 7.5, None, None),
@@ -316,18 +272,29 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_read_strictly() {
-        let misspelt = TEXT_TO_IMAGE.replace("max_unet_batch_size\": {", "max_row\": {");
-        let silent = TEXT_TO_IMAGE.replace("Images made from one prompt. diffusers' default.", "");
-        let extra = TEXT_TO_IMAGE.replace("\"defaults\": {", "\"more\": 1, \"defaults\": {");
-        for broken in [misspelt, silent, extra] {
-            assert_ne!(broken, TEXT_TO_IMAGE);
-            assert!(PipelineDefaults::parse(&broken).is_err());
+    fn file_with_unknown_or_missing_values_is_an_error() {
+        let table = "[StableDiffusionPipeline.defaults]";
+        let misspelled = PIPELINES.replace("max_unet_batch_size =", "max_row =");
+        let missing = PIPELINES.replace("webp_quality = 80", "");
+        let extra_value = PIPELINES.replace(table, &format!("{table}\nmore = 1"));
+        let extra_group = PIPELINES.replace(table, &format!("[StableDiffusionPipeline.more]\n{table}"));
+        for broken in [misspelled, missing, extra_value, extra_group] {
+            assert_ne!(broken, PIPELINES);
+            assert!(PipelineDefaults::parse(&broken, PipelineClass::StableDiffusion).is_err());
         }
     }
 
     #[test]
-    fn class_names_are_those_of_diffusers() {
+    fn every_table_of_the_file_is_a_known_class() {
+        let file: Table = PIPELINES.parse().unwrap();
+        for name in file.keys() {
+            assert!(name == "common" || PipelineClass::from_name(name).is_some(), "{name}");
+        }
+        assert_eq!(file.len(), PipelineClass::ALL.len() + 1);
+    }
+
+    #[test]
+    fn class_name_round_trips() {
         for class in PipelineClass::ALL {
             assert_eq!(PipelineClass::from_name(class.name()), Some(class));
             let parsed: PipelineClass = serde_json::from_value(class.name().into()).unwrap();
@@ -337,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn format_names_agree() {
+    fn format_names_match_serde_names() {
         for (name, format) in Format::ALL {
             assert_eq!(format.name(), name);
             let parsed: Format = serde_json::from_value(name.into()).unwrap();

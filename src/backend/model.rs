@@ -123,8 +123,8 @@ impl ModelState {
         }
         let folder = context.version_path().join(&parameters.checkpoint);
         // A folder that is no model fails here, before its instances are made.
-        let index = ModelIndex::read(&folder).map_err(|error| fail(&error))?;
-        let inputs = inputs_of(index.class);
+        let class = ModelIndex::read(&folder).and_then(|index| index.pipeline_class());
+        let inputs = inputs_of(class.map_err(|error| fail(&error))?);
 
         if context.should_auto_complete()?
             && let Some(completed) = complete_model_config(&config, inputs)

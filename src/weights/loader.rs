@@ -11,9 +11,9 @@ use tch::{Device, Kind};
 use super::component::Component;
 use super::digest::{Digest, Digests};
 use super::file::{TensorFile, shape};
+use super::materialize::{can_map, materialize};
 use super::parallel::in_parallel;
 use super::path::Weights;
-use super::place::{place, stays};
 use super::store::{Held, Key, STORE};
 use crate::torch::{Upload, memory};
 use diffusion_core::{Error, Result};
@@ -180,7 +180,7 @@ impl Loader {
             let held = STORE
                 .get(key, || {
                     let hashed = item.remembered.is_none();
-                    place(item.file, &item.name, key.clone(), hashed, &upload)
+                    materialize(item.file, &item.name, key.clone(), hashed, &upload)
                 })
                 .inspect_err(|_| STORE.memory.forget(item.file.identity()))?;
             progress.add(item.length - item.length / 2);
@@ -278,7 +278,7 @@ fn in_place(items: &[Item<'_>], keys: &[Key]) -> Result<u64> {
     let mut seen = std::collections::HashSet::new();
     let mut bytes = 0;
     for (item, key) in std::iter::zip(items, keys) {
-        if seen.insert(key) && stays(key, item.bytes()?) && !STORE.has(key) {
+        if seen.insert(key) && can_map(key, item.bytes()?) && !STORE.has(key) {
             bytes += key.bytes();
         }
     }

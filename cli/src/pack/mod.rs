@@ -11,9 +11,9 @@ use clap::Args;
 use diffusion_core::config;
 use diffusion_core::{Error, Result};
 use indicatif::HumanBytes;
+use triton_diffusion::weights::Variant;
 
 use crate::check::{ParameterArguments, check};
-use crate::checkpoint::Prefer;
 use crate::dtype::Float;
 use crate::inspect::Report;
 use crate::model_config::Kind;
@@ -86,8 +86,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 
     let prefer = match arguments.dtype {
-        Some(Float::Float16) => Prefer::Fp16,
-        _ => Prefer::Main,
+        Some(Float::Float16) => Variant::Fp16,
+        _ => Variant::Main,
     };
     // First where the files are: only there it can be seen what lies beside them instead.
     let report = Report::of(&arguments.folder, false)?;

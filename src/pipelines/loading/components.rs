@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::model_folder::ModelFolder;
-use super::{DepthEstimator, ModelIndex, depth, safety_checker, scheduler, text_encoder, unet, vae};
+use super::{DepthEstimator, depth, safety_checker, scheduler, text_encoder, unet, vae};
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
 use crate::models::unet::UNet2DConditionModel;
 use crate::models::vae::AutoencoderKl;
@@ -61,7 +61,6 @@ impl Components {
         device: Device,
         report: &(dyn Fn(Progress) + Sync),
     ) -> Result<(Self, Vec<String>)> {
-        let index = ModelIndex::read(folder)?;
         let device = match device {
             Device::Cpu => tch::Device::Cpu,
             Device::Cuda(index) => cuda::device(index)?,
@@ -69,7 +68,7 @@ impl Components {
         cuda::make_current(device)?;
         let _no_grad = tch::no_grad_guard();
         let mut warnings = Vec::new();
-        let mut folder = ModelFolder::new(folder, index, device, parameters.dtype);
+        let mut folder = ModelFolder::open(folder, device, parameters.dtype)?;
 
         let text_encoder = text_encoder::open(&mut folder)?;
         let vae = vae::open(&mut folder)?;
@@ -85,7 +84,7 @@ impl Components {
             .map(|low_res| (low_res.max_noise_level, low_res.scheduler))
             .unzip();
         let components = Self {
-            class: folder.index.class,
+            class: folder.class,
             tokenizer,
             text_encoder,
             unet: unet.build(&mut weights)?,

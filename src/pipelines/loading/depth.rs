@@ -26,7 +26,7 @@ pub(super) struct Depth {
 
 /// Opens the depth estimator; `None` unless the pipeline is depth to image.
 pub(super) fn open(folder: &mut ModelFolder<'_>) -> Result<Option<Depth>> {
-    if folder.index.class != PipelineClass::Depth2Img {
+    if folder.class != PipelineClass::Depth2Img {
         return Ok(None);
     }
     folder.index.require("depth_estimator", &["DPTForDepthEstimation"])?;

@@ -7,12 +7,14 @@ use tch::{Device, Kind};
 
 use super::ModelIndex;
 use crate::weights::{ComponentId, Loader, read_json};
-use diffusion_core::config::Dtype;
+use diffusion_core::config::{Dtype, PipelineClass};
 use diffusion_core::{Error, Result};
 
 /// The folder, and the loader that collects the weight files of its components.
 pub(super) struct ModelFolder<'a> {
     path: &'a Path,
+    /// The pipeline of the folder.
+    pub class: PipelineClass,
     /// `model_index.json`.
     pub index: ModelIndex,
     /// The dtype that weights are held and computed in.
@@ -22,7 +24,9 @@ pub(super) struct ModelFolder<'a> {
 }
 
 impl<'a> ModelFolder<'a> {
-    pub fn new(path: &'a Path, index: ModelIndex, device: Device, dtype: Dtype) -> Self {
+    /// Reads `model_index.json` of the folder.
+    pub fn open(path: &'a Path, device: Device, dtype: Dtype) -> Result<Self> {
+        let index = ModelIndex::read(path)?;
         let kind = match dtype {
             Dtype::Float32 => Kind::Float,
             Dtype::Float16 => Kind::Half,
@@ -30,12 +34,13 @@ impl<'a> ModelFolder<'a> {
             Dtype::Auto if device.is_cuda() => Kind::Half,
             Dtype::Auto => Kind::Float,
         };
-        Self {
+        Ok(Self {
             path,
+            class: index.pipeline_class()?,
             index,
             kind,
             loader: Loader::new(device),
-        }
+        })
     }
 
     /// The folder of a component.

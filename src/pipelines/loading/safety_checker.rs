@@ -19,7 +19,7 @@ pub(super) fn open(
     enabled: bool,
     warnings: &mut Vec<String>,
 ) -> Result<Option<OpenedChecker>> {
-    if !folder.index.has("safety_checker") {
+    if folder.index.component("safety_checker").is_none() {
         return Ok(None);
     }
     if !enabled {

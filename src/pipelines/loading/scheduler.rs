@@ -12,7 +12,7 @@ const MAX_NOISE_LEVEL: u32 = 350;
 /// Reads the configuration of the scheduler; `class` replaces the class that the file names.
 pub(super) fn open(folder: &ModelFolder<'_>, class: Option<&str>) -> Result<SchedulerConfig> {
     let text = folder.scheduler_config("scheduler")?;
-    SchedulerConfig::of_pipeline(&text, folder.index.class, class)
+    SchedulerConfig::of_pipeline(&text, folder.class, class)
         .context(|| folder.component("scheduler").display().to_string())
 }
 
@@ -25,7 +25,7 @@ pub(super) struct LowRes {
 
 /// Opens the low-resolution scheduler; `None` unless the pipeline is the upscaler.
 pub(super) fn open_low_res(folder: &ModelFolder<'_>, unet: &UNet2DConfig) -> Result<Option<LowRes>> {
-    if folder.index.class != PipelineClass::Upscale {
+    if folder.class != PipelineClass::Upscale {
         return Ok(None);
     }
     folder.index.require("low_res_scheduler", &["DDPMScheduler"])?;

@@ -18,7 +18,7 @@ pub(super) fn open(folder: &mut ModelFolder<'_>, vae: &AutoencoderKlConfig, text
     folder.index.require("unet", &["UNet2DConditionModel"])?;
     let config: UNet2DConfig = folder.config("unet")?;
     config.check()?;
-    check_compatible(folder.index.class, &config, vae, text)?;
+    check_compatible(folder.class, &config, vae, text)?;
     Ok(Unet {
         config,
         weights: folder.diffusers_weights("unet", folder.kind)?,

@@ -21,7 +21,7 @@ pub(super) fn open(folder: &mut ModelFolder<'_>) -> Result<Vae> {
     let mut config: AutoencoderKlConfig = folder.config("vae")?;
     config.check()?;
     let mut kind = folder.kind;
-    if folder.index.class == PipelineClass::Upscale {
+    if folder.class == PipelineClass::Upscale {
         // The pipeline ignores the value of the file; old files have none.
         config.scaling_factor = UPSCALE_SCALING_FACTOR;
         if kind == Kind::Half && config.force_upcast {

@@ -1,30 +1,32 @@
-//! Defaults and limits of each pipeline, read from `config/pipelines.toml`, which is compiled in.
+//! Defaults and limits of each pipeline, from `config/pipelines.toml`, which is compiled in.
+
+use std::collections::HashMap;
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::ModelParameters;
+use super::{ModelParameters, inputs_of};
 use crate::error::{Error, Result};
 
-const PIPELINES: &str = include_str!("../../../../config/pipelines.toml");
+const FILE: &str = include_str!("../../../../config/pipelines.toml");
 
-/// A diffusers pipeline: `_class_name` in `model_index.json`.
+/// A pipeline of diffusers, with the name of `_class_name` in `model_index.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 pub enum PipelineClass {
     /// Text to image.
     #[serde(rename = "StableDiffusionPipeline")]
     StableDiffusion,
-    /// Text to image in a few steps: `StableDiffusionPipeline` with an `LCMScheduler`, a UNet that takes the guidance
-    /// scale as an input, and other defaults.
+    /// Text to image in a few steps. Computes like `StableDiffusionPipeline`, with a UNet that has the guidance
+    /// scale as an input and an `LCMScheduler`; the defaults differ.
     #[serde(rename = "LatentConsistencyModelPipeline")]
     LatentConsistency,
     /// Image to image.
     #[serde(rename = "StableDiffusionImg2ImgPipeline")]
     Img2Img,
-    /// Image to image, guided by the depth of the input.
+    /// Image to image that keeps the depth of the input.
     #[serde(rename = "StableDiffusionDepth2ImgPipeline")]
     Depth2Img,
-    /// Repaints the white part of a mask.
+    /// Repaints the white pixels of a mask.
     #[serde(rename = "StableDiffusionInpaintPipeline")]
     Inpaint,
     /// Enlarges an image four times.
@@ -43,7 +45,7 @@ impl PipelineClass {
         Self::Upscale,
     ];
 
-    /// Returns diffusers' name of the class.
+    /// Returns the class name in diffusers.
     pub fn name(self) -> &'static str {
         match self {
             Self::StableDiffusion => "StableDiffusionPipeline",
@@ -55,7 +57,7 @@ impl PipelineClass {
         }
     }
 
-    /// Finds a class by diffusers' name.
+    /// Returns the class with this name in diffusers, if it is supported.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|class| class.name() == name)
     }
@@ -71,7 +73,7 @@ impl std::fmt::Display for PipelineClass {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// Lossless, with the parameters of the request in a text chunk.
+    /// Lossless, with the parameters of the image in a text chunk.
     Png,
     /// Lossy, at most 65,535 pixels a side.
     Jpeg,
@@ -92,7 +94,7 @@ impl Format {
         }
     }
 
-    /// Returns the largest height or width of the format in pixels (ISO/IEC 15948, ITU-T T.81, RFC 9649).
+    /// Returns the largest height or width of an image in this format (ISO/IEC 15948, ITU-T T.81, RFC 9649).
     pub fn max_side(self) -> u32 {
         match self {
             Self::Png => i32::MAX as u32,
@@ -102,7 +104,7 @@ impl Format {
     }
 }
 
-/// Arguments of a request that does not set them.
+/// Arguments that a request does not name.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Defaults {
@@ -110,18 +112,17 @@ pub struct Defaults {
     pub num_inference_steps: u32,
     /// Guidance weight; guidance is on above 1.0.
     pub guidance_scale: f64,
-    /// Images per prompt.
+    /// Images made from one prompt.
     pub num_images_per_prompt: u32,
-    /// Noise added by DDIM and TCD, 0 to 1.
+    /// DDIM's noise weight, 0 to 1.
     pub eta: f64,
-    /// Share of the rescaled noise prediction, 0 to 1; 0 if the pipeline has no such argument.
-    #[serde(default)]
+    /// Share of the rescaled noise prediction, 0 to 1; 0 where the pipeline does not use it.
     pub guidance_rescale: f64,
-    /// Share of the denoising steps that are run, 0 to 1, if the pipeline has the argument.
+    /// How much the input image is changed, 0 to 1, where the pipeline uses it.
     pub strength: Option<f64>,
-    /// Noise added to the input image, as a timestep, if the pipeline has the argument.
+    /// Noise added to the image that is enlarged, where the pipeline uses it.
     pub noise_level: Option<u32>,
-    /// Whether pixels outside the mask are copied from the input, if the pipeline has the argument.
+    /// Whether pixels outside the mask are copied from the input, where the pipeline uses it.
     pub keep_unmasked: Option<bool>,
     /// File format of the images.
     pub output_format: Format,
@@ -131,23 +132,23 @@ pub struct Defaults {
     pub webp_quality: u8,
 }
 
-/// Limits of a request.
+/// What no request may exceed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Denoising steps.
+    /// Most denoising steps.
     pub max_steps: u32,
-    /// Height times width of an image; for the upscaler, of one tile.
+    /// Most pixels of one image, height times width; for the upscaler, most pixels of one tile.
     pub max_pixels: u64,
-    /// Batch entries of one UNet call.
+    /// Largest batch size of one UNet call.
     pub max_unet_batch_size: u32,
-    /// Bytes of a prompt.
+    /// Longest prompt, in bytes.
     pub max_prompt_bytes: usize,
-    /// Bytes of `gen_args`.
+    /// Longest `gen_args`, in bytes.
     pub max_gen_args_bytes: usize,
-    /// Base64 bytes of an input image, if the pipeline takes one.
+    /// Longest input image, in bytes of base64, where the pipeline requires one.
     pub max_image_bytes: Option<usize>,
-    /// Height times width of an input image, if the pipeline takes one.
+    /// Most pixels of an input image, height times width, where the pipeline requires one.
     pub max_image_pixels: Option<u64>,
 }
 
@@ -162,45 +163,63 @@ impl Limits {
     }
 }
 
-/// The defaults and limits of one pipeline class.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The serving defaults and limits of one pipeline class.
+#[derive(Debug, Clone, PartialEq)]
 pub struct PipelineDefaults {
-    /// The pipeline class.
+    /// The pipeline.
     pub pipeline: PipelineClass,
-    /// Arguments of a request that does not set them.
+    /// Arguments that a request does not name.
     pub defaults: Defaults,
-    /// Limits of a request.
+    /// What no request may exceed.
     pub limits: Limits,
 }
 
 impl PipelineDefaults {
-    /// Returns the compiled-in defaults and limits of a pipeline class.
+    /// Returns the compiled-in defaults of a pipeline class.
     ///
     /// # Errors
-    /// `Internal` if the compiled-in file is invalid, which the tests rule out.
+    /// `Internal` for a damaged file, which the tests rule out.
     pub fn of(class: PipelineClass) -> Result<Self> {
-        Self::parse(PIPELINES, class)
-            .map_err(|error| Error::internal(format!("config/pipelines.toml: {class}: {error}")))
+        Self::parse(FILE, class).map_err(|error| Error::internal(format!("config/pipelines.toml: {error}")))
     }
 
-    /// Merges the class's table into `common` and reads the result.
     fn parse(text: &str, class: PipelineClass) -> std::result::Result<Self, toml::de::Error> {
-        let mut file: Table = text.parse()?;
-        let mut take = |name: &str| match file.remove(name) {
-            Some(Value::Table(table)) => table,
-            _ => Table::new(),
-        };
-        let mut merged = take("common");
-        for (group, values) in take(class.name()) {
-            match (merged.get_mut(&group), values) {
-                (Some(Value::Table(common)), Value::Table(own)) => common.extend(own),
-                (_, values) => drop(merged.insert(group, values)),
-            }
+        let mut file: File = toml::from_str(text)?;
+        let Tables {
+            mut defaults,
+            mut limits,
+        } = file.common;
+        if inputs_of(class)
+            .iter()
+            .any(|input| input.name == "image" && !input.optional)
+        {
+            limits.extend(file.image.limits);
         }
-        merged.insert("pipeline".to_owned(), class.name().into());
-        merged.try_into()
+        let own = file.pipelines.remove(&class).unwrap_or_default();
+        defaults.extend(own.defaults);
+        limits.extend(own.limits);
+        Ok(Self {
+            pipeline: class,
+            defaults: Value::Table(defaults).try_into()?,
+            limits: Value::Table(limits).try_into()?,
+        })
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    common: Tables,
+    /// For pipelines that require an input image.
+    image: Tables,
+    pipelines: HashMap<PipelineClass, Tables>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Tables {
+    defaults: Table,
+    limits: Table,
 }
 
 #[cfg(test)]
@@ -209,9 +228,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_to_image_has_the_defaults_of_diffusers() {
+    fn defaults_of_text_to_image_are_those_of_diffusers() {
         let file = PipelineDefaults::of(PipelineClass::StableDiffusion).unwrap();
-        assert_eq!(file.pipeline, PipelineClass::StableDiffusion);
         assert_eq!(
             file.defaults,
             Defaults {
@@ -243,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn each_class_has_the_defaults_of_diffusers() {
+    fn defaults_of_each_class_are_those_of_diffusers() {
         // The defaults of diffusers' `__call__`: steps, guidance, strength, noise level.
         let expected = [
             (PipelineClass::StableDiffusion, 50, 7.5, None, None),
@@ -255,12 +273,7 @@ mod tests {
         ];
         assert_eq!(expected.len(), PipelineClass::ALL.len());
         for (class, steps, guidance, strength, noise_level) in expected {
-            let PipelineDefaults {
-                pipeline,
-                defaults,
-                limits,
-            } = PipelineDefaults::of(class).unwrap();
-            assert_eq!(pipeline, class);
+            let PipelineDefaults { defaults, limits, .. } = PipelineDefaults::of(class).unwrap();
             assert_eq!(defaults.num_inference_steps, steps, "{class}");
             assert_eq!(defaults.guidance_scale, guidance, "{class}");
             assert_eq!(defaults.strength, strength, "{class}");
@@ -272,29 +285,23 @@ mod tests {
     }
 
     #[test]
-    fn file_with_unknown_or_missing_values_is_an_error() {
-        let table = "[StableDiffusionPipeline.defaults]";
-        let misspelled = PIPELINES.replace("max_unet_batch_size =", "max_row =");
-        let missing = PIPELINES.replace("webp_quality = 80", "");
-        let extra_value = PIPELINES.replace(table, &format!("{table}\nmore = 1"));
-        let extra_group = PIPELINES.replace(table, &format!("[StableDiffusionPipeline.more]\n{table}"));
-        for broken in [misspelled, missing, extra_value, extra_group] {
-            assert_ne!(broken, PIPELINES);
-            assert!(PipelineDefaults::parse(&broken, PipelineClass::StableDiffusion).is_err());
+    fn file_with_an_unknown_key_is_refused() {
+        for (from, to) in [
+            ("max_unet_batch_size =", "max_row ="),
+            ("strength =", "strenght ="),
+            ("StableDiffusionInpaintPipeline.", "FluxPipeline."),
+            ("[image.limits]", "[image.limit]"),
+            ("[common.defaults]", "more = 1\n[common.defaults]"),
+        ] {
+            let broken = FILE.replace(from, to);
+            assert_ne!(broken, FILE, "{from}");
+            let refused = |class| PipelineDefaults::parse(&broken, class).is_err();
+            assert!(PipelineClass::ALL.into_iter().any(refused), "{to}");
         }
     }
 
     #[test]
-    fn every_table_of_the_file_is_a_known_class() {
-        let file: Table = PIPELINES.parse().unwrap();
-        for name in file.keys() {
-            assert!(name == "common" || PipelineClass::from_name(name).is_some(), "{name}");
-        }
-        assert_eq!(file.len(), PipelineClass::ALL.len() + 1);
-    }
-
-    #[test]
-    fn class_name_round_trips() {
+    fn class_names_are_parsed() {
         for class in PipelineClass::ALL {
             assert_eq!(PipelineClass::from_name(class.name()), Some(class));
             let parsed: PipelineClass = serde_json::from_value(class.name().into()).unwrap();
@@ -304,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn format_names_match_serde_names() {
+    fn format_names_are_parsed() {
         for (name, format) in Format::ALL {
             assert_eq!(format.name(), name);
             let parsed: Format = serde_json::from_value(name.into()).unwrap();

@@ -7,7 +7,7 @@ use diffusion_core::config::{Dtype, ModelParameters};
 use diffusion_core::{Error, Result};
 use diffusion_request::validate::RequestContext;
 use serde_json::{Map, Value, json};
-use triton_diffusion::pipelines::{Components, Place};
+use triton_diffusion::pipelines::{Components, Device};
 
 /// What goes into `config.pbtxt`.
 #[derive(Args, Clone, Debug, Default)]
@@ -71,7 +71,7 @@ pub fn check(folder: &Path, parameters: &ModelParameters, dtype: Dtype) -> Resul
         dtype,
         ..parameters.clone()
     };
-    let (components, warnings) = Components::load(folder, &parameters, Place::Cpu)?;
+    let (components, warnings) = Components::load(folder, &parameters, Device::Cpu)?;
     RequestContext::new(components.capabilities(), &parameters)?;
     Ok(Loadable {
         scheduler: components.scheduler_name(),

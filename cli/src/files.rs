@@ -93,13 +93,3 @@ pub fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
 pub fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| failed(path, &error))
 }
-
-/// A number of bytes for people: `1.73 GB`.
-pub fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} B"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
-}

@@ -1,7 +1,6 @@
 //! `generate`: an image without a server, by the code that the server runs.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::Args;
 use diffusion_core::Result;
@@ -11,7 +10,7 @@ use diffusion_image::encode::encode;
 use diffusion_request::generate_request::GenerateRequest;
 use diffusion_request::metadata::Metadata;
 use diffusion_request::validate::{RequestContext, RowInputs, resolve};
-use triton_diffusion::pipelines::{Components, DiffusionPipeline, PipelineOutput, Place};
+use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, PipelineOutput};
 
 use crate::check::ParameterArguments;
 use crate::dtype::Float;
@@ -29,7 +28,7 @@ pub struct Arguments {
     #[arg(long)]
     dtype: Option<Float>,
     /// cpu, or cuda:N for GPU N
-    #[arg(long, default_value = "cpu")]
+    #[arg(long, default_value = "cpu", value_parser = device)]
     device: Device,
     #[command(flatten)]
     parameters: ParameterArguments,
@@ -38,25 +37,17 @@ pub struct Arguments {
     model_name: Option<String>,
 }
 
-/// Where the image is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Device(Place);
-
-impl FromStr for Device {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
-        let gpu = match text {
-            "cpu" => return Ok(Self(Place::Cpu)),
-            "cuda" => Some(0),
-            _ => text
-                .strip_prefix("cuda:")
-                .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
-                .and_then(|digits| digits.parse().ok()),
-        };
-        gpu.map(|index| Self(Place::Gpu(index)))
-            .ok_or("a device is cpu or cuda:N")
-    }
+/// Reads a device as torch names it: `cpu`, `cuda` or `cuda:N`.
+fn device(text: &str) -> std::result::Result<Device, &'static str> {
+    let index = match text {
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => Some(0),
+        _ => text
+            .strip_prefix("cuda:")
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|digits| digits.parse().ok()),
+    };
+    index.map(Device::Cuda).ok_or("expected cpu or cuda:N")
 }
 
 impl Arguments {
@@ -92,7 +83,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let parameters = arguments.parameters()?;
 
     let spinner = progress::spinner("loading");
-    let loaded = Components::load(&arguments.folder, &parameters, arguments.device.0);
+    let loaded = Components::load(&arguments.folder, &parameters, arguments.device);
     spinner.finish_and_clear();
     let (components, warnings) = loaded?;
     for warning in warnings {
@@ -166,12 +157,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_named_as_torch_names_them() {
-        for (text, place) in [("cpu", Place::Cpu), ("cuda", Place::Gpu(0)), ("cuda:3", Place::Gpu(3))] {
-            assert_eq!(text.parse::<Device>().unwrap(), Device(place));
+    fn device_is_parsed_as_torch_names_it() {
+        for (text, expected) in [
+            ("cpu", Device::Cpu),
+            ("cuda", Device::Cuda(0)),
+            ("cuda:3", Device::Cuda(3)),
+        ] {
+            assert_eq!(device(text).unwrap(), expected);
         }
         for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:+1", "CPU", "cuda:9999999999"] {
-            assert!(text.parse::<Device>().is_err(), "{text}");
+            assert!(device(text).is_err(), "{text}");
         }
     }
 }

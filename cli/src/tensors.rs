@@ -11,14 +11,14 @@ use diffusion_core::{Context, Error, Result};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
-use triton_diffusion::weights::TensorFile;
+use triton_diffusion::weights::{TensorFile, convert};
 
-use crate::{dtype, files};
+use crate::files;
 
 /// Elements that are converted at a time.
 const PIECE: usize = 1 << 20;
 /// The data begins at a multiple of this, and so do all tensors whose length is one: as the server's memory would have them, which
-/// can then use them in the file (`src/weights/place.rs`).
+/// can then use them in the file (`src/weights/materialize.rs`).
 const ALIGNMENT: usize = 64;
 
 /// A safetensors file whose tensors are read one by one.
@@ -141,7 +141,7 @@ impl Entry {
 /// read. The same tensors make the same file.
 ///
 /// # Errors
-/// Those of reading, of writing and of [`dtype::convert`], with the tensor's name.
+/// Those of reading, of writing and of [`convert`], with the tensor's name.
 pub fn write(
     path: &Path,
     source: &Source,
@@ -167,7 +167,7 @@ pub fn write(
             .read(&entry.from, entry.range, |piece| {
                 done(piece.len() as u64);
                 match from {
-                    Some(from) if from != entry.dtype => file.write_all(&dtype::convert(piece, from, entry.dtype)?),
+                    Some(from) if from != entry.dtype => file.write_all(&convert(piece, from, entry.dtype)?),
                     _ => file.write_all(piece),
                 }
                 .map_err(failed)

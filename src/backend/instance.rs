@@ -9,7 +9,7 @@ use super::encoder_thread::EncoderThread;
 use super::error::to_triton;
 use super::response::{ElementResponder, PendingResponse};
 use crate::backend::metrics::EngineObserver;
-use crate::pipelines::{DiffusionPipeline, Place};
+use crate::pipelines::{Device, DiffusionPipeline};
 use crate::request::tensors::decode;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{Engine, QueuedRequest};
@@ -26,24 +26,26 @@ pub struct ModelInstanceState {
 
 impl ModelInstanceState {
     fn start(model: &Arc<ModelState>, context: &InstanceContext<'_>) -> Result<Self> {
-        let place = match context.kind() {
-            InstanceKind::Gpu => Place::Gpu(context.device_id()),
-            InstanceKind::Cpu | InstanceKind::Auto => Place::Cpu,
+        let device = match context.kind() {
+            InstanceKind::Gpu => {
+                Device::Cuda(u32::try_from(context.device_id()).map_err(|_| Error::internal("negative GPU index"))?)
+            }
+            InstanceKind::Cpu | InstanceKind::Auto => Device::Cpu,
             InstanceKind::Model => {
                 return Err(Error::unsupported(
                     "instance_group: KIND_MODEL is not supported; KIND_GPU and KIND_CPU are",
                 ));
             }
         };
-        let (components, bytes) = model.components(place)?;
+        let (components, bytes) = model.components(device)?;
         let usage = MemoryUsage {
-            memory_type: match place {
-                Place::Cpu => MemoryType::Cpu,
-                Place::Gpu(_) => MemoryType::Gpu,
+            memory_type: match device {
+                Device::Cpu => MemoryType::Cpu,
+                Device::Cuda(_) => MemoryType::Gpu,
             },
-            memory_type_id: match place {
-                Place::Cpu => 0,
-                Place::Gpu(index) => i64::from(index),
+            memory_type_id: match device {
+                Device::Cpu => 0,
+                Device::Cuda(index) => i64::from(index),
             },
             byte_size: usize::try_from(bytes).unwrap_or(usize::MAX),
         };

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use triton_api::metrics::{Counter, CounterFamily, Gauge, GaugeFamily};
 use triton_api::{Health, log_error, log_warn};
 
-use crate::pipelines::Place;
+use crate::pipelines::Device;
 use crate::weights;
 use diffusion_engine::Observer;
 
@@ -20,7 +20,7 @@ pub struct MetricFamilies {
     images: Option<CounterFamily>,
     weights_bytes: Option<GaugeFamily>,
     /// One gauge for each device that has held weights. A gauge stays, so a device without weights shows 0.
-    weights: Mutex<HashMap<Place, Gauge>>,
+    weights: Mutex<HashMap<Device, Gauge>>,
 }
 
 impl MetricFamilies {
@@ -50,20 +50,20 @@ impl MetricFamilies {
     }
 
     /// Updates the gauge of a device after a load or an unload.
-    pub fn weights_changed(&self, place: Place) {
+    pub fn weights_changed(&self, device: Device) {
         let Some(family) = &self.weights_bytes else {
             return;
         };
         let mut gauges = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
-        let gauge = match gauges.entry(place) {
+        let gauge = match gauges.entry(device) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => match family.gauge(&[("device", &place.to_string())]) {
+            Entry::Vacant(entry) => match family.gauge(&[("device", &device.to_string())]) {
                 Ok(gauge) => entry.insert(gauge),
-                Err(error) => return log_warn!("diffusion: cannot register a metric of {place}: {error}"),
+                Err(error) => return log_warn!("diffusion: cannot register a metric of {device}: {error}"),
             },
         };
         // A gauge that cannot be set is no reason to fail a load.
-        let _ = gauge.set(weights::resident_bytes(place.device()) as f64);
+        let _ = gauge.set(weights::resident_bytes(device) as f64);
     }
 
     /// Creates the counters of one model.

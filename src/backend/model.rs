@@ -11,10 +11,8 @@ use triton_api::{ModelContext, log_info, log_warn};
 use super::error::to_triton;
 use super::metrics::{Counters, MetricFamilies};
 use super::{BackendState, ModelInstanceState};
-use crate::models::layers::weight::release_scratch;
-use crate::pipelines::{Components, ModelIndex, Place};
-use crate::torch::{cuda, memory};
-use crate::weights::{Footprint, Progress};
+use crate::pipelines::{Components, Device, ModelIndex, free_cached_memory};
+use crate::weights::{Progress, WeightMemory};
 use diffusion_core::config::{ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config};
 use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
@@ -29,7 +27,7 @@ pub struct ModelState {
     counters: Arc<Counters>,
     families: Arc<MetricFamilies>,
     /// One copy of the weights for each device, however many instances are on it.
-    components: Mutex<HashMap<Place, LoadCell>>,
+    components: Mutex<HashMap<Device, LoadCell>>,
 }
 
 /// The components on one device. Locked while the first instance loads them: other instances on the device wait, and
@@ -62,21 +60,21 @@ impl ModelState {
         Arc::clone(&self.counters)
     }
 
-    /// Returns the components on `place` and the bytes that loading them added to the device. The first instance loads
+    /// Returns the components on `device` and the bytes that loading them added to the device. The first instance loads
     /// them. The bytes are 0 for later instances, and do not count tensors that other models have on the device already.
     ///
     /// # Errors
     /// The folder is not a valid checkpoint, or the device cannot be used.
-    pub fn components(&self, place: Place) -> Result<(Components, u64)> {
+    pub fn components(&self, device: Device) -> Result<(Components, u64)> {
         let cell = {
-            let mut places = self.components.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(places.entry(place).or_default())
+            let mut devices = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(devices.entry(device).or_default())
         };
         let mut loaded = cell.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(components) = &*loaded {
             return Ok((components.clone(), 0));
         }
-        failpoint::check(FailPoint::Load)?;
+        failpoint::maybe_fail(FailPoint::Load)?;
         let start = Instant::now();
         let report = |progress: Progress| {
             log_info!(
@@ -86,36 +84,32 @@ impl ModelState {
                 progress.total >> 20
             );
         };
-        let (components, warnings) = Components::load_reporting(&self.folder, &self.parameters, place, &report)
-            .inspect_err(|_| self.free_memory(place))?;
+        let (components, warnings) = Components::load_with_progress(&self.folder, &self.parameters, device, &report)
+            .inspect_err(|_| self.free_memory(device))?;
         for warning in warnings {
             log_warn!("model '{}': {warning}", self.name);
         }
         log_info!(
-            "model '{}': {} on {place:?} loaded in {:.2} s, {}; weights of {} MiB, {} of them shared with other models",
+            "model '{}': {} on {device} loaded in {:.2} s, {}; weights of {} MiB, {} of them shared with other models",
             self.name,
             components.class,
             start.elapsed().as_secs_f64(),
             components.scheduler_name(),
-            components.footprint.total >> 20,
-            components.footprint.shared >> 20
+            components.memory.total >> 20,
+            components.memory.shared >> 20
         );
         *loaded = Some(components.clone());
-        self.families.weights_changed(place);
-        let Footprint { total, shared } = components.footprint;
+        self.families.weights_changed(device);
+        let WeightMemory { total, shared } = components.memory;
         Ok((components, total - shared))
     }
 
-    /// Returns unused memory to the driver and the operating system.
-    fn free_memory(&self, place: Place) {
-        if cuda::is_linked()
-            && let Err(error) = cuda::empty_cache(place.device())
-        {
+    /// Frees the device's cached memory, after an unload or a failed load.
+    fn free_memory(&self, device: Device) {
+        if let Err(error) = free_cached_memory(device) {
             log_warn!("model '{}': {error}", self.name);
         }
-        release_scratch();
-        memory::trim();
-        self.families.weights_changed(place);
+        self.families.weights_changed(device);
     }
 
     fn read(backend: &BackendState, context: &mut ModelContext<'_>) -> Result<Self, triton_api::Error> {
@@ -129,8 +123,8 @@ impl ModelState {
         }
         let folder = context.version_path().join(&parameters.checkpoint);
         // An invalid folder fails here, before instances are created.
-        let index = ModelIndex::read(&folder).map_err(|error| fail(&error))?;
-        let inputs = inputs_of(index.class);
+        let class = ModelIndex::read(&folder).and_then(|index| index.pipeline_class());
+        let inputs = inputs_of(class.map_err(|error| fail(&error))?);
 
         if context.should_auto_complete()?
             && let Some(completed) = complete_model_config(&config, inputs)
@@ -157,9 +151,9 @@ impl ModelState {
 impl Drop for ModelState {
     fn drop(&mut self) {
         let components = self.components.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let places: Vec<Place> = components.drain().map(|(place, _)| place).collect();
-        for &place in &places {
-            self.free_memory(place);
+        let devices: Vec<Device> = components.drain().map(|(device, _)| device).collect();
+        for device in devices {
+            self.free_memory(device);
         }
     }
 }

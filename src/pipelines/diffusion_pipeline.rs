@@ -12,7 +12,6 @@ use super::stable_diffusion::inpaint::Inpaint;
 use super::stable_diffusion::{depth2img, img2img, text2img, upscale};
 use crate::models::layers::Rows;
 use crate::models::layers::chunked::ChunkSize;
-use crate::models::layers::weight::release_scratch;
 use crate::models::unet::{UNetInput, guidance_scale_embedding};
 use crate::processors::vae::images;
 use crate::schedulers::Plan;
@@ -332,8 +331,7 @@ impl Pipeline for DiffusionPipeline {
     }
 
     fn free_memory(&mut self) {
-        release_scratch();
-        // A failure here changes nothing: memory is short either way.
-        let _ = cuda::empty_cache(self.components.device);
+        // A failure changes nothing: memory is short either way.
+        let _ = super::free_cached_memory(self.components.device);
     }
 }

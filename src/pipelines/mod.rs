@@ -15,9 +15,25 @@ mod prompt_encoder;
 mod safety_check;
 mod stable_diffusion;
 
+use crate::models::layers::weight::free_upcast_buffers;
+use crate::torch::{cuda, memory};
+use diffusion_core::Result;
+
+pub use crate::torch::Device;
 pub use depth_map::{depth_map, given_depth_map};
 pub use diffusion_pipeline::{DiffusionPipeline, Pieces, PipelineOutput};
 pub use job::Job;
-pub use loading::{Components, ModelIndex, Place};
+pub use loading::{Components, ModelIndex};
 pub use prompt_encoder::{MAX_CHUNKS, PromptEmbeds, PromptEncoder};
 pub use safety_check::SafetyCheck;
+
+/// Frees the memory of a device that is cached and not in use: upcast buffers, libtorch's CUDA cache, and what the C library keeps
+/// from the system.
+///
+/// # Errors
+/// Those of CUDA, as `Internal`; the other caches are freed all the same.
+pub fn free_cached_memory(device: impl Into<tch::Device>) -> Result<()> {
+    free_upcast_buffers();
+    memory::trim();
+    cuda::empty_cache(device.into())
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
-use crate::weights::Shared;
+use crate::weights::SharedModel;
 use diffusion_core::Result;
 use diffusion_request::prompt_syntax::{PromptSyntax, parse_weighted};
 
@@ -30,14 +30,14 @@ pub struct PromptEmbeds {
 /// A tokenizer and a text encoder.
 pub struct PromptEncoder {
     tokenizer: Arc<ClipTokenizer>,
-    text_encoder: Shared<ClipTextModel>,
+    text_encoder: SharedModel<ClipTextModel>,
     device: Device,
 }
 
 impl PromptEncoder {
     /// `device` is the one that the text encoder's weights are on; `tokenizer` makes ids of its vocabulary, no more
     /// than it has positions for.
-    pub fn new(tokenizer: Arc<ClipTokenizer>, text_encoder: Shared<ClipTextModel>, device: Device) -> Self {
+    pub fn new(tokenizer: Arc<ClipTokenizer>, text_encoder: SharedModel<ClipTextModel>, device: Device) -> Self {
         Self {
             tokenizer,
             text_encoder,

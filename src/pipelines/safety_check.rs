@@ -3,14 +3,13 @@
 //! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py`
 //! (`run_safety_checker`).
 
-use std::path::Path;
 use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::models::safety_checker::{SafetyChecker, SafetyCheckerConfig};
+use crate::models::safety_checker::SafetyChecker;
 use crate::processors::ClipImageProcessor;
-use crate::weights::{Shared, Weights, read_json};
+use crate::weights::SharedModel;
 use diffusion_core::{Error, Result};
 use diffusion_image::encode::RgbImage;
 
@@ -18,7 +17,7 @@ use diffusion_image::encode::RgbImage;
 #[derive(Clone)]
 pub struct SafetyCheck {
     processor: Arc<ClipImageProcessor>,
-    checker: Shared<SafetyChecker>,
+    checker: SharedModel<SafetyChecker>,
 }
 
 impl SafetyCheck {
@@ -32,26 +31,13 @@ impl SafetyCheck {
         if processor.output_size().is_some_and(fits) {
             return Ok(Self {
                 processor: Arc::new(processor),
-                checker: Shared::new(checker),
+                checker: SharedModel::new(checker),
             });
         }
         Err(Error::unsupported(format!(
             "feature_extractor/preprocessor_config.json: its images must have {side}x{side} \
              pixels, the image_size of safety_checker/config.json"
         )))
-    }
-
-    /// Loads `safety_checker/` and `feature_extractor/` of a model folder.
-    ///
-    /// # Errors
-    /// A missing file or tensor (`NotFound`), a damaged one (`InvalidArgument`), one that we do not
-    /// do (`Unsupported`), each by name; out of memory.
-    pub fn load(folder: &Path, weights: Weights) -> Result<Self> {
-        let processor = ClipImageProcessor::open(&folder.join("feature_extractor"))?;
-        let folder = folder.join("safety_checker");
-        let config: SafetyCheckerConfig = read_json(&folder.join("config.json"))?;
-        config.check()?;
-        Self::new(processor, SafetyChecker::new(config, weights)?)
     }
 
     /// Checks that an image of this size can be looked at, which is worth knowing before it is made.
@@ -84,10 +70,11 @@ mod tests {
     use super::*;
     use safetensors::tensor::{Dtype, SafeTensors, TensorView};
     use std::fs;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use tch::{Device, Kind};
 
-    use crate::weights::load_component;
+    use crate::models::safety_checker::SafetyCheckerConfig;
+    use crate::weights::{load_component, read_json};
 
     fn generated() -> PathBuf {
         test_support::checkpoint("sd1_safety")
@@ -95,8 +82,11 @@ mod tests {
 
     fn load(folder: &Path) -> Result<SafetyCheck> {
         let checker = folder.join("safety_checker");
+        let processor = ClipImageProcessor::open(&folder.join("feature_extractor"))?;
+        let config: SafetyCheckerConfig = read_json(&checker.join("config.json"))?;
+        config.check()?;
         let weights = load_component(&checker, "model", Device::Cpu, Kind::Float)?;
-        SafetyCheck::load(folder, weights)
+        SafetyCheck::new(processor, SafetyChecker::new(config, weights)?)
     }
 
     /// What a copy of the generated folder loads as, with its tensors under the names that `rename`

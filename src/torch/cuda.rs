@@ -32,15 +32,15 @@ const LIBRARY: &str = "libtorch_cuda.so";
 /// # Errors
 /// `Unsupported` if the library or a library that it needs is not found, or if the driver shows no
 /// such device; the message names what was tried.
-pub fn device(index: i32) -> Result<tch::Device> {
+pub fn device(index: u32) -> Result<tch::Device> {
     load()?;
     let count = tch::Cuda::device_count();
-    match usize::try_from(index) {
-        Ok(index) if i64::try_from(index).is_ok_and(|index| index < count) => Ok(tch::Device::Cuda(index)),
-        _ => Err(Error::unsupported(format!(
-            "GPU {index} was asked for, but CUDA shows {count} device(s)"
-        ))),
+    if i64::from(index) < count {
+        return Ok(tch::Device::Cuda(index as usize));
     }
+    Err(Error::unsupported(format!(
+        "GPU {index} does not exist; CUDA shows {count} devices"
+    )))
 }
 
 /// Makes the device current on this thread; nothing for the CPU.
@@ -58,14 +58,14 @@ pub fn make_current(device: tch::Device) -> Result<()> {
     }
 }
 
-/// Gives unused device memory back to the driver; nothing for the CPU.
+/// Frees libtorch's cache of device memory; does nothing on the CPU, or if CUDA was never loaded.
 ///
 /// # Errors
 /// CUDA's own, as `Internal`.
 pub fn empty_cache(device: tch::Device) -> Result<()> {
     match device {
-        // SAFETY: takes nothing; a `Cuda` device exists only after `load` succeeded.
-        tch::Device::Cuda(_) => take(unsafe { td_cuda_empty_cache() }),
+        // SAFETY: takes nothing; libtorch's CUDA library is in the process.
+        tch::Device::Cuda(_) if is_linked() => take(unsafe { td_cuda_empty_cache() }),
         _ => Ok(()),
     }
 }

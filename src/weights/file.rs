@@ -180,7 +180,7 @@ pub fn shape(info: &TensorInfo) -> Result<Vec<i64>> {
 }
 
 /// A file's dtype as libtorch's.
-fn kind(dtype: Dtype) -> Option<Kind> {
+pub fn kind(dtype: Dtype) -> Option<Kind> {
     match dtype {
         Dtype::F32 => Some(Kind::Float),
         Dtype::F16 => Some(Kind::Half),

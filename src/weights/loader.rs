@@ -11,9 +11,9 @@ use tch::{Device, Kind};
 use super::component::Component;
 use super::digest::{Digest, Digests};
 use super::file::{TensorFile, shape};
+use super::materialize::{can_map, materialize};
 use super::parallel::in_parallel;
 use super::path::Weights;
-use super::place::{place, stays};
 use super::store::{Held, Key, STORE};
 use crate::torch::{Upload, memory};
 use diffusion_core::{Error, Result};
@@ -39,7 +39,7 @@ pub struct Loader {
 
 /// One component of a [`Loader`].
 #[derive(Clone, Copy)]
-pub struct Part(usize);
+pub struct ComponentId(usize);
 
 /// How far a load is.
 #[derive(Clone, Copy, Debug)]
@@ -50,9 +50,9 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// What a load took.
+/// The memory of a model's weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Footprint {
+pub struct WeightMemory {
     /// Bytes of the model's tensors on the device.
     pub total: u64,
     /// How many of them were there already, for other models.
@@ -60,18 +60,18 @@ pub struct Footprint {
 }
 
 /// The loaded components.
-pub struct Loaded {
+pub struct LoadedWeights {
     weights: Vec<Option<Weights>>,
-    /// What they take.
-    pub footprint: Footprint,
+    /// The memory of all components.
+    pub memory: WeightMemory,
 }
 
-impl Loaded {
+impl LoadedWeights {
     /// The tensors of a component.
     ///
     /// # Errors
     /// A component that was taken before.
-    pub fn take(&mut self, part: Part) -> Result<Weights> {
+    pub fn take(&mut self, part: ComponentId) -> Result<Weights> {
         self.weights
             .get_mut(part.0)
             .and_then(Option::take)
@@ -139,10 +139,10 @@ impl Loader {
     ///
     /// # Errors
     /// Those of [`Component::open`].
-    pub fn open(&mut self, folder: &Path, stem: &str, kind: Kind) -> Result<Part> {
+    pub fn open(&mut self, folder: &Path, stem: &str, kind: Kind) -> Result<ComponentId> {
         let component = Component::open(folder, stem)?;
         self.components.push((component, kind));
-        Ok(Part(self.components.len() - 1))
+        Ok(ComponentId(self.components.len() - 1))
     }
 
     /// Loads what is not in the store, in parallel. `report` is called as tensors are done, at most every two
@@ -151,7 +151,7 @@ impl Loader {
     /// # Errors
     /// Out of memory, before anything is loaded, if the device has no room for it; a dtype that is not read (`Unsupported`); what
     /// CUDA says.
-    pub fn load(self, report: &(dyn Fn(Progress) + Sync)) -> Result<Loaded> {
+    pub fn load(self, report: &(dyn Fn(Progress) + Sync)) -> Result<LoadedWeights> {
         let device = self.device;
         let items = items(&self.components, device, self.least_narrow)?;
         let progress = Reporter::new(&items, report);
@@ -169,9 +169,9 @@ impl Loader {
         // From the look at what is free until it is taken, one load on a device: two would both be promised the same memory.
         let placing = STORE.placing(device);
         let one_at_a_time = placing.lock().unwrap_or_else(PoisonError::into_inner);
-        let footprint = footprint(&keys);
+        let used = weight_memory(&keys);
         let mapped = in_place(&items, &keys)?;
-        check_room(footprint.total - footprint.shared, mapped, device)?;
+        check_room(used.total - used.shared, mapped, device)?;
 
         let upload = Upload::to(device)?;
         let numbered: Vec<usize> = (0..items.len()).collect();
@@ -180,7 +180,7 @@ impl Loader {
             let held = STORE
                 .get(key, || {
                     let hashed = item.remembered.is_none();
-                    place(item.file, &item.name, key.clone(), hashed, &upload)
+                    materialize(item.file, &item.name, key.clone(), hashed, &upload)
                 })
                 .inspect_err(|_| STORE.memory.forget(item.file.identity()))?;
             progress.add(item.length - item.length / 2);
@@ -201,7 +201,7 @@ impl Loader {
         let weights = std::iter::zip(self.components, placed)
             .map(|((component, kind), placed)| Some(Weights::new(component, placed, device, kind)))
             .collect();
-        Ok(Loaded { weights, footprint })
+        Ok(LoadedWeights { weights, memory: used })
     }
 }
 
@@ -260,17 +260,17 @@ fn remember(items: &[Item<'_>], digests: &[Digest]) {
     }
 }
 
-/// What the tensors of these keys take, each counted once.
-fn footprint(keys: &[Key]) -> Footprint {
+/// The memory of the tensors with these keys, each counted once.
+fn weight_memory(keys: &[Key]) -> WeightMemory {
     let mut seen = std::collections::HashSet::new();
-    let mut footprint = Footprint::default();
+    let mut memory = WeightMemory::default();
     for key in keys.iter().filter(|key| seen.insert(*key)) {
-        footprint.total += key.bytes();
+        memory.total += key.bytes();
         if STORE.has(key) {
-            footprint.shared += key.bytes();
+            memory.shared += key.bytes();
         }
     }
-    footprint
+    memory
 }
 
 /// How many bytes of what is not there yet are to be used in the maps of their files.
@@ -278,7 +278,7 @@ fn in_place(items: &[Item<'_>], keys: &[Key]) -> Result<u64> {
     let mut seen = std::collections::HashSet::new();
     let mut bytes = 0;
     for (item, key) in std::iter::zip(items, keys) {
-        if seen.insert(key) && stays(key, item.bytes()?) && !STORE.has(key) {
+        if seen.insert(key) && can_map(key, item.bytes()?) && !STORE.has(key) {
             bytes += key.bytes();
         }
     }

@@ -6,33 +6,38 @@
 //! left over fails the load by name.
 
 mod component;
+mod convert;
 mod digest;
 mod file;
 mod loader;
+mod materialize;
 mod parallel;
 mod path;
-mod place;
 mod shared;
 mod store;
 #[cfg(test)]
 mod tests;
+mod weight_files;
 
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind};
 
+use crate::torch;
 use diffusion_core::{Error, Result};
 
 pub use component::Component;
+pub use convert::convert;
 pub use file::TensorFile;
-pub use loader::{Footprint, Loaded, Loader, Part, Progress};
+pub use loader::{ComponentId, LoadedWeights, Loader, Progress, WeightMemory};
 pub use path::{WeightPath, Weights};
-pub use shared::{Frozen, Shared};
+pub use shared::{Frozen, SharedModel};
+pub use weight_files::{Variant, WeightFiles};
 
 /// The bytes that the weights of all models in the process take on a device, equal ones counted once.
-pub fn resident_bytes(device: Device) -> u64 {
-    store::STORE.bytes(device)
+pub fn resident_bytes(device: torch::Device) -> u64 {
+    store::STORE.bytes(device.into())
 }
 
 /// The weights of one component; see [`Component::open`] for `stem`.

@@ -1,76 +1,51 @@
-//! The same work over many items, by several threads.
+//! Parallel work on the tensors of a load.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use rayon::prelude::*;
 
-use diffusion_core::{Error, Result};
+use diffusion_core::Result;
 
-/// Threads that read; more do not make a disk or a memory bus faster.
+/// More threads do not make a disk or a memory bus faster.
 const MAX_THREADS: usize = 8;
 
-/// `work` over all items, by as many threads as help; the results in the items' order.
+/// Applies `work` to all items on several threads and returns the results in the order of the items.
+///
+/// The threads are joined before the call returns: an unloaded model leaves no thread. If the system refuses threads, the
+/// calling thread does all the work.
 ///
 /// # Errors
-/// The first that `work` returned to the thread that is asked first; then what is left is not begun.
+/// An error of `work`; the remaining items are then skipped.
 pub fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores.min(MAX_THREADS).min(items.len()).max(1);
-    let next = AtomicUsize::new(0);
-    let run = || -> Result<Vec<(usize, R)>> {
-        let mut results = Vec::new();
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(n) else {
-                return Ok(results);
-            };
-            match work(item) {
-                Ok(result) => results.push((n, result)),
-                Err(error) => {
-                    // The others need not go on.
-                    next.store(items.len(), Ordering::Relaxed);
-                    return Err(error);
-                }
-            }
+    let threads = cores.min(MAX_THREADS).min(items.len());
+    if threads > 1 {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|_| "diffusion-load".to_owned());
+        // One item at a time: the largest come first, and a thread should not get two of them in one run.
+        let all = || items.par_iter().with_max_len(1).map(&work).collect();
+        let done = pool.build_scoped(rayon::ThreadBuilder::run, |pool| pool.install(all));
+        if let Ok(results) = done {
+            return results;
         }
-    };
-    let outcomes: Vec<Result<Vec<(usize, R)>>> = std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads)
-            .filter_map(|_| {
-                std::thread::Builder::new()
-                    .name("diffusion-load".to_owned())
-                    .spawn_scoped(scope, run)
-                    .ok()
-            })
-            .collect();
-        let mut outcomes = vec![run()];
-        outcomes.extend(helpers.into_iter().map(|helper| {
-            helper
-                .join()
-                .unwrap_or_else(|_| Err(Error::internal("a thread that loads weights panicked")))
-        }));
-        outcomes
-    });
-    let mut results = Vec::with_capacity(items.len());
-    for outcome in outcomes {
-        results.extend(outcome?);
     }
-    results.sort_unstable_by_key(|(n, _)| *n);
-    Ok(results.into_iter().map(|(_, result)| result).collect())
+    items.iter().map(work).collect()
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use diffusion_core::Error;
 
     #[test]
-    fn results_come_in_the_order_of_the_items() {
+    fn in_parallel_keeps_the_order_of_the_items() {
         let items: Vec<u64> = (0..1000).collect();
         let doubled = in_parallel(&items, |n| Ok(n * 2)).unwrap();
         assert!(std::iter::zip(items, doubled).all(|(n, twice)| twice == n * 2));
     }
 
     #[test]
-    fn one_failure_ends_the_work() {
+    fn in_parallel_returns_the_error_of_an_item() {
         let outcome = in_parallel(&[1, 2, 3, 4, 5], |n| match n {
             3 => Err(Error::not_found("three")),
             n => Ok(*n),

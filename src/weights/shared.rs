@@ -1,4 +1,4 @@
-//! Loaded models, shared between instances.
+//! LoadedWeights models, shared between instances.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -14,28 +14,28 @@ pub unsafe trait Frozen: Send {}
 ///
 /// tch's tensors may be sent to another thread but not shared between threads, since any tensor can
 /// be written through a shared reference. A [`Frozen`] model writes to none.
-pub struct Shared<T: Frozen>(Arc<T>);
+pub struct SharedModel<T: Frozen>(Arc<T>);
 
 // SAFETY: `T` is reached by shared reference only and, being `Frozen`, reads only; libtorch permits
 // concurrent reads of one tensor, and its reference counts are atomic.
-unsafe impl<T: Frozen> Send for Shared<T> {}
+unsafe impl<T: Frozen> Send for SharedModel<T> {}
 // SAFETY: as above.
-unsafe impl<T: Frozen> Sync for Shared<T> {}
+unsafe impl<T: Frozen> Sync for SharedModel<T> {}
 
-impl<T: Frozen> Shared<T> {
+impl<T: Frozen> SharedModel<T> {
     /// Shares a model.
     pub fn new(model: T) -> Self {
         Self(Arc::new(model))
     }
 }
 
-impl<T: Frozen> Clone for Shared<T> {
+impl<T: Frozen> Clone for SharedModel<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<T: Frozen> Deref for Shared<T> {
+impl<T: Frozen> Deref for SharedModel<T> {
     type Target = T;
 
     fn deref(&self) -> &T {

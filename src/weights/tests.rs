@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::digest::Digest;
 use super::store::{Key, STORE};
-use super::{Component, Footprint, Loaded, Loader, Part};
+use super::{Component, ComponentId, LoadedWeights, Loader, WeightMemory};
 use diffusion_core::Error;
 
 /// A folder with one file of float32 tensors, its data at a multiple of 64 bytes if `aligned`.
@@ -53,20 +53,20 @@ fn write(folder: &Path, dtype: Dtype, size: usize, tensors: &[(String, Vec<u8>)]
     fs::write(path, padded).unwrap();
 }
 
-fn load(folder: &Path, kind: Kind) -> (Loaded, Part) {
+fn load(folder: &Path, kind: Kind) -> (LoadedWeights, ComponentId) {
     let mut loader = Loader::new(Device::Cpu);
     let part = loader.open(folder, "model", kind).unwrap();
     (loader.load(&|_| {}).unwrap(), part)
 }
 
 /// All tensors that the names say, and what they took.
-fn tensors(folder: &Path, kind: Kind, names: &[(&str, i64)]) -> (Vec<Tensor>, Footprint) {
+fn tensors(folder: &Path, kind: Kind, names: &[(&str, i64)]) -> (Vec<Tensor>, WeightMemory) {
     let (mut loaded, part) = load(folder, kind);
     let weights = loaded.take(part).unwrap();
     let root = weights.root();
     let tensors = names.iter().map(|(name, n)| root.tensor(name, &[*n]).unwrap());
     let tensors = tensors.collect();
-    (tensors, loaded.footprint)
+    (tensors, loaded.memory)
 }
 
 fn key(values: &[f32], kind: Kind) -> Key {
@@ -86,11 +86,11 @@ fn equal_tensors_of_two_folders_are_one_until_both_are_gone() {
     let one = folder(&[("a", &same)], true);
     let two = folder(&[("renamed", &same), ("own", &other)], true);
     let (first, took) = tensors(one.path(), Kind::Float, &[("a", 40)]);
-    assert_eq!(took, Footprint { total: 160, shared: 0 });
+    assert_eq!(took, WeightMemory { total: 160, shared: 0 });
     let (second, took) = tensors(two.path(), Kind::Float, &[("renamed", 40), ("own", 40)]);
     assert_eq!(
         took,
-        Footprint {
+        WeightMemory {
             total: 320,
             shared: 160
         }
@@ -110,7 +110,7 @@ fn another_dtype_or_shape_is_another_tensor() {
     let folder = folder(&[("a", &values)], false);
     let (full, _) = tensors(folder.path(), Kind::Float, &[("a", 64)]);
     let (half, took) = tensors(folder.path(), Kind::Half, &[("a", 64)]);
-    assert_eq!(took, Footprint { total: 128, shared: 0 });
+    assert_eq!(took, WeightMemory { total: 128, shared: 0 });
     assert_eq!(half[0].kind(), Kind::Half);
     assert_eq!(full[0].to_kind(Kind::Half), half[0]);
 }
@@ -267,7 +267,7 @@ fn a_large_matrix_of_half_precision_stays_in_its_file() {
         .unwrap();
 
         let (mut loaded, part) = load(place.path(), Kind::Float);
-        assert_eq!(loaded.footprint.total, (1 << 20) + 128);
+        assert_eq!(loaded.memory.total, (1 << 20) + 128);
         let weights = loaded.take(part).unwrap();
         let root = weights.root();
         let held = root.held("matrix", &[512, 1024]).unwrap();
@@ -281,7 +281,7 @@ fn a_large_matrix_of_half_precision_stays_in_its_file() {
         drop((loaded, held));
 
         let (mut loaded, part) = load(place.path(), kind);
-        assert_eq!(loaded.footprint.total, (1 << 20) + 64);
+        assert_eq!(loaded.memory.total, (1 << 20) + 64);
         let weights = loaded.take(part).unwrap();
         assert_eq!(weights.root().tensor("matrix", &[512, 1024]).unwrap(), narrow);
     }

@@ -6,7 +6,7 @@ use diffusion_engine::Pipeline;
 use diffusion_request::validate::{RequestContext, RowInputs, resolve};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use triton_diffusion::pipelines::{Components, DiffusionPipeline, PipelineOutput, Place};
+use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, PipelineOutput};
 
 use crate::support::{Cases, Goldens, checkpoint, compare_bytes, psnr};
 
@@ -88,7 +88,7 @@ fn generate(
 }
 
 fn pipeline(name: &str, parameters: &ModelParameters) -> (DiffusionPipeline, RequestContext) {
-    let (components, _) = Components::load(&checkpoint(name), parameters, Place::Cpu).unwrap();
+    let (components, _) = Components::load(&checkpoint(name), parameters, Device::Cpu).unwrap();
     let context = RequestContext::new(components.capabilities(), parameters).unwrap();
     (DiffusionPipeline::new(components), context)
 }

@@ -113,7 +113,9 @@ fn flags_of_images() {
             let folder = checkpoint(&case.checkpoint);
             let checker = folder.join("safety_checker");
             let weights = load_component(&checker, "model", Device::Cpu, kind).unwrap();
-            let check = SafetyCheck::load(&folder, weights).unwrap();
+            let processor = ClipImageProcessor::open(&folder.join("feature_extractor")).unwrap();
+            let config = read_json(&checker.join("config.json")).unwrap();
+            let check = SafetyCheck::new(processor, SafetyChecker::new(config, weights).unwrap()).unwrap();
             let images: Vec<RgbImage> = case.images.iter().map(|&number| image(&goldens, number)).collect();
             let flags = check.flags(&images).unwrap();
             assert_eq!(flags.len(), images.len());

@@ -3,7 +3,7 @@
 use diffusion_core::config::ModelParameters;
 use diffusion_request::prompt_syntax::PromptSyntax;
 use serde::Deserialize;
-use triton_diffusion::pipelines::{Components, MAX_CHUNKS, Place};
+use triton_diffusion::pipelines::{Components, Device, MAX_CHUNKS};
 
 use crate::support::{Cases, Goldens, checkpoint};
 
@@ -24,7 +24,7 @@ fn weighted_embeddings() {
     let mut chunks = std::collections::BTreeSet::new();
     for case in cases.cases {
         let folder = checkpoint(&case.checkpoint);
-        let (components, _) = Components::load(&folder, &ModelParameters::default(), Place::Cpu).unwrap();
+        let (components, _) = Components::load(&folder, &ModelParameters::default(), Device::Cpu).unwrap();
         let embeds = components
             .prompt_encoder()
             .encode(

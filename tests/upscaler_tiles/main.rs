@@ -12,7 +12,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use diffusion_core::config::ModelParameters;
 use diffusion_engine::Pipeline;
 use diffusion_request::validate::{RequestContext, RowInputs, resolve};
-use triton_diffusion::pipelines::{Components, DiffusionPipeline, Place};
+use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline};
 
 /// Set in the processes that do the work: `max_pixels`, and the file for the image.
 const WORK: &str = "TRITON_DIFFUSION_TILES_WORK";
@@ -49,7 +49,7 @@ fn work(max_pixels: u64, file: &Path) {
         max_pixels: Some(max_pixels),
         ..ModelParameters::default()
     };
-    let (components, _) = Components::load(&folder, &parameters, Place::Cpu).unwrap();
+    let (components, _) = Components::load(&folder, &parameters, Device::Cpu).unwrap();
     let context = RequestContext::new(components.capabilities(), &parameters).unwrap();
     let mut pipeline = DiffusionPipeline::new(components);
     pipeline.init_thread().unwrap();

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use triton_diffusion::weights::read_json;
 
 use super::config::Configs;
-use crate::checkpoint::PARTS;
+use crate::checkpoint::COMPONENTS;
 use crate::files;
 
 /// The folder of the tokenizer's files.
@@ -41,8 +41,8 @@ pub fn tokenizer(tokenizer: Option<&Path>, config: Option<&Path>) -> Result<Path
 /// The system's.
 pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     files::make_folder(to)?;
-    let names = PARTS.iter().filter(|part| part.name == "tokenizer");
-    for name in names.flat_map(|part| part.files) {
+    let names = COMPONENTS.iter().filter(|spec| spec.name == "tokenizer");
+    for name in names.flat_map(|spec| spec.files) {
         let path = from.join(name);
         if path.is_file() {
             fs::copy(&path, to.join(name)).map_err(|error| files::failed(&path, &error))?;

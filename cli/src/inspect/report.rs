@@ -9,10 +9,10 @@ use diffusion_core::{Error, Result};
 use safetensors::Dtype;
 use serde::Serialize;
 use triton_diffusion::pipelines::ModelIndex;
-use triton_diffusion::weights::{Component, TensorFile, read_json};
+use triton_diffusion::weights::{Component, TensorFile, Variant, WeightFiles, read_json};
 
 use crate::check::check;
-use crate::checkpoint::{Index, Part, Prefer, WeightFiles, served_files};
+use crate::checkpoint::{self, ComponentSpec, served_files};
 use crate::files;
 use crate::progress;
 
@@ -122,10 +122,10 @@ impl Report {
         if !folder.is_dir() {
             return Err(Error::not_found(format!("{}: no such folder", folder.display())));
         }
-        let index = Index::read(folder)?;
+        let index = ModelIndex::read(folder)?;
         let mut report = Self {
             folder: folder.to_owned(),
-            pipeline: index.pipeline().map(str::to_owned),
+            pipeline: index.class_name().map(str::to_owned),
             inputs: Vec::new(),
             components: Vec::new(),
             scheduler: None,
@@ -135,9 +135,9 @@ impl Report {
             problems: Vec::new(),
             loaded: false,
         };
-        match ModelIndex::read(folder) {
-            Ok(known) => {
-                let inputs = inputs_of(known.class).iter();
+        match index.pipeline_class() {
+            Ok(class) => {
+                let inputs = inputs_of(class).iter();
                 report.inputs = inputs
                     .map(|input| match input.optional {
                         true => format!("[{}]", input.name),
@@ -147,8 +147,8 @@ impl Report {
             }
             Err(error) => report.problem(&error),
         }
-        for part in index.parts() {
-            report.add_component(folder, part, &index);
+        for spec in checkpoint::components(&index) {
+            report.add_component(folder, spec, &index);
         }
         report.scheduler = read_class(&folder.join("scheduler/scheduler_config.json"));
         report.find_not_served(folder);
@@ -190,12 +190,12 @@ impl Report {
         }
     }
 
-    fn add_component(&mut self, folder: &Path, part: &Part, index: &Index) {
-        let own = folder.join(part.name);
-        let mut paths: Vec<PathBuf> = part.files.iter().map(|name| own.join(name)).collect();
+    fn add_component(&mut self, folder: &Path, spec: &ComponentSpec, index: &ModelIndex) {
+        let own = folder.join(spec.name);
+        let mut paths: Vec<PathBuf> = spec.files.iter().map(|name| own.join(name)).collect();
         let mut weights = None;
-        if let Some(stem) = part.stem {
-            match WeightFiles::find(&own, stem, Prefer::Main) {
+        if let Some(stem) = spec.stem {
+            match WeightFiles::find(&own, stem, Variant::Main) {
                 Ok(found) => {
                     let found = found.into_iter();
                     paths.extend(found.flat_map(|found| found.files.into_iter().chain(found.index)));
@@ -203,8 +203,11 @@ impl Report {
                 Err(error) => self.problem(&error),
             }
             match Component::open(&own, stem) {
-                Ok(_) => {
-                    let counted = count(&paths);
+                Ok(component) => {
+                    let mut counted = Weights::default();
+                    for file in component.files() {
+                        counted.add(&Weights::of_file(file));
+                    }
                     self.total.add(&counted);
                     weights = Some(counted);
                 }
@@ -215,9 +218,9 @@ impl Report {
             let bytes = files::length(&path).ok()?;
             Some((path.strip_prefix(folder).ok()?.to_owned(), bytes))
         });
-        let (library, class) = index.class_of(part.name).unwrap_or_default();
+        let (library, class) = index.component(spec.name).unwrap_or_default();
         self.components.push(ComponentReport {
-            name: part.name.to_owned(),
+            name: spec.name.to_owned(),
             library: library.to_owned(),
             class: class.to_owned(),
             files: sized.collect(),
@@ -226,7 +229,7 @@ impl Report {
     }
 
     fn find_not_served(&mut self, folder: &Path) {
-        let served = match served_files(folder, Prefer::Main) {
+        let served = match served_files(folder, Variant::Main) {
             Ok(served) => served,
             // It has been told of already, with the component.
             Err(_) => return,
@@ -236,18 +239,6 @@ impl Report {
         found.retain(|path, _| !served.contains(path));
         self.not_served = found;
     }
-}
-
-/// The weights in those of the files that are safetensors.
-fn count(paths: &[PathBuf]) -> Weights {
-    let mut weights = Weights::default();
-    let tensors = paths
-        .iter()
-        .filter(|path| path.extension().is_some_and(|end| end == "safetensors"));
-    for file in tensors.filter_map(|path| TensorFile::open(path).ok()) {
-        weights.add(&Weights::of_file(&file));
-    }
-    weights
 }
 
 /// `_class_name` of a configuration.

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use indicatif::{HumanBytes, HumanCount};
+
 use super::report::{ComponentReport, Report, Weights};
-use crate::files::size;
 
 /// The report in lines.
 pub fn text(report: &Report) -> String {
@@ -25,9 +26,9 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
     }
     if !report.not_served.is_empty() {
         let bytes: u64 = report.not_served.values().sum();
-        writeln!(text, "\nnot needed for serving, {}:", size(bytes))?;
+        writeln!(text, "\nnot needed for serving, {}:", HumanBytes(bytes))?;
         for (path, bytes) in &report.not_served {
-            writeln!(text, "  {}  {}", path.display(), size(*bytes))?;
+            writeln!(text, "  {}  {}", path.display(), HumanBytes(*bytes))?;
         }
     }
     for warning in &report.warnings {
@@ -51,7 +52,7 @@ fn write_component(text: &mut String, component: &ComponentReport) -> std::fmt::
         None => writeln!(text)?,
     }
     for (path, bytes) in &component.files {
-        writeln!(text, "  {}  {}", path.display(), size(*bytes))?;
+        writeln!(text, "  {}  {}", path.display(), HumanBytes(*bytes))?;
     }
     Ok(())
 }
@@ -60,9 +61,9 @@ fn weights(weights: &Weights) -> String {
     let dtypes: Vec<String> = weights.dtypes.keys().cloned().collect();
     format!(
         "{} parameters in {} tensors, {}, {}",
-        grouped(weights.parameters),
+        HumanCount(weights.parameters),
         weights.tensors,
-        size(weights.bytes),
+        HumanBytes(weights.bytes),
         if dtypes.is_empty() {
             "none".to_owned()
         } else {
@@ -71,31 +72,6 @@ fn weights(weights: &Weights) -> String {
     )
 }
 
-/// A number with commas between its thousands.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 fn or_none(text: Option<&str>) -> &str {
     text.unwrap_or("none")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands_are_grouped() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (859_520_964, "859,520,964")] {
-            assert_eq!(grouped(number), text);
-        }
-    }
 }

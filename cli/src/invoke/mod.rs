@@ -6,6 +6,7 @@ mod protocol;
 use std::time::Duration;
 
 use clap::Args;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use crate::inputs::RequestArguments;
@@ -16,6 +17,8 @@ use protocol::{Answer, body, ranks};
 
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: u64 = 1 << 30;
+/// What is escaped in a segment of a URL's path: everything but the unreserved characters of RFC 3986.
+const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// How long a server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -87,7 +90,7 @@ impl Client {
             address: format!(
                 "{}/v2/models/{}{version}",
                 arguments.url.trim_end_matches('/'),
-                escaped(&arguments.model)
+                utf8_percent_encode(&arguments.model, PATH_SEGMENT)
             ),
         }
     }
@@ -122,25 +125,13 @@ impl Client {
     }
 }
 
-/// A name as a part of a URL.
-fn escaped(name: &str) -> String {
-    let mut escaped = String::new();
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            escaped.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn names_stay_within_their_part_of_the_url() {
+    fn model_name_is_escaped_in_the_url() {
+        let escaped = |name| utf8_percent_encode(name, PATH_SEGMENT).to_string();
         assert_eq!(escaped("sd_base.tar.gz"), "sd_base.tar.gz");
         assert_eq!(escaped("../a b?"), "..%2Fa%20b%3F");
     }

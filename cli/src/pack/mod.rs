@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use diffusion_core::config;
 use diffusion_core::{Error, Result};
+use indicatif::HumanBytes;
+use triton_diffusion::weights::Variant;
 
 use crate::check::{ParameterArguments, check};
-use crate::checkpoint::Prefer;
 use crate::dtype::Float;
 use crate::inspect::Report;
 use crate::model_config::Kind;
@@ -85,8 +86,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 
     let prefer = match arguments.dtype {
-        Some(Float::Float16) => Prefer::Fp16,
-        _ => Prefer::Main,
+        Some(Float::Float16) => Variant::Fp16,
+        _ => Variant::Main,
     };
     // First where the files are: only there it can be seen what lies beside them instead.
     let report = Report::of(&arguments.folder, false)?;
@@ -106,7 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     if is_archive {
         archive::write(&out, &model, name, arguments.compression)?;
-        output::line(format_args!("{}: {}", out.display(), files::size(files::length(&out)?)));
+        output::line(format_args!("{}: {}", out.display(), HumanBytes(files::length(&out)?)));
     } else {
         fs::rename(&model, &target).map_err(|error| files::failed(&target, &error))?;
         output::line(target.display());

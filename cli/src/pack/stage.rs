@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use diffusion_core::{Error, Result};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
-use triton_diffusion::weights::read_json;
+use triton_diffusion::weights::{Variant, read_json};
 
-use crate::checkpoint::{Prefer, served_files};
+use crate::checkpoint::served_files;
 use crate::dtype::{Float, target};
 use crate::model_config::{Kind, config_pbtxt, cpu_pbtxt};
 use crate::tensors::{self, Entry, Source};
@@ -35,7 +35,7 @@ pub fn configuration(model: &Path, pipeline: &str, kind: Kind, parameters: &Map<
 ///
 /// # Errors
 /// The folder's, the system's, and a value that the dtype does not reach.
-pub fn checkpoint(folder: &Path, model: &Path, prefer: Prefer, dtype: Option<Float>, copies: bool) -> Result<()> {
+pub fn checkpoint(folder: &Path, model: &Path, prefer: Variant, dtype: Option<Float>, copies: bool) -> Result<()> {
     // Links are relative to where they are, and this one is somewhere else.
     let folder = fs::canonicalize(folder).map_err(|error| files::failed(folder, &error))?;
     let served = served_files(&folder, prefer)?;

@@ -8,7 +8,7 @@ use diffusion_engine::Pipeline;
 use diffusion_image::encode::encode;
 use diffusion_request::metadata::Metadata;
 use diffusion_request::validate::{RequestContext, RowInputs, resolve};
-use triton_diffusion::pipelines::{Components, DiffusionPipeline, Place};
+use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline};
 
 use crate::support::{checkpoint, fail, succeed, temporary};
 
@@ -17,7 +17,7 @@ const GEN_ARGS: &str = r#"{"num_inference_steps": 3, "seed": 7, "num_images_per_
 /// What the library makes of a request, encoded.
 fn expected(model: &str, row: &RowInputs<'_>) -> Vec<Vec<u8>> {
     let parameters = ModelParameters::default();
-    let (components, _) = Components::load(&checkpoint(model), &parameters, Place::Cpu).unwrap();
+    let (components, _) = Components::load(&checkpoint(model), &parameters, Device::Cpu).unwrap();
     let context = RequestContext::new(components.capabilities(), &parameters).unwrap();
     let request = resolve(row, &context).unwrap();
     let mut pipeline = DiffusionPipeline::new(components);

@@ -1,80 +1,80 @@
-//! Planned failures, for tests.
+//! Failures that a test arms at a fixed point of the backend.
 //!
-//! Without the feature `failpoints` every check is empty and nothing can be planned.
+//! Without the feature `failpoints`, [`maybe_fail`] never fails and nothing can be armed.
 
 #[cfg(not(feature = "failpoints"))]
 use crate::error::Result;
 
-/// Where a failure can be planned.
+/// A point at which a failure can be armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailPoint {
-    /// A model is being loaded.
+    /// A model is loaded.
     Load,
-    /// A request becomes a job.
+    /// A job is prepared from a request.
     Prepare,
     /// A UNet call.
     Step,
-    /// Latents become images.
+    /// Latents are decoded into images.
     Finish,
 }
 
-/// Fails as planned for this point.
+/// Returns the failure armed at this point, if any.
 ///
 /// # Errors
-/// The planned one.
+/// The armed failure.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
-pub fn check(_: FailPoint) -> Result<()> {
+pub fn maybe_fail(_: FailPoint) -> Result<()> {
     Ok(())
 }
 
 #[cfg(feature = "failpoints")]
-pub use planned::{Fault, check, plan};
+pub use armed::{Fault, arm, maybe_fail};
 
 #[cfg(feature = "failpoints")]
-mod planned {
+mod armed {
     use std::sync::{Mutex, PoisonError};
 
     use super::FailPoint;
     use crate::error::{Error, Result};
 
-    /// How to fail.
+    /// The kind of an armed failure.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Fault {
         /// A panic.
         Panic,
-        /// Memory runs out.
+        /// An [`Error::OutOfMemory`].
         OutOfMemory,
     }
 
-    static PLANNED: Mutex<Vec<(FailPoint, Fault)>> = Mutex::new(Vec::new());
+    static ARMED: Mutex<Vec<(FailPoint, Fault)>> = Mutex::new(Vec::new());
 
-    /// Fails the next check of `point` in this process, once. Several plans are kept in order.
-    pub fn plan(point: FailPoint, fault: Fault) {
-        PLANNED
+    /// Makes the next [`maybe_fail`] at `point` in this process fail, once. Repeated calls queue up.
+    pub fn arm(point: FailPoint, fault: Fault) {
+        ARMED
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push((point, fault));
     }
 
-    /// Fails as planned for this point.
+    /// Returns the failure armed at this point, if any.
     ///
     /// # Errors
-    /// The planned one.
+    /// The armed failure.
     ///
     /// # Panics
-    /// If that is the plan.
-    #[expect(clippy::panic, reason = "a planned panic is what tests ask for")]
-    pub fn check(point: FailPoint) -> Result<()> {
+    /// If the armed failure is [`Fault::Panic`].
+    #[expect(clippy::panic, reason = "a test armed it")]
+    pub fn maybe_fail(point: FailPoint) -> Result<()> {
         let fault = {
-            let mut planned = PLANNED.lock().unwrap_or_else(PoisonError::into_inner);
-            let found = planned.iter().position(|(at, _)| *at == point);
-            found.map(|index| planned.remove(index).1)
+            let mut armed = ARMED.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = armed.iter().position(|(at, _)| *at == point);
+            found.map(|index| armed.remove(index).1)
         };
         match fault {
             None => Ok(()),
-            Some(Fault::OutOfMemory) => Err(Error::out_of_memory("a planned failure")),
-            Some(Fault::Panic) => panic!("a planned panic"),
+            Some(Fault::OutOfMemory) => Err(Error::out_of_memory("armed failure")),
+            Some(Fault::Panic) => panic!("armed panic"),
         }
     }
 }

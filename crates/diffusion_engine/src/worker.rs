@@ -129,7 +129,7 @@ impl<P: Pipeline> Worker<'_, P> {
                 return None;
             }
             handler.on_start();
-            let job = failpoint::check(FailPoint::Prepare).and_then(|()| pipeline.prepare(request));
+            let job = failpoint::maybe_fail(FailPoint::Prepare).and_then(|()| pipeline.prepare(request));
             Some(job.map(|job| (pipeline.batch_entries(&job), job)))
         })?;
         match prepared {
@@ -185,7 +185,7 @@ impl<P: Pipeline> Worker<'_, P> {
                 .filter(|(index, _)| jobs.contains(index))
                 .map(|(_, running)| &mut running.job)
                 .collect();
-            failpoint::check(FailPoint::Step).and_then(|()| pipeline.step(&mut batch))
+            failpoint::maybe_fail(FailPoint::Step).and_then(|()| pipeline.step(&mut batch))
         })?;
         let results = match results {
             Ok(results) => results,
@@ -232,7 +232,7 @@ impl<P: Pipeline> Worker<'_, P> {
                     drop(job);
                     Err(error)
                 }
-                None => failpoint::check(FailPoint::Finish).and_then(|()| pipeline.finish(job)),
+                None => failpoint::maybe_fail(FailPoint::Finish).and_then(|()| pipeline.finish(job)),
             })?;
             self.complete(pending, result)?;
         }

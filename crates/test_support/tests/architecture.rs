@@ -192,7 +192,11 @@ fn every_folder_imports_only_what_its_rule_allows() {
             found.extend(broken.into_iter().map(|what| format!("{}: {what}", file.display())));
         }
     }
-    assert!(found.is_empty(), "docs/architecture.md says who may import what:\n{}", found.join("\n"));
+    assert!(
+        found.is_empty(),
+        "docs/architecture.md says who may import what:\n{}",
+        found.join("\n")
+    );
 }
 
 #[test]
@@ -211,7 +215,11 @@ fn every_folder_has_a_rule() {
 fn rules_name_only_folders_that_come_later() {
     for (index, rule) in RULES.iter().enumerate() {
         let later: BTreeSet<&str> = RULES[index + 1..].iter().map(|rule| rule.folder).collect();
-        assert!(rule.folders.iter().all(|folder| later.contains(folder)), "{}", rule.folder);
+        assert!(
+            rule.folders.iter().all(|folder| later.contains(folder)),
+            "{}",
+            rule.folder
+        );
     }
 }
 
@@ -249,7 +257,11 @@ fn modules_of_a_folder_form_no_circle() {
                     next.extend(imports.get(name).into_iter().flatten());
                 }
             }
-            assert!(!reached.contains(module), "{}: `{module}` imports itself through {reached:?}", folder.display());
+            assert!(
+                !reached.contains(module),
+                "{}: `{module}` imports itself through {reached:?}",
+                folder.display()
+            );
         }
     }
 }

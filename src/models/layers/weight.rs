@@ -11,8 +11,8 @@ use diffusion_core::Result;
 /// between all models, since idle ones need none.
 static SCRATCH: Mutex<Vec<Tensor>> = Mutex::new(Vec::new());
 
-/// Gives the memory back in which no weight is being widened now. The next use takes some anew.
-pub fn release_scratch() {
+/// Frees the buffers in which no weight is being upcast now. The next use allocates one again.
+pub fn free_upcast_buffers() {
     let idle = std::mem::take(&mut *scratch());
     drop(idle);
 }
@@ -133,7 +133,7 @@ mod tests {
             let [text, unet] = [("text_encoder", "model"), ("unet", "diffusion_pytorch_model")]
                 .map(|(name, stem)| loader.open(&folder.join(name), stem, Kind::Float).unwrap());
             let mut loaded = loader.load(&|_| {}).unwrap();
-            let bytes = loaded.footprint.total;
+            let bytes = loaded.memory.total;
             let config = |name: &str| folder.join(name).join("config.json");
             let text =
                 ClipTextModel::new(read_json(&config("text_encoder")).unwrap(), loaded.take(text).unwrap()).unwrap();

@@ -1,7 +1,18 @@
 //! From a model folder to the loaded components of a pipeline.
+//!
+//! Loading has two phases, with one file for each component. `open` checks the configuration and opens the weight files;
+//! after all weights were loaded together, `build` makes the model from them.
 
 mod components;
+mod depth;
+mod model_folder;
 mod model_index;
+mod safety_checker;
+mod scheduler;
+mod text_encoder;
+mod unet;
+mod vae;
 
-pub use components::{Components, Place};
+pub use components::Components;
+pub use depth::DepthEstimator;
 pub use model_index::ModelIndex;

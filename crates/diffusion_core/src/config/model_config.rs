@@ -1,15 +1,16 @@
 //! Completion and validation of a Triton model configuration, as pure functions on its JSON.
 //!
-//! Triton prints a `config.pbtxt` with every scalar field, so that an absent `max_batch_size` reads 0, an absent list
-//! `[]` and an absent type `TYPE_INVALID`. A backend may change inputs, outputs and `max_batch_size` only.
+//! Triton prints every scalar field of a `config.pbtxt`: an absent `max_batch_size` is 0, an absent list `[]` and an
+//! absent type `TYPE_INVALID`. A backend may only change inputs, outputs and `max_batch_size`.
 
 use serde_json::{Map, Value, json};
 
 use super::PipelineClass;
 use crate::error::{Error, Result};
-use crate::suggest::{did_you_mean, is_plain_name};
+use crate::quote::is_plain_name;
+use crate::suggest::did_you_mean;
 
-/// The one output of every pipeline: base64 of the encoded images, `[batch, num_images_per_prompt]`.
+/// The output of every pipeline: base64 of the encoded images, `[batch, num_images_per_prompt]`.
 pub const OUTPUT_NAME: &str = "generated_image";
 
 /// `max_batch_size` of a model whose configuration lists neither inputs nor outputs.
@@ -17,12 +18,12 @@ pub const DEFAULT_MAX_BATCH_SIZE: i64 = 8;
 
 const TYPE: &str = "TYPE_STRING";
 
-/// An input that a pipeline reads. All are `TYPE_STRING` with one element in each batch row.
+/// An input of a pipeline: `TYPE_STRING`, with one value for each batch element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorSpec {
     /// Name of the tensor.
     pub name: &'static str,
-    /// True if a request may leave it out.
+    /// True if a request may omit the input.
     pub optional: bool,
 }
 
@@ -34,10 +35,10 @@ const fn optional(name: &'static str) -> TensorSpec {
     TensorSpec { name, optional: true }
 }
 
-/// The inputs of a model folder of that class.
+/// Returns the inputs of a model folder of that class.
 ///
-/// A `StableDiffusionPipeline` folder does image to image if a request has an `image`, and inpaints if it has a
-/// `mask_image` too: the three share their parts.
+/// A `StableDiffusionPipeline` folder also serves image to image (if a request has an `image`) and inpainting (if it
+/// also has a `mask_image`): the three pipelines have the same components.
 pub const fn inputs_of(class: PipelineClass) -> &'static [TensorSpec] {
     const NEGATIVE: TensorSpec = optional("negative_prompt");
     const GEN_ARGS: TensorSpec = optional("gen_args");
@@ -57,15 +58,15 @@ pub const fn inputs_of(class: PipelineClass) -> &'static [TensorSpec] {
     }
 }
 
-/// The configuration with what it lacks filled in, or `None` if it lacks nothing.
+/// Returns the configuration with missing values filled in, or `None` if nothing is missing.
 ///
-/// - No inputs or no outputs: the pipeline's own are listed.
-/// - A tensor of a known name without type or dims gets `TYPE_STRING` and `[1]` (the output `[-1]`: it holds
-///   `num_images_per_prompt` images a row).
-/// - Neither inputs nor outputs, and `max_batch_size` 0: it becomes [`DEFAULT_MAX_BATCH_SIZE`]. Next to tensors that are
-///   listed, 0 is what the user meant: no batch dimension.
+/// - A missing list of inputs or outputs becomes the pipeline's list.
+/// - A known tensor without type or dims gets `TYPE_STRING` and `[1]`. The output gets `[-1]`, because a batch element
+///   has `num_images_per_prompt` images.
+/// - If both lists are missing, a `max_batch_size` of 0 becomes [`DEFAULT_MAX_BATCH_SIZE`]. With a listed tensor, 0 means
+///   that the model has no batch dimension.
 ///
-/// Nothing else changes, and wrong values stay for [`validate_model_config`] to refuse.
+/// Nothing else changes. [`validate_model_config`] rejects wrong values.
 pub fn complete_model_config(config: &Value, inputs: &[TensorSpec]) -> Option<Value> {
     let mut completed = config.as_object()?.clone();
     let is_empty = |key: &str| match completed.get(key) {
@@ -127,15 +128,16 @@ fn max_batch_size(config: &Map<String, Value>) -> i64 {
 
 /// Checks a completed configuration against the inputs of the pipeline.
 ///
-/// Every dim is 1 or -1: one dim with a batch dimension; one or two without (`max_batch_size` 0), where two let a client
-/// send `[1,1]`. Optional inputs may be left out of the list, and are then not accepted from clients.
+/// A tensor has one dim, 1 or -1. Without a batch dimension (`max_batch_size` 0) a second one is allowed, so a client may
+/// send `[1,1]`. Optional inputs may be missing from the list; Triton then rejects them in requests.
 ///
 /// # Errors
-/// InvalidArgument that names the tensor; Unsupported for decoupled models, sequence batching and reshaped tensors.
+/// `InvalidArgument` with the name of the tensor; `Unsupported` for decoupled models, sequence batching and reshaped
+/// tensors.
 pub fn validate_model_config(config: &Value, inputs: &[TensorSpec]) -> Result<()> {
     let config = config
         .as_object()
-        .ok_or_else(|| Error::invalid_argument("the model configuration is not a JSON object"))?;
+        .ok_or_else(|| Error::invalid_argument("expected a JSON object as the model configuration"))?;
     if config
         .get("model_transaction_policy")
         .and_then(|policy| policy.get("decoupled"))
@@ -143,18 +145,18 @@ pub fn validate_model_config(config: &Value, inputs: &[TensorSpec]) -> Result<()
         .unwrap_or(false)
     {
         return Err(Error::unsupported(
-            "model_transaction_policy: decoupled models are not supported, every request has one response",
+            "model_transaction_policy: decoupled models are not supported; each request has exactly one response",
         ));
     }
     if config.get("sequence_batching").is_some_and(|s| !s.is_null()) {
         return Err(Error::unsupported(
-            "sequence_batching is not supported: a request stands alone",
+            "sequence_batching is not supported; requests are independent",
         ));
     }
-    let most_dims = if max_batch_size(config) > 0 { 1 } else { 2 };
+    let max_dims = if max_batch_size(config) > 0 { 1 } else { 2 };
 
     let input_names: Vec<&str> = inputs.iter().map(|spec| spec.name).collect();
-    let listed = validate_list(config, "input", &input_names, most_dims)?;
+    let listed = validate_list(config, "input", &input_names, max_dims)?;
     if let Some(missing) = inputs
         .iter()
         .find(|spec| !spec.optional && !listed.contains(&spec.name))
@@ -164,7 +166,7 @@ pub fn validate_model_config(config: &Value, inputs: &[TensorSpec]) -> Result<()
             missing.name
         )));
     }
-    let listed = validate_list(config, "output", &[OUTPUT_NAME], most_dims)?;
+    let listed = validate_list(config, "output", &[OUTPUT_NAME], max_dims)?;
     if listed.is_empty() {
         return Err(Error::invalid_argument(format!(
             "output `{OUTPUT_NAME}` is missing from the model configuration"
@@ -173,19 +175,19 @@ pub fn validate_model_config(config: &Value, inputs: &[TensorSpec]) -> Result<()
     Ok(())
 }
 
-/// Checks the tensors under `list` ("input" or "output") and returns their names.
+/// Checks the tensors of `list`, "input" or "output", and returns their names.
 fn validate_list<'a>(
     config: &Map<String, Value>,
     list: &str,
     known: &[&'a str],
-    most_dims: usize,
+    max_dims: usize,
 ) -> Result<Vec<&'a str>> {
     let tensors = match config.get(list) {
         None | Some(Value::Null) => &Vec::new(),
         Some(Value::Array(tensors)) => tensors,
         Some(_) => {
             return Err(Error::invalid_argument(format!(
-                "`{list}` of the model configuration is not a list"
+                "expected a list as `{list}` of the model configuration"
             )));
         }
     };
@@ -194,12 +196,12 @@ fn validate_list<'a>(
         let given = tensor.get("name").and_then(Value::as_str).unwrap_or("");
         let Some(name) = known.iter().copied().find(|name| *name == given) else {
             let what = if is_plain_name(given) {
-                format!("{list} `{given}`")
+                format!("unknown {list} `{given}`")
             } else {
-                format!("an {list}")
+                format!("unknown {list}")
             };
             return Err(Error::invalid_argument(format!(
-                "{what} is not one of this pipeline's, which are {}{}",
+                "{what}; expected {}{}",
                 known.join(", "),
                 did_you_mean(given, known.iter().copied())
             )));
@@ -214,10 +216,10 @@ fn validate_list<'a>(
         }
         let dims = tensor.get("dims").and_then(Value::as_array);
         let good = dims.is_some_and(|dims| {
-            (1..=most_dims).contains(&dims.len()) && dims.iter().all(|dim| matches!(dim_size(dim), Some(1 | -1)))
+            (1..=max_dims).contains(&dims.len()) && dims.iter().all(|dim| matches!(dim_size(dim), Some(1 | -1)))
         });
         if !good {
-            return Err(wrong(if most_dims == 1 {
+            return Err(wrong(if max_dims == 1 {
                 "must have dims [1] or [-1]".into()
             } else {
                 "must have one or two dims, each 1 or -1, when max_batch_size is 0".into()
@@ -230,7 +232,7 @@ fn validate_list<'a>(
     Ok(seen)
 }
 
-/// A dim, which protobuf's JSON form writes as a string and Triton as a number.
+/// Reads a dim: a number from Triton, a string in protobuf's JSON form.
 fn dim_size(dim: &Value) -> Option<i64> {
     dim.as_i64().or_else(|| dim.as_str()?.parse().ok())
 }

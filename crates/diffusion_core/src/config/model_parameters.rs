@@ -1,7 +1,7 @@
-//! The `parameters` of a model's `config.pbtxt`: read once, when the model loads.
+//! The `parameters` of a model's `config.pbtxt`, read when the model loads.
 //!
-//! An unknown key is a warning, because other tools keep their own keys there; a bad value of a known key fails the
-//! load and says what is allowed.
+//! An unknown key is a warning, because other tools use the same table. A bad value of a known key fails the load; the
+//! error names the allowed values.
 
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
@@ -9,54 +9,55 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::suggest::{did_you_mean, is_plain_name};
+use crate::quote::is_plain_name;
+use crate::suggest::did_you_mean;
 
-/// Arithmetic of a model.
+/// The dtype of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Dtype {
     /// float32 on the CPU, float16 on a GPU.
     #[default]
     Auto,
-    /// 32-bit floats.
+    /// 32-bit floating point.
     Float32,
-    /// 16-bit floats with 10 bits of fraction.
+    /// 16-bit floating point, 10 of them fraction.
     Float16,
-    /// 16-bit floats with 7 bits of fraction.
+    /// 16-bit floating point, 7 of them fraction.
     Bfloat16,
 }
 
-/// How close to diffusers the numbers must stay.
+/// How exactly results equal those of diffusers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Numerics {
-    /// The same operations in the same order: on the CPU in float32, the same bytes.
+    /// The same operations in the same order: equal bytes on the CPU in float32.
     #[default]
     Exact,
-    /// Layouts and algorithms may change; images stay above 50 dB PSNR of the exact ones.
+    /// Other layouts and algorithms are allowed; images stay above 50 dB PSNR of the exact ones.
     Fast,
 }
 
-/// The parameters that this backend reads from `config.pbtxt`. `Default` is a model that gives none.
+/// The parameters of a model. `Default` is a `config.pbtxt` without parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelParameters {
-    /// Folder of the checkpoint, relative to the version folder and inside it. Default `checkpoint`.
+    /// Folder of the checkpoint inside the version folder, as a relative path. Default `checkpoint`.
     pub checkpoint: PathBuf,
-    /// Default auto.
+    /// Dtype of the weights and of the computation. Default auto.
     pub dtype: Dtype,
-    /// A diffusers class name that replaces the checkpoint's scheduler. Whether it is supported is for the pipeline
-    /// to say.
+    /// A diffusers class name that replaces the checkpoint's scheduler. The pipeline checks that the class is
+    /// supported.
     pub scheduler: Option<String>,
-    /// Default exact.
+    /// How exactly results equal those of diffusers. Default exact.
     pub numerics: Numerics,
-    /// Whether images go through the safety checker, if the folder has one. Default true.
+    /// Whether the safety checker runs, if the folder has one. Default true.
     pub safety_checker: bool,
-    /// Most rows of one UNet call, 1 to 256; the pipeline's limit if absent.
+    /// Batch entries of one UNet call, 1 to 256; the pipeline's limit if absent.
     pub max_unet_batch_size: Option<u32>,
-    /// Most pixels of one image, 64 to 2^26; the pipeline's limit if absent.
+    /// Height times width of an image, 64 to 2^26; the pipeline's limit if absent.
     pub max_pixels: Option<u64>,
-    /// Most denoising steps, 1 to 1000; the pipeline's limit if absent.
+    /// Denoising steps, 1 to 1000; the pipeline's limit if absent.
     pub max_steps: Option<u32>,
-    /// A JSON object of `gen_args` that a request does not have to repeat; empty if absent. It is text here, since
-    /// `diffusion_request` knows the keys and checks them when a model instance is made.
+    /// A JSON object with default `gen_args`; empty if absent. Text, because `diffusion_request` knows the keys and
+    /// checks them when a model instance is created.
     pub default_gen_args: String,
 }
 
@@ -76,12 +77,12 @@ impl Default for ModelParameters {
     }
 }
 
-/// One known key: what it takes, in words, and how its text becomes a field. `Err` holds a more exact message than
-/// "must be ...", if there is one.
+/// A known key: the allowed values, in words, and a function that parses a value into a field. The function returns
+/// false if the value is not allowed.
 struct Parameter {
     name: &'static str,
-    takes: &'static str,
-    read: fn(&mut ModelParameters, &str) -> std::result::Result<(), Option<Error>>,
+    allowed: &'static str,
+    read: fn(&mut ModelParameters, &str) -> Option<()>,
 }
 
 const MAX_UNET_BATCH_SIZE: RangeInclusive<u64> = 1..=256;
@@ -91,117 +92,115 @@ const MAX_STEPS: RangeInclusive<u64> = 1..=1000;
 const PARAMETERS: [Parameter; 9] = [
     Parameter {
         name: "checkpoint",
-        takes: "a relative path inside the version folder, without `..`",
+        allowed: "a relative path inside the version folder, without `..`",
         read: |p, text| {
             let path = Path::new(text);
             let inside = path
                 .components()
                 .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
             if text.is_empty() || text.contains('\0') || !inside {
-                return Err(None);
+                return None;
             }
             p.checkpoint = path.to_path_buf();
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "dtype",
-        takes: "one of auto, float32, float16, bfloat16",
+        allowed: "one of auto, float32, float16, bfloat16",
         read: |p, text| {
             p.dtype = match text {
                 "auto" => Dtype::Auto,
                 "float32" => Dtype::Float32,
                 "float16" => Dtype::Float16,
                 "bfloat16" => Dtype::Bfloat16,
-                _ => return Err(None),
+                _ => return None,
             };
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "scheduler",
-        takes: "the class name of a diffusers scheduler, letters and digits only",
+        allowed: "the class name of a diffusers scheduler, letters and digits only",
         read: |p, text| {
             let name = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric());
-            p.scheduler = Some(name.then(|| text.to_owned()).ok_or(None)?);
-            Ok(())
+            p.scheduler = Some(name.then(|| text.to_owned())?);
+            Some(())
         },
     },
     Parameter {
         name: "numerics",
-        takes: "one of exact, fast",
+        allowed: "one of exact, fast",
         read: |p, text| {
             p.numerics = match text {
                 "exact" => Numerics::Exact,
                 "fast" => Numerics::Fast,
-                _ => return Err(None),
+                _ => return None,
             };
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "safety_checker",
-        takes: "one of on, off",
+        allowed: "one of on, off",
         read: |p, text| {
             p.safety_checker = match text {
                 "on" => true,
                 "off" => false,
-                _ => return Err(None),
+                _ => return None,
             };
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "max_unet_batch_size",
-        takes: "an integer from 1 to 256",
+        allowed: "an integer from 1 to 256",
         read: |p, text| {
             p.max_unet_batch_size = Some(integer(text, &MAX_UNET_BATCH_SIZE)?);
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "max_pixels",
-        takes: "an integer from 64 to 67108864",
+        allowed: "an integer from 64 to 67108864",
         read: |p, text| {
             p.max_pixels = Some(integer(text, &MAX_PIXELS)?);
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "max_steps",
-        takes: "an integer from 1 to 1000",
+        allowed: "an integer from 1 to 1000",
         read: |p, text| {
             p.max_steps = Some(integer(text, &MAX_STEPS)?);
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "default_gen_args",
-        takes: "a JSON object of gen_args",
+        allowed: "a JSON object of gen_args",
         read: |p, text| {
             p.default_gen_args = text.to_owned();
-            Ok(())
+            Some(())
         },
     },
 ];
 
-fn integer<T: TryFrom<u64>>(text: &str, range: &RangeInclusive<u64>) -> std::result::Result<T, Option<Error>> {
+fn integer<T: TryFrom<u64>>(text: &str, range: &RangeInclusive<u64>) -> Option<T> {
     let number = text.bytes().all(|b| b.is_ascii_digit());
     number
         .then(|| text.parse::<u64>().ok())
         .flatten()
         .filter(|n| range.contains(n))
         .and_then(|n| T::try_from(n).ok())
-        .ok_or(None)
 }
 
 impl ModelParameters {
-    /// Reads the `parameters` object of the model configuration that Triton gives: `{key: {"string_value": text}}`,
-    /// or null if there are none. The second part of the result holds one warning for each unknown key.
+    /// Reads the `parameters` object of Triton's model configuration: `{key: {"string_value": text}}`, or null.
+    /// The second value has one warning for each unknown key.
     ///
     /// # Errors
-    /// InvalidArgument that names the key and what it takes; Unsupported for a `default_gen_args` that asks for what
-    /// this version does not do.
+    /// `InvalidArgument` with the key and its allowed values.
     pub fn parse(parameters: &Value) -> Result<(Self, Vec<String>)> {
         let mut parsed = Self::default();
         let mut warnings = Vec::new();
@@ -210,7 +209,7 @@ impl ModelParameters {
             Value::Object(entries) => entries,
             _ => {
                 return Err(Error::invalid_argument(
-                    "`parameters` of the model configuration must be an object",
+                    "expected an object as `parameters` of the model configuration",
                 ));
             }
         };
@@ -223,9 +222,8 @@ impl ModelParameters {
                 .get("string_value")
                 .and_then(Value::as_str)
                 .ok_or_else(|| Error::invalid_argument(format!("parameter `{key}` needs a string_value")))?;
-            (parameter.read)(&mut parsed, text.trim()).map_err(|cause| match cause {
-                Some(error) => error.context(format!("parameter `{}`", parameter.name)),
-                None => Error::invalid_argument(format!("parameter `{}` must be {}", parameter.name, parameter.takes)),
+            (parameter.read)(&mut parsed, text.trim()).ok_or_else(|| {
+                Error::invalid_argument(format!("parameter `{}` must be {}", parameter.name, parameter.allowed))
             })?;
         }
         Ok((parsed, warnings))
@@ -235,9 +233,9 @@ impl ModelParameters {
 fn unknown(key: &str) -> String {
     let hint = did_you_mean(key, PARAMETERS.iter().map(|p| p.name));
     if is_plain_name(key) {
-        format!("parameter `{key}` is not one that this backend reads{hint}")
+        format!("unknown parameter `{key}`{hint}")
     } else {
-        format!("a parameter is not one that this backend reads{hint}")
+        format!("unknown parameter{hint}")
     }
 }
 
@@ -252,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn none_are_needed() {
+    fn parse_without_parameters_returns_defaults() {
         for empty in [Value::Null, json!({})] {
             let (parameters, warnings) = ModelParameters::parse(&empty).unwrap();
             assert_eq!(parameters, ModelParameters::default());
@@ -261,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_read() {
+    fn parse_reads_every_parameter() {
         let (parameters, warnings) = ModelParameters::parse(&json!({
             "checkpoint": {"string_value": "./weights/v2"},
             "dtype": {"string_value": "bfloat16"},
@@ -290,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_names_the_key_and_what_it_takes() {
+    fn parse_bad_value_names_key_and_allowed_values() {
         for (key, text) in [
             ("checkpoint", ""),
             ("checkpoint", "/models/sd"),
@@ -315,25 +313,25 @@ mod tests {
             ("max_steps", "1001"),
         ] {
             let error = one(key, text).unwrap_err();
-            let takes = PARAMETERS.iter().find(|p| p.name == key).unwrap().takes;
+            let allowed = PARAMETERS.iter().find(|p| p.name == key).unwrap().allowed;
             assert_eq!(
                 error,
-                Error::InvalidArgument(format!("parameter `{key}` must be {takes}")),
+                Error::InvalidArgument(format!("parameter `{key}` must be {allowed}")),
                 "{text}"
             );
         }
     }
 
     #[test]
-    fn the_ranges_that_are_told_are_the_ranges() {
+    fn allowed_range_text_matches_range() {
         for (key, range) in [
             ("max_unet_batch_size", MAX_UNET_BATCH_SIZE),
             ("max_pixels", MAX_PIXELS),
             ("max_steps", MAX_STEPS),
         ] {
-            let takes = PARAMETERS.iter().find(|p| p.name == key).unwrap().takes;
+            let allowed = PARAMETERS.iter().find(|p| p.name == key).unwrap().allowed;
             let text = format!("an integer from {} to {}", range.start(), range.end());
-            assert_eq!(takes, text);
+            assert_eq!(allowed, text);
             for edge in [range.start(), range.end()] {
                 assert!(one(key, &edge.to_string()).is_ok());
             }
@@ -341,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_no_string_is_an_error() {
+    fn parse_value_without_string_is_an_error() {
         for parameters in [
             json!({"dtype": "float16"}),
             json!({"dtype": {}}),
@@ -356,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_warnings() {
+    fn parse_unknown_key_is_a_warning() {
         let (parameters, warnings) = ModelParameters::parse(&json!({
             "EXECUTION_ENV_PATH": {"string_value": "conda/sd_env.tar.gz"},
             "FORCE_CPU_ONLY_INPUT_TENSORS": {"string_value": "no"},
@@ -367,14 +365,10 @@ mod tests {
         assert_eq!(parameters, ModelParameters::default());
         assert_eq!(warnings.len(), 4, "{warnings:?}");
         let with = |part: &str| warnings.iter().any(|w| w.contains(part));
-        assert!(with("`EXECUTION_ENV_PATH` is not"));
-        assert!(with("`FORCE_CPU_ONLY_INPUT_TENSORS` is not"));
-        assert!(with(
-            "a parameter is not one that this backend reads, did you mean `max_unet_batch_size`?"
-        ));
-        assert!(with(
-            "`max_step` is not one that this backend reads, did you mean `max_steps`?"
-        ));
+        assert!(with("unknown parameter `EXECUTION_ENV_PATH`"));
+        assert!(with("unknown parameter `FORCE_CPU_ONLY_INPUT_TENSORS`"));
+        assert!(with("unknown parameter; did you mean `max_unet_batch_size`?"));
+        assert!(with("unknown parameter `max_step`; did you mean `max_steps`?"));
         assert!(!with("conda"));
     }
 }

@@ -1,28 +1,23 @@
-//! Defaults and limits of each pipeline, read from the JSON files in `config/`, which are compiled in.
-//!
-//! Each value stands there beside its meaning, so that the file explains itself. A new pipeline is a new file and one
-//! line in [`PipelineDefaults::of`].
+//! Defaults and limits of each pipeline, from `config/pipelines.toml`, which is compiled in.
 
-use serde::{Deserialize, Deserializer};
+use std::collections::HashMap;
 
-use super::ModelParameters;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::{ModelParameters, inputs_of};
 use crate::error::{Error, Result};
 
-const TEXT_TO_IMAGE: &str = include_str!("../../../../config/text_to_image.json");
-const LATENT_CONSISTENCY: &str = include_str!("../../../../config/latent_consistency.json");
-const IMAGE_TO_IMAGE: &str = include_str!("../../../../config/image_to_image.json");
-const DEPTH_TO_IMAGE: &str = include_str!("../../../../config/depth_to_image.json");
-const INPAINT: &str = include_str!("../../../../config/inpaint.json");
-const UPSCALE: &str = include_str!("../../../../config/upscale.json");
+const FILE: &str = include_str!("../../../../config/pipelines.toml");
 
-/// A diffusers pipeline, as `_class_name` in `model_index.json` names it.
+/// A pipeline of diffusers, with the name of `_class_name` in `model_index.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 pub enum PipelineClass {
     /// Text to image.
     #[serde(rename = "StableDiffusionPipeline")]
     StableDiffusion,
-    /// Text to image in a few steps. The arithmetic is that of `StableDiffusionPipeline` with a UNet that takes the
-    /// guidance scale itself and an `LCMScheduler`; the defaults are others.
+    /// Text to image in a few steps. Computes like `StableDiffusionPipeline`, with a UNet that has the guidance
+    /// scale as an input and an `LCMScheduler`; the defaults differ.
     #[serde(rename = "LatentConsistencyModelPipeline")]
     LatentConsistency,
     /// Image to image.
@@ -31,7 +26,7 @@ pub enum PipelineClass {
     /// Image to image that keeps the depth of the input.
     #[serde(rename = "StableDiffusionDepth2ImgPipeline")]
     Depth2Img,
-    /// Repaints the white part of a mask.
+    /// Repaints the white pixels of a mask.
     #[serde(rename = "StableDiffusionInpaintPipeline")]
     Inpaint,
     /// Enlarges an image four times.
@@ -40,7 +35,7 @@ pub enum PipelineClass {
 }
 
 impl PipelineClass {
-    /// Every pipeline class there is.
+    /// All pipeline classes.
     pub const ALL: [Self; 6] = [
         Self::StableDiffusion,
         Self::LatentConsistency,
@@ -50,7 +45,7 @@ impl PipelineClass {
         Self::Upscale,
     ];
 
-    /// diffusers' name of the class.
+    /// Returns the class name in diffusers.
     pub fn name(self) -> &'static str {
         match self {
             Self::StableDiffusion => "StableDiffusionPipeline",
@@ -62,7 +57,7 @@ impl PipelineClass {
         }
     }
 
-    /// The class of that diffusers name, if it is one of ours.
+    /// Returns the class with this name in diffusers, if it is supported.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|class| class.name() == name)
     }
@@ -87,10 +82,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// Every format, by the name it has in `gen_args`.
+    /// All formats with their names in `gen_args`.
     pub const ALL: [(&'static str, Self); 3] = [("png", Self::Png), ("jpeg", Self::Jpeg), ("webp", Self::Webp)];
 
-    /// The name in `gen_args`.
+    /// Returns the name in `gen_args`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Png => "png",
@@ -99,7 +94,7 @@ impl Format {
         }
     }
 
-    /// Most pixels that the format can hold along one side (ISO/IEC 15948, ITU-T T.81, RFC 9649).
+    /// Returns the largest height or width of an image in this format (ISO/IEC 15948, ITU-T T.81, RFC 9649).
     pub fn max_side(self) -> u32 {
         match self {
             Self::Png => i32::MAX as u32,
@@ -109,42 +104,31 @@ impl Format {
     }
 }
 
-/// Arguments of a request that names none.
+/// Arguments that a request does not name.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Defaults {
     /// Denoising steps.
-    #[serde(deserialize_with = "value")]
     pub num_inference_steps: u32,
     /// Guidance weight; guidance is on above 1.0.
-    #[serde(deserialize_with = "value")]
     pub guidance_scale: f64,
     /// Images made from one prompt.
-    #[serde(deserialize_with = "value")]
     pub num_images_per_prompt: u32,
     /// DDIM's noise weight, 0 to 1.
-    #[serde(deserialize_with = "value")]
     pub eta: f64,
-    /// Share of the rescaled noise prediction, 0 to 1; 0 where the pipeline does not take it.
-    #[serde(default, deserialize_with = "value")]
+    /// Share of the rescaled noise prediction, 0 to 1; 0 where the pipeline does not use it.
     pub guidance_rescale: f64,
-    /// How far the input image is changed, 0 to 1, where the pipeline takes it.
-    #[serde(default, deserialize_with = "some_value")]
+    /// How much the input image is changed, 0 to 1, where the pipeline uses it.
     pub strength: Option<f64>,
-    /// Noise added to the image that is enlarged, where the pipeline takes it.
-    #[serde(default, deserialize_with = "some_value")]
+    /// Noise added to the image that is enlarged, where the pipeline uses it.
     pub noise_level: Option<u32>,
-    /// Whether pixels outside the mask are copied from the input, where the pipeline takes it.
-    #[serde(default, deserialize_with = "some_value")]
+    /// Whether pixels outside the mask are copied from the input, where the pipeline uses it.
     pub keep_unmasked: Option<bool>,
     /// File format of the images.
-    #[serde(deserialize_with = "value")]
     pub output_format: Format,
     /// JPEG quality, 1 to 100.
-    #[serde(deserialize_with = "value")]
     pub jpeg_quality: u8,
     /// Quality of a lossy WebP, 1 to 100.
-    #[serde(deserialize_with = "value")]
     pub webp_quality: u8,
 }
 
@@ -153,30 +137,23 @@ pub struct Defaults {
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Most denoising steps.
-    #[serde(deserialize_with = "value")]
     pub max_steps: u32,
-    /// Most pixels of one image, height times width; of the upscaler's, most pixels of one piece.
-    #[serde(deserialize_with = "value")]
+    /// Most pixels of one image, height times width; for the upscaler, most pixels of one tile.
     pub max_pixels: u64,
-    /// Most rows of one UNet call.
-    #[serde(deserialize_with = "value")]
+    /// Largest batch size of one UNet call.
     pub max_unet_batch_size: u32,
     /// Longest prompt, in bytes.
-    #[serde(deserialize_with = "value")]
     pub max_prompt_bytes: usize,
     /// Longest `gen_args`, in bytes.
-    #[serde(deserialize_with = "value")]
     pub max_gen_args_bytes: usize,
-    /// Longest input image, in bytes of base64, where the pipeline takes one.
-    #[serde(default, deserialize_with = "some_value")]
+    /// Longest input image, in bytes of base64, where the pipeline requires one.
     pub max_image_bytes: Option<usize>,
-    /// Most pixels of an input image, height times width, where the pipeline takes one.
-    #[serde(default, deserialize_with = "some_value")]
+    /// Most pixels of an input image, height times width, where the pipeline requires one.
     pub max_image_pixels: Option<u64>,
 }
 
 impl Limits {
-    /// Replaces the limits for which the model's `config.pbtxt` gives a value.
+    /// Replaces the limits that the model's `config.pbtxt` sets.
     #[must_use]
     pub fn with_parameters(mut self, parameters: &ModelParameters) -> Self {
         self.max_steps = parameters.max_steps.unwrap_or(self.max_steps);
@@ -187,64 +164,62 @@ impl Limits {
 }
 
 /// The serving defaults and limits of one pipeline class.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PipelineDefaults {
-    /// The pipeline that they belong to.
+    /// The pipeline.
     pub pipeline: PipelineClass,
-    /// Arguments of a request that names none.
+    /// Arguments that a request does not name.
     pub defaults: Defaults,
     /// What no request may exceed.
     pub limits: Limits,
 }
 
 impl PipelineDefaults {
-    /// The compiled-in defaults of a pipeline class.
+    /// Returns the compiled-in defaults of a pipeline class.
     ///
     /// # Errors
-    /// Internal if the file is damaged, which the tests rule out.
+    /// `Internal` for a damaged file, which the tests rule out.
     pub fn of(class: PipelineClass) -> Result<Self> {
-        Self::parse(match class {
-            PipelineClass::StableDiffusion => TEXT_TO_IMAGE,
-            PipelineClass::LatentConsistency => LATENT_CONSISTENCY,
-            PipelineClass::Img2Img => IMAGE_TO_IMAGE,
-            PipelineClass::Depth2Img => DEPTH_TO_IMAGE,
-            PipelineClass::Inpaint => INPAINT,
-            PipelineClass::Upscale => UPSCALE,
+        Self::parse(FILE, class).map_err(|error| Error::internal(format!("config/pipelines.toml: {error}")))
+    }
+
+    fn parse(text: &str, class: PipelineClass) -> std::result::Result<Self, toml::de::Error> {
+        let mut file: File = toml::from_str(text)?;
+        let Tables {
+            mut defaults,
+            mut limits,
+        } = file.common;
+        if inputs_of(class)
+            .iter()
+            .any(|input| input.name == "image" && !input.optional)
+        {
+            limits.extend(file.image.limits);
+        }
+        let own = file.pipelines.remove(&class).unwrap_or_default();
+        defaults.extend(own.defaults);
+        limits.extend(own.limits);
+        Ok(Self {
+            pipeline: class,
+            defaults: Value::Table(defaults).try_into()?,
+            limits: Value::Table(limits).try_into()?,
         })
     }
-
-    fn parse(text: &str) -> Result<Self> {
-        serde_json::from_str(text).map_err(|error| Error::internal(format!("compiled-in pipeline defaults: {error}")))
-    }
 }
 
-/// One value and what it means. The meaning is for the reader of the file; it must be there.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Setting<T> {
-    value: T,
-    meaning: String,
+struct File {
+    common: Tables,
+    /// For pipelines that require an input image.
+    image: Tables,
+    pipelines: HashMap<PipelineClass, Tables>,
 }
 
-fn value<'de, D, T>(deserializer: D) -> std::result::Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    let setting = Setting::<T>::deserialize(deserializer)?;
-    if setting.meaning.trim().is_empty() {
-        return Err(serde::de::Error::custom("a setting without a meaning"));
-    }
-    Ok(setting.value)
-}
-
-fn some_value<'de, D, T>(deserializer: D) -> std::result::Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    value(deserializer).map(Some)
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Tables {
+    defaults: Table,
+    limits: Table,
 }
 
 #[cfg(test)]
@@ -253,9 +228,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_to_image_has_the_defaults_of_diffusers() {
+    fn defaults_of_text_to_image_are_those_of_diffusers() {
         let file = PipelineDefaults::of(PipelineClass::StableDiffusion).unwrap();
-        assert_eq!(file.pipeline, PipelineClass::StableDiffusion);
         assert_eq!(
             file.defaults,
             Defaults {
@@ -287,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn each_class_has_a_file_of_its_own() {
+    fn defaults_of_each_class_are_those_of_diffusers() {
         // The defaults of diffusers' `__call__`: steps, guidance, strength, noise level.
         let expected = [
             (PipelineClass::StableDiffusion, 50, 7.5, None, None),
@@ -299,12 +273,7 @@ mod tests {
         ];
         assert_eq!(expected.len(), PipelineClass::ALL.len());
         for (class, steps, guidance, strength, noise_level) in expected {
-            let PipelineDefaults {
-                pipeline,
-                defaults,
-                limits,
-            } = PipelineDefaults::of(class).unwrap();
-            assert_eq!(pipeline, class);
+            let PipelineDefaults { defaults, limits, .. } = PipelineDefaults::of(class).unwrap();
             assert_eq!(defaults.num_inference_steps, steps, "{class}");
             assert_eq!(defaults.guidance_scale, guidance, "{class}");
             assert_eq!(defaults.strength, strength, "{class}");
@@ -316,18 +285,23 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_read_strictly() {
-        let misspelt = TEXT_TO_IMAGE.replace("max_unet_batch_size\": {", "max_row\": {");
-        let silent = TEXT_TO_IMAGE.replace("Images made from one prompt. diffusers' default.", "");
-        let extra = TEXT_TO_IMAGE.replace("\"defaults\": {", "\"more\": 1, \"defaults\": {");
-        for broken in [misspelt, silent, extra] {
-            assert_ne!(broken, TEXT_TO_IMAGE);
-            assert!(PipelineDefaults::parse(&broken).is_err());
+    fn file_with_an_unknown_key_is_refused() {
+        for (from, to) in [
+            ("max_unet_batch_size =", "max_row ="),
+            ("strength =", "strenght ="),
+            ("StableDiffusionInpaintPipeline.", "FluxPipeline."),
+            ("[image.limits]", "[image.limit]"),
+            ("[common.defaults]", "more = 1\n[common.defaults]"),
+        ] {
+            let broken = FILE.replace(from, to);
+            assert_ne!(broken, FILE, "{from}");
+            let refused = |class| PipelineDefaults::parse(&broken, class).is_err();
+            assert!(PipelineClass::ALL.into_iter().any(refused), "{to}");
         }
     }
 
     #[test]
-    fn class_names_are_those_of_diffusers() {
+    fn class_names_are_parsed() {
         for class in PipelineClass::ALL {
             assert_eq!(PipelineClass::from_name(class.name()), Some(class));
             let parsed: PipelineClass = serde_json::from_value(class.name().into()).unwrap();
@@ -337,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn format_names_agree() {
+    fn format_names_are_parsed() {
         for (name, format) in Format::ALL {
             assert_eq!(format.name(), name);
             let parsed: Format = serde_json::from_value(name.into()).unwrap();

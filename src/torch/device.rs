@@ -1,0 +1,29 @@
+//! The devices that models run on.
+
+/// The host, or a CUDA GPU. Whether the GPU exists is checked by [`cuda::device`](super::cuda::device).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// The host.
+    Cpu,
+    /// The GPU with this index.
+    Cuda(u32),
+}
+
+impl From<Device> for tch::Device {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::Cpu,
+            Device::Cuda(index) => Self::Cuda(index as usize),
+        }
+    }
+}
+
+/// Writes the label of the metric `diffusion_weights_bytes`: `cpu`, `gpu0`, `gpu1`, ...
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "gpu{index}"),
+        }
+    }
+}

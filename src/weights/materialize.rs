@@ -1,0 +1,99 @@
+//! Puts a tensor of a mapped file onto its device, in the dtype that the model uses.
+
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::convert::convert_into;
+use super::digest::Digest;
+use super::file::TensorFile;
+use super::store::{Held, Key};
+use crate::torch::{Upload, memory};
+use diffusion_core::{Error, Result};
+
+/// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`). The sums of MKL may depend on the alignment of its
+/// inputs, so a float32 tensor is used in its file only if it is aligned like a copy. Other dtypes promise no exact sums, or
+/// are upcast before any sum.
+const ALIGNMENT: usize = 64;
+/// A smaller tensor is copied: it is not worth keeping the map of a whole file.
+const MIN_MAPPED_BYTES: usize = 1 << 20;
+/// Elements that are converted at once.
+const CHUNK: usize = 16384;
+
+/// Makes the stored tensor of `key` from tensor `name` of `file`: mapped where the file's bytes can be used, else copied.
+///
+/// `hashed` says that the key's digest was just computed from this map, and is not the cached digest of the file. A mapped tensor is
+/// then not hashed again; only a change of the file's size or times is noticed.
+///
+/// # Errors
+/// `Unavailable` if the bytes do not have the key's digest; out of memory; those of CUDA.
+pub fn materialize(file: &TensorFile, name: &str, key: Key, hashed: bool, upload: &Upload) -> Result<Held> {
+    let info = file
+        .info(name)
+        .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
+    let bytes = file.bytes(info)?;
+    let changed = || {
+        Error::unavailable(format!(
+            "{}: changed while it was read; load the model again",
+            file.path().display()
+        ))
+    };
+    if can_map(&key, bytes) {
+        let digest = key.digest;
+        let held = Held::mapped(key, Arc::clone(file.mapped()), file.range(info))?;
+        let same = hashed || Digest::of(bytes) == digest;
+        if !same || file.mapped().identity_now().as_ref() != Some(file.identity()) {
+            return Err(changed());
+        }
+        return Ok(held);
+    }
+    // Hashes the bytes that are converted, since the file may change at any moment, and other models may get the tensor.
+    let mut hasher = blake3::Hasher::new();
+    let mut tensor = upload.staging(&key.shape, key.kind)?;
+    fill(&mut tensor, bytes, key.from, &mut hasher)?;
+    if Digest::of_all(&hasher) != key.digest {
+        return Err(changed());
+    }
+    // Converts before the copy: half-precision tensors then need half of the bus, and diffusers also rounds on the CPU.
+    Ok(Held::owned(key, upload.send(tensor)?))
+}
+
+/// Returns whether a tensor with these bytes is used in the map of its file.
+pub fn can_map(key: &Key, bytes: &[u8]) -> bool {
+    let alignment = match key.kind {
+        Kind::Float => ALIGNMENT,
+        kind => kind.elt_size_in_bytes(),
+    };
+    key.device == Device::Cpu
+        && key.from == key.kind
+        && bytes.len() >= MIN_MAPPED_BYTES
+        && (bytes.as_ptr() as usize).is_multiple_of(alignment)
+}
+
+/// Fills a new host tensor with `bytes`, which are of dtype `from` and need not be aligned. Every byte that is converted goes through
+/// `hasher`.
+fn fill(tensor: &mut Tensor, bytes: &[u8], from: Kind, hasher: &mut blake3::Hasher) -> Result<()> {
+    let (from_size, to_size) = (from.elt_size_in_bytes(), tensor.kind().elt_size_in_bytes());
+    let count = tensor.numel();
+    if count * from_size != bytes.len() {
+        return Err(Error::internal("a tensor that does not fill its shape"));
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    let data = tensor.data_ptr().cast::<u8>();
+    memory::prefer_huge_pages(data, count * to_size);
+    // SAFETY: the tensor is new, contiguous and `count` elements long, and nothing else refers to it. libtorch leaves it unwritten;
+    // all bytes are written below before anything reads them.
+    let target = unsafe { std::slice::from_raw_parts_mut(data, count * to_size) };
+    // Aligned for every dtype.
+    let mut chunk = vec![0u64; (CHUNK * from_size).div_ceil(size_of::<u64>())];
+    let chunk: &mut [u8] = bytemuck::cast_slice_mut(&mut chunk);
+    for (source, target) in bytes.chunks(CHUNK * from_size).zip(target.chunks_mut(CHUNK * to_size)) {
+        let chunk = &mut chunk[..source.len()];
+        chunk.copy_from_slice(source);
+        hasher.update(chunk);
+        convert_into(chunk, from, target, tensor.kind())?;
+    }
+    Ok(())
+}

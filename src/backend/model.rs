@@ -11,7 +11,7 @@ use triton_api::{ModelContext, log_info, log_warn};
 use super::error::to_triton;
 use super::{BackendState, ModelInstanceState};
 use crate::backend::metrics::{Counters, Families};
-use crate::models::layers::weight::release_scratch;
+use crate::models::layers::free_upcast_buffers;
 use crate::pipelines::{Components, ModelIndex, Place};
 use crate::torch::{cuda, memory};
 use crate::weights::{Footprint, Progress};
@@ -113,7 +113,7 @@ impl ModelState {
         {
             log_warn!("model '{}': {error}", self.name);
         }
-        release_scratch();
+        free_upcast_buffers();
         memory::trim();
         self.families.weights_changed(place);
     }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 use triton_diffusion::models::clip::{ClipTextConfig, ClipTextModel, ClipTokenizer};
-use triton_diffusion::models::layers::Rows;
+use triton_diffusion::models::layers::BatchSplit;
 use triton_diffusion::models::unet::{UNet2DConditionModel, UNetInput, guidance_scale_embedding};
 use triton_diffusion::models::vae::AutoencoderKl;
 use triton_diffusion::weights::read_json;
@@ -118,7 +118,7 @@ fn unet_calls() {
             class_labels: labels.as_ref(),
             timestep_cond: cond.as_ref(),
         };
-        let ours = model.forward(&input, Rows::WHOLE).unwrap();
+        let ours = model.forward(&input, BatchSplit::Joint, None).unwrap();
         goldens.compare(&case.output, &ours);
     }
     for case in cases.guidance_embeddings {

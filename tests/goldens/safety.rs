@@ -53,7 +53,7 @@ fn pixel_values() {
     let processor = ClipImageProcessor::open(&folder).unwrap();
     let images = manifest.cases.iter().flat_map(|case| &case.images);
     for number in 0..=*images.max().unwrap() {
-        let ours = processor.process(&image(&goldens, number)).unwrap();
+        let ours = processor.preprocess(&image(&goldens, number)).unwrap();
         equal(&mut goldens, &format!("image-{number}"), &ours);
     }
     for case in manifest.processors {
@@ -67,7 +67,7 @@ fn pixel_values() {
         std::fs::write(folder.join("preprocessor_config.json"), config).unwrap();
         let processor = ClipImageProcessor::open(&folder);
         std::fs::remove_dir_all(&folder).unwrap();
-        let ours = processor.unwrap().process(&image(&goldens, case.image));
+        let ours = processor.unwrap().preprocess(&image(&goldens, case.image));
         equal(&mut goldens, &case.name, &ours.unwrap());
     }
     goldens.report();

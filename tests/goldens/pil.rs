@@ -149,15 +149,15 @@ fn resize_equals_pillow() {
     } in cases.resize
     {
         let source = goldens.image(&format!("{name}/source"));
-        let mask = channel(&source);
+        let grey = channel(&source);
         for kind in &filters {
             let made = resize::rgb(&source, width, height, filter(kind)).unwrap();
             goldens.equal_image(&format!("{name}/{kind}"), &made);
-            let made = resize::mask(&mask, width, height, filter(kind)).unwrap();
+            let made = resize::mask(&grey, width, height, filter(kind)).unwrap();
             goldens.equal_mask(&format!("{name}/{kind}/grey"), &made);
         }
-        let values = Tensor::from_slice(mask.values()).to_kind(Kind::Float) * 257.0 / 3.0;
-        let (w, h) = (mask.width(), mask.height());
+        let values = Tensor::from_slice(grey.values()).to_kind(Kind::Float) * 257.0 / 3.0;
+        let (w, h) = (grey.width(), grey.height());
         let depth = DepthMap::new(w, h, 16, values.try_into().unwrap()).unwrap();
         let made = resize::depth(&depth, width, height, Filter::Bicubic).unwrap();
         goldens.equal_depth(&format!("{name}/bicubic/depth"), &made);
@@ -215,9 +215,9 @@ fn apply_overlay_equals_diffusers() {
 #[test]
 fn mask_from_rgb_equals_pillow() {
     let mut goldens = Goldens::open("pil");
-    let mask = Mask::from_rgb(&goldens.image("luma/source"));
-    goldens.equal_mask("luma/made", &mask);
-    goldens.equal_mask("invert/made", &compose::invert(&mask));
+    let grey = Mask::from_rgb(&goldens.image("luma/source"));
+    goldens.equal_mask("luma/made", &grey);
+    goldens.equal_mask("invert/made", &compose::invert(&grey));
     goldens.all_equal();
 }
 

@@ -1,28 +1,28 @@
-//! The safety checker of Stable Diffusion 1: images that are near to certain concepts are flagged.
+//! The safety checker of Stable Diffusion 1, which flags images that are close to certain concepts.
 //!
-//! Source: diffusers `pipelines/stable_diffusion/safety_checker.py`
-//! (`StableDiffusionSafetyChecker`). Rando et al., "Red-Teaming the Stable Diffusion Safety Filter"
-//! (2022), describe what the concepts are.
+//! Source: diffusers `pipelines/stable_diffusion/safety_checker.py` (`StableDiffusionSafetyChecker`). Rando et al.,
+//! "Red-Teaming the Stable Diffusion Safety Filter" (2022), describe the concepts.
 
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use super::clip::{ClipVisionConfig, ClipVisionModel};
-use super::layers::{Linear, Rows};
+use super::config::ensure;
+use super::layers::Linear;
 use crate::weights::{Frozen, WeightPath, Weights};
-use diffusion_core::{Error, Result};
+use diffusion_core::Result;
 
-/// Concepts that flag an image.
+/// Number of concepts that flag an image.
 const CONCEPTS: i64 = 17;
-/// Concepts that make all others stricter.
+/// Number of concepts that make the others stricter.
 const SPECIAL_CARE_CONCEPTS: i64 = 3;
-/// By how much a special care concept that was found makes all that follow stricter.
+/// Added to all scores after a special care concept that was found.
 const ADJUSTMENT: f64 = 0.01;
 
-/// Where the configuration comes from, for messages.
+/// The file of the configuration, for errors.
 const FILE: &str = "safety_checker/config.json";
 
-/// `safety_checker/config.json`: the part of transformers' `CLIPConfig` that the checker uses.
+/// `safety_checker/config.json`, as far as the checker uses transformers' `CLIPConfig`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "ClipConfig")]
 pub struct SafetyCheckerConfig {
@@ -32,14 +32,13 @@ pub struct SafetyCheckerConfig {
     pub projection_dim: i64,
 }
 
-/// What the file holds.
+/// The keys of the file.
 #[derive(Deserialize)]
 struct ClipConfig {
     #[serde(default = "projection_dim")]
     projection_dim: i64,
     vision_config: Option<ClipVisionConfig>,
-    /// The older form. It is complete: what it does not say has the default, whatever
-    /// `vision_config` says.
+    /// The older form of `vision_config`, which it replaces as a whole: missing keys have the defaults.
     vision_config_dict: Option<ClipVisionConfig>,
 }
 
@@ -58,21 +57,18 @@ impl From<ClipConfig> for SafetyCheckerConfig {
 }
 
 impl SafetyCheckerConfig {
-    /// Checks that the parts fit each other and that nothing is asked for that we do not do.
+    /// Checks that the values fit each other and are supported.
     ///
     /// # Errors
     /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn check(&self) -> Result<()> {
-        if !(1..=1 << 20).contains(&self.projection_dim) {
-            return Err(Error::invalid_argument(format!(
-                "{FILE}: projection_dim is out of range (1 to 1048576)"
-            )));
-        }
+        let in_range = (1..=1 << 20).contains(&self.projection_dim);
+        ensure(in_range, FILE, "projection_dim is out of range (1 to 1048576)")?;
         self.vision_config.check(FILE)
     }
 }
 
-/// Embeddings of concepts, and how near an image may come to each.
+/// Embeddings of concepts, and the largest cosine that an image may have with each.
 struct Concepts {
     /// `[projection_dim, concepts]`, each column of length 1.
     directions: Tensor,
@@ -91,8 +87,7 @@ impl Concepts {
         })
     }
 
-    /// `normalized` embeddings of images, `[rows, projection_dim]`, to float32 cosines on the CPU,
-    /// `[rows, concepts]`.
+    /// Computes the cosines `[batch, concepts]`, float32 on the CPU, of normalized embeddings `[batch, projection_dim]`.
     fn cosines(&self, normalized: &Tensor) -> Result<Tensor> {
         Ok(normalized
             .f_mm(&self.directions)?
@@ -103,26 +98,26 @@ impl Concepts {
 
 /// The cosine of the angle between each image and each concept, float32 on the CPU.
 pub struct Cosines {
-    /// `[rows, 3]`.
+    /// `[batch, 3]`.
     pub special_care: Tensor,
-    /// `[rows, 17]`.
+    /// `[batch, 17]`.
     pub concepts: Tensor,
 }
 
-/// By how much one image is nearer to each concept than it may be, to three decimals.
+/// By how much the cosines of one image exceed the limits of the concepts, to three decimals.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SafetyScores {
-    /// Concepts that make all that follow stricter once one of them is over 0.
+    /// Scores of the concepts that make all following scores stricter once one is over 0.
     pub special_care: Vec<f64>,
-    /// Concepts that flag the image.
+    /// Scores of the concepts that flag the image.
     pub concepts: Vec<f64>,
 }
 
 impl SafetyScores {
-    /// Scores of one image from its cosines and the thresholds of the concepts.
+    /// Computes the scores of one image from its cosines and the thresholds of the concepts.
     ///
-    /// diffusers has the cosine as numpy's float32 and the threshold as Python's float, the
-    /// difference of which is a double in numpy 1.
+    /// In diffusers the cosine is a numpy float32 and the threshold a Python float; their difference is a double in
+    /// numpy 1.
     fn new(cosines: [&[f32]; 2], thresholds: [&[f64]; 2]) -> Self {
         let [special_cosines, cosines] = cosines;
         let [special_thresholds, thresholds] = thresholds;
@@ -146,7 +141,7 @@ impl SafetyScores {
         Self { special_care, concepts }
     }
 
-    /// Whether any concept is nearer than it may be.
+    /// Whether any concept exceeds its limit.
     pub fn flagged(&self) -> bool {
         self.concepts.iter().any(|&score| score > 0.0)
     }
@@ -168,13 +163,10 @@ pub struct SafetyChecker {
 unsafe impl Frozen for SafetyChecker {}
 
 impl SafetyChecker {
-    /// Builds the checker that `config` describes from `weights`, all of which it must use.
+    /// Builds the checker from `weights`, all of which it must use.
     ///
-    /// The vision model's tensors begin with `vision_model.vision_model.` (transformers 4) or with
-    /// `vision_model.` (transformers 5).
-    ///
-    /// # Errors
-    /// A tensor that is missing, left over or of another shape.
+    /// Names of the vision model begin with `vision_model.vision_model.` (transformers 4) or `vision_model.`
+    /// (transformers 5).
     pub fn new(config: SafetyCheckerConfig, weights: Weights) -> Result<Self> {
         let weights = weights
             .renamed(|name| {
@@ -182,7 +174,7 @@ impl SafetyChecker {
                     .filter(|rest| rest.starts_with("vision_model."))
                     .map(str::to_owned)
             })
-            // Numbers from 0 on, which old versions of transformers saved as a buffer.
+            // A buffer of ascending numbers in files of old versions of transformers.
             .ignoring(|name| name.ends_with("embeddings.position_ids"));
         let checker = Self::read(config, &weights)?;
         weights.finish()?;
@@ -194,10 +186,11 @@ impl SafetyChecker {
         let size = config.projection_dim;
         Ok(Self {
             vision_model: ClipVisionModel::new(&path.sub("vision_model"), &config.vision_config)?,
-            visual_projection: Linear::without_bias(
+            visual_projection: Linear::with_bias(
                 &path.sub("visual_projection"),
                 config.vision_config.hidden_size,
                 size,
+                false,
             )?,
             special_care: Concepts::new(&path, "special_care_embeds", SPECIAL_CARE_CONCEPTS, size)?,
             concepts: Concepts::new(&path, "concept_embeds", CONCEPTS, size)?,
@@ -206,41 +199,33 @@ impl SafetyChecker {
         })
     }
 
-    /// The configuration that the checker was built from.
+    /// Returns the configuration.
     pub fn config(&self) -> &SafetyCheckerConfig {
         &self.config
     }
 
-    /// Which of the images `[rows, 3, image_size, image_size]` are flagged. They are normalised as
-    /// [`super::ClipImageProcessor`] does it, and may be on any device and of any dtype.
+    /// Returns for each image whether it is flagged. As in diffusers, all images go through the model in one call, and a
+    /// score that is not a number flags nothing.
     ///
-    /// All rows go through the model in one call, as in diffusers. A value that is not a number
-    /// flags nothing, as there.
-    ///
-    /// # Errors
-    /// Images of another size, or out of memory.
+    /// # Shapes
+    /// - `pixel_values`: `[batch, 3, image_size, image_size]` from
+    ///   [`ClipImageProcessor`](crate::processors::ClipImageProcessor), any dtype and device
     pub fn check(&self, pixel_values: &Tensor) -> Result<Vec<bool>> {
         let cosines = self.cosines(&self.image_embeds(pixel_values)?)?;
         let scores = self.scores(&cosines)?;
         Ok(scores.iter().map(SafetyScores::flagged).collect())
     }
 
-    /// The embeddings of images, `[rows, projection_dim]`, in the dtype of the model.
-    ///
-    /// # Errors
-    /// As [`SafetyChecker::check`].
+    /// Computes the embeddings of images, `[batch, projection_dim]` in the model dtype; see [`SafetyChecker::check`].
     pub fn image_embeds(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let pixel_values = pixel_values
             .f_to_device(self.device)?
             .f_to_kind(self.concepts.directions.kind())?;
         let pooled = self.vision_model.forward(&pixel_values)?;
-        self.visual_projection.forward(&pooled, Rows::WHOLE)
+        self.visual_projection.forward(&pooled)
     }
 
-    /// How near images with these embeddings are to the concepts.
-    ///
-    /// # Errors
-    /// Out of memory.
+    /// Computes the cosines of embeddings `[batch, projection_dim]` with the concepts.
     pub fn cosines(&self, image_embeds: &Tensor) -> Result<Cosines> {
         let normalized = normalize(image_embeds)?;
         Ok(Cosines {
@@ -249,10 +234,7 @@ impl SafetyChecker {
         })
     }
 
-    /// The scores of images with these cosines, one for each.
-    ///
-    /// # Errors
-    /// Cosines that are no matrices of float32.
+    /// Computes the scores of each image from its cosines.
     pub fn scores(&self, cosines: &Cosines) -> Result<Vec<SafetyScores>> {
         let special_care: Vec<Vec<f32>> = (&cosines.special_care).try_into()?;
         let concepts: Vec<Vec<f32>> = (&cosines.concepts).try_into()?;
@@ -265,18 +247,17 @@ impl SafetyChecker {
     }
 }
 
-/// Rows of length 1 (`torch.nn.functional.normalize`, whose `vector_norm` is what libtorch's `norm` with
-/// a dimension calls).
-fn normalize(rows: &Tensor) -> Result<Tensor> {
-    let length = rows
+/// Scales vectors `[batch, size]` to length 1 (`torch.nn.functional.normalize`; libtorch's `norm` with a dimension calls
+/// its `vector_norm`).
+fn normalize(vectors: &Tensor) -> Result<Tensor> {
+    let length = vectors
         .f_norm_scalaropt_dim(2.0, [1], true)?
         .f_clamp_min(1e-12)?
-        .f_expand_as(rows)?;
-    Ok(rows.f_div(&length)?)
+        .f_expand_as(vectors)?;
+    Ok(vectors.f_div(&length)?)
 }
 
-/// numpy's rounding to three decimals: a product, the nearest integer with halves to even, a
-/// quotient.
+/// Rounds to three decimals as numpy does: a product, the nearest integer with halves to even, a quotient.
 fn thousandths(value: f64) -> f64 {
     (value * 1000.0).round_ties_even() / 1000.0
 }
@@ -292,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_form_of_the_configuration_is_complete() {
+    fn config_older_form_replaces_vision_config() {
         let new = config(json!({
             "projection_dim": 768,
             "vision_config": {"hidden_size": 1024, "patch_size": 14, "layer_norm_eps": 1e-6},
@@ -316,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_are_rounded_before_they_count() {
+    fn flagged_scores_are_rounded_first() {
         let flagged = |cosine: f32| SafetyScores::new([&[-1.0], &[cosine]], [&[0.0], &[0.25]]).flagged();
         assert!(!flagged(0.25));
         // Half a thousandth goes to the even side, which is 0.
@@ -326,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn special_care_makes_what_follows_stricter() {
+    fn scores_special_care_makes_following_stricter() {
         let scores = |special: [f32; 3]| SafetyScores::new([&special, &[0.495, 0.3]], [&[0.5; 3], &[0.5, 0.5]]);
         let plain = scores([0.5, 0.495, 0.2]);
         assert_eq!(plain.special_care, [0.0, -0.005, -0.3]);
@@ -340,9 +321,9 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_zeros_stay_zeros() {
-        let rows = Tensor::from_slice2(&[[3.0f32, 4.0], [0.0, 0.0]]);
-        let normalized = Vec::<Vec<f32>>::try_from(normalize(&rows).unwrap()).unwrap();
+    fn normalize_zeros_stay_zeros() {
+        let vectors = Tensor::from_slice2(&[[3.0f32, 4.0], [0.0, 0.0]]);
+        let normalized = Vec::<Vec<f32>>::try_from(normalize(&vectors).unwrap()).unwrap();
         assert_eq!(normalized, [[0.6, 0.8], [0.0, 0.0]]);
     }
 }

@@ -10,8 +10,7 @@ use super::prompt_encoder::PromptEncoder;
 use super::safety_check::SafetyCheck;
 use super::stable_diffusion::inpaint::Inpaint;
 use super::stable_diffusion::{depth2img, img2img, text2img, upscale};
-use crate::models::layers::Rows;
-use crate::models::layers::chunked::ChunkSize;
+use crate::models::layers::{BatchSplit, ChunkSize};
 use crate::models::unet::{UNetInput, guidance_scale_embedding};
 use crate::processors::vae::images;
 use crate::schedulers::Plan;
@@ -156,12 +155,12 @@ impl DiffusionPipeline {
         if jobs.iter().any(|job| job.state.row_by_row) {
             return self.row_by_row(&input);
         }
-        let rows = if self.keeps_rows_apart() {
-            Rows::apart(&sizes)
+        let split = if self.keeps_rows_apart() {
+            BatchSplit::PerJob(&sizes)
         } else {
-            Rows::WHOLE
+            BatchSplit::Joint
         };
-        self.components.unet.forward(&input, rows)
+        self.components.unet.forward(&input, split, None)
     }
 
     /// The UNet's predictions, of one row after the other: in the memory of one.
@@ -179,7 +178,9 @@ impl DiffusionPipeline {
                     class_labels: labels.as_ref(),
                     timestep_cond: cond.as_ref(),
                 };
-                self.components.unet.forward(&one, Rows::chunked(CONVOLUTION_STRIPS))
+                self.components
+                    .unet
+                    .forward(&one, BatchSplit::Joint, Some(CONVOLUTION_STRIPS))
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&predictions, 0)?)

@@ -15,7 +15,7 @@ mod prompt_encoder;
 mod safety_check;
 mod stable_diffusion;
 
-use crate::models::layers::weight::free_upcast_buffers;
+use crate::models::layers::free_upcast_buffers;
 use crate::torch::{cuda, memory};
 use diffusion_core::Result;
 

@@ -58,7 +58,7 @@ impl SafetyCheck {
         }
         let pixel_values = images
             .iter()
-            .map(|image| self.processor.process(image))
+            .map(|image| self.processor.preprocess(image))
             .collect::<Result<Vec<_>>>()?;
         self.checker.check(&Tensor::f_stack(&pixel_values, 0)?)
     }

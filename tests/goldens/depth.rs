@@ -1,4 +1,4 @@
-//! Depth-to-image's way from an image to what the UNet sees of its depth.
+//! Depth to image: from an image to the UNet's depth channel.
 
 use diffusion_core::ErrorKind;
 use diffusion_image::encode::RgbImage;
@@ -54,7 +54,7 @@ fn rgb_image(pixels: &Tensor) -> RgbImage {
 }
 
 #[test]
-fn estimated_depths() {
+fn depth_estimator_depths_match() {
     let mut goldens = Goldens::open("depth");
     let manifest: Manifest = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
@@ -79,7 +79,7 @@ fn estimated_depths() {
 }
 
 #[test]
-fn image_processors() {
+fn dpt_processor_pixel_values_match() {
     let mut goldens = Goldens::open("depth");
     let manifest: Manifest = goldens.manifest();
     for case in manifest.processors {
@@ -96,7 +96,7 @@ fn image_processors() {
 }
 
 #[test]
-fn given_depths() {
+fn given_depth_map_channels_match() {
     let mut goldens = Goldens::open("depth");
     let manifest: Manifest = goldens.manifest();
     for Given { name, latents } in manifest.given {
@@ -108,9 +108,8 @@ fn given_depths() {
     goldens.report();
 }
 
-/// Half precision, as on a GPU, gives nearly the same depths.
 #[test]
-fn half_precision_depths() {
+fn depth_estimator_half_precision_is_close() {
     let goldens = Goldens::open("depth");
     let manifest: Manifest = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
@@ -128,9 +127,8 @@ fn half_precision_depths() {
     }
 }
 
-/// The weights must be what the configuration says, no fewer and no more.
 #[test]
-fn weights_that_do_not_fit() {
+fn depth_estimator_missing_or_unexpected_weights_are_rejected() {
     let manifest: Manifest = Goldens::open("depth").manifest();
     let build = |change: fn(&mut DptConfig)| {
         let mut config = config(&manifest.checkpoint);
@@ -188,7 +186,7 @@ fn weights_that_do_not_fit() {
 }
 
 #[test]
-fn images_of_another_size_are_refused() {
+fn depth_estimator_other_image_size_is_rejected() {
     let manifest: Manifest = Goldens::open("depth").manifest();
     let _no_grad = tch::no_grad_guard();
     let weights = weights(&manifest.checkpoint, "depth_estimator", "model");

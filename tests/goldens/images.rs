@@ -1,4 +1,4 @@
-//! Whole images, from prompt to pixels.
+//! Images of whole pipelines, from prompt to pixels.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use diffusion_core::config::{ModelParameters, Numerics};
@@ -28,7 +28,7 @@ struct ImageCase {
     rows: Vec<Row>,
 }
 
-/// The input image of that name as a client sends it, `[height, width]` grey or `[height, width, 3]`.
+/// Encodes the input image `name`, `[height, width]` or `[height, width, 3]`, as a client sends it.
 fn input(goldens: &Goldens, name: &str) -> Vec<u8> {
     let pixels = goldens.tensor(&format!("inputs/{name}"));
     let size = pixels.size();
@@ -46,7 +46,7 @@ fn input(goldens: &Goldens, name: &str) -> Vec<u8> {
     BASE64_STANDARD.encode(file).into_bytes()
 }
 
-/// The images of rows that are all in flight together.
+/// Generates the images of several requests that run together.
 fn generate(
     goldens: &Goldens,
     pipeline: &mut DiffusionPipeline,
@@ -77,7 +77,7 @@ fn generate(
         if going.is_empty() {
             break;
         }
-        // Rows of equal shape share the call, as in the engine.
+        // Jobs of equal shape share the call, as in the engine.
         let shape = pipeline.batch_entries(going[0]).shape;
         going.retain(|job| pipeline.batch_entries(job).shape == shape);
         for outcome in pipeline.step(&mut going).unwrap() {
@@ -127,33 +127,32 @@ fn compare(group: &'static str) {
 }
 
 #[test]
-fn text_to_image() {
+fn text2img_images_match() {
     compare("images");
 }
 
 #[test]
-fn image_to_image() {
+fn img2img_images_match() {
     compare("image_to_image");
 }
 
 #[test]
-fn depth_to_image() {
+fn depth2img_images_match() {
     compare("depth_to_image");
 }
 
 #[test]
-fn inpaint() {
+fn inpaint_images_match() {
     compare("inpaint");
 }
 
 #[test]
-fn upscale() {
+fn upscale_images_match() {
     compare("upscale");
 }
 
-/// With `numerics: fast` rows are computed together; the images stay above 50 dB of diffusers'.
 #[test]
-fn fast_numerics_stay_close() {
+fn fast_numerics_shared_call_stays_above_50_db() {
     let goldens = Goldens::open("images");
     let cases: Cases<ImageCase> = goldens.manifest();
     let _no_grad = tch::no_grad_guard();

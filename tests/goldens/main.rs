@@ -1,9 +1,9 @@
-//! Every model part, scheduler and pipeline against numbers that diffusers made from the same tiny
-//! checkpoints (`tools/reference/make_goldens.py`).
+//! Compares every component, scheduler and pipeline with numbers of diffusers for the same tiny checkpoints
+//! (`tools/reference/make_goldens.py`).
 //!
-//! The committed numbers come from one processor; kernels differ between processors, so they are
-//! held to a tolerance. `make parity` makes them anew on the machine at hand, names their folder in
-//! `TRITON_DIFFUSION_PARITY`, and then every byte must be equal.
+//! The committed numbers come from one processor. Kernels differ between processors, so these numbers have a tolerance.
+//! `make parity` computes them again on the present machine and names their folder in `TRITON_DIFFUSION_PARITY`. Then
+//! every byte must be equal.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,10 +1,10 @@
-//! The tokenizer and the networks, each alone.
+//! The tokenizer and the networks, one at a time.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 use triton_diffusion::models::clip::{ClipTextConfig, ClipTextModel, ClipTokenizer};
-use triton_diffusion::models::layers::Rows;
+use triton_diffusion::models::layers::BatchSplit;
 use triton_diffusion::models::unet::{UNet2DConditionModel, UNetInput, guidance_scale_embedding};
 use triton_diffusion::models::vae::AutoencoderKl;
 use triton_diffusion::weights::read_json;
@@ -21,7 +21,7 @@ fn tokenizer(name: &str) -> ClipTokenizer {
 }
 
 #[test]
-fn token_ids() {
+fn tokenizer_texts_give_the_ids_of_transformers() {
     #[derive(Deserialize)]
     struct Text {
         text: String,
@@ -45,7 +45,7 @@ fn token_ids() {
 }
 
 #[test]
-fn text_embeddings() {
+fn text_encoder_embeddings_match() {
     #[derive(Deserialize)]
     struct Case {
         name: String,
@@ -63,7 +63,7 @@ fn text_embeddings() {
         )
         .unwrap();
         let tokenizer = tokenizer(&case.checkpoint);
-        let rows: Vec<Tensor> = case
+        let embeddings: Vec<Tensor> = case
             .texts
             .iter()
             .map(|text| {
@@ -71,17 +71,18 @@ fn text_embeddings() {
                 model.forward(&ids, case.clip_skip.unwrap_or(0)).unwrap()
             })
             .collect();
-        goldens.compare(&case.name, &Tensor::cat(&rows, 0));
+        goldens.compare(&case.name, &Tensor::cat(&embeddings, 0));
     }
     goldens.report();
 }
 
 #[test]
-fn unet_calls() {
+fn unet_predictions_match() {
     #[derive(Deserialize)]
     struct Case {
         checkpoint: String,
-        rows: i64,
+        #[serde(rename = "rows")]
+        batch_size: i64,
         sample: String,
         timestep: String,
         encoder_hidden_states: String,
@@ -108,7 +109,7 @@ fn unet_calls() {
         let weights = weights(&case.checkpoint, "unet", "diffusion_pytorch_model");
         let model = UNet2DConditionModel::new(config, weights).unwrap();
         model.config().check().unwrap();
-        let first = |name: &str| goldens.tensor(name).narrow(0, 0, case.rows);
+        let first = |name: &str| goldens.tensor(name).narrow(0, 0, case.batch_size);
         let labels = case.class_labels.as_deref().map(first);
         let cond = case.timestep_cond.as_deref().map(first);
         let input = UNetInput {
@@ -118,7 +119,7 @@ fn unet_calls() {
             class_labels: labels.as_ref(),
             timestep_cond: cond.as_ref(),
         };
-        let ours = model.forward(&input, Rows::WHOLE).unwrap();
+        let ours = model.forward(&input, BatchSplit::Joint, None).unwrap();
         goldens.compare(&case.output, &ours);
     }
     for case in cases.guidance_embeddings {
@@ -130,7 +131,7 @@ fn unet_calls() {
 }
 
 #[test]
-fn vae_both_ways() {
+fn vae_encode_and_decode_match() {
     #[derive(Deserialize)]
     struct Case {
         checkpoint: String,
@@ -150,7 +151,7 @@ fn vae_both_ways() {
         let ours = match case.kind.as_str() {
             "decode" => model.decode(&input).unwrap(),
             "encode" => model.encode(&input).unwrap(),
-            other => panic!("an unknown kind {other}"),
+            other => panic!("unknown kind {other}"),
         };
         goldens.compare(&case.output, &ours);
     }

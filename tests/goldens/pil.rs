@@ -1,5 +1,5 @@
-//! Images in, against Pillow's bytes. Whole numbers are alike on every machine, so that these are equal to the byte
-//! always, with committed goldens too.
+//! Decoding, resizing and composing, compared with Pillow. Integer arithmetic is equal on every machine, so every byte must
+//! be equal to the committed goldens too.
 
 use diffusion_image::compose::{self, Region};
 use diffusion_image::decode::{self, Limits};
@@ -64,7 +64,7 @@ fn filter(name: &str) -> Filter {
         "bilinear" => Filter::Bilinear,
         "bicubic" => Filter::Bicubic,
         "lanczos" => Filter::Lanczos,
-        other => panic!("an unknown filter {other}"),
+        other => panic!("unknown filter {other}"),
     }
 }
 
@@ -82,7 +82,7 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
 }
 
 impl Goldens {
-    /// Width and height of `[height, width, ...]`.
+    /// Returns width and height of a tensor `[height, width, ...]`.
     fn size(&self, name: &str) -> (u32, u32) {
         let size = self.tensor(name).size();
         (size[1] as u32, size[0] as u32)
@@ -121,7 +121,7 @@ impl Goldens {
         self.equal(name, ours, &theirs);
     }
 
-    /// Floats to the bit.
+    /// Compares every bit.
     fn equal_depth(&mut self, name: &str, ours: &DepthMap) {
         let (width, height) = self.size(name);
         assert_eq!((ours.width(), ours.height()), (width, height), "{name}");
@@ -130,14 +130,14 @@ impl Goldens {
     }
 }
 
-/// One channel of `[height, width, 3]`.
+/// Returns the red channel.
 fn channel(image: &RgbImage) -> Mask {
     let values = image.rgb().iter().step_by(3).copied().collect();
     Mask::new(image.width(), image.height(), values).unwrap()
 }
 
 #[test]
-fn resizing() {
+fn resize_equals_pillow() {
     let mut goldens = Goldens::open("pil");
     let cases: Manifest = goldens.manifest();
     assert!(cases.resize.len() >= 20);
@@ -166,7 +166,7 @@ fn resizing() {
 }
 
 #[test]
-fn crop_regions() {
+fn crop_region_equals_diffusers() {
     let mut goldens = Goldens::open("pil");
     let cases: Manifest = goldens.manifest();
     for case in cases.regions {
@@ -178,7 +178,7 @@ fn crop_regions() {
 }
 
 #[test]
-fn fitting_in() {
+fn resize_modes_equal_diffusers() {
     let mut goldens = Goldens::open("pil");
     let cases: Manifest = goldens.manifest();
     for case in cases.fitted {
@@ -199,7 +199,7 @@ fn fitting_in() {
 }
 
 #[test]
-fn overlays() {
+fn apply_overlay_equals_diffusers() {
     let mut goldens = Goldens::open("pil");
     let cases: Manifest = goldens.manifest();
     for Overlay { name, region: at } in cases.overlays {
@@ -213,7 +213,7 @@ fn overlays() {
 }
 
 #[test]
-fn to_mask() {
+fn mask_from_rgb_equals_pillow() {
     let mut goldens = Goldens::open("pil");
     let gray = Mask::from_rgb(&goldens.image("luma/source"));
     goldens.equal_mask("luma/made", &gray);
@@ -222,7 +222,7 @@ fn to_mask() {
 }
 
 #[test]
-fn decoding() {
+fn decode_equals_pillow() {
     const LIMITS: Limits = Limits {
         max_base64_bytes: 1 << 16,
         max_pixels: 1 << 12,

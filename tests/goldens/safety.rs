@@ -1,4 +1,4 @@
-//! The safety checker and the image processor before it.
+//! The safety checker and its image processor.
 
 use diffusion_image::encode::RgbImage;
 use serde::Deserialize;
@@ -17,7 +17,7 @@ struct Manifest {
     processors: Vec<Processor>,
 }
 
-/// Images that went through the checker together.
+/// Images of one call of the checker.
 #[derive(Deserialize)]
 struct Call {
     name: String,
@@ -46,14 +46,14 @@ fn checker(name: &str) -> SafetyChecker {
 }
 
 #[test]
-fn pixel_values() {
+fn clip_processor_pixel_values_are_equal() {
     let mut goldens = Goldens::open("safety");
     let manifest: Manifest = goldens.manifest();
     let folder = checkpoint(&manifest.cases[0].checkpoint).join("feature_extractor");
     let processor = ClipImageProcessor::open(&folder).unwrap();
     let images = manifest.cases.iter().flat_map(|case| &case.images);
     for number in 0..=*images.max().unwrap() {
-        let ours = processor.process(&image(&goldens, number)).unwrap();
+        let ours = processor.preprocess(&image(&goldens, number)).unwrap();
         equal(&mut goldens, &format!("image-{number}"), &ours);
     }
     for case in manifest.processors {
@@ -61,13 +61,13 @@ fn pixel_values() {
         let config = Value::Object(case.config).to_string();
         std::fs::write(folder.path().join("preprocessor_config.json"), config).unwrap();
         let processor = ClipImageProcessor::open(folder.path());
-        let ours = processor.unwrap().process(&image(&goldens, case.image));
+        let ours = processor.unwrap().preprocess(&image(&goldens, case.image));
         equal(&mut goldens, &case.name, &ours.unwrap());
     }
     goldens.report();
 }
 
-/// Nothing here depends on the processor's kernels, so that the bytes are the same everywhere.
+/// Compares every byte: pixel values do not depend on the processor's kernels.
 fn equal(goldens: &mut Goldens, name: &str, ours: &Tensor) {
     goldens.compared += 1;
     if *ours != goldens.tensor(&format!("{name}/pixel_values")) {
@@ -76,7 +76,7 @@ fn equal(goldens: &mut Goldens, name: &str, ours: &Tensor) {
 }
 
 #[test]
-fn safety_checker() {
+fn safety_checker_scores_match() {
     let mut goldens = Goldens::open("safety");
     let manifest: Manifest = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
@@ -103,7 +103,7 @@ fn safety_checker() {
 }
 
 #[test]
-fn flags_of_images() {
+fn safety_check_flags_are_equal() {
     let goldens = Goldens::open("safety");
     let manifest: Manifest = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
@@ -119,8 +119,8 @@ fn flags_of_images() {
             let images: Vec<RgbImage> = case.images.iter().map(|&number| image(&goldens, number)).collect();
             let flags = check.flags(&images).unwrap();
             assert_eq!(flags.len(), images.len());
-            // With 7 bits of a fraction the nearest scores may fall on either side; those of a
-            // image alone are not so near.
+            // With 7 fraction bits the scores closest to a limit may fall on either side of it. Images that are alone in
+            // their call have no such scores.
             if kind == Kind::Float || images.len() == 1 {
                 assert_eq!(flags, case.flags, "{}", case.name);
                 flags.iter().for_each(|&flag| seen[usize::from(flag)] = true);

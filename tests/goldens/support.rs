@@ -1,4 +1,4 @@
-//! The goldens of a group, and what tests compare with them.
+//! Reads the goldens of a group and compares results with them.
 
 use std::path::{Path, PathBuf};
 
@@ -8,18 +8,18 @@ use tch::{Device, Kind, Tensor};
 pub use test_support::{checkpoint, psnr};
 use triton_diffusion::weights::{TensorFile, Weights, load_component, read_json};
 
-/// The largest difference that another processor's kernels may make in one value of a model part or a
-/// trajectory, as a share of the largest value (and of 1, if that is smaller).
+/// Largest difference of one value of a component or a trajectory, relative to the largest value or 1, that another
+/// processor's kernels may cause.
 const TOLERANCE: f64 = 5e-4;
-/// The same for an image's bytes, of which at most one in a hundred may differ at all.
+/// Largest difference of one byte of an image. At most one byte in a hundred may differ.
 const BYTE_TOLERANCE: u8 = 2;
 
-/// Where this machine's own goldens are, if every byte is demanded.
+/// Returns the folder of this machine's goldens if every byte must be equal.
 pub fn parity() -> Option<PathBuf> {
     std::env::var_os("TRITON_DIFFUSION_PARITY").map(PathBuf::from)
 }
 
-/// Where the goldens are: this machine's own, or the committed ones.
+/// Returns the folder of this machine's goldens, or of the committed ones.
 pub fn golden_folder() -> PathBuf {
     parity().unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens"))
 }
@@ -29,7 +29,7 @@ pub struct Goldens {
     pub tensors: TensorFile,
     pub group: &'static str,
     pub compared: usize,
-    /// Collected, so that one run shows all of them.
+    /// Collected, so one run shows all failures.
     pub failures: Vec<String>,
 }
 
@@ -58,7 +58,7 @@ impl Goldens {
         self.tensors.tensor(name).is_ok()
     }
 
-    /// Ours against the tensor `name`: every byte, or within the tolerance.
+    /// Compares `ours` with the tensor `name`: every byte, or within the tolerance.
     pub fn compare(&mut self, name: &str, ours: &Tensor) {
         let theirs = self.tensor(name);
         assert_eq!(ours.size(), theirs.size(), "{name}: shape");
@@ -103,7 +103,7 @@ pub fn weights(checkpoint_name: &str, component: &str, stem: &str) -> Weights {
     load_component(&folder, stem, Device::Cpu, Kind::Float).unwrap()
 }
 
-/// Whether all bytes are equal, or what differs if they must be equal or are not nearly.
+/// Returns whether all bytes are equal. The error describes a difference that is not allowed.
 pub fn compare_bytes(ours: &[u8], theirs: &[u8]) -> Result<bool, String> {
     if ours == theirs {
         return Ok(true);

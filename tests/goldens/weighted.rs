@@ -1,4 +1,4 @@
-//! Prompts of the weighted syntax.
+//! Prompts with weighted words.
 
 use diffusion_core::config::ModelParameters;
 use diffusion_request::prompt_syntax::PromptSyntax;
@@ -8,7 +8,7 @@ use triton_diffusion::pipelines::{Components, Device, MAX_CHUNKS};
 use crate::support::{Cases, Goldens, checkpoint};
 
 #[test]
-fn weighted_embeddings() {
+fn prompt_encoder_weighted_embeddings_match() {
     #[derive(Deserialize)]
     struct Case {
         name: String,

@@ -1,7 +1,7 @@
-//! The upscaler in pieces against the upscaler in one piece: nearly the same image, in less than half the memory.
+//! Compares the upscaler with tiles and chunks with the plain upscaler: nearly the same image in less than half the memory.
 //!
-//! The peak of a process only ever rises, so that each way runs in a process of its own: this test starts itself again. `make tiles`
-//! runs it with an image of 512x512 pixels, for which the VAE whole takes some minutes.
+//! The peak memory of a process never falls, so the test starts itself again in a separate process for each of the two.
+//! `make tiles` runs it with an image of 512x512 pixels, which takes the plain VAE some minutes.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,16 +14,16 @@ use diffusion_engine::Pipeline;
 use diffusion_request::validate::{RequestContext, RowInputs, resolve};
 use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline};
 
-/// Set in the processes that do the work: `max_pixels`, and the file for the image.
+/// Set in the processes that upscale: `max_pixels`, and the file for the image.
 const WORK: &str = "TRITON_DIFFUSION_TILES_WORK";
-/// Side of the input image; more makes the test longer.
+/// Side of the input image; the default is 160.
 const SIDE: &str = "TRITON_DIFFUSION_TILES_SIDE";
 
 fn side() -> u32 {
     std::env::var(SIDE).map_or(160, |side| side.parse().unwrap())
 }
 
-/// An image that is not the same everywhere: soft shapes over a slope.
+/// Makes an image of soft shapes over a gradient.
 fn input(side: u32) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, side, side);
@@ -42,7 +42,7 @@ fn input(side: u32) -> Vec<u8> {
     BASE64_STANDARD.encode(file).into_bytes()
 }
 
-/// Upscales the input and writes the pixels to a file; prints the number of pieces and the peak of memory in kB.
+/// Upscales the input and writes the pixels to a file; prints the number of chunks and the peak memory in kB.
 fn work(max_pixels: u64, file: &Path) {
     let folder = test_support::checkpoint("x4_upscaler");
     let parameters = ModelParameters {
@@ -68,15 +68,19 @@ fn work(max_pixels: u64, file: &Path) {
     let generated = pipeline.finish(job).unwrap();
     std::fs::write(file, generated.images[0].rgb()).unwrap();
     let kilobytes = test_support::peak_memory() >> 10;
-    println!("pieces {} peak {kilobytes}", generated.pieces.unwrap().vae);
+    println!("chunks {} peak {kilobytes}", generated.pieces.unwrap().vae);
 }
 
-/// Runs the work in a process of its own: pixels, pieces, peak.
-fn in_a_process(max_pixels: u64) -> (Vec<u8>, usize, u64) {
+/// Upscales in a separate process; returns the pixels, the number of chunks and the peak memory in kB.
+fn upscaled(max_pixels: u64) -> (Vec<u8>, usize, u64) {
     let folder = test_support::temporary_folder();
     let file = folder.path().join("pixels");
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "pieces_make_the_same_image_in_less_memory", "--nocapture"])
+        .args([
+            "--exact",
+            "upscale_chunked_needs_less_memory_for_nearly_the_same_image",
+            "--nocapture",
+        ])
         .env(WORK, format!("{max_pixels} {}", file.display()))
         .output()
         .unwrap();
@@ -89,38 +93,38 @@ fn in_a_process(max_pixels: u64) -> (Vec<u8>, usize, u64) {
     let pixels = std::fs::read(&file).unwrap();
     (
         pixels,
-        after("pieces ").parse().unwrap(),
+        after("chunks ").parse().unwrap(),
         after("peak ").parse().unwrap(),
     )
 }
 
 #[test]
-fn pieces_make_the_same_image_in_less_memory() {
+fn upscale_chunked_needs_less_memory_for_nearly_the_same_image() {
     if let Ok(work_to_do) = std::env::var(WORK) {
         let (max_pixels, file) = work_to_do.split_once(' ').unwrap();
         return work(max_pixels.parse().unwrap(), Path::new(file));
     }
     let enlarged = u64::from(side() * 4).pow(2);
-    let (whole, one, whole_peak) = in_a_process(enlarged);
-    let (pieces, several, pieces_peak) = in_a_process(enlarged / 4);
-    assert_eq!(one, 1);
-    assert!(several > 4, "{several} pieces");
+    let (whole, whole_chunks, whole_peak) = upscaled(enlarged);
+    let (chunked, chunks, chunked_peak) = upscaled(enlarged / 4);
+    assert_eq!(whole_chunks, 1);
+    assert!(chunks > 4, "{chunks} chunks");
     assert_eq!(whole.len() as u64, enlarged * 3);
-    assert_eq!(whole.len(), pieces.len());
+    assert_eq!(whole.len(), chunked.len());
     let differing = whole
         .chunks_exact(3)
-        .zip(pieces.chunks_exact(3))
+        .zip(chunked.chunks_exact(3))
         .filter(|(a, b)| a.iter().zip(*b).any(|(a, b)| a.abs_diff(*b) > 2))
         .count();
     let share = differing as f64 / (whole.len() / 3) as f64;
     println!(
-        "{}x{} in {several} pieces: {:.3} % of pixels differ by more than 2; peak {pieces_peak} kB against {whole_peak} kB",
+        "{}x{} in {chunks} chunks: {:.3} % of pixels differ by more than 2; peak {chunked_peak} kB against {whole_peak} kB",
         side(),
         side(),
         share * 100.0
     );
     assert!(share < 0.01, "{share} of the pixels differ");
-    // Beside a small image the process itself weighs more than its maps.
-    let parts = if side() >= 512 { 2 } else { 1 };
-    assert!(pieces_peak * parts < whole_peak, "{pieces_peak} kB");
+    // With a small image most of the memory is that of the process, not of feature maps.
+    let factor = if side() >= 512 { 2 } else { 1 };
+    assert!(chunked_peak * factor < whole_peak, "{chunked_peak} kB");
 }

@@ -1,17 +1,17 @@
-//! The transformer layers that CLIP's text and vision models have in common.
+//! The transformer layers that CLIP's text and vision models share.
 //!
-//! Source: transformers `models/clip/modeling_clip.py` (`CLIPEncoder`, `CLIPEncoderLayer`,
-//! `CLIPAttention`, `CLIPMLP`).
+//! Source: transformers `models/clip/modeling_clip.py` (`CLIPEncoder`, `CLIPEncoderLayer`, `CLIPAttention`,
+//! `CLIPMLP`).
 
 use serde::Deserialize;
 use tch::Tensor;
 
-use crate::models::layers::attention::scaled_dot_product_attention;
-use crate::models::layers::{LayerNorm, Linear, Rows};
+use crate::models::config;
+use crate::models::layers::{BatchSplit, LayerNorm, Linear, scaled_dot_product};
 use crate::weights::WeightPath;
-use diffusion_core::{Error, Result};
+use diffusion_core::Result;
 
-/// The activation between a layer's two products.
+/// The activation between the two linear layers of a transformer layer.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
@@ -21,16 +21,16 @@ pub enum Activation {
     QuickGelu,
 }
 
-/// What shapes the layers.
+/// The shape of the layers.
 #[derive(Clone, Copy, Debug)]
 pub struct ClipEncoderConfig {
     /// Size of the hidden states.
     pub hidden_size: i64,
-    /// Size between a layer's two products.
+    /// Size between the two linear layers of a transformer layer.
     pub intermediate_size: i64,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Attention heads; they divide the hidden size.
+    /// Attention heads; their number divides the hidden size.
     pub num_attention_heads: i64,
     /// Activation.
     pub hidden_act: Activation,
@@ -39,23 +39,25 @@ pub struct ClipEncoderConfig {
 }
 
 impl ClipEncoderConfig {
-    /// Checks that the parts fit each other. `file` is where they come from.
+    /// Checks that the values fit each other. `file` is the file that holds them.
     ///
     /// # Errors
     /// `InvalidArgument` naming the file and the key.
     pub fn check(&self, file: &str) -> Result<()> {
-        let invalid = |what: &str| Err(Error::invalid_argument(format!("{file}: {what}")));
+        let ensure = |valid, what: &str| config::ensure(valid, file, what);
         let sizes = [self.hidden_size, self.intermediate_size];
-        if sizes.iter().any(|&n| !(1..=1 << 20).contains(&n)) {
-            return invalid("hidden_size or intermediate_size is out of range (1 to 1048576)");
-        }
-        if !(1..=1024).contains(&self.num_hidden_layers) {
-            return invalid("num_hidden_layers is out of range (1 to 1024)");
-        }
-        if self.num_attention_heads < 1 || self.hidden_size % self.num_attention_heads != 0 {
-            return invalid("num_attention_heads does not divide hidden_size");
-        }
-        Ok(())
+        ensure(
+            sizes.iter().all(|n| (1..=1 << 20).contains(n)),
+            "hidden_size or intermediate_size is out of range (1 to 1048576)",
+        )?;
+        ensure(
+            (1..=1024).contains(&self.num_hidden_layers),
+            "num_hidden_layers is out of range (1 to 1024)",
+        )?;
+        ensure(
+            self.num_attention_heads > 0 && self.hidden_size % self.num_attention_heads == 0,
+            "num_attention_heads does not divide hidden_size",
+        )
     }
 }
 
@@ -80,20 +82,13 @@ impl SelfAttention {
     }
 
     fn forward(&self, input: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let (rows, tokens, size) = input.size3()?;
-        let head = size / self.heads;
-        let split = |projection: &Linear| -> Result<Tensor> {
-            let projected = projection.forward(input, Rows::WHOLE)?;
-            Ok(projected.f_view([rows, tokens, -1, head])?.f_transpose(1, 2)?)
-        };
-        let (q, k, v) = (split(&self.q_proj)?, split(&self.k_proj)?, split(&self.v_proj)?);
-        let scale = (head as f64).powf(-0.5);
-        let attended = scaled_dot_product_attention(&q, &k, &v, mask, Some(scale))?;
-        let joined = attended
-            .f_transpose(1, 2)?
-            .f_contiguous()?
-            .f_reshape([rows, tokens, size])?;
-        self.out_proj.forward(&joined, Rows::WHOLE)
+        let (_, _, size) = input.size3()?;
+        let q = self.q_proj.forward(input)?;
+        let k = self.k_proj.forward(input)?;
+        let v = self.v_proj.forward(input)?;
+        let scale = ((size / self.heads) as f64).powf(-0.5);
+        let attended = scaled_dot_product([&q, &k, &v], self.heads, mask, Some(scale), BatchSplit::Joint)?;
+        self.out_proj.forward(&attended)
     }
 }
 
@@ -123,12 +118,12 @@ impl EncoderLayer {
     fn forward(&self, input: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let attended = self.self_attn.forward(&self.layer_norm1.forward(input)?, mask)?;
         let hidden = input.f_add(&attended)?;
-        let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?, Rows::WHOLE)?;
+        let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?)?;
         let inner = match self.activation {
             Activation::Gelu => inner.f_gelu("none")?,
             Activation::QuickGelu => inner.f_mul(&inner.f_mul_scalar(1.702)?.f_sigmoid()?)?,
         };
-        Ok(hidden.f_add(&self.fc2.forward(&inner, Rows::WHOLE)?)?)
+        Ok(hidden.f_add(&self.fc2.forward(&inner)?)?)
     }
 }
 
@@ -139,9 +134,6 @@ pub struct ClipEncoder {
 
 impl ClipEncoder {
     /// Reads the weights below `path`, which ends in `encoder`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, config: &ClipEncoderConfig) -> Result<Self> {
         let layers = path.sub("layers");
         Ok(Self {
@@ -151,11 +143,11 @@ impl ClipEncoder {
         })
     }
 
-    /// `[rows, tokens, hidden_size]` to the same, leaving out the last `skip` layers. `mask`, if
-    /// any, is added to the attention scores, `[1, 1, tokens, tokens]`.
+    /// Applies all layers but the last `skip`. `mask` is added to the attention scores.
     ///
-    /// # Errors
-    /// Out of memory.
+    /// # Shapes
+    /// - `input` and the result: `[batch, tokens, hidden_size]`
+    /// - `mask`: `[1, 1, tokens, tokens]`
     pub fn forward(&self, input: Tensor, mask: Option<&Tensor>, skip: usize) -> Result<Tensor> {
         let layers = self.layers.len().saturating_sub(skip);
         self.layers

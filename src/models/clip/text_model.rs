@@ -1,38 +1,37 @@
 //! CLIP's text encoder.
 //!
-//! Source: transformers `models/clip/modeling_clip.py` (`CLIPTextTransformer`), after Radford et al.,
-//! "Learning Transferable Visual Models From Natural Language Supervision" (2021).
+//! Source: transformers `models/clip/modeling_clip.py` (`CLIPTextTransformer`), after Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021).
 
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use super::encoder::{Activation, ClipEncoder, ClipEncoderConfig};
+use crate::models::config;
 use crate::models::layers::{Embedding, LayerNorm};
 use crate::weights::{Frozen, Weights};
-use diffusion_core::{Error, Result};
+use diffusion_core::Result;
 
 /// `text_encoder/config.json`, with transformers' names and defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct ClipTextConfig {
-    /// Entries of the token table.
+    /// Entries of the token embedding.
     pub vocab_size: i64,
     /// Size of the hidden states and of the result.
     pub hidden_size: i64,
-    /// Size between a layer's two products.
+    /// Size between the two linear layers of a transformer layer.
     pub intermediate_size: i64,
-    /// Layers. Stable Diffusion 2 ships one fewer than its text encoder was trained with, since it
-    /// uses the last but one.
+    /// Number of layers. Stable Diffusion 2 uses the last but one layer of its text encoder and ships without the last.
     pub num_hidden_layers: usize,
     /// Attention heads.
     pub num_attention_heads: i64,
-    /// The longest text, in tokens.
+    /// Length of the longest text in tokens.
     pub max_position_embeddings: i64,
     /// Activation.
     pub hidden_act: Activation,
     /// Epsilon of the norms.
     pub layer_norm_eps: f64,
-    /// Whether padding is masked, which no Stable Diffusion 1 or 2 asks for.
+    /// Whether padding is masked; only `false` is supported.
     pub use_attention_mask: bool,
 }
 
@@ -54,25 +53,23 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
-    /// Checks that the parts fit each other and that nothing is asked for that we do not do.
+    /// Checks that the values fit each other and are supported.
     ///
     /// # Errors
     /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn check(&self) -> Result<()> {
-        let invalid = |what: &str| Err(Error::invalid_argument(format!("text_encoder/config.json: {what}")));
-        if !(1..=1 << 20).contains(&self.vocab_size) {
-            return invalid("vocab_size is out of range (1 to 1048576)");
-        }
-        if !(3..=1 << 16).contains(&self.max_position_embeddings) {
-            return invalid("max_position_embeddings is out of range (3 to 65536)");
-        }
-        self.encoder().check("text_encoder/config.json")?;
-        if self.use_attention_mask {
-            return Err(Error::unsupported(
-                "text_encoder/config.json: use_attention_mask is set to a value that is not supported",
-            ));
-        }
-        Ok(())
+        const FILE: &str = "text_encoder/config.json";
+        let ensure = |valid, what: &str| config::ensure(valid, FILE, what);
+        ensure(
+            (1..=1 << 20).contains(&self.vocab_size),
+            "vocab_size is out of range (1 to 1048576)",
+        )?;
+        ensure(
+            (3..=1 << 16).contains(&self.max_position_embeddings),
+            "max_position_embeddings is out of range (3 to 65536)",
+        )?;
+        self.encoder().check(FILE)?;
+        config::check_supported(FILE, &[("use_attention_mask", !self.use_attention_mask)])
     }
 
     fn encoder(&self) -> ClipEncoderConfig {
@@ -102,16 +99,13 @@ pub struct ClipTextModel {
 unsafe impl Frozen for ClipTextModel {}
 
 impl ClipTextModel {
-    /// Builds the model that `config` describes from `weights`, all of which it must use.
+    /// Builds the model from `weights`, all of which it must use.
     ///
-    /// Tensors may begin with `text_model.` (transformers 4) or not (transformers 5).
-    ///
-    /// # Errors
-    /// A tensor that is missing, left over or of another shape.
+    /// Names may begin with `text_model.` (transformers 4) or not (transformers 5).
     pub fn new(config: ClipTextConfig, weights: Weights) -> Result<Self> {
         let weights = weights
             .renamed(|name| name.strip_prefix("text_model.").map(str::to_owned))
-            // Numbers from 0 on, which old versions of transformers saved as a buffer.
+            // A buffer of ascending numbers in files of old versions of transformers.
             .ignoring(|name| name.ends_with("embeddings.position_ids"));
         let model = Self::read(config, &weights)?;
         weights.finish()?;
@@ -135,16 +129,19 @@ impl ClipTextModel {
         })
     }
 
-    /// The configuration that the model was built from.
+    /// Returns the configuration.
     pub fn config(&self) -> &ClipTextConfig {
         &self.config
     }
 
-    /// int64 token ids `[rows, tokens]` to `[rows, tokens, hidden_size]`, leaving out the last
-    /// `clip_skip` layers; the final norm is applied in any case.
+    /// Encodes texts without the last `clip_skip` layers. The final norm is always applied.
+    ///
+    /// # Shapes
+    /// - `input_ids`: `[batch, tokens]`, int64
+    /// - returns `[batch, tokens, hidden_size]`
     ///
     /// # Errors
-    /// Ids outside of the vocabulary, more tokens than positions, or out of memory.
+    /// Ids outside of the vocabulary; more tokens than positions.
     pub fn forward(&self, input_ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
         let (_, tokens) = input_ids.size2()?;
         let device = input_ids.device();
@@ -159,8 +156,8 @@ impl ClipTextModel {
     }
 }
 
-/// `[1, 1, tokens, tokens]`: zero up to each token's own place, the lowest number of the dtype
-/// beyond (`_create_4d_causal_attention_mask` in transformers `modeling_attn_mask_utils.py`).
+/// Makes a mask `[1, 1, tokens, tokens]`: 0 up to each token's own position, the lowest number of the dtype behind it
+/// (`_create_4d_causal_attention_mask` in transformers `modeling_attn_mask_utils.py`).
 fn causal_mask(tokens: i64, kind: Kind, device: tch::Device) -> Result<Tensor> {
     let lowest = match kind {
         Kind::Half => -65504.0,

@@ -1,8 +1,7 @@
 //! CLIP's tokenizer: text to token ids.
 //!
-//! Source: transformers `models/clip/tokenization_clip.py` (`CLIPTokenizer`, without `ftfy`, which is
-//! how diffusers runs it) for folders with `vocab.json` and `merges.txt`; folders that hold only a
-//! `tokenizer.json` say everything in it.
+//! Source: transformers `models/clip/tokenization_clip.py` (`CLIPTokenizer` without `ftfy`, as diffusers runs it) for
+//! folders with `vocab.json` and `merges.txt`. For other folders `tokenizer.json` defines everything.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,10 +17,10 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 use crate::weights::read_json;
 use diffusion_core::{Error, Result};
 
-/// How CLIP cuts lower-cased text into words (`self.pat` in `tokenization_clip.py`).
+/// How CLIP splits lower-cased text into words (`self.pat` in `tokenization_clip.py`).
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// Text to token ids, as `tokenizer/` of a model folder says.
+/// The tokenizer that `tokenizer/` of a model folder defines.
 pub struct ClipTokenizer {
     inner: Tokenizer,
     bos: i64,
@@ -30,18 +29,17 @@ pub struct ClipTokenizer {
     max_length: usize,
 }
 
-/// The ids of one text.
+/// The token ids of one text.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// Exactly as many as the tokenizer's `max_length`: begin, text, end, padding.
+    /// Begin, text, end and padding; `max_length` ids.
     pub ids: Vec<i64>,
-    /// Whether the text had more tokens than fit.
+    /// Whether the text was cut off.
     pub truncated: bool,
 }
 
 impl ClipTokenizer {
-    /// Reads a `tokenizer/` folder. `max_positions` is the most tokens that the text encoder takes
-    /// and `vocab_size` the entries of its table.
+    /// Reads a `tokenizer/` folder. `max_positions` and `vocab_size` are those of the text encoder.
     ///
     /// # Errors
     /// `NotFound` or `InvalidArgument`, naming the file.
@@ -57,14 +55,14 @@ impl ClipTokenizer {
                 .map_err(|error| Error::invalid_argument(format!("{}: {error}", single.display())))?
         } else {
             return Err(Error::not_found(format!(
-                "{}: neither vocab.json with merges.txt nor tokenizer.json",
+                "{}: expected vocab.json and merges.txt, or tokenizer.json",
                 folder.display()
             )));
         };
         let added = special
             .all
             .iter()
-            // Matched after the text was lower-cased, as transformers does.
+            // Matched after lower-casing, as in transformers.
             .map(|token| AddedToken::from(token.clone(), true).normalized(true))
             .collect::<Vec<_>>();
         let invalid = |what: String| Error::invalid_argument(format!("{}: {what}", folder.display()));
@@ -81,10 +79,10 @@ impl ClipTokenizer {
         let largest = i64::try_from(inner.get_vocab_size(true)).unwrap_or(i64::MAX);
         if largest > vocab_size {
             return Err(invalid(format!(
-                "{largest} tokens, but the text encoder's vocab_size is {vocab_size}"
+                "vocabulary of {largest} tokens, but vocab_size of the text encoder is {vocab_size}"
             )));
         }
-        // Some folders say 1e30 for "no limit".
+        // Some folders have 1e30 for "no limit".
         let limit = config.get("model_max_length").and_then(Value::as_f64).unwrap_or(77.0);
         let max_length = if limit >= 3.0 {
             (limit as usize).min(max_positions)
@@ -103,28 +101,28 @@ impl ClipTokenizer {
         })
     }
 
-    /// The ids of `text`, cut and padded to the longest length.
+    /// Encodes `text`, cut off or padded to `max_length`.
     ///
     /// # Errors
-    /// `Internal` if the tokenizer fails, without the text.
+    /// `Internal` if the tokenizer fails; the error does not quote the text.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         let words = self.encode_unpadded(text)?;
-        let room = self.max_length - 2;
+        let max_words = self.max_length - 2;
         let mut ids = Vec::with_capacity(self.max_length);
         ids.push(self.bos);
-        ids.extend(words.iter().take(room));
+        ids.extend(words.iter().take(max_words));
         ids.push(self.eos);
         ids.resize(self.max_length, self.pad);
         Ok(Tokens {
             ids,
-            truncated: words.len() > room,
+            truncated: words.len() > max_words,
         })
     }
 
-    /// The ids of `text` alone, however many: no begin, no end, no padding.
+    /// Encodes the whole `text` without begin, end and padding.
     ///
     /// # Errors
-    /// `Internal` if the tokenizer fails, without the text.
+    /// `Internal` if the tokenizer fails; the error does not quote the text.
     pub fn encode_unpadded(&self, text: &str) -> Result<Vec<i64>> {
         let encoding = self
             .inner
@@ -133,22 +131,22 @@ impl ClipTokenizer {
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
-    /// The most ids of one call of the text encoder, begin and end among them; at least 3.
+    /// Returns the largest number of ids of one text encoder call, including begin and end; at least 3.
     pub fn max_length(&self) -> usize {
         self.max_length
     }
 
-    /// The id that begins a text.
+    /// Returns the id that begins a text.
     pub fn bos(&self) -> i64 {
         self.bos
     }
 
-    /// The id that ends a text.
+    /// Returns the id that ends a text.
     pub fn eos(&self) -> i64 {
         self.eos
     }
 
-    /// The id that fills up a short text.
+    /// Returns the id that pads a short text.
     pub fn pad(&self) -> i64 {
         self.pad
     }
@@ -161,7 +159,7 @@ fn from_vocab_and_merges(vocab: &Path, merges: &Path, unknown: &str) -> Result<T
     let path = |path: &Path| {
         path.to_str()
             .map(str::to_owned)
-            .ok_or_else(|| invalid(&"a path that is not UTF-8"))
+            .ok_or_else(|| invalid(&"the path is not UTF-8"))
     };
     let model = BPE::from_file(&path(vocab)?, &path(merges)?)
         .end_of_word_suffix("</w>".to_owned())
@@ -170,7 +168,7 @@ fn from_vocab_and_merges(vocab: &Path, merges: &Path, unknown: &str) -> Result<T
         .map_err(|error| invalid(&error))?;
     let mut tokenizer = Tokenizer::new(model);
     let normalizer = Sequence::new(vec![
-        // Control characters out, white space to spaces, Chinese characters apart.
+        // Removes control characters, makes white space spaces, separates Chinese characters.
         BertNormalizer::new(true, true, Some(false), false).into(),
         NFC.into(),
         Lowercase.into(),
@@ -196,14 +194,14 @@ struct SpecialTokens {
     bos: String,
     eos: String,
     pad: String,
-    /// Every token that is cut out of the text as a whole. With Stable Diffusion 2 that is `!` too:
-    /// it is the padding token, so that an exclamation mark gets its id, 0.
+    /// Every token that is matched as a whole. In Stable Diffusion 2 this includes `!`, the padding token: an exclamation
+    /// mark gets its id, 0.
     all: BTreeSet<String>,
 }
 
 impl SpecialTokens {
-    /// `tokenizer_config.json` alone where it lists the added tokens (transformers since 4.34), else
-    /// `special_tokens_map.json` over it (`PreTrainedTokenizerBase._from_pretrained`).
+    /// Reads `tokenizer_config.json` if it lists the added tokens (transformers since 4.34), else
+    /// `special_tokens_map.json` first (`PreTrainedTokenizerBase._from_pretrained`).
     fn read(folder: &Path, config: &Value) -> Result<Self> {
         let listed = config.get("added_tokens_decoder").and_then(Value::as_object);
         let map_path = folder.join("special_tokens_map.json");
@@ -226,7 +224,7 @@ impl SpecialTokens {
     }
 }
 
-/// A token's text: `"!"` or `{"content": "!", ...}`.
+/// Returns the text of a token, which is `"!"` or `{"content": "!", ...}`.
 fn content(token: Option<&Value>) -> Option<String> {
     let token = token?;
     let text = token

@@ -1,14 +1,13 @@
 //! CLIP's vision model.
 //!
-//! Source: transformers `models/clip/modeling_clip.py` (`CLIPVisionTransformer`), after Radford et
-//! al., "Learning Transferable Visual Models From Natural Language Supervision" (2021).
+//! Source: transformers `models/clip/modeling_clip.py` (`CLIPVisionTransformer`), after Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021).
 
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use super::encoder::{Activation, ClipEncoder, ClipEncoderConfig};
-use crate::models::layers::weight::Weight;
-use crate::models::layers::{Embedding, LayerNorm};
+use crate::models::config;
+use crate::models::layers::{Embedding, LayerNorm, Weight};
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
@@ -18,9 +17,9 @@ use diffusion_core::{Error, Result};
 pub struct ClipVisionConfig {
     /// Size of the hidden states and of the result.
     pub hidden_size: i64,
-    /// Size between a layer's two products.
+    /// Size between the two linear layers of a transformer layer.
     pub intermediate_size: i64,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
     /// Attention heads.
     pub num_attention_heads: i64,
@@ -28,7 +27,7 @@ pub struct ClipVisionConfig {
     pub num_channels: i64,
     /// Height and width of an image, in pixels.
     pub image_size: i64,
-    /// Height and width of what becomes one token, in pixels.
+    /// Height and width of a patch, which becomes one token, in pixels.
     pub patch_size: i64,
     /// Activation.
     pub hidden_act: Activation,
@@ -54,26 +53,22 @@ impl Default for ClipVisionConfig {
 }
 
 impl ClipVisionConfig {
-    /// Checks that the parts fit each other and that nothing is asked for that we do not do. `file`
-    /// is where the configuration comes from.
+    /// Checks that the values fit each other and are supported. `file` is the file that holds them.
     ///
     /// # Errors
     /// `InvalidArgument` or `Unsupported`, naming the file and the key.
     pub fn check(&self, file: &str) -> Result<()> {
         self.encoder().check(file)?;
-        if self.num_channels != 3 {
-            return Err(Error::unsupported(format!(
-                "{file}: num_channels is set to a value that is not supported"
-            )));
-        }
-        let invalid = |what: &str| Err(Error::invalid_argument(format!("{file}: {what}")));
-        if !(1..=4096).contains(&self.image_size) {
-            return invalid("image_size is out of range (1 to 4096)");
-        }
-        if !(1..=self.image_size).contains(&self.patch_size) {
-            return invalid("patch_size is out of range (1 to image_size)");
-        }
-        Ok(())
+        config::check_supported(file, &[("num_channels", self.num_channels == 3)])?;
+        let ensure = |valid, what: &str| config::ensure(valid, file, what);
+        ensure(
+            (1..=4096).contains(&self.image_size),
+            "image_size is out of range (1 to 4096)",
+        )?;
+        ensure(
+            (1..=self.image_size).contains(&self.patch_size),
+            "patch_size is out of range (1 to image_size)",
+        )
     }
 
     fn encoder(&self) -> ClipEncoderConfig {
@@ -87,20 +82,20 @@ impl ClipVisionConfig {
         }
     }
 
-    /// Tokens of an image: one for each whole patch, and the class token before them.
+    /// Returns the number of tokens of an image: the class token and one for each whole patch.
     fn num_positions(&self) -> i64 {
         let side = self.image_size / self.patch_size;
         side * side + 1
     }
 }
 
-/// transformers' `CLIPVisionModel`, as far as its `pooler_output` goes.
+/// transformers' `CLIPVisionModel`, as far as `pooler_output` needs it.
 pub struct ClipVisionModel {
     class_embedding: Tensor,
-    /// The kernel of a convolution without bias that takes one patch at a time.
+    /// The kernel of a convolution without bias over separate patches.
     patch_embedding: Weight,
     position_embedding: Embedding,
-    /// `pre_layrnorm` in every checkpoint.
+    /// Spelled `pre_layrnorm` in checkpoints.
     pre_layernorm: LayerNorm,
     encoder: ClipEncoder,
     post_layernorm: LayerNorm,
@@ -110,10 +105,7 @@ pub struct ClipVisionModel {
 }
 
 impl ClipVisionModel {
-    /// Reads the weights below `path`, where `embeddings` and `encoder` lie.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
+    /// Reads the weights below `path`, which holds `embeddings` and `encoder`.
     pub fn new(path: &WeightPath<'_>, config: &ClipVisionConfig) -> Result<Self> {
         let (size, patch) = (config.hidden_size, config.patch_size);
         let embeddings = path.sub("embeddings");
@@ -134,16 +126,16 @@ impl ClipVisionModel {
         })
     }
 
-    /// `[rows, 3, image_size, image_size]` in the model's dtype to the class token's
-    /// `[rows, hidden_size]`.
+    /// Encodes images; returns the vector of the class token.
     ///
-    /// # Errors
-    /// Images of another size, or out of memory.
+    /// # Shapes
+    /// - `pixel_values`: `[batch, 3, image_size, image_size]`, model dtype
+    /// - returns `[batch, hidden_size]`
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let (rows, channels, height, width) = pixel_values.size4()?;
+        let (batch, channels, height, width) = pixel_values.size4()?;
         if channels != 3 || height != self.image_size || width != self.image_size {
             return Err(Error::internal(format!(
-                "pixel values of {channels}x{height}x{width} for a vision model of 3x{size}x{size}",
+                "expected pixel values of 3x{size}x{size} for the vision model, got {channels}x{height}x{width}",
                 size = self.image_size
             )));
         }
@@ -155,7 +147,7 @@ impl ClipVisionModel {
             })?
             .f_flatten(2, -1)?
             .f_transpose(1, 2)?;
-        let class = self.class_embedding.f_expand([rows, 1, -1], false)?;
+        let class = self.class_embedding.f_expand([batch, 1, -1], false)?;
         let device = pixel_values.device();
         let positions = Tensor::f_arange(self.num_positions, (Kind::Int64, device))?.f_unsqueeze(0)?;
         let embeddings = Tensor::f_cat(&[class, patches], 1)?.f_add(&self.position_embedding.forward(&positions)?)?;
@@ -178,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_configuration_is_refused_by_key() {
+    fn check_value_out_of_range_names_the_key() {
         for (key, text) in [
             ("hidden_size", refusal(|c| c.hidden_size = 0)),
             ("intermediate_size", refusal(|c| c.intermediate_size = -1)),
@@ -193,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_that_is_cut_off_is_no_token() {
+    fn num_positions_incomplete_patch_is_not_counted() {
         let config = ClipVisionConfig {
             image_size: 224,
             patch_size: 14,

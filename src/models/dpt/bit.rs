@@ -1,13 +1,12 @@
 //! The convolutional backbone of a DPT-Hybrid: a ResNet with standardised weights ("Big Transfer").
 //!
-//! Source: transformers `models/bit/modeling_bit.py` (`BitBackbone` of bottleneck layers), after
-//! Kolesnikov et al., "Big Transfer (BiT): General Visual Representation Learning" (2020), and Qiao
-//! et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization" (2019).
+//! Source: transformers `models/bit/modeling_bit.py` (`BitBackbone` of bottleneck layers), after Kolesnikov
+//! et al., "Big Transfer (BiT): General Visual Representation Learning" (2020), and Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization" (2019).
 
 use tch::Tensor;
 
 use super::bit_config::BitConfig;
-use crate::models::layers::group_norm::GroupNorm;
+use crate::models::layers::GroupNorm;
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
@@ -16,23 +15,22 @@ const WEIGHT_EPS: f64 = 1e-8;
 /// Epsilon of the norms.
 const NORM_EPS: f64 = 1e-5;
 
-/// Pads height and width as TensorFlow's `SAME` does: to what windows of `kernel` at every `stride`
-/// cover, with the odd row or column at the end.
+/// Pads height and width as TensorFlow's `SAME` does: to the size that windows of `kernel` at every `stride` cover, with
+/// an odd line or column at the end.
 fn pad_same(input: &Tensor, kernel: i64, stride: i64) -> Result<Tensor> {
     let (_, _, height, width) = input.size4()?;
     let missing = |side: i64| {
         let windows = (side + stride - 1) / stride;
         ((windows - 1) * stride + kernel - side).max(0)
     };
-    let (rows, columns) = (missing(height), missing(width));
-    if rows == 0 && columns == 0 {
+    let (lines, columns) = (missing(height), missing(width));
+    if lines == 0 && columns == 0 {
         return Ok(input.shallow_clone());
     }
-    Ok(input.f_constant_pad_nd([columns / 2, columns - columns / 2, rows / 2, rows - rows / 2])?)
+    Ok(input.f_constant_pad_nd([columns / 2, columns - columns / 2, lines / 2, lines - lines / 2])?)
 }
 
-/// A convolution without bias whose weights have mean 0 and variance 1 for each output channel, and
-/// `SAME` padding.
+/// A convolution without bias and with `SAME` padding whose weights have mean 0 and variance 1 in each output channel.
 struct StandardizedConv2d {
     /// Standardised.
     weight: Tensor,
@@ -44,7 +42,7 @@ impl StandardizedConv2d {
     fn new(path: &WeightPath<'_>, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Result<Self> {
         let shape = [outputs, inputs, kernel, kernel];
         let weight = path.tensor("weight", &shape)?;
-        // transformers does this in every call, with the same result.
+        // transformers standardises in every call, with the same result.
         let none = || None::<&Tensor>;
         let weight = weight
             .f_reshape([1, outputs, -1])?
@@ -54,7 +52,7 @@ impl StandardizedConv2d {
     }
 
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        // Where no column could be odd the convolution itself pads, as in `get_padding_value`.
+        // Where both sides get the same padding the convolution itself pads, as in `get_padding_value`.
         let (padded, padding) = if self.stride == 1 && self.kernel % 2 == 1 {
             (input.shallow_clone(), self.kernel / 2)
         } else {
@@ -78,7 +76,7 @@ struct NormedConv {
 }
 
 impl NormedConv {
-    /// A convolution of `[inputs, outputs]` channels and a norm in as many `groups`, both by name.
+    /// Reads a convolution of `[inputs, outputs]` channels and a norm of `groups`, which have the names `[conv, norm]`.
     fn new(
         path: &WeightPath<'_>,
         [conv, norm]: [&str; 2],
@@ -100,15 +98,14 @@ impl NormedConv {
 
 /// `BitBottleneckLayer`: three convolutions and a residual.
 struct BottleneckLayer {
-    /// The residual's way where size or channels change.
+    /// For a residual whose size or channels change.
     downsample: Option<NormedConv>,
     /// `conv1` and `norm1` to `conv3` and `norm3`.
     convs: [NormedConv; 3],
 }
 
 impl BottleneckLayer {
-    /// The first layer of a stage changes the channels from `inputs` to `outputs` and has the stage's
-    /// `stride`.
+    /// Reads the weights below `path`. Only the `first` layer of a stage changes channels and size.
     fn new(path: &WeightPath<'_>, [inputs, outputs]: [i64; 2], stride: i64, first: bool, groups: i64) -> Result<Self> {
         let inner = BitConfig::bottleneck(outputs);
         let normed = |names, channels, kernel, stride| NormedConv::new(path, names, channels, kernel, stride, groups);
@@ -140,7 +137,7 @@ impl BottleneckLayer {
     }
 }
 
-/// transformers' `BitBackbone` with the feature maps of three stages.
+/// transformers' `BitBackbone` with three stages.
 pub struct BitBackbone {
     embedder: NormedConv,
     stages: [Vec<BottleneckLayer>; 3],
@@ -148,9 +145,6 @@ pub struct BitBackbone {
 
 impl BitBackbone {
     /// Reads the weights below `path`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, config: &BitConfig) -> Result<Self> {
         let path = path.sub("bit");
         let groups = config.num_groups;
@@ -182,14 +176,14 @@ impl BitBackbone {
         })
     }
 
-    /// Images `[rows, 3, height, width]` to the stages' feature maps, `[rows, hidden_sizes[i],
-    /// height/f, width/f]` with f of 4, 8 and 16.
+    /// Computes the feature map of each stage; f is 4, 8 and 16.
     ///
-    /// # Errors
-    /// Out of memory.
+    /// # Shapes
+    /// - `images`: `[batch, 3, height, width]`
+    /// - returns `[batch, hidden_sizes[i], height/f, width/f]`
     pub fn forward(&self, images: &Tensor) -> Result<[Tensor; 3]> {
         let hidden = self.embedder.forward(images)?.f_relu()?;
-        // The pooling pads with zeros, below which nothing is behind the activation.
+        // Padding with zeros does not change a maximum: after the activation all values are at least 0.
         let hidden = pad_same(&hidden, 3, 2)?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], false)?;
         let run = |layers: &[BottleneckLayer], input: Tensor| {
             layers.iter().try_fold(input, |hidden, layer| layer.forward(&hidden))
@@ -208,19 +202,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_odd_row_of_a_padding_is_at_the_end() {
+    fn pad_same_odd_line_is_at_the_end() {
         let ones = |height: i64, width: i64| Tensor::ones([1, 1, height, width], tch::kind::FLOAT_CPU);
-        // Windows of 3 at every second: over 4 columns 2 of them reach 5, over 6 rows 3 reach 7.
+        // Windows of 3 at every second position: 2 windows over 4 columns reach 5, 3 windows over 6 lines reach 7.
         let padded = pad_same(&ones(6, 4), 3, 2).unwrap();
         assert_eq!(padded.size(), [1, 1, 7, 5]);
-        let row: Vec<f32> = padded.get(0).get(0).get(3).try_into().unwrap();
-        assert_eq!(row, [1.0, 1.0, 1.0, 1.0, 0.0]);
+        let line: Vec<f32> = padded.get(0).get(0).get(3).try_into().unwrap();
+        assert_eq!(line, [1.0, 1.0, 1.0, 1.0, 0.0]);
         let column: Vec<f32> = padded.get(0).get(0).select(1, 2).try_into().unwrap();
         assert_eq!(column, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]);
-        // Two missing columns are shared out: 3 windows over 5.
+        // 3 windows over 5 columns: one of the two missing columns is on each side.
         let padded = pad_same(&ones(1, 5), 3, 2).unwrap();
-        let row: Vec<f32> = padded.get(0).get(0).get(1).try_into().unwrap();
-        assert_eq!(row, [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]);
+        let line: Vec<f32> = padded.get(0).get(0).get(1).try_into().unwrap();
+        assert_eq!(line, [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]);
         assert_eq!(pad_same(&ones(6, 7), 1, 2).unwrap().size(), [1, 1, 6, 7]);
     }
 }

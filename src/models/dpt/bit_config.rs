@@ -4,24 +4,27 @@
 
 use serde::Deserialize;
 
-use diffusion_core::{Error, Result};
+use crate::models::config;
+use diffusion_core::Result;
 
-/// Stages of the backbone, each of which gives a feature map.
+/// The configuration in errors.
+const FILE: &str = "depth_estimator/config.json: backbone_config";
+/// Stages of the backbone; each has a feature map.
 const STAGES: usize = 3;
 
 /// The configuration of a BiT backbone ("Big Transfer"), with transformers' names and defaults.
 ///
-/// Only the variant that DPT-Hybrid is made of is supported.
+/// Only the backbone of DPT-Hybrid is supported.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct BitConfig {
-    /// The kind of backbone; only `bit`.
+    /// The kind of backbone; only `bit` is supported.
     pub model_type: String,
     /// Channels of an image.
     pub num_channels: i64,
     /// Channels behind the first convolution.
     pub embedding_size: i64,
-    /// Channels of each stage; there may be more of them than stages.
+    /// Channels of each stage; further values are ignored.
     pub hidden_sizes: Vec<i64>,
     /// Layers of each stage.
     pub depths: Vec<usize>,
@@ -35,19 +38,18 @@ pub struct BitConfig {
     pub num_groups: i64,
     /// Whether the first pooling pads as TensorFlow does; only `true` is supported.
     pub embedding_dynamic_padding: bool,
-    /// The most by which the stages may shrink an image before they dilate instead; only 16 and more
-    /// are supported.
+    /// Largest factor by which the stages shrink an image before they dilate instead; only 16 and more are supported.
     pub output_stride: i64,
-    /// A factor of all channels; only 1 is supported.
+    /// Factor of all channels; only 1 is supported.
     pub width_factor: f64,
-    /// The feature maps that are given out; only those of stages 1 to 3.
+    /// The feature maps that are returned; only those of stages 1 to 3 are supported.
     pub out_features: Option<Vec<String>>,
-    /// The same by number.
+    /// `out_features` as numbers.
     pub out_indices: Option<Vec<i64>>,
 }
 
 impl Default for BitConfig {
-    /// transformers' defaults (`BitConfig`), which are no backbone of a DPT-Hybrid.
+    /// Returns transformers' defaults (`BitConfig`), which are no backbone of a DPT-Hybrid.
     fn default() -> Self {
         Self {
             model_type: "bit".to_owned(),
@@ -69,7 +71,7 @@ impl Default for BitConfig {
 }
 
 impl BitConfig {
-    /// The backbone of a DPT-Hybrid whose configuration names none (`DPTConfig.__init__`).
+    /// Returns the default backbone of a DPT-Hybrid (`DPTConfig.__init__`).
     pub fn of_dpt_hybrid() -> Self {
         Self {
             depths: vec![3, 4, 9],
@@ -81,36 +83,41 @@ impl BitConfig {
         }
     }
 
-    /// Checks that the parts fit each other and that nothing is asked for that we do not do.
+    /// Checks that the values fit each other and are supported.
     ///
     /// # Errors
     /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn check(&self) -> Result<()> {
         self.check_supported()?;
-        if self.hidden_sizes.len() < STAGES {
-            return invalid("hidden_sizes must have at least 3 entries");
-        }
+        let ensure = |valid, what: &str| config::ensure(valid, FILE, what);
+        ensure(
+            self.hidden_sizes.len() >= STAGES,
+            "hidden_sizes must have at least 3 entries",
+        )?;
         let channels = self.stages().map(|(_, channels)| channels);
-        if channels.iter().any(|&n| !(8..=1 << 16).contains(&n) || n % 8 != 0) {
-            return invalid("hidden_sizes must be multiples of 8 from 8 to 65536");
-        }
-        if !(1..=1 << 16).contains(&self.embedding_size) {
-            return invalid("embedding_size is out of range (1 to 65536)");
-        }
-        if self.depths.iter().any(|n| !(1..=1024).contains(n)) {
-            return invalid("a stage's number of layers in depths is out of range (1 to 1024)");
-        }
+        ensure(
+            channels.iter().all(|n| (8..=1 << 16).contains(n) && n % 8 == 0),
+            "hidden_sizes must be multiples of 8 from 8 to 65536",
+        )?;
+        ensure(
+            (1..=1 << 16).contains(&self.embedding_size),
+            "embedding_size is out of range (1 to 65536)",
+        )?;
+        ensure(
+            self.depths.iter().all(|n| (1..=1024).contains(n)),
+            "a stage's number of layers in depths is out of range (1 to 1024)",
+        )?;
         let mut normed = channels
             .into_iter()
             .flat_map(|n| [n, Self::bottleneck(n)])
             .chain([self.embedding_size]);
-        if self.num_groups < 1 || normed.any(|n| n % self.num_groups != 0) {
-            return invalid("num_groups does not divide the channels of every layer");
-        }
-        Ok(())
+        ensure(
+            self.num_groups > 0 && normed.all(|n| n % self.num_groups == 0),
+            "num_groups does not divide the channels of every layer",
+        )
     }
 
-    /// Refuses the switches that no supported checkpoint sets.
+    /// Checks the keys that have only one supported value.
     fn check_supported(&self) -> Result<()> {
         let stages = ["stage1", "stage2", "stage3"];
         let features = self
@@ -132,19 +139,14 @@ impl BitConfig {
             ("embedding_dynamic_padding", self.embedding_dynamic_padding),
             ("output_stride", self.output_stride >= 16),
             ("width_factor", self.width_factor == 1.0),
-            // transformers takes either, and the last stage alone if it finds neither.
+            // transformers uses either key, and without both the last stage only.
             ("out_features", features.or(indices).unwrap_or(false)),
             ("out_indices", indices.unwrap_or(true)),
         ];
-        match supported.iter().find(|(_, supported)| !supported) {
-            Some((key, _)) => Err(Error::unsupported(format!(
-                "depth_estimator/config.json: backbone_config.{key} is set to a value that is not supported"
-            ))),
-            None => Ok(()),
-        }
+        config::check_supported(FILE, &supported)
     }
 
-    /// Layers and channels of each stage; zeros where the configuration lacks them.
+    /// Returns the number of layers and channels of each stage; missing values are 0.
     pub fn stages(&self) -> [(usize, i64); STAGES] {
         std::array::from_fn(|stage| {
             let depth = self.depths.get(stage).copied().unwrap_or_default();
@@ -166,12 +168,6 @@ impl BitConfig {
     }
 }
 
-fn invalid(what: &str) -> Result<()> {
-    Err(Error::invalid_argument(format!(
-        "depth_estimator/config.json: backbone_config: {what}"
-    )))
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -180,8 +176,8 @@ mod tests {
     use super::*;
     use diffusion_core::ErrorKind;
 
-    /// The `backbone_config` of `Intel/dpt-hybrid-midas`, with one key changed.
-    fn with(key: &str, value: Value) -> Result<()> {
+    /// Checks the `backbone_config` of `Intel/dpt-hybrid-midas` with one key changed.
+    fn check_with(key: &str, value: Value) -> Result<()> {
         let mut config = json!({
             "depths": [3, 4, 9],
             "layer_type": "bottleneck",
@@ -194,14 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn the_public_backbone_passes() {
-        with("model_type", json!("bit")).unwrap();
-        with("out_indices", json!([1, 2, 3])).unwrap();
+    fn check_public_backbone_passes() {
+        check_with("model_type", json!("bit")).unwrap();
+        check_with("out_indices", json!([1, 2, 3])).unwrap();
         BitConfig::of_dpt_hybrid().check().unwrap();
     }
 
     #[test]
-    fn what_is_not_done_is_refused_by_name() {
+    fn check_unsupported_value_names_the_key() {
         let cases = [
             ("model_type", json!("swinv2")),
             ("num_channels", json!(1)),
@@ -218,14 +214,14 @@ mod tests {
             ("out_indices", json!([0, 1, 2])),
         ];
         for (key, value) in cases {
-            let error = with(key, value.clone()).unwrap_err();
+            let error = check_with(key, value.clone()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{key} {value}");
             assert!(error.to_string().contains(key), "{error}");
         }
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_by_name() {
+    fn check_invalid_value_names_the_key() {
         let cases = [
             ("hidden_sizes", json!([256, 512])),
             ("hidden_sizes", json!([256, 512, 1020])),
@@ -236,15 +232,15 @@ mod tests {
             ("num_groups", json!(48)),
         ];
         for (key, value) in cases {
-            let error = with(key, value.clone()).unwrap_err();
+            let error = check_with(key, value.clone()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{key} {value}");
             assert!(error.to_string().contains(key), "{error}");
         }
     }
 
-    /// Figures from `make_div(0.25 * channels)`.
+    /// Expected values are those of `make_div(0.25 * channels)`.
     #[test]
-    fn bottlenecks_are_made_divisible() {
+    fn bottleneck_is_divisible_by_8() {
         let cases = [(8, 8), (40, 16), (48, 16), (72, 24), (256, 64), (1024, 256)];
         for (channels, inner) in cases {
             assert_eq!(BitConfig::bottleneck(channels), inner, "{channels}");

@@ -6,45 +6,47 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bit_config::BitConfig;
-use diffusion_core::{Error, Result};
+use crate::models::config;
+use diffusion_core::Result;
 
+/// The file of the configuration, for errors.
+const FILE: &str = "depth_estimator/config.json";
 /// The first two feature maps come from the convolutional backbone, the others from the transformer.
 const BACKBONE_FEATURES: usize = 2;
 /// Feature maps that the neck fuses.
 const FEATURES: usize = 4;
-/// Pixels of a side that become one token: what the three stages of the backbone come to.
+/// Pixels along a side that become one token: the factor by which the backbone's three stages shrink an image.
 const PATCH: i64 = 16;
 
 /// The configuration of a [`super::DptForDepthEstimation`], with transformers' names and defaults.
 ///
-/// Only DPT-Hybrid is supported, as in `Intel/dpt-hybrid-midas`, which Stable Diffusion 2 ships with.
+/// Only DPT-Hybrid is supported, such as `Intel/dpt-hybrid-midas`, the estimator of Stable Diffusion 2.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct DptConfig {
-    /// Whether a convolutional backbone makes the tokens; only `true` is supported.
+    /// Whether the tokens come from a convolutional backbone; only `true` is supported.
     pub is_hybrid: bool,
-    /// The convolutional backbone; absent is that of `Intel/dpt-hybrid-midas`.
+    /// The convolutional backbone; the default is that of `Intel/dpt-hybrid-midas`.
     pub backbone_config: Option<BitConfig>,
-    /// Name of a backbone to be fetched, which is not supported.
+    /// Name of a backbone to download, which is not supported.
     pub backbone: Option<Value>,
     /// A backbone from timm, which is not supported.
     pub use_timm_backbone: bool,
-    /// Shape of the backbone's last feature map; only its channels count.
+    /// Shape of the backbone's last feature map; only the channels are used.
     pub backbone_featmap_shape: Vec<i64>,
-    /// Transformer layers whose results the neck takes; the first two are the backbone's in a hybrid
-    /// and mean nothing.
+    /// Transformer layers whose results the neck uses. In a hybrid the first two come from the backbone and are ignored.
     pub backbone_out_indices: Vec<usize>,
     /// Channels of an image.
     pub num_channels: i64,
-    /// Sides of an image in pixels.
+    /// Height and width of an image in pixels.
     pub image_size: i64,
-    /// Pixels along a side that make a token.
+    /// Pixels along a side that become one token.
     pub patch_size: i64,
     /// Size of a token.
     pub hidden_size: i64,
-    /// Size between a layer's two products.
+    /// Size between the two linear layers of a transformer layer.
     pub intermediate_size: i64,
-    /// Transformer layers.
+    /// Number of transformer layers.
     pub num_hidden_layers: usize,
     /// Attention heads.
     pub num_attention_heads: i64,
@@ -54,28 +56,28 @@ pub struct DptConfig {
     pub layer_norm_eps: f64,
     /// Whether queries, keys and values have a bias.
     pub qkv_bias: bool,
-    /// What becomes of the first token; only `project` is supported, as in transformers for a hybrid.
+    /// Use of the first token; only `project` is supported, as in transformers for a hybrid.
     pub readout_type: String,
-    /// By how much each feature map is resized; of the last two only 1 and less are supported.
+    /// Resize factor of each feature map; for the last two only 1 and less are supported.
     pub reassemble_factors: Vec<f64>,
-    /// Feature maps that need no reassembling; only the backbone's are supported.
+    /// Feature maps that are not reassembled; only those of the backbone are supported.
     pub neck_ignore_stages: Vec<usize>,
     /// Channels of each feature map.
     pub neck_hidden_sizes: Vec<i64>,
     /// Channels of the fused feature maps.
     pub fusion_hidden_size: i64,
-    /// Batch norms in the fusion, which are not supported.
+    /// Whether the fusion has batch norms, which are not supported.
     pub use_batch_norm_in_fusion_residual: bool,
-    /// Whether the fusion's convolutions have a bias; absent is yes.
+    /// Whether the fusion's convolutions have a bias; the default is `true`.
     pub use_bias_in_fusion_residual: Option<bool>,
-    /// Which fused feature map is read; only the last is supported.
+    /// The fused feature map that the head uses; only the last is supported.
     pub head_in_index: i64,
-    /// One more convolution before the head, which is not supported.
+    /// Whether there is a convolution before the head, which is not supported.
     pub add_projection: bool,
 }
 
 impl Default for DptConfig {
-    /// transformers' defaults (`DPTConfig`), which are not a hybrid.
+    /// Returns transformers' defaults (`DPTConfig`), which are not a hybrid.
     fn default() -> Self {
         Self {
             is_hybrid: false,
@@ -108,58 +110,58 @@ impl Default for DptConfig {
 }
 
 impl DptConfig {
-    /// Checks that the parts fit each other and that nothing is asked for that we do not do.
+    /// Checks that the values fit each other and are supported.
     ///
     /// # Errors
     /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn check(&self) -> Result<()> {
         self.check_supported()?;
+        let ensure = |valid, what: &str| config::ensure(valid, FILE, what);
         let backbone = self.backbone();
         backbone.check()?;
         let sizes = [self.hidden_size, self.intermediate_size, self.fusion_hidden_size];
-        if sizes
-            .iter()
-            .chain(&self.neck_hidden_sizes)
-            .any(|&n| !(1..=1 << 16).contains(&n))
-        {
-            return invalid("a size is out of range (1 to 65536)");
-        }
-        if !(PATCH..=2048).contains(&self.image_size) || self.image_size % PATCH != 0 {
-            return invalid("image_size must be a multiple of 16 from 16 to 2048");
-        }
-        if !(1..=1024).contains(&self.num_hidden_layers) {
-            return invalid("num_hidden_layers is out of range (1 to 1024)");
-        }
-        if self.num_attention_heads < 1 || self.hidden_size % self.num_attention_heads != 0 {
-            return invalid("num_attention_heads does not divide hidden_size");
-        }
-        if self.fusion_hidden_size < 2 {
-            return invalid("fusion_hidden_size must be at least 2");
-        }
+        let mut sizes = sizes.iter().chain(&self.neck_hidden_sizes);
+        ensure(
+            sizes.all(|n| (1..=1 << 16).contains(n)),
+            "a size is out of range (1 to 65536)",
+        )?;
+        ensure(
+            (PATCH..=2048).contains(&self.image_size) && self.image_size % PATCH == 0,
+            "image_size must be a multiple of 16 from 16 to 2048",
+        )?;
+        ensure(
+            (1..=1024).contains(&self.num_hidden_layers),
+            "num_hidden_layers is out of range (1 to 1024)",
+        )?;
+        ensure(
+            self.num_attention_heads > 0 && self.hidden_size % self.num_attention_heads == 0,
+            "num_attention_heads does not divide hidden_size",
+        )?;
+        ensure(self.fusion_hidden_size >= 2, "fusion_hidden_size must be at least 2")?;
         let [_, _, first, second] = self.backbone_out_indices[..] else {
-            return invalid("backbone_out_indices must have 4 entries");
+            return ensure(false, "backbone_out_indices must have 4 entries");
         };
-        if first >= second || second >= self.num_hidden_layers {
-            return invalid("the last two of backbone_out_indices must ascend and be below num_hidden_layers");
-        }
+        ensure(
+            first < second && second < self.num_hidden_layers,
+            "the last two of backbone_out_indices must ascend and be below num_hidden_layers",
+        )?;
         let channels = backbone.stages().map(|(_, channels)| channels);
-        if self.neck_hidden_sizes.len() != FEATURES
-            || self.neck_hidden_sizes[..BACKBONE_FEATURES] != channels[..BACKBONE_FEATURES]
-        {
-            return invalid(
-                "neck_hidden_sizes must have 4 entries and begin with the backbone's first two hidden_sizes",
-            );
-        }
-        if self.backbone_featmap_shape.get(1) != Some(&channels[2]) {
-            return invalid("backbone_featmap_shape must have the channels of the backbone's third stage");
-        }
-        if self.reassemble_factors.len() != FEATURES {
-            return invalid("reassemble_factors must have 4 entries");
-        }
-        Ok(())
+        ensure(
+            self.neck_hidden_sizes.len() == FEATURES
+                && self.neck_hidden_sizes[..BACKBONE_FEATURES] == channels[..BACKBONE_FEATURES],
+            "neck_hidden_sizes must have 4 entries and begin with the backbone's first two hidden_sizes",
+        )?;
+        ensure(
+            self.backbone_featmap_shape.get(1) == Some(&channels[2]),
+            "backbone_featmap_shape must have the channels of the backbone's third stage",
+        )?;
+        ensure(
+            self.reassemble_factors.len() == FEATURES,
+            "reassemble_factors must have 4 entries",
+        )
     }
 
-    /// Refuses the switches that no supported checkpoint sets.
+    /// Checks the keys that have only one supported value.
     fn check_supported(&self) -> Result<()> {
         let factor_supported = |&factor: &f64| (1.0 / 16.0..=1.0).contains(&factor);
         let supported = [
@@ -185,27 +187,18 @@ impl DptConfig {
             ("head_in_index", matches!(self.head_in_index, -1 | 3)),
             ("add_projection", !self.add_projection),
         ];
-        match supported.iter().find(|(_, supported)| !supported) {
-            Some((key, _)) => Err(Error::unsupported(format!(
-                "depth_estimator/config.json: {key} is set to a value that is not supported"
-            ))),
-            None => Ok(()),
-        }
+        config::check_supported(FILE, &supported)
     }
 
-    /// The configuration of the convolutional backbone.
+    /// Returns the configuration of the convolutional backbone.
     pub fn backbone(&self) -> BitConfig {
         self.backbone_config.clone().unwrap_or_else(BitConfig::of_dpt_hybrid)
     }
 
-    /// Tokens along each side of an image.
+    /// Returns the number of tokens along each side of an image.
     pub fn grid(&self) -> i64 {
         self.image_size / PATCH
     }
-}
-
-fn invalid(what: &str) -> Result<()> {
-    Err(Error::invalid_argument(format!("depth_estimator/config.json: {what}")))
 }
 
 #[cfg(test)]
@@ -216,8 +209,8 @@ mod tests {
     use super::*;
     use diffusion_core::ErrorKind;
 
-    /// The configuration of `Intel/dpt-hybrid-midas`, with one key changed.
-    fn with(key: &str, value: Value) -> Result<()> {
+    /// Checks the configuration of `Intel/dpt-hybrid-midas` with one key changed.
+    fn check_with(key: &str, value: Value) -> Result<()> {
         let mut config = json!({
             "is_hybrid": true,
             "neck_hidden_sizes": [256, 512, 768, 768],
@@ -228,15 +221,15 @@ mod tests {
     }
 
     #[test]
-    fn the_public_checkpoint_passes() {
-        with("is_hybrid", json!(true)).unwrap();
-        with("neck_ignore_stages", json!([0, 1])).unwrap();
+    fn check_public_checkpoint_passes() {
+        check_with("is_hybrid", json!(true)).unwrap();
+        check_with("neck_ignore_stages", json!([0, 1])).unwrap();
         assert_eq!(DptConfig::default().grid(), 24);
         assert_eq!(DptConfig::default().backbone().stages().map(|(n, _)| n), [3, 4, 9]);
     }
 
     #[test]
-    fn what_is_not_done_is_refused_by_name() {
+    fn check_unsupported_value_names_the_key() {
         let cases = [
             ("is_hybrid", json!(false)),
             ("backbone", json!("resnet50")),
@@ -252,14 +245,14 @@ mod tests {
             ("add_projection", json!(true)),
         ];
         for (key, value) in cases {
-            let error = with(key, value).unwrap_err();
+            let error = check_with(key, value).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{key}");
             assert!(error.to_string().contains(key), "{error}");
         }
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_by_name() {
+    fn check_invalid_value_names_the_key() {
         let cases = [
             ("image_size", json!(380)),
             ("image_size", json!(-16)),
@@ -277,7 +270,7 @@ mod tests {
             ("reassemble_factors", json!([1, 1, 1])),
         ];
         for (key, value) in cases {
-            let error = with(key, value.clone()).unwrap_err();
+            let error = check_with(key, value.clone()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{key} {value}");
             let named = if key == "hidden_size" { "size" } else { key };
             assert!(error.to_string().contains(named), "{error}");

@@ -1,20 +1,19 @@
-//! The depth estimator of Stable Diffusion 2: from an image to how near everything in it is.
+//! The depth estimator of Stable Diffusion 2.
 //!
-//! Source: transformers `models/dpt/modeling_dpt.py` (`DPTForDepthEstimation` as a hybrid), after
-//! Ranftl et al., "Vision Transformers for Dense Prediction" (2021). The order of views and products
-//! is theirs: another order rounds differently.
+//! Source: transformers `models/dpt/modeling_dpt.py` (`DPTForDepthEstimation` as a hybrid), after Ranftl et al., "Vision
+//! Transformers for Dense Prediction" (2021). The order of views and products is that of the source: another order rounds
+//! differently.
 
 use tch::Tensor;
 
 use super::bit::BitBackbone;
 use super::config::DptConfig;
 use super::neck::{DptHead, DptNeck};
-use crate::models::layers::attention::scaled_dot_product_attention;
-use crate::models::layers::{Conv2d, LayerNorm, Linear, Rows};
+use crate::models::layers::{BatchSplit, Conv2d, LayerNorm, Linear, scaled_dot_product};
 use crate::weights::{Frozen, WeightPath, Weights};
 use diffusion_core::{Error, Result};
 
-/// `DPTViTHybridEmbeddings`: the backbone's last feature map as tokens.
+/// `DPTViTHybridEmbeddings`: tokens from the backbone's last feature map.
 struct Embeddings {
     backbone: BitBackbone,
     projection: Conv2d,
@@ -38,18 +37,14 @@ impl Embeddings {
         })
     }
 
-    /// The feature maps of the backbone's first two stages, and tokens `[rows, 1 + grid², size]`.
+    /// Returns the feature maps of the backbone's first two stages, and tokens `[batch, 1 + grid², size]`.
     fn forward(&self, pixel_values: &Tensor) -> Result<([Tensor; 2], Tensor)> {
-        let (rows, ..) = pixel_values.size4()?;
+        let (batch, ..) = pixel_values.size4()?;
         let [first, second, third] = self.backbone.forward(pixel_values)?;
-        let tokens = self
-            .projection
-            .forward(&third, Rows::WHOLE)?
-            .f_flatten(2, -1)?
-            .f_transpose(1, 2)?;
-        let cls_tokens = self.cls_token.f_expand([rows, 1, self.hidden_size], false)?;
+        let tokens = self.projection.forward(&third)?.f_flatten(2, -1)?.f_transpose(1, 2)?;
+        let cls_tokens = self.cls_token.f_expand([batch, 1, self.hidden_size], false)?;
         let tokens = Tensor::f_cat(&[&cls_tokens, &tokens], 1)?;
-        // transformers resizes the positions to the image's grid, which is theirs in any case.
+        // transformers resizes the positions to the image's grid, which always has their size here.
         let tokens = tokens.f_add(&self.position_embeddings)?;
         Ok(([first, second], tokens))
     }
@@ -69,11 +64,7 @@ impl SelfAttention {
         let size = config.hidden_size;
         let projection = |name: &str| {
             let path = path.sub("attention").sub(name);
-            if config.qkv_bias {
-                Linear::new(&path, size, size)
-            } else {
-                Linear::without_bias(&path, size, size)
-            }
+            Linear::with_bias(&path, size, size, config.qkv_bias)
         };
         Ok(Self {
             query: projection("query")?,
@@ -85,21 +76,13 @@ impl SelfAttention {
     }
 
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let (rows, tokens, size) = input.size3()?;
-        let head = size / self.heads;
-        let split = |projection: &Linear| -> Result<Tensor> {
-            Ok(projection
-                .forward(input, Rows::WHOLE)?
-                .f_view([rows, -1, self.heads, head])?
-                .f_transpose(1, 2)?)
-        };
-        let (key, value, query) = (split(&self.key)?, split(&self.value)?, split(&self.query)?);
-        let scale = (head as f64).powf(-0.5);
-        let attended = scaled_dot_product_attention(&query, &key, &value, None, Some(scale))?
-            .f_transpose(1, 2)?
-            .f_contiguous()?
-            .f_reshape([rows, tokens, size])?;
-        self.output.forward(&attended, Rows::WHOLE)
+        let (_, _, size) = input.size3()?;
+        let query = self.query.forward(input)?;
+        let key = self.key.forward(input)?;
+        let value = self.value.forward(input)?;
+        let scale = ((size / self.heads) as f64).powf(-0.5);
+        let attended = scaled_dot_product([&query, &key, &value], self.heads, None, Some(scale), BatchSplit::Joint)?;
+        self.output.forward(&attended)
     }
 }
 
@@ -130,9 +113,9 @@ impl Layer {
         let hidden = attended.f_add(input)?;
         let inner = self
             .intermediate
-            .forward(&self.layernorm_after.forward(&hidden)?, Rows::WHOLE)?
+            .forward(&self.layernorm_after.forward(&hidden)?)?
             .f_gelu("none")?;
-        Ok(self.output.forward(&inner, Rows::WHOLE)?.f_add(&hidden)?)
+        Ok(self.output.forward(&inner)?.f_add(&hidden)?)
     }
 }
 
@@ -151,10 +134,7 @@ pub struct DptForDepthEstimation {
 unsafe impl Frozen for DptForDepthEstimation {}
 
 impl DptForDepthEstimation {
-    /// Builds the model that `config` describes from `weights`, all of which it must use.
-    ///
-    /// # Errors
-    /// A tensor that is missing, left over or of another shape.
+    /// Builds the model from `weights`, all of which it must use.
     pub fn new(config: DptConfig, weights: Weights) -> Result<Self> {
         let weights = weights.ignoring(is_unneeded);
         let model = Self::read(config, &weights)?;
@@ -177,26 +157,29 @@ impl DptForDepthEstimation {
         })
     }
 
-    /// The configuration that the model was built from.
+    /// Returns the configuration.
     pub fn config(&self) -> &DptConfig {
         &self.config
     }
 
-    /// Images `[rows, 3, image_size, image_size]` in the model's dtype, as
-    /// [`crate::pipelines::DptImageProcessor`] makes them, to inverse depths `[rows, height, width]`: at least 0,
-    /// nearer is more, in no unit. With an `image_size` that 32 divides, height and width are that.
+    /// Estimates inverse depths of at least 0; nearer is larger, and there is no unit.
     ///
-    /// On a GPU in half precision diffusers runs the estimator under `torch.autocast`, which
-    /// computes the norms in float32; here all is computed in the model's dtype.
+    /// On a GPU in half precision diffusers runs the estimator under `torch.autocast`, which computes the norms in
+    /// float32. This model computes everything in its dtype.
+    ///
+    /// # Shapes
+    /// - `pixel_values`: `[batch, 3, image_size, image_size]` from
+    ///   [`DptImageProcessor`](crate::processors::DptImageProcessor), model dtype
+    /// - returns `[batch, height, width]`, which are `image_size` if 32 divides it
     ///
     /// # Errors
-    /// `InvalidArgument` for an image of another size; out of memory.
+    /// `InvalidArgument` for images of another size.
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = pixel_values.size4()?;
         let side = self.config.image_size;
         if (channels, height, width) != (self.config.num_channels, side, side) {
             return Err(Error::invalid_argument(format!(
-                "the depth estimator takes images of {side}x{side} pixels, and the feature extractor made one of {width}x{height}"
+                "expected an image of {side}x{side} pixels for the depth estimator, got {width}x{height}"
             )));
         }
         let ([first, second], mut hidden) = self.embeddings.forward(pixel_values)?;
@@ -213,10 +196,10 @@ impl DptForDepthEstimation {
     }
 }
 
-/// Tensors of `DPTForDepthEstimation` that no depth depends on.
+/// Whether no depth depends on the tensor of this name.
 fn is_unneeded(name: &str) -> bool {
-    // The norm behind the last layer: the neck takes what lies before it.
+    // The norm behind the last layer: the neck uses the layer's output.
     name.starts_with("dpt.layernorm.")
-        // The first fusion has nothing to fuse with; some checkpoints leave these out.
+        // The first fusion layer starts with its feature map; some checkpoints lack these.
         || name.starts_with("neck.fusion_stage.layers.0.residual_layer1.")
 }

@@ -1,27 +1,27 @@
-//! From the feature maps of a DPT to a depth map.
+//! Neck and head of a DPT: feature maps to a depth map.
 //!
 //! Source: transformers `models/dpt/modeling_dpt.py` (`DPTNeck`, `DPTDepthEstimationHead`).
 
 use tch::Tensor;
 
 use super::config::DptConfig;
-use crate::models::layers::{Conv2d, Linear, Rows};
+use crate::models::layers::{Conv2d, Linear};
 use crate::weights::WeightPath;
-use diffusion_core::Result;
+use diffusion_core::{Error, Result};
 
-/// Feature maps before this one are the backbone's and need no reassembling.
+/// Index of the first feature map that is reassembled; the maps before it are the backbone's.
 const FIRST_REASSEMBLED: usize = 2;
 
-/// Twice the height and width, with the corners in place.
+/// Doubles height and width with aligned corners.
 fn doubled(input: &Tensor) -> Result<Tensor> {
     Ok(input.f_upsample_bilinear2d_vec(None::<i64>, true, [2.0, 2.0])?)
 }
 
-/// Tokens back to a feature map: a part of `DPTReassembleStage` and its `DPTReassembleLayer`.
+/// Makes a feature map of tokens: one readout of `DPTReassembleStage`, and a `DPTReassembleLayer`.
 struct Reassemble {
     readout_project: Linear,
     projection: Conv2d,
-    /// Where the map gets smaller.
+    /// For a map that gets smaller.
     resize: Option<Conv2d>,
     grid: i64,
 }
@@ -30,7 +30,7 @@ impl Reassemble {
     fn new(path: &WeightPath<'_>, index: usize, channels: i64, factor: f64, config: &DptConfig) -> Result<Self> {
         let size = config.hidden_size;
         let layer = path.sub("layers").sub(index);
-        // The whole part of the inverse, as Python's `int` has it.
+        // Cut off, as Python's `int` does.
         let stride = (1.0 / factor) as i64;
         Ok(Self {
             readout_project: Linear::new(&path.sub("readout_projects").sub(index).sub(0), 2 * size, size)?,
@@ -42,28 +42,28 @@ impl Reassemble {
         })
     }
 
-    /// `[rows, 1 + grid², size]` to `[rows, channels, height, width]`.
+    /// Reassembles `[batch, 1 + grid², size]` to `[batch, channels, height, width]`.
     fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
-        let (rows, count, size) = tokens.size3()?;
-        let map_shape = [rows, size, self.grid, self.grid];
+        let (batch, count, size) = tokens.size3()?;
+        let map_shape = [batch, size, self.grid, self.grid];
         let cls_token = tokens.f_select(1, 0)?;
-        let places = tokens
+        let patches = tokens
             .f_narrow(1, 1, count - 1)?
-            .f_reshape([rows, self.grid, self.grid, size])?
+            .f_reshape([batch, self.grid, self.grid, size])?
             .f_permute([0, 3, 1, 2])?
             .f_contiguous()?
             .f_flatten(2, -1)?
             .f_permute([0, 2, 1])?;
-        let readout = cls_token.f_unsqueeze(1)?.f_expand_as(&places)?;
+        let readout = cls_token.f_unsqueeze(1)?.f_expand_as(&patches)?;
         let map = self
             .readout_project
-            .forward(&Tensor::f_cat(&[&places, &readout], -1)?, Rows::WHOLE)?
+            .forward(&Tensor::f_cat(&[&patches, &readout], -1)?)?
             .f_gelu("none")?
             .f_permute([0, 2, 1])?
             .f_reshape(map_shape)?;
-        let map = self.projection.forward(&map, Rows::WHOLE)?;
+        let map = self.projection.forward(&map)?;
         match &self.resize {
-            Some(resize) => resize.forward(&map, Rows::WHOLE),
+            Some(resize) => resize.forward(&map),
             None => Ok(map),
         }
     }
@@ -78,13 +78,8 @@ struct ResidualLayer {
 impl ResidualLayer {
     fn new(path: &WeightPath<'_>, config: &DptConfig) -> Result<Self> {
         let channels = config.fusion_hidden_size;
-        let convolution = |name: &str| {
-            if config.use_bias_in_fusion_residual.unwrap_or(true) {
-                Conv2d::same(&path.sub(name), channels, channels)
-            } else {
-                Conv2d::same_without_bias(&path.sub(name), channels, channels)
-            }
-        };
+        let bias = config.use_bias_in_fusion_residual.unwrap_or(true);
+        let convolution = |name: &str| Conv2d::same_with_bias(&path.sub(name), channels, channels, bias);
         Ok(Self {
             convolution1: convolution("convolution1")?,
             convolution2: convolution("convolution2")?,
@@ -92,15 +87,15 @@ impl ResidualLayer {
     }
 
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let hidden = self.convolution1.forward(&input.f_relu()?, Rows::WHOLE)?;
-        let hidden = self.convolution2.forward(&hidden.f_relu()?, Rows::WHOLE)?;
+        let hidden = self.convolution1.forward(&input.f_relu()?)?;
+        let hidden = self.convolution2.forward(&hidden.f_relu()?)?;
         Ok(hidden.f_add(input)?)
     }
 }
 
 /// `DPTFeatureFusionLayer`.
 struct FusionLayer {
-    /// None in the first layer, which has nothing to fuse with.
+    /// `None` in the first layer, which starts with its feature map.
     residual_layer1: Option<ResidualLayer>,
     residual_layer2: ResidualLayer,
     projection: Conv2d,
@@ -118,8 +113,7 @@ impl FusionLayer {
         })
     }
 
-    /// What is fused so far with one more feature map, at twice the size; the first layer begins with
-    /// `feature`.
+    /// Fuses one more feature map and doubles the size.
     fn forward(&self, fused: Option<&Tensor>, feature: &Tensor) -> Result<Tensor> {
         let hidden = match (&self.residual_layer1, fused) {
             (Some(layer), Some(fused)) => {
@@ -134,11 +128,11 @@ impl FusionLayer {
             _ => feature.shallow_clone(),
         };
         let hidden = doubled(&self.residual_layer2.forward(&hidden)?)?;
-        self.projection.forward(&hidden, Rows::WHOLE)
+        self.projection.forward(&hidden)
     }
 }
 
-/// `DPTNeck`: four feature maps of different sizes to one.
+/// `DPTNeck`: fuses four feature maps of different sizes.
 pub struct DptNeck {
     reassemble_stage: Vec<Reassemble>,
     convs: Vec<Conv2d>,
@@ -147,9 +141,6 @@ pub struct DptNeck {
 
 impl DptNeck {
     /// Reads the weights below `path`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, config: &DptConfig) -> Result<Self> {
         let sizes = &config.neck_hidden_sizes;
         let convs = path.sub("convs");
@@ -167,7 +158,7 @@ impl DptNeck {
                 .iter()
                 .enumerate()
                 .map(|(index, &channels)| {
-                    Conv2d::same_without_bias(&convs.sub(index), channels, config.fusion_hidden_size)
+                    Conv2d::same_with_bias(&convs.sub(index), channels, config.fusion_hidden_size, false)
                 })
                 .collect::<Result<_>>()?,
             fusion_stage: (0..sizes.len())
@@ -176,11 +167,12 @@ impl DptNeck {
         })
     }
 
-    /// The backbone's two feature maps `[rows, neck_hidden_sizes[i], ..]` and the tokens of two layers
-    /// `[rows, 1 + grid², size]` to `[rows, fusion_hidden_size, height, width]`.
+    /// Fuses the feature maps.
     ///
-    /// # Errors
-    /// Out of memory.
+    /// # Shapes
+    /// - `features`: two maps of the backbone, `[batch, neck_hidden_sizes[i], ..]`, and the tokens of two layers,
+    ///   `[batch, 1 + grid², size]`
+    /// - returns `[batch, fusion_hidden_size, height, width]`
     pub fn forward(&self, features: &[Tensor]) -> Result<Tensor> {
         let mut maps = Vec::with_capacity(features.len());
         for (index, (feature, conv)) in features.iter().zip(&self.convs).enumerate() {
@@ -188,20 +180,20 @@ impl DptNeck {
                 .checked_sub(FIRST_REASSEMBLED)
                 .and_then(|index| self.reassemble_stage.get(index));
             maps.push(match reassemble {
-                Some(reassemble) => conv.forward(&reassemble.forward(feature)?, Rows::WHOLE)?,
-                None => conv.forward(feature, Rows::WHOLE)?,
+                Some(reassemble) => conv.forward(&reassemble.forward(feature)?)?,
+                None => conv.forward(feature)?,
             });
         }
-        // The smallest comes first.
+        // From the smallest to the largest.
         let mut fused = None;
         for (map, layer) in maps.iter().rev().zip(&self.fusion_stage) {
             fused = Some(layer.forward(fused.as_ref(), map)?);
         }
-        fused.ok_or_else(|| diffusion_core::Error::internal("a DPT without feature maps"))
+        fused.ok_or_else(|| Error::internal("DPT without feature maps"))
     }
 }
 
-/// `DPTDepthEstimationHead`, whose layers have the numbers of its `nn.Sequential`.
+/// `DPTDepthEstimationHead`; layers have the indices of its `nn.Sequential`.
 pub struct DptHead {
     conv0: Conv2d,
     conv2: Conv2d,
@@ -212,10 +204,7 @@ impl DptHead {
     /// Channels before the last convolution.
     const CHANNELS: i64 = 32;
 
-    /// Reads the weights below `path`; `features` are the channels of the fused map.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
+    /// Reads the weights below `path`; `features` is the number of channels of the fused map.
     pub fn new(path: &WeightPath<'_>, features: i64) -> Result<Self> {
         Ok(Self {
             conv0: Conv2d::same(&path.sub(0), features, features / 2)?,
@@ -224,14 +213,15 @@ impl DptHead {
         })
     }
 
-    /// `[rows, features, height, width]` to depths `[rows, 2·height, 2·width]`, at least 0.
+    /// Computes depths of at least 0.
     ///
-    /// # Errors
-    /// Out of memory.
+    /// # Shapes
+    /// - `fused`: `[batch, features, height, width]`
+    /// - returns `[batch, 2·height, 2·width]`
     pub fn forward(&self, fused: &Tensor) -> Result<Tensor> {
-        let hidden = doubled(&self.conv0.forward(fused, Rows::WHOLE)?)?;
-        let hidden = self.conv2.forward(&hidden, Rows::WHOLE)?.f_relu()?;
-        let depth = self.conv4.forward(&hidden, Rows::WHOLE)?.f_relu()?;
+        let hidden = doubled(&self.conv0.forward(fused)?)?;
+        let hidden = self.conv2.forward(&hidden)?.f_relu()?;
+        let depth = self.conv4.forward(&hidden)?.f_relu()?;
         Ok(depth.f_squeeze_dim(1)?)
     }
 }

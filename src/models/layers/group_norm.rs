@@ -1,11 +1,12 @@
-//! Group norms, of a map that is there and of one that is known in parts.
+//! Group norms of a whole feature map, and of one that is read chunk by chunk.
 
 use tch::{Kind, Tensor};
 
+use super::chunked::{ChunkSize, FeatureMap};
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
-/// Normalisation over groups of channels, each row for itself.
+/// Normalisation over groups of channels, separately for each batch entry.
 pub struct GroupNorm {
     weight: Tensor,
     bias: Tensor,
@@ -14,100 +15,110 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// `weight` and `bias` of shape `[channels]`.
+    /// Reads `weight` and `bias` of shape `[channels]`.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape.
+    /// `InvalidArgument` if `groups` does not divide `channels`.
     pub fn new(path: &WeightPath<'_>, groups: i64, channels: i64, eps: f64) -> Result<Self> {
         if groups <= 0 || channels % groups != 0 {
             return Err(Error::invalid_argument(format!(
                 "norm_num_groups {groups} does not divide {channels} channels"
             )));
         }
-        let weight = path.tensor("weight", &[channels])?;
         Ok(Self {
-            weight,
+            weight: path.tensor("weight", &[channels])?,
             bias: path.tensor("bias", &[channels])?,
             groups,
             eps,
         })
     }
 
-    /// The shape of the input, `[rows, channels, ..]`.
+    /// Normalises a whole map.
     ///
-    /// # Errors
-    /// Out of memory.
+    /// # Shapes
+    /// - `input` and the result: `[batch, channels, ..]`
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
         Ok(input.f_group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
 
-    /// The norm of a map that is known in parts, each `[rows, channels, height, width]` of one width. Means and
-    /// variances of the parts are put together in float64 (Chan et al., "Algorithms for Computing the Sample Variance",
-    /// 1983).
+    /// Measures means and variances of a map chunk by chunk and combines them in float64.
     ///
-    /// # Errors
-    /// Out of memory; no part.
-    pub fn measure(&self, parts: impl Iterator<Item = Result<Tensor>>) -> Result<NormScale> {
-        let mut so_far: Option<(f64, Tensor, Tensor)> = None;
-        for part in parts {
-            let part = part?;
-            let (rows, channels, height, width) = part.size4()?;
-            let count = (channels / self.groups * height * width) as f64;
-            let grouped = part.f_reshape([rows, self.groups, -1])?.f_to_kind(Kind::Float)?;
-            let over: &[i64] = &[2];
-            let (variance, mean) = grouped.f_var_mean_correction(over, 0, false)?;
-            let (mean, squares) = (
-                mean.f_to_kind(Kind::Double)?,
-                variance.f_to_kind(Kind::Double)?.f_mul_scalar(count)?,
-            );
-            so_far = Some(match so_far {
-                None => (count, mean, squares),
-                Some((n, old_mean, old_squares)) => {
-                    let total = n + count;
-                    let step = mean.f_sub(&old_mean)?;
-                    let between = step.f_square()?.f_mul_scalar(n * count / total)?;
-                    (
-                        total,
-                        old_mean.f_add(&step.f_mul_scalar(count / total)?)?,
-                        old_squares.f_add(&squares)?.f_add(&between)?,
-                    )
-                }
+    /// Source: Chan et al., "Algorithms for Computing the Sample Variance" (1983).
+    pub fn stats(&self, map: &impl FeatureMap, chunk_size: ChunkSize) -> Result<GroupNormStats> {
+        let (height, width) = map.height_width()?;
+        let mut combined: Option<Moments> = None;
+        for (start, end) in chunk_size.chunks(height, width) {
+            let chunk = Moments::of(&map.lines(start, end)?, self.groups)?;
+            combined = Some(match combined {
+                Some(before) => before.combine(&chunk)?,
+                None => chunk,
             });
         }
-        let Some((count, mean, squares)) = so_far else {
-            return Err(Error::internal("a norm of nothing"));
-        };
+        let Moments { count, mean, squares } =
+            combined.ok_or_else(|| Error::internal("group norm of an empty feature map"))?;
         let rstd = squares.f_div_scalar(count)?.f_add_scalar(self.eps)?.f_rsqrt()?;
-        let (rows, groups) = mean.size2()?;
-        let each_channel = |tensor: &Tensor| -> Result<Tensor> {
+        let (batch, groups) = mean.size2()?;
+        let per_channel = |tensor: &Tensor| -> Result<Tensor> {
             let channels = self.weight.size1()? / groups;
-            Ok(tensor.f_unsqueeze(2)?.f_repeat([1, 1, channels])?.f_view([rows, -1])?)
+            Ok(tensor.f_unsqueeze(2)?.f_repeat([1, 1, channels])?.f_view([batch, -1])?)
         };
-        let scale = each_channel(&rstd)?.f_mul(&self.weight)?;
-        let shift = self.bias.f_sub(&each_channel(&mean)?.f_mul(&scale)?)?;
-        let placed =
-            |tensor: Tensor| -> Result<Tensor> { Ok(tensor.f_to_kind(self.weight.kind())?.f_view([rows, -1, 1, 1])?) };
-        Ok(NormScale {
-            scale: placed(scale)?,
-            shift: placed(shift)?,
+        let scale = per_channel(&rstd)?.f_mul(&self.weight)?;
+        let shift = self.bias.f_sub(&per_channel(&mean)?.f_mul(&scale)?)?;
+        let to_map =
+            |tensor: Tensor| -> Result<Tensor> { Ok(tensor.f_to_kind(self.weight.kind())?.f_view([batch, -1, 1, 1])?) };
+        Ok(GroupNormStats {
+            scale: to_map(scale)?,
+            shift: to_map(shift)?,
         })
     }
 }
 
-/// A group norm whose means and deviations are known: a factor and a shift for each channel.
-pub struct NormScale {
-    /// `[rows, channels, 1, 1]`.
+/// Mean and sum of squared deviations of `count` values of each group, float64 `[batch, groups]`.
+struct Moments {
+    count: f64,
+    mean: Tensor,
+    squares: Tensor,
+}
+
+impl Moments {
+    /// Measures a chunk `[batch, channels, lines, width]`.
+    fn of(chunk: &Tensor, groups: i64) -> Result<Self> {
+        let (batch, channels, lines, width) = chunk.size4()?;
+        let count = (channels / groups * lines * width) as f64;
+        let grouped = chunk.f_reshape([batch, groups, -1])?.f_to_kind(Kind::Float)?;
+        let dimension: &[i64] = &[2];
+        let (variance, mean) = grouped.f_var_mean_correction(dimension, 0, false)?;
+        Ok(Self {
+            count,
+            mean: mean.f_to_kind(Kind::Double)?,
+            squares: variance.f_to_kind(Kind::Double)?.f_mul_scalar(count)?,
+        })
+    }
+
+    fn combine(&self, next: &Self) -> Result<Self> {
+        let count = self.count + next.count;
+        let step = next.mean.f_sub(&self.mean)?;
+        let between = step.f_square()?.f_mul_scalar(self.count * next.count / count)?;
+        Ok(Self {
+            count,
+            mean: self.mean.f_add(&step.f_mul_scalar(next.count / count)?)?,
+            squares: self.squares.f_add(&next.squares)?.f_add(&between)?,
+        })
+    }
+}
+
+/// A group norm whose means and variances are known: a factor and a shift for each channel, `[batch, channels, 1, 1]`.
+pub struct GroupNormStats {
     scale: Tensor,
-    /// `[rows, channels, 1, 1]`.
     shift: Tensor,
 }
 
-impl NormScale {
-    /// The shape of the input, `[rows, channels, any height, width]`.
+impl GroupNormStats {
+    /// Normalises some lines of the measured map.
     ///
-    /// # Errors
-    /// Out of memory.
-    pub fn apply(&self, input: &Tensor) -> Result<Tensor> {
-        Ok(self.shift.f_addcmul(input, &self.scale)?)
+    /// # Shapes
+    /// - `lines` and the result: `[batch, channels, any height, width]`
+    pub fn apply(&self, lines: &Tensor) -> Result<Tensor> {
+        Ok(self.shift.f_addcmul(lines, &self.scale)?)
     }
 }

@@ -5,37 +5,38 @@
 
 use tch::Tensor;
 
+use super::activations::silu;
+use super::batch_split::BatchSplit;
+use super::chunked::ChunkSize;
+use super::conv::Conv2d;
 use super::group_norm::GroupNorm;
-use crate::models::layers::{Conv2d, Linear, Rows, silu};
+use super::linear::Linear;
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
 /// Two convolutions with norms, the time embedding added between them, and a residual.
 pub struct ResnetBlock2D {
-    pub(super) norm1: GroupNorm,
-    pub(super) conv1: Conv2d,
+    pub(crate) norm1: GroupNorm,
+    pub(crate) conv1: Conv2d,
     time_emb_proj: Option<Linear>,
-    pub(super) norm2: GroupNorm,
-    pub(super) conv2: Conv2d,
-    pub(super) conv_shortcut: Option<Conv2d>,
+    pub(crate) norm2: GroupNorm,
+    pub(crate) conv2: Conv2d,
+    pub(crate) conv_shortcut: Option<Conv2d>,
 }
 
-/// What shapes a [`ResnetBlock2D`].
+/// The settings that a model's [`ResnetBlock2D`]s have in common.
 #[derive(Clone, Copy)]
 pub struct ResnetConfig {
     /// Groups of both norms.
     pub groups: i64,
-    /// The norms' epsilon.
+    /// Epsilon of both norms.
     pub eps: f64,
-    /// Size of the time embedding; none in a VAE.
+    /// Size of the time embedding; `None` in a VAE.
     pub temb_channels: Option<i64>,
 }
 
 impl ResnetBlock2D {
     /// Reads the weights below `path`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, inputs: i64, outputs: i64, config: ResnetConfig) -> Result<Self> {
         Ok(Self {
             norm1: GroupNorm::new(&path.sub("norm1"), config.groups, inputs, config.eps)?,
@@ -52,22 +53,34 @@ impl ResnetBlock2D {
         })
     }
 
-    /// `[rows, inputs, height, width]` to `[rows, outputs, height, width]`; `temb` is
-    /// `[rows, temb_channels]`.
+    /// Applies the block to the whole batch, without a time embedding.
     ///
-    /// # Errors
-    /// Out of memory.
-    pub fn forward(&self, input: &Tensor, temb: Option<&Tensor>, rows: Rows<'_>) -> Result<Tensor> {
-        let mut hidden = silu(&self.norm1.forward(input)?, rows)?;
-        hidden = self.conv1.forward(&hidden, rows)?;
+    /// # Shapes
+    /// - `input`: `[batch, inputs, height, width]`
+    /// - returns `[batch, outputs, height, width]`
+    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        self.forward_split(input, None, BatchSplit::Joint, None)
+    }
+
+    /// Applies the block to each job's entries with a time embedding `[batch, temb_channels]`; other shapes as in
+    /// [`ResnetBlock2D::forward`].
+    pub fn forward_split(
+        &self,
+        input: &Tensor,
+        temb: Option<&Tensor>,
+        split: BatchSplit<'_>,
+        chunk_size: Option<ChunkSize>,
+    ) -> Result<Tensor> {
+        let mut hidden = silu(&self.norm1.forward(input)?, split)?;
+        hidden = self.conv1.forward_split(&hidden, split, chunk_size)?;
         if let (Some(projection), Some(temb)) = (&self.time_emb_proj, temb) {
-            let shift = projection.forward(&silu(temb, rows)?, rows)?;
+            let shift = projection.forward_split(&silu(temb, split)?, split)?;
             hidden = hidden.f_add(&shift.f_unsqueeze(-1)?.f_unsqueeze(-1)?)?;
         }
-        hidden = silu(&self.norm2.forward(&hidden)?, rows)?;
-        hidden = self.conv2.forward(&hidden, rows)?;
+        hidden = silu(&self.norm2.forward(&hidden)?, split)?;
+        hidden = self.conv2.forward_split(&hidden, split, chunk_size)?;
         let residual = match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(&input.f_contiguous()?, rows)?,
+            Some(shortcut) => shortcut.forward_split(&input.f_contiguous()?, split, None)?,
             None => input.shallow_clone(),
         };
         // diffusers divides by `output_scale_factor` here, which is 1 in every supported model.
@@ -75,65 +88,71 @@ impl ResnetBlock2D {
     }
 }
 
-/// Twice the size by repetition, then a convolution.
+/// Doubles height and width by repetition, then applies a convolution.
 pub struct Upsample2D {
     conv: Conv2d,
 }
 
 impl Upsample2D {
     /// Reads the weights below `path`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, channels: i64) -> Result<Self> {
         Ok(Self {
             conv: Conv2d::same(&path.sub("conv"), channels, channels)?,
         })
     }
 
-    /// `[rows, channels, height, width]` to twice that size, or to `size` (height, width) where an
-    /// odd size was halved on the way down.
+    /// Doubles the size of the whole batch.
     ///
-    /// # Errors
-    /// Out of memory.
-    pub fn forward(&self, input: &Tensor, size: Option<(i64, i64)>, rows: Rows<'_>) -> Result<Tensor> {
+    /// # Shapes
+    /// - `input`: `[batch, channels, height, width]`
+    /// - returns `[batch, channels, 2·height, 2·width]`
+    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        self.forward_split(input, None, BatchSplit::Joint, None)
+    }
+
+    /// Doubles the size of each job's entries, or enlarges them to `size` (height, width) where an odd size was halved
+    /// before.
+    pub fn forward_split(
+        &self,
+        input: &Tensor,
+        size: Option<(i64, i64)>,
+        split: BatchSplit<'_>,
+        chunk_size: Option<ChunkSize>,
+    ) -> Result<Tensor> {
         let (_, _, height, width) = input.size4()?;
         let (height, width) = size.unwrap_or((height * 2, width * 2));
         let larger = input.f_upsample_nearest2d([height, width], None, None)?;
-        self.conv.forward(&larger, rows)
+        self.conv.forward_split(&larger, split, chunk_size)
     }
 }
 
-/// Half the size by a convolution of stride 2.
+/// Halves height and width by a convolution of stride 2.
 pub struct Downsample2D {
     conv: Conv2d,
-    /// A VAE pads below and to the right only.
+    /// A VAE pads at the bottom and at the right only.
     pad_end: bool,
 }
 
 impl Downsample2D {
-    /// Reads the weights below `path`; `padding` is the config's `downsample_padding`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
+    /// Reads the weights below `path`. `padding` is `downsample_padding` of the configuration.
     pub fn new(path: &WeightPath<'_>, channels: i64, padding: i64) -> Result<Self> {
-        let conv = Conv2d::new(&path.sub("conv"), channels, channels, 3, 2, padding)?;
         Ok(Self {
-            conv,
+            conv: Conv2d::new(&path.sub("conv"), channels, channels, 3, 2, padding)?,
             pad_end: padding == 0,
         })
     }
 
-    /// `[rows, channels, height, width]` to half that size, rounded up.
+    /// Halves the size of each job's entries; odd sizes are rounded up.
     ///
-    /// # Errors
-    /// Out of memory.
-    pub fn forward(&self, input: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
+    /// # Shapes
+    /// - `input`: `[batch, channels, height, width]`
+    /// - returns `[batch, channels, height/2, width/2]`
+    pub fn forward(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
         if self.pad_end {
             let padded = input.f_constant_pad_nd([0, 1, 0, 1])?;
-            self.conv.forward(&padded, rows)
+            self.conv.forward_split(&padded, split, None)
         } else {
-            self.conv.forward(input, rows)
+            self.conv.forward_split(input, split, None)
         }
     }
 }

@@ -6,33 +6,34 @@
 use tch::Tensor;
 
 use super::config::UNet2DConfig;
-use crate::models::layers::Rows;
-use crate::models::layers::attention::{Transformer2DConfig, Transformer2DModel};
-use crate::models::layers::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D};
+use crate::models::layers::{
+    BatchSplit, ChunkSize, Downsample2D, ResnetBlock2D, ResnetConfig, Transformer2DConfig, Transformer2DModel,
+    Upsample2D,
+};
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
-/// What shapes a block.
+/// The shape of a block.
 pub struct BlockConfig<'a> {
-    /// Channels in (down, mid), or of the outermost skip (up).
+    /// Channels in (down, mid), or of the outermost skip connection (up).
     pub inputs: i64,
     /// Channels out.
     pub outputs: i64,
     /// Size of the time embedding.
     pub temb: i64,
-    /// Resnets.
+    /// Number of resnets.
     pub layers: usize,
     /// Transformer blocks behind each resnet.
     pub transformer_layers: usize,
-    /// Whether there is attention at all.
+    /// Whether the block attends to the text.
     pub cross_attention: bool,
     /// Attention heads.
     pub heads: i64,
-    /// The first attention attends to the text too.
+    /// The first attention also attends to the text.
     pub only_cross_attention: bool,
     /// Whether the block ends with a change of size.
     pub resample: bool,
-    /// The rest.
+    /// The settings that all blocks share.
     pub unet: &'a UNet2DConfig,
 }
 
@@ -46,7 +47,14 @@ impl BlockConfig<'_> {
         ResnetBlock2D::new(&path.sub("resnets").sub(index), inputs, self.outputs, config)
     }
 
-    /// One transformer a layer, or none.
+    /// Reads all resnets; `inputs` gives the channels into each.
+    fn resnets(&self, path: &WeightPath<'_>, inputs: impl Fn(usize) -> i64) -> Result<Vec<ResnetBlock2D>> {
+        (0..self.layers)
+            .map(|index| self.resnet(path, index, inputs(index)))
+            .collect()
+    }
+
+    /// Reads one transformer for each layer, or none.
     fn attentions(&self, path: &WeightPath<'_>) -> Result<Vec<Transformer2DModel>> {
         let config = Transformer2DConfig {
             channels: self.outputs,
@@ -64,6 +72,30 @@ impl BlockConfig<'_> {
     }
 }
 
+/// The inputs and settings that all blocks of one UNet call share.
+#[derive(Clone, Copy)]
+pub struct BlockCall<'a> {
+    /// Time embedding, `[batch, temb]`.
+    pub temb: &'a Tensor,
+    /// Text embeddings, `[batch, tokens, cross_attention_dim]`.
+    pub context: &'a Tensor,
+    /// How the batch entries divide among jobs.
+    pub split: BatchSplit<'a>,
+    /// Convolutions are computed in chunks of this size.
+    pub chunk_size: Option<ChunkSize>,
+}
+
+impl BlockCall<'_> {
+    /// Applies a resnet and the transformer behind it, if there is one.
+    fn layer(&self, input: &Tensor, resnet: &ResnetBlock2D, attention: Option<&Transformer2DModel>) -> Result<Tensor> {
+        let hidden = resnet.forward_split(input, Some(self.temb), self.split, self.chunk_size)?;
+        match attention {
+            Some(attention) => attention.forward(&hidden, self.context, self.split),
+            None => Ok(hidden),
+        }
+    }
+}
+
 /// `CrossAttnDownBlock2D` and `DownBlock2D`.
 pub struct DownBlock {
     resnets: Vec<ResnetBlock2D>,
@@ -73,52 +105,32 @@ pub struct DownBlock {
 
 impl DownBlock {
     /// Reads the weights below `path`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, config: &BlockConfig<'_>) -> Result<Self> {
-        let resnets = (0..config.layers)
-            .map(|index| {
-                let inputs = if index == 0 { config.inputs } else { config.outputs };
-                config.resnet(path, index, inputs)
-            })
-            .collect::<Result<_>>()?;
-        let downsampler = config
-            .resample
-            .then(|| {
-                let path = path.sub("downsamplers").sub(0);
-                Downsample2D::new(&path, config.outputs, config.unet.downsample_padding)
-            })
-            .transpose()?;
+        let inputs = |index| if index == 0 { config.inputs } else { config.outputs };
+        let downsampler = config.resample.then(|| {
+            let path = path.sub("downsamplers").sub(0);
+            Downsample2D::new(&path, config.outputs, config.unet.downsample_padding)
+        });
         Ok(Self {
-            resnets,
+            resnets: config.resnets(path, inputs)?,
             attentions: config.attentions(path)?,
-            downsampler,
+            downsampler: downsampler.transpose()?,
         })
     }
 
-    /// Returns the feature map and pushes one skip a layer, and one after the change of size.
+    /// Applies the block and pushes one skip connection for each layer, and one after the change of size.
     ///
-    /// # Errors
-    /// Out of memory.
-    pub fn forward(
-        &self,
-        input: &Tensor,
-        temb: &Tensor,
-        context: &Tensor,
-        skips: &mut Vec<Tensor>,
-        rows: Rows<'_>,
-    ) -> Result<Tensor> {
+    /// # Shapes
+    /// - `input`: `[batch, inputs, height, width]`
+    /// - returns `[batch, outputs, height, width]`, or half that size with `resample`
+    pub fn forward(&self, input: &Tensor, call: BlockCall<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         let mut hidden = input.shallow_clone();
         for (index, resnet) in self.resnets.iter().enumerate() {
-            hidden = resnet.forward(&hidden, Some(temb), rows)?;
-            if let Some(attention) = self.attentions.get(index) {
-                hidden = attention.forward(&hidden, context, rows)?;
-            }
+            hidden = call.layer(&hidden, resnet, self.attentions.get(index))?;
             skips.push(hidden.shallow_clone());
         }
         if let Some(downsampler) = &self.downsampler {
-            hidden = downsampler.forward(&hidden, rows)?;
+            hidden = downsampler.forward(&hidden, call.split)?;
             skips.push(hidden.shallow_clone());
         }
         Ok(hidden)
@@ -133,9 +145,6 @@ pub struct MidBlock {
 
 impl MidBlock {
     /// Reads the weights below `path`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, config: &BlockConfig<'_>) -> Result<Self> {
         let first = config.resnet(path, 0, config.inputs)?;
         let layers = config
@@ -147,15 +156,15 @@ impl MidBlock {
         Ok(Self { first, layers })
     }
 
-    /// The shape of the input.
+    /// Applies the block.
     ///
-    /// # Errors
-    /// Out of memory.
-    pub fn forward(&self, input: &Tensor, temb: &Tensor, context: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
-        let mut hidden = self.first.forward(input, Some(temb), rows)?;
+    /// # Shapes
+    /// - `input` and the result: `[batch, inputs, height, width]`
+    pub fn forward(&self, input: &Tensor, call: BlockCall<'_>) -> Result<Tensor> {
+        let mut hidden = call.layer(input, &self.first, None)?;
         for (attention, resnet) in &self.layers {
-            hidden = attention.forward(&hidden, context, rows)?;
-            hidden = resnet.forward(&hidden, Some(temb), rows)?;
+            hidden = attention.forward(&hidden, call.context, call.split)?;
+            hidden = call.layer(&hidden, resnet, None)?;
         }
         Ok(hidden)
     }
@@ -169,61 +178,45 @@ pub struct UpBlock {
 }
 
 impl UpBlock {
-    /// Reads the weights below `path`; `previous` is the channels that come from below.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
+    /// Reads the weights below `path`; `previous` is the number of channels of the block below.
     pub fn new(path: &WeightPath<'_>, config: &BlockConfig<'_>, previous: i64) -> Result<Self> {
-        let resnets = (0..config.layers)
-            .map(|index| {
-                let skip = if index + 1 == config.layers {
-                    config.inputs
-                } else {
-                    config.outputs
-                };
-                let from_below = if index == 0 { previous } else { config.outputs };
-                config.resnet(path, index, from_below + skip)
-            })
-            .collect::<Result<_>>()?;
+        let inputs = |index| {
+            let is_last = index + 1 == config.layers;
+            let skip = if is_last { config.inputs } else { config.outputs };
+            let below = if index == 0 { previous } else { config.outputs };
+            below + skip
+        };
         let upsampler = config
             .resample
-            .then(|| Upsample2D::new(&path.sub("upsamplers").sub(0), config.outputs))
-            .transpose()?;
+            .then(|| Upsample2D::new(&path.sub("upsamplers").sub(0), config.outputs));
         Ok(Self {
-            resnets,
+            resnets: config.resnets(path, inputs)?,
             attentions: config.attentions(path)?,
-            upsampler,
+            upsampler: upsampler.transpose()?,
         })
     }
 
-    /// Takes one skip a layer from the end of `skips`.
+    /// Applies the block and takes one skip connection for each layer from the end of `skips`.
     ///
-    /// # Errors
-    /// Out of memory.
-    pub fn forward(
-        &self,
-        input: &Tensor,
-        temb: &Tensor,
-        context: &Tensor,
-        skips: &mut Vec<Tensor>,
-        rows: Rows<'_>,
-    ) -> Result<Tensor> {
+    /// # Shapes
+    /// - `input`: `[batch, previous, height, width]`
+    /// - returns `[batch, outputs, height, width]`; with `resample` in the size of the next skip connection, or twice the
+    ///   size if there is none
+    pub fn forward(&self, input: &Tensor, call: BlockCall<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         let mut hidden = input.shallow_clone();
         for (index, resnet) in self.resnets.iter().enumerate() {
             let skip = skips
                 .pop()
-                .ok_or_else(|| Error::internal("the UNet ran out of skips"))?;
+                .ok_or_else(|| Error::internal("fewer skip connections than the up blocks need"))?;
             hidden = Tensor::f_cat(&[hidden, skip], 1)?;
-            hidden = resnet.forward(&hidden, Some(temb), rows)?;
-            if let Some(attention) = self.attentions.get(index) {
-                hidden = attention.forward(&hidden, context, rows)?;
-            }
+            hidden = call.layer(&hidden, resnet, self.attentions.get(index))?;
         }
         match &self.upsampler {
-            // The next skip has the size to come back to: half of an odd size was rounded.
+            // Half of an odd size was rounded up on the way down, so twice the size may be too large.
             Some(upsampler) => {
                 let size = skips.last().map(Tensor::size4).transpose()?;
-                upsampler.forward(&hidden, size.map(|(_, _, height, width)| (height, width)), rows)
+                let size = size.map(|(_, _, height, width)| (height, width));
+                upsampler.forward_split(&hidden, size, call.split, call.chunk_size)
             }
             None => Ok(hidden),
         }

@@ -3,11 +3,12 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use diffusion_core::{Error, Result};
+use crate::models::config;
+use diffusion_core::Result;
 
 /// The block types of Stable Diffusion's UNets.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are diffusers' and say it")]
+#[expect(missing_docs, reason = "the names are those of diffusers")]
 pub enum BlockType {
     CrossAttnDownBlock2D,
     DownBlock2D,
@@ -26,7 +27,7 @@ pub enum PerBlock<T> {
 }
 
 impl<T: Copy + Default> PerBlock<T> {
-    /// The value for down block `index`; [`UNet2DConfig::check`] has seen that there is one.
+    /// Returns the value for down block `index`, which exists after [`UNet2DConfig::check`].
     pub fn at(&self, index: usize) -> T {
         match self {
             Self::All(value) => *value,
@@ -46,23 +47,23 @@ impl<T: Copy + Default> PerBlock<T> {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct UNet2DConfig {
-    /// Height and width of the latents that the model was trained on.
+    /// Height and width of the latents in training.
     pub sample_size: Option<SampleSize>,
-    /// Channels of the input: 4 for latents, more for depth, mask or an image beside them.
+    /// Channels of the input: 4 for latents, more with depth, mask or image.
     pub in_channels: i64,
     /// Channels of the prediction.
     pub out_channels: i64,
-    /// Cosines before sines in the embedding of the timestep.
+    /// Whether cosines come before sines in the embedding of the timestep.
     pub flip_sin_to_cos: bool,
     /// Shift of the embedding's frequencies.
     pub freq_shift: f64,
-    /// Types on the way down, outermost first.
+    /// Types of the down blocks, outermost first.
     pub down_block_types: Vec<BlockType>,
-    /// Types on the way up, innermost first.
+    /// Types of the up blocks, innermost first.
     pub up_block_types: Vec<BlockType>,
     /// Channels of each down block, outermost first.
     pub block_out_channels: Vec<i64>,
-    /// Resnets in a down block.
+    /// Resnets in a down block; an up block has one more.
     pub layers_per_block: usize,
     /// Padding of the downsampling convolutions.
     pub downsample_padding: i64,
@@ -74,20 +75,20 @@ pub struct UNet2DConfig {
     pub cross_attention_dim: i64,
     /// Transformer blocks behind each resnet.
     pub transformer_layers_per_block: PerBlock<usize>,
-    /// The number of heads, in spite of its name (diffusers issue 2011).
+    /// The number of heads, despite the name (diffusers issue 2011).
     pub attention_head_dim: PerBlock<i64>,
-    /// Projections over tokens (SD2) instead of 1x1 convolutions (SD1).
+    /// Whether projections are linear layers over tokens (SD2) instead of 1x1 convolutions (SD1).
     pub use_linear_projection: bool,
-    /// The first attention of a transformer block attends to the text too.
+    /// Whether the first attention of a transformer block also attends to the text.
     pub only_cross_attention: PerBlock<bool>,
     /// Size of the table of class embeddings (the upscaler's noise levels).
     pub num_class_embeds: Option<i64>,
-    /// Size of the condition that is added to the timestep's embedding (a latent consistency model's guidance scale).
+    /// Size of the condition of the time embedding (the guidance scale of a latent consistency model).
     pub time_cond_proj_dim: Option<i64>,
-    /// Asks for float32 attention scores. The fused kernels that we and diffusers use accumulate in
-    /// float32 in any case, and diffusers' processor for them ignores the switch.
+    /// Whether attention scores are float32. This has no effect: libtorch's fused kernels always accumulate in float32,
+    /// and diffusers' processor for them ignores the switch.
     pub upcast_attention: bool,
-    /// Switches that are read only to be refused.
+    /// Other keys, some of which must be off; see [`OFF`].
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -96,7 +97,7 @@ pub struct UNet2DConfig {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum SampleSize {
-    /// Height and width alike.
+    /// Height and width are equal.
     Square(i64),
     /// Height, width.
     Sides(i64, i64),
@@ -137,8 +138,7 @@ impl Default for UNet2DConfig {
     }
 }
 
-/// Switches of diffusers' UNet that none of the supported families uses, with the values that mean
-/// "off" beside null. Any other value fails the load.
+/// Switches of diffusers' UNet that must be off, with the values that mean "off" in addition to null.
 const OFF: [(&str, &[&str]); 20] = [
     ("act_fn", &["\"silu\"", "\"swish\""]),
     ("addition_embed_type", &[]),
@@ -163,84 +163,70 @@ const OFF: [(&str, &[&str]); 20] = [
 ];
 
 impl UNet2DConfig {
-    /// Checks that the parts fit each other and that nothing is asked for that we do not do.
+    /// Checks that the values fit each other and are supported.
     ///
     /// # Errors
     /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn check(&self) -> Result<()> {
-        for (key, off) in OFF {
-            if let Some(value) = self.rest.get(key)
-                && !value.is_null()
-                && !off.contains(&value.to_string().as_str())
-            {
-                return Err(Error::unsupported(format!(
-                    "unet/config.json: {key} is set to a value that is not supported"
-                )));
-            }
-        }
+        let is_off = |value: &Value, off: &[&str]| value.is_null() || off.contains(&value.to_string().as_str());
+        let supported = OFF.map(|(key, off)| (key, self.rest.get(key).is_none_or(|value| is_off(value, off))));
+        config::check_supported("unet/config.json", &supported)?;
+        let ensure = |valid, what: &str| config::ensure(valid, "unet/config.json", what);
         let blocks = self.block_out_channels.len();
-        let invalid = |what: &str| Err(Error::invalid_argument(format!("unet/config.json: {what}")));
-        if !(1..=16).contains(&blocks) {
-            return invalid("block_out_channels must have 1 to 16 entries");
-        }
-        if self.down_block_types.len() != blocks || self.up_block_types.len() != blocks {
-            return invalid("down_block_types and up_block_types must be as long as block_out_channels");
-        }
+        ensure(
+            (1..=16).contains(&blocks),
+            "block_out_channels must have 1 to 16 entries",
+        )?;
+        ensure(
+            self.down_block_types.len() == blocks && self.up_block_types.len() == blocks,
+            "down_block_types and up_block_types must be as long as block_out_channels",
+        )?;
         use BlockType::{CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D};
-        if self
-            .down_block_types
-            .iter()
-            .any(|t| matches!(t, CrossAttnUpBlock2D | UpBlock2D))
-        {
-            return invalid("down_block_types holds a type of the way up");
-        }
-        if self
-            .up_block_types
-            .iter()
-            .any(|t| matches!(t, CrossAttnDownBlock2D | DownBlock2D))
-        {
-            return invalid("up_block_types holds a type of the way down");
-        }
-        if !self.attention_head_dim.fits(blocks)
-            || !self.only_cross_attention.fits(blocks)
-            || !self.transformer_layers_per_block.fits(blocks)
-        {
-            return invalid(
-                "attention_head_dim, only_cross_attention and transformer_layers_per_block must be one value or one a block",
-            );
-        }
+        let is_down = |block: &BlockType| matches!(block, CrossAttnDownBlock2D | DownBlock2D);
+        let is_up = |block: &BlockType| matches!(block, CrossAttnUpBlock2D | UpBlock2D);
+        ensure(
+            self.down_block_types.iter().all(is_down),
+            "down_block_types must not contain types of up blocks",
+        )?;
+        ensure(
+            self.up_block_types.iter().all(is_up),
+            "up_block_types must not contain types of down blocks",
+        )?;
+        ensure(
+            self.attention_head_dim.fits(blocks)
+                && self.only_cross_attention.fits(blocks)
+                && self.transformer_layers_per_block.fits(blocks),
+            "attention_head_dim, only_cross_attention and transformer_layers_per_block must be one value or one per block",
+        )?;
         let sizes = [self.in_channels, self.out_channels, self.cross_attention_dim];
-        if self
-            .block_out_channels
-            .iter()
-            .chain(&sizes)
-            .any(|&n| !(1..=1 << 16).contains(&n))
-        {
-            return invalid("a channel count is out of range (1 to 65536)");
-        }
-        // The sinusoids of fewer than 4 would be of infinite frequency.
-        if self
-            .time_cond_proj_dim
-            .is_some_and(|size| !(4..=1 << 16).contains(&size))
-        {
-            return invalid("time_cond_proj_dim is out of range (4 to 65536)");
-        }
-        if !(1..=64).contains(&self.layers_per_block) {
-            return invalid("layers_per_block is out of range (1 to 64)");
-        }
-        if !(0..=1).contains(&self.downsample_padding) {
-            return invalid("downsample_padding must be 0 or 1");
-        }
+        let mut channels = self.block_out_channels.iter().chain(&sizes);
+        ensure(
+            channels.all(|n| (1..=1 << 16).contains(n)),
+            "a channel count is out of range (1 to 65536)",
+        )?;
+        // Fewer than 4 sinusoids would divide by zero.
+        ensure(
+            self.time_cond_proj_dim.is_none_or(|size| (4..=1 << 16).contains(&size)),
+            "time_cond_proj_dim is out of range (4 to 65536)",
+        )?;
+        ensure(
+            (1..=64).contains(&self.layers_per_block),
+            "layers_per_block is out of range (1 to 64)",
+        )?;
+        ensure(
+            (0..=1).contains(&self.downsample_padding),
+            "downsample_padding must be 0 or 1",
+        )?;
         Ok(())
     }
 
-    /// Channels of the outermost and of the innermost block.
+    /// Returns the channels of the outermost and the innermost block.
     pub fn ends(&self) -> (i64, i64) {
-        let first = self.block_out_channels.first().copied().unwrap_or_default();
-        (first, self.block_out_channels.last().copied().unwrap_or(first))
+        config::ends(&self.block_out_channels)
     }
 
-    /// Whether the middle block attends to the text alone: only if a single switch says so for all.
+    /// Whether the first attention of the middle block also attends to the text: only if `only_cross_attention` is one
+    /// value for all blocks. The x4 upscaler has a list.
     pub fn mid_block_only_cross_attention(&self) -> bool {
         match self.rest.get("mid_block_only_cross_attention") {
             Some(Value::Bool(value)) => *value,
@@ -248,7 +234,7 @@ impl UNet2DConfig {
         }
     }
 
-    /// Height and width of the latents that the model was trained on; 64 where the file does not say.
+    /// Returns height and width of the latents in training; the default is 64.
     pub fn sample_sides(&self) -> (i64, i64) {
         match self.sample_size {
             Some(SampleSize::Square(side)) => (side, side),
@@ -269,14 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_a_whole_model() {
+    fn check_defaults_pass() {
         let config = parsed(r#"{"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.8"}"#).unwrap();
         assert_eq!(config.ends(), (320, 1280));
         assert_eq!(config.attention_head_dim.at(3), 8);
     }
 
     #[test]
-    fn switches_that_are_off_pass_and_others_fail_by_name() {
+    fn check_unsupported_switch_names_the_key() {
         parsed(r#"{"act_fn": "silu", "class_embed_type": null, "conv_in_kernel": 3}"#).unwrap();
         for (json, key) in [
             (r#"{"act_fn": "gelu"}"#, "act_fn"),
@@ -296,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_leaves_the_middle_blocks_self_attention_on() {
+    fn mid_block_only_cross_attention_list_is_off() {
         let list = r#"{"only_cross_attention": [true, true, true, false]}"#;
         assert!(!parsed(list).unwrap().mid_block_only_cross_attention());
         let all = r#"{"only_cross_attention": true}"#;

@@ -1,11 +1,10 @@
-//! Embeddings of the timestep.
+//! Embeddings of the timestep and of the guidance scale.
 //!
-//! Source: diffusers `models/embeddings.py` (`get_timestep_embedding`, `TimestepEmbedding`), after
-//! Ho et al., "Denoising Diffusion Probabilistic Models" (2020).
+//! Source: diffusers `models/embeddings.py` (`get_timestep_embedding`, `TimestepEmbedding`), after Ho et al., "Denoising Diffusion Probabilistic Models" (2020).
 
 use tch::{Device, Kind, Tensor};
 
-use crate::models::layers::{Linear, Rows, silu};
+use crate::models::layers::{BatchSplit, Linear, silu};
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
@@ -23,12 +22,13 @@ pub struct Timesteps {
 }
 
 impl Timesteps {
-    /// `[rows]` timesteps (any dtype) to float32 `[rows, channels]`.
+    /// Computes the sinusoids of each timestep.
     ///
-    /// # Errors
-    /// Out of memory.
-    pub fn forward(&self, timesteps: &Tensor, rows: Rows<'_>) -> Result<Tensor> {
-        rows.each(timesteps, |timesteps| self.embed(timesteps))
+    /// # Shapes
+    /// - `timesteps`: `[batch]`, any dtype
+    /// - returns `[batch, channels]`, float32
+    pub fn forward(&self, timesteps: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        split.map(timesteps, |timesteps| self.embed(timesteps))
     }
 
     fn embed(&self, timesteps: &Tensor) -> Result<Tensor> {
@@ -50,15 +50,15 @@ impl Timesteps {
     }
 }
 
-/// Sinusoids of a guidance weight, for models that take it as a condition: float32 `[rows]` on the CPU to `kind`
-/// `[rows, embedding_dim]`. `weights` are guidance scales less 1, `embedding_dim` is the UNet's `time_cond_proj_dim`, at
-/// least 4.
+/// Computes the sinusoids of guidance scales, for models that take them as a condition.
+///
+/// # Shapes
+/// - `weights`: guidance scales minus 1, `[batch]`, float32 on the CPU
+/// - `embedding_dim`: the UNet's `time_cond_proj_dim`, at least 4
+/// - returns `[batch, embedding_dim]` as `kind`
 ///
 /// Source: `get_guidance_scale_embedding` in diffusers
 /// `pipelines/stable_diffusion/pipeline_stable_diffusion.py`, after Kingma et al., "Variational Diffusion Models" (2021).
-///
-/// # Errors
-/// Out of memory.
 pub fn guidance_scale_embedding(weights: &Tensor, embedding_dim: i64, kind: Kind) -> Result<Tensor> {
     let half = embedding_dim / 2;
     let weights = weights.f_mul_scalar(1000.0)?;
@@ -79,7 +79,7 @@ pub fn guidance_scale_embedding(weights: &Tensor, embedding_dim: i64, kind: Kind
     Ok(embedding.f_to_kind(kind)?)
 }
 
-/// Two products with SiLU between, and for some models a condition that is added before.
+/// Two linear layers with SiLU between them; some models add a condition to the input.
 pub struct TimestepEmbedding {
     cond_proj: Option<Linear>,
     linear_1: Linear,
@@ -87,34 +87,34 @@ pub struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
-    /// Reads the weights below `path`. `cond` is the size of the condition, for a model that takes one.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
+    /// Reads the weights below `path`. `cond` is the size of the condition, for a model with one.
     pub fn new(path: &WeightPath<'_>, inputs: i64, outputs: i64, cond: Option<i64>) -> Result<Self> {
         Ok(Self {
             cond_proj: cond
-                .map(|size| Linear::without_bias(&path.sub("cond_proj"), size, inputs))
+                .map(|size| Linear::with_bias(&path.sub("cond_proj"), size, inputs, false))
                 .transpose()?,
             linear_1: Linear::new(&path.sub("linear_1"), inputs, outputs)?,
             linear_2: Linear::new(&path.sub("linear_2"), outputs, outputs)?,
         })
     }
 
-    /// `[rows, inputs]` and the condition, `[rows, cond]`, to `[rows, outputs]`.
+    /// Computes the time embedding.
+    ///
+    /// # Shapes
+    /// - `input`: `[batch, inputs]`
+    /// - `cond`: `[batch, cond]`
+    /// - returns `[batch, outputs]`
     ///
     /// # Errors
-    /// Out of memory; a condition that is missing or not wanted.
-    pub fn forward(&self, input: &Tensor, cond: Option<&Tensor>, rows: Rows<'_>) -> Result<Tensor> {
+    /// `Internal` for a condition that is missing or unexpected.
+    pub fn forward(&self, input: &Tensor, cond: Option<&Tensor>, split: BatchSplit<'_>) -> Result<Tensor> {
         let input = match (&self.cond_proj, cond) {
-            (Some(cond_proj), Some(cond)) => &input.f_add(&cond_proj.forward(cond, rows)?)?,
+            (Some(cond_proj), Some(cond)) => &input.f_add(&cond_proj.forward_split(cond, split)?)?,
             (None, None) => input,
-            (Some(_), None) => return Err(Error::internal("the UNet needs a timestep condition")),
-            (None, Some(_)) => {
-                return Err(Error::internal("the UNet takes no timestep condition"));
-            }
+            (Some(_), None) => return Err(Error::internal("missing timestep condition of a UNet call")),
+            (None, Some(_)) => return Err(Error::internal("unexpected timestep condition of a UNet call")),
         };
-        let hidden = silu(&self.linear_1.forward(input, rows)?, rows)?;
-        self.linear_2.forward(&hidden, rows)
+        let hidden = silu(&self.linear_1.forward_split(input, split)?, split)?;
+        self.linear_2.forward_split(&hidden, split)
     }
 }

@@ -1,18 +1,17 @@
 //! The UNet: predicts the noise (or velocity) in latents at a timestep, given text embeddings.
 //!
-//! Source: diffusers `models/unets/unet_2d_condition.py` and `models/unets/unet_2d_blocks.py`.
+//! Source: diffusers `models/unets/unet_2d_condition.py`.
 
 use tch::Tensor;
 
-use super::blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
+use super::blocks::{BlockCall, BlockConfig, DownBlock, MidBlock, UpBlock};
 use super::config::{BlockType, UNet2DConfig};
 use super::embeddings::{TimestepEmbedding, Timesteps};
-use crate::models::layers::group_norm::GroupNorm;
-use crate::models::layers::{Conv2d, Embedding, Rows, silu};
+use crate::models::layers::{BatchSplit, ChunkSize, Conv2d, Embedding, GroupNorm, silu};
 use crate::weights::{Frozen, Weights};
 use diffusion_core::{Error, Result};
 
-/// diffusers' `UNet2DConditionModel`, the parts that Stable Diffusion 1 and 2 use.
+/// diffusers' `UNet2DConditionModel`, as far as Stable Diffusion 1 and 2 use it.
 pub struct UNet2DConditionModel {
     config: UNet2DConfig,
     conv_in: Conv2d,
@@ -26,18 +25,18 @@ pub struct UNet2DConditionModel {
     conv_out: Conv2d,
 }
 
-/// The inputs of one call. All rows are of one size.
+/// The inputs of one call.
 pub struct UNetInput<'a> {
-    /// `[rows, in_channels, height, width]`.
+    /// Latents and further channels, `[batch, in_channels, height, width]`.
     pub sample: &'a Tensor,
-    /// `[rows]`, integral or floating.
+    /// `[batch]`, integral or floating.
     pub timesteps: &'a Tensor,
-    /// `[rows, tokens, cross_attention_dim]`.
+    /// Text embeddings, `[batch, tokens, cross_attention_dim]`.
     pub encoder_hidden_states: &'a Tensor,
-    /// int64 `[rows]`, for models with `num_class_embeds` (the upscaler's noise level).
+    /// `[batch]` int64, for models with `num_class_embeds` (the upscaler's noise level).
     pub class_labels: Option<&'a Tensor>,
-    /// `[rows, time_cond_proj_dim]` in the dtype of `sample`, for models with `time_cond_proj_dim`: the
-    /// [`guidance_scale_embedding`](super::guidance_scale_embedding) of each row.
+    /// `[batch, time_cond_proj_dim]` in the dtype of `sample`, for models with `time_cond_proj_dim`: the
+    /// [`guidance_scale_embedding`](super::guidance_scale_embedding) of each entry.
     pub timestep_cond: Option<&'a Tensor>,
 }
 
@@ -47,10 +46,7 @@ pub struct UNetInput<'a> {
 unsafe impl Frozen for UNet2DConditionModel {}
 
 impl UNet2DConditionModel {
-    /// Builds the model that `config` describes from `weights`, all of which it must use.
-    ///
-    /// # Errors
-    /// A tensor that is missing, left over or of another shape.
+    /// Builds the model from `weights`, all of which it must use.
     pub fn new(config: UNet2DConfig, weights: Weights) -> Result<Self> {
         let model = Self::read(config, &weights)?;
         weights.finish()?;
@@ -89,7 +85,6 @@ impl UNet2DConditionModel {
 
         let mid = BlockConfig {
             cross_attention: true,
-            // A list of switches (the x4 upscaler's) leaves the middle block's self-attention on.
             only_cross_attention: config.mid_block_only_cross_attention(),
             layers: 1,
             resample: false,
@@ -97,8 +92,8 @@ impl UNet2DConditionModel {
         };
         let mid_block = MidBlock::new(&path.sub("mid_block"), &mid)?;
 
-        // On the way up block i mirrors down block n-1-i; its skips have the channels of that block
-        // and, for the last, of the next one further up.
+        // Up block i mirrors down block n-1-i. Its skip connections have the channels of that block; the last one has
+        // the channels of the next block further up.
         let mut up_blocks = Vec::with_capacity(blocks);
         let mut previous = last;
         for index in 0..blocks {
@@ -145,43 +140,57 @@ impl UNet2DConditionModel {
         })
     }
 
-    /// The configuration that the model was built from.
+    /// Returns the configuration.
     pub fn config(&self) -> &UNet2DConfig {
         &self.config
     }
 
-    /// One prediction of shape `[rows, out_channels, height, width]`.
+    /// Predicts the noise, or what else the model was trained to predict.
+    ///
+    /// With `chunk_size` the 3x3 convolutions are computed in chunks, which needs less memory.
+    ///
+    /// # Shapes
+    /// - `input`: see [`UNetInput`]
+    /// - returns `[batch, out_channels, height, width]`
     ///
     /// # Errors
-    /// Out of memory; class labels or a timestep condition that are missing or not wanted.
-    pub fn forward(&self, input: &UNetInput<'_>, rows: Rows<'_>) -> Result<Tensor> {
-        let temb = self.time_embedding(input, rows)?;
-        let context = input.encoder_hidden_states;
-
-        let mut sample = self.conv_in.forward(input.sample, rows)?;
+    /// `Internal` for class labels or a timestep condition that are missing or unexpected.
+    pub fn forward(
+        &self,
+        input: &UNetInput<'_>,
+        split: BatchSplit<'_>,
+        chunk_size: Option<ChunkSize>,
+    ) -> Result<Tensor> {
+        let call = BlockCall {
+            temb: &self.time_embedding(input, split)?,
+            context: input.encoder_hidden_states,
+            split,
+            chunk_size,
+        };
+        let mut sample = self.conv_in.forward_split(input.sample, split, chunk_size)?;
         let mut skips = vec![sample.shallow_clone()];
         for block in &self.down_blocks {
-            sample = block.forward(&sample, &temb, context, &mut skips, rows)?;
+            sample = block.forward(&sample, call, &mut skips)?;
         }
-        sample = self.mid_block.forward(&sample, &temb, context, rows)?;
+        sample = self.mid_block.forward(&sample, call)?;
         for block in &self.up_blocks {
-            sample = block.forward(&sample, &temb, context, &mut skips, rows)?;
+            sample = block.forward(&sample, call, &mut skips)?;
         }
-        sample = silu(&self.conv_norm_out.forward(&sample)?, rows)?;
-        self.conv_out.forward(&sample, rows)
+        sample = silu(&self.conv_norm_out.forward(&sample)?, split)?;
+        self.conv_out.forward_split(&sample, split, chunk_size)
     }
 
-    fn time_embedding(&self, input: &UNetInput<'_>, rows: Rows<'_>) -> Result<Tensor> {
+    fn time_embedding(&self, input: &UNetInput<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
         let sinusoids = self
             .time_proj
-            .forward(input.timesteps, rows)?
+            .forward(input.timesteps, split)?
             .f_to_kind(input.sample.kind())?;
-        let temb = self.time_embedding.forward(&sinusoids, input.timestep_cond, rows)?;
+        let temb = self.time_embedding.forward(&sinusoids, input.timestep_cond, split)?;
         match (&self.class_embedding, input.class_labels) {
             (Some(classes), Some(labels)) => Ok(temb.f_add(&classes.forward(labels)?)?),
             (None, None) => Ok(temb),
-            (Some(_), None) => Err(Error::internal("the UNet needs class labels")),
-            (None, Some(_)) => Err(Error::internal("the UNet takes no class labels")),
+            (Some(_), None) => Err(Error::internal("missing class labels of a UNet call")),
+            (None, Some(_)) => Err(Error::internal("unexpected class labels of a UNet call")),
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use tch::Tensor;
 
-use crate::models::layers::chunked::ChunkSize;
+use crate::models::layers::ChunkSize;
 use crate::pipelines::denoising_state::{Setup, Start};
 use crate::pipelines::latent_tiles::Tiles;
 use crate::processors::vae::tensor;

@@ -6,23 +6,23 @@ fn processor(config: Value) -> Result<ClipImageProcessor> {
     ClipImageProcessor::new(&serde_json::from_value(config).unwrap())
 }
 
-/// An image whose red is its column, its green its row and its blue 7.
+/// Makes an image whose red is the column, whose green is the line and whose blue is 7.
 fn image(width: u32, height: u32) -> RgbImage {
     let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, 7]));
     RgbImage::new(width, height, pixels.collect()).unwrap()
 }
 
-/// Without resize and without arithmetic.
+/// Crops an image, without resize and arithmetic.
 fn cropped(crop: Value, width: u32, height: u32) -> Vec<Vec<Vec<f32>>> {
     let config = json!({
         "do_resize": false, "crop_size": crop, "do_rescale": false, "do_normalize": false,
     });
-    let values = processor(config).unwrap().process(&image(width, height));
+    let values = processor(config).unwrap().preprocess(&image(width, height));
     Vec::try_from(values.unwrap()).unwrap()
 }
 
 #[test]
-fn crops_leave_out_more_at_the_end() {
+fn preprocess_crop_of_odd_rest_skips_more_at_the_end() {
     let planes = cropped(json!({"height": 1, "width": 2}), 5, 4);
     assert_eq!(planes[0], [[1.0, 2.0]]);
     assert_eq!(planes[1], [[1.0, 1.0]]);
@@ -30,29 +30,29 @@ fn crops_leave_out_more_at_the_end() {
 }
 
 #[test]
-fn images_that_are_too_small_are_padded_with_more_at_the_start() {
+fn preprocess_small_image_is_padded_more_at_the_start() {
     let planes = cropped(json!(4), 1, 6);
-    // Two columns of padding before the only one, one behind; rows 1 to 4.
+    // Two columns of padding before the only column, one behind it; lines 1 to 4.
     assert_eq!(planes[2], [[0.0, 0.0, 7.0, 0.0]; 4]);
     assert_eq!(
-        planes[1].iter().map(|row| row[2]).collect::<Vec<_>>(),
+        planes[1].iter().map(|line| line[2]).collect::<Vec<_>>(),
         [1.0, 2.0, 3.0, 4.0]
     );
 }
 
 #[test]
-fn padding_is_normalised_as_black_is() {
+fn preprocess_padding_is_normalised_black() {
     let config = json!({
         "do_resize": false, "crop_size": [1, 3], "image_mean": 0.5, "image_std": [0.5, 0.25, 1],
     });
-    let values = processor(config).unwrap().process(&image(1, 1)).unwrap();
+    let values = processor(config).unwrap().preprocess(&image(1, 1)).unwrap();
     let planes = Vec::<Vec<Vec<f32>>>::try_from(values).unwrap();
     let blue = ((7.0f64 * (1.0 / 255.0)) as f32 - 0.5) / 1.0;
     assert_eq!(planes, [[[-1.0; 3]], [[-2.0; 3]], [[-0.5, blue, -0.5]]]);
 }
 
 #[test]
-fn old_and_new_forms_of_sizes_are_alike() {
+fn new_old_and_new_forms_of_sizes_are_equal() {
     let old = processor(json!({
         "crop_size": 32, "size": 48, "do_convert_rgb": true, "resample": 3,
         "feature_extractor_type": "CLIPFeatureExtractor",
@@ -63,7 +63,8 @@ fn old_and_new_forms_of_sizes_are_alike() {
     }));
     let (old, new) = (old.unwrap(), new.unwrap());
     assert_eq!(old.resize, Some((Target::ShortestEdge(48), Filter::Bicubic)));
-    assert_eq!((old.resize, old.crop, old.tables), (new.resize, new.crop, new.tables));
+    assert_eq!((old.resize, old.crop), (new.resize, new.crop));
+    assert_eq!(old.pixel_values, new.pixel_values);
     assert_eq!(old.output_size(), Some((32, 32)));
 
     let square = processor(json!({"size": 48, "use_square_size": true, "do_center_crop": false}));
@@ -79,7 +80,7 @@ fn old_and_new_forms_of_sizes_are_alike() {
 }
 
 #[test]
-fn a_bad_value_is_refused_by_key() {
+fn new_bad_value_names_the_key() {
     for (key, config) in [
         ("size", json!({"size": 0})),
         ("size", json!({"size": {"longest_edge": 224}})),
@@ -99,7 +100,7 @@ fn a_bad_value_is_refused_by_key() {
 }
 
 #[test]
-fn a_ribbon_is_refused_before_it_is_resized() {
+fn check_size_extreme_aspect_ratio_is_rejected() {
     let processor = processor(json!({})).unwrap();
     assert!(processor.check_size(8, 10_696).is_ok());
     let error = processor.check_size(8, 10_704).unwrap_err().to_string();

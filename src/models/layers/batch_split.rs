@@ -1,0 +1,91 @@
+//! Batch invariance: how the entries of one call divide among jobs.
+//!
+//! libtorch chooses CPU kernels by the size of the batch. A 3x3 convolution of one entry uses another kernel than one of
+//! two (`use_mkldnn` in `aten/src/ATen/native/Convolution.cpp`: a batch of one below 20,480 elements), a matrix product
+//! of few lines another than one of many, and a vectorised activation treats the end of its input separately. The bytes
+//! of an entry would depend on the jobs that share the call. Layers whose kernels look at the batch therefore run once
+//! for each job when [`BatchSplit::PerJob`] says where the jobs are.
+
+use tch::Tensor;
+
+use diffusion_core::Result;
+
+/// Alignment in bytes of libtorch's CPU allocator (`c10/core/alignment.h`). Sums of MKL may depend on the alignment of
+/// their input.
+const ALIGNMENT: usize = 64;
+
+/// How the batch entries (dimension 0) of one call divide among jobs.
+#[derive(Clone, Copy, Debug)]
+pub enum BatchSplit<'a> {
+    /// All entries are computed together.
+    Joint,
+    /// Consecutive groups of these sizes, each computed as if it were alone: the result is batch-invariant.
+    PerJob(&'a [i64]),
+}
+
+impl BatchSplit<'_> {
+    /// Applies `f` to each job's entries of `input` and joins the results.
+    ///
+    /// ```
+    /// use tch::{Kind, Tensor};
+    /// use triton_diffusion::models::layers::BatchSplit;
+    ///
+    /// let input = Tensor::from_slice(&[1i64, 2, 3]);
+    /// let sums = |split: BatchSplit| split.map(&input, |entries| Ok(entries.f_sum(Kind::Int64)?.f_view([1])?));
+    /// assert_eq!(sums(BatchSplit::Joint)?, Tensor::from_slice(&[6i64]));
+    /// assert_eq!(sums(BatchSplit::PerJob(&[1, 2]))?, Tensor::from_slice(&[1i64, 5]));
+    /// # Ok::<(), diffusion_core::Error>(())
+    /// ```
+    pub fn map(self, input: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        self.map_all([input], |[input]| f(input))
+    }
+
+    /// Applies `f` to each job's entries of several tensors; see [`BatchSplit::map`].
+    pub fn map_all<const N: usize>(
+        self,
+        inputs: [&Tensor; N],
+        f: impl Fn([&Tensor; N]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let sizes = match self {
+            Self::Joint | Self::PerJob([] | [_]) => return f(inputs),
+            Self::PerJob(sizes) => sizes,
+        };
+        let mut outputs = Vec::with_capacity(sizes.len());
+        let mut start = 0;
+        for &size in sizes {
+            let mut entries = inputs.map(Tensor::shallow_clone);
+            for tensor in &mut entries {
+                *tensor = aligned(tensor.f_narrow(0, start, size)?)?;
+            }
+            outputs.push(f(entries.each_ref())?);
+            start += size;
+        }
+        Ok(Tensor::f_cat(&outputs, 0)?)
+    }
+}
+
+/// Copies the tensor if its data is not aligned as a new tensor's would be. The layout stays.
+fn aligned(tensor: Tensor) -> Result<Tensor> {
+    if (tensor.data_ptr() as usize).is_multiple_of(ALIGNMENT) {
+        return Ok(tensor);
+    }
+    let mut copy = tensor.f_empty_like()?;
+    copy.f_copy_(&tensor)?;
+    Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn aligned_misaligned_view_is_copied_with_its_layout() {
+        let whole = Tensor::randn([3, 5, 4], tch::kind::FLOAT_CPU);
+        let view = whole.narrow(0, 1, 2).transpose(1, 2);
+        let copy = aligned(view.shallow_clone()).unwrap();
+        assert_eq!(copy.data_ptr() as usize % ALIGNMENT, 0);
+        assert_eq!(copy, view);
+        assert_eq!(copy.stride(), view.stride());
+    }
+}

@@ -15,7 +15,7 @@ use crate::models::layers::chunked::ChunkSize;
 use crate::models::layers::weight::release_scratch;
 use crate::models::unet::{UNetInput, guidance_scale_embedding};
 use crate::processors::vae::images;
-use crate::schedulers::Plan;
+use crate::schedulers::SamplingOptions;
 use crate::torch::{Generator, cuda, memory};
 use diffusion_core::config::{Numerics, PipelineClass};
 use diffusion_core::{Error, Result};
@@ -238,7 +238,7 @@ impl Pipeline for DiffusionPipeline {
             Some(class) => self.components.scheduler.with_class(class)?,
             None => self.components.scheduler.clone(),
         };
-        let mut scheduler = config.build(&Plan {
+        let mut scheduler = config.build(&SamplingOptions {
             num_inference_steps: request.num_inference_steps,
             timesteps: request.timesteps.clone(),
             sigmas: request.sigmas.clone(),

@@ -13,7 +13,7 @@ use super::stable_diffusion::{depth2img, img2img, text2img, upscale};
 use crate::models::layers::{BatchSplit, ChunkSize};
 use crate::models::unet::{UNetInput, guidance_scale_embedding};
 use crate::processors::vae::images;
-use crate::schedulers::Plan;
+use crate::schedulers::SamplingOptions;
 use crate::torch::{Generator, cuda, memory};
 use diffusion_core::config::{Numerics, PipelineClass};
 use diffusion_core::{Error, Result};
@@ -238,7 +238,7 @@ impl Pipeline for DiffusionPipeline {
             Some(class) => self.components.scheduler.with_class(class)?,
             None => self.components.scheduler.clone(),
         };
-        let mut scheduler = config.build(&Plan {
+        let mut scheduler = config.build(&SamplingOptions {
             num_inference_steps: request.num_inference_steps,
             timesteps: request.timesteps.clone(),
             sigmas: request.sigmas.clone(),

@@ -5,14 +5,14 @@
 use serde::Deserialize;
 use tch::Tensor;
 
+use super::common::alpha_schedule::AlphaSchedule;
+use super::common::betas::BetasConfig;
 use super::common::config::{PredictionType, RawConfig, TimestepSpacing};
-use super::common::noise_schedule::{BetasConfig, add_noise, to_vec};
-use super::common::prediction::{Shares, times};
-use super::common::spacing::ascending;
-use super::common::steps::Steps;
-use super::common::threshold::Clipping;
-use super::numerics::torch_scalar::{pow, root};
-use super::{Family, Plan, Scheduler, at, check_steps};
+use super::common::prediction::{AlphaSigma, mul_scalar};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::spacing::{ascending, check_num_inference_steps};
+use super::common::thresholding::Clipping;
+use super::numerics::torch_scalar::{pow, pow_half};
 use crate::torch::Generator;
 use diffusion_core::Result;
 
@@ -43,11 +43,11 @@ impl Default for Keys {
     }
 }
 
-/// `DDIMScheduler`.
+/// The configuration of `DDIMScheduler`.
 #[derive(Clone, Debug)]
 pub struct DdimConfig {
     keys: Keys,
-    alphas_cumprod: Vec<f32>,
+    alphas: AlphaSchedule,
 }
 
 impl DdimConfig {
@@ -58,95 +58,71 @@ impl DdimConfig {
     pub fn read(raw: &RawConfig) -> Result<Self> {
         let keys: Keys = raw.read()?;
         Ok(Self {
-            alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?,
+            alphas: AlphaSchedule::new(&keys.betas)?,
             keys,
         })
     }
 }
 
-impl Family for DdimConfig {
-    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
+impl SchedulerBuilder for DdimConfig {
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let train = self.keys.betas.num_train_timesteps;
-        let steps = plan.num_inference_steps;
-        check_steps(steps, train)?;
-        let ratio = train / steps as i64;
+        let steps = options.num_inference_steps;
+        check_num_inference_steps(steps, train)?;
         let mut timesteps = ascending(self.keys.timestep_spacing, train, steps, self.keys.steps_offset);
         timesteps.reverse();
-        for &timestep in &timesteps {
-            at(&self.alphas_cumprod, timestep)?;
-        }
-        Ok(Box::new(Ddim {
-            config: self.clone(),
-            eta: plan.eta as f32,
-            step_ratio: ratio,
-            steps: Steps::new(timesteps),
-        }))
+        let rule = Ddim {
+            keys: self.keys.clone(),
+            eta: options.eta as f32,
+            step_ratio: train / steps as i64,
+        };
+        Ok(Run::boxed(self.alphas.cursor(&timesteps)?, self.alphas.clone(), rule))
     }
 }
 
 struct Ddim {
-    config: DdimConfig,
+    keys: Keys,
     eta: f32,
     step_ratio: i64,
-    steps: Steps,
 }
 
-impl Ddim {
-    /// ᾱ of the step after this one.
-    fn previous_alpha(&self, timestep: i64) -> Result<f32> {
-        let previous = timestep - self.step_ratio;
-        if previous >= 0 {
-            at(&self.config.alphas_cumprod, previous)
-        } else if self.config.keys.set_alpha_to_one {
-            Ok(1.0)
-        } else {
-            at(&self.config.alphas_cumprod, 0)
-        }
-    }
-}
+impl UpdateRule for Ddim {
+    type Noise = AlphaSchedule;
 
-impl Scheduler for Ddim {
-    fn timesteps(&self) -> &[f64] {
-        self.steps.taken()
-    }
-
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.steps.begin_at(begin_index);
-    }
-
-    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let alpha = at(&self.config.alphas_cumprod, self.steps.current()?)?;
-        add_noise(original, noise, alpha)
-    }
-
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
-        let timestep = self.steps.current()?;
-        self.steps.advance();
-        let keys = &self.config.keys;
-        let alpha = at(&self.config.alphas_cumprod, timestep)?;
-        let alpha_previous = self.previous_alpha(timestep)?;
-        let beta = 1.0 - alpha;
+    fn step(
+        &mut self,
+        at: &Step<'_, AlphaSchedule>,
+        model_output: &Tensor,
+        sample: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
+        let keys = &self.keys;
+        let timestep = at.timestep()?;
+        let prev_timestep = timestep - self.step_ratio;
+        let alpha_prod_t = at.noise.alpha_cumprod(timestep)?;
+        let alpha_prod_t_prev = at.noise.alpha_prod_t_prev(prev_timestep, keys.set_alpha_to_one)?;
+        let beta_prod_t = 1.0 - alpha_prod_t;
 
         // Formula (12): the predicted sample and the predicted noise.
-        let shares = Shares {
-            signal: root(alpha)?,
-            noise: root(beta)?,
+        let alpha_sigma = AlphaSigma {
+            alpha: pow_half(alpha_prod_t)?,
+            sigma: pow_half(beta_prod_t)?,
         };
-        let pred_original = shares.clean(keys.prediction_type, model_output, sample)?;
-        let pred_epsilon = shares.noise(keys.prediction_type, model_output, sample)?;
-        let pred_original = keys.clipping.apply(pred_original)?;
+        let pred_original_sample = alpha_sigma.pred_original_sample(keys.prediction_type, model_output, sample)?;
+        let pred_epsilon = alpha_sigma.pred_epsilon(keys.prediction_type, model_output, sample)?;
+        let pred_original_sample = keys.clipping.apply(pred_original_sample)?;
 
         // Formula (16).
-        let variance = ((1.0 - alpha_previous) / beta) * (1.0 - alpha / alpha_previous);
-        let std_dev = self.eta * root(variance)?;
-        let direction = times(&pred_epsilon, root(1.0 - alpha_previous - pow(std_dev, 2.0)?)?)?;
-        let previous = times(&pred_original, root(alpha_previous)?)?.f_add(&direction)?;
+        let variance = ((1.0 - alpha_prod_t_prev) / beta_prod_t) * (1.0 - alpha_prod_t / alpha_prod_t_prev);
+        let std_dev_t = self.eta * pow_half(variance)?;
+        let pred_sample_direction =
+            mul_scalar(&pred_epsilon, pow_half(1.0 - alpha_prod_t_prev - pow(std_dev_t, 2.0)?)?)?;
+        let prev_sample =
+            mul_scalar(&pred_original_sample, pow_half(alpha_prod_t_prev)?)?.f_add(&pred_sample_direction)?;
         if self.eta > 0.0 {
-            let noise = generator
-                .randn(&model_output.size(), model_output.kind())?
-                .f_to_device(model_output.device())?;
-            return Ok(previous.f_add(&times(&noise, std_dev)?)?);
+            let variance_noise = generator.randn_like(model_output, model_output.kind())?;
+            return Ok(prev_sample.f_add(&mul_scalar(&variance_noise, std_dev_t)?)?);
         }
-        Ok(previous)
+        Ok(prev_sample)
     }
 }

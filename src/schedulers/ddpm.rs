@@ -5,28 +5,28 @@
 use serde::Deserialize;
 use tch::Tensor;
 
+use super::common::alpha_schedule::AlphaSchedule;
+use super::common::betas::BetasConfig;
 use super::common::config::{PredictionType, RawConfig, TimestepSpacing};
-use super::common::noise_schedule::{BetasConfig, add_noise, to_vec};
-use super::common::prediction::{Shares, times};
-use super::common::spacing::ascending;
-use super::common::steps::Steps;
-use super::common::threshold::Clipping;
-use super::numerics::torch_scalar::{exp, log, root};
-use super::{Family, Plan, Scheduler, at, check_steps};
+use super::common::prediction::{AlphaSigma, mul_scalar};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::spacing::{ascending, check_num_inference_steps};
+use super::common::thresholding::Clipping;
+use super::numerics::torch_scalar::{exp, log, pow_half};
 use crate::torch::Generator;
 use diffusion_core::Result;
 
-/// The least variance, so that it has a logarithm.
+/// Lower bound of the variance, which needs a logarithm.
 const MIN_VARIANCE: f32 = 1e-20;
 
-/// The variance of the noise that a step adds, which the paper leaves open.
+/// The variance of the noise that a step adds. The paper leaves it open.
 #[expect(clippy::enum_variant_names, reason = "the names are diffusers'")]
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 enum VarianceType {
-    /// That of the posterior given the clean sample.
+    /// The variance of the posterior given the clean sample.
     FixedSmall,
-    /// The same through its logarithm.
+    /// The same variance, computed by way of its logarithm.
     FixedSmallLog,
     /// β of the step.
     FixedLarge,
@@ -59,112 +59,98 @@ impl Default for Keys {
     }
 }
 
-/// `DDPMScheduler`.
+/// The configuration of `DDPMScheduler`.
 #[derive(Clone, Debug)]
 pub struct DdpmConfig {
     keys: Keys,
-    alphas_cumprod: Vec<f32>,
+    alphas: AlphaSchedule,
 }
 
 impl DdpmConfig {
     /// Reads the keys of the class.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming the key; `Unsupported` for a variance that the network would have to
-    /// predict, and for `fixed_large_log`, of which diffusers takes the root of a negative number.
+    /// `InvalidArgument`, naming the key; `Unsupported` for a variance that the network predicts, and for
+    /// `fixed_large_log`, where diffusers takes the square root of a negative number.
     pub fn read(raw: &RawConfig) -> Result<Self> {
         raw.refuse("variance_type", &["learned", "learned_range", "fixed_large_log"])?;
         let keys: Keys = raw.read()?;
         Ok(Self {
-            alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?,
+            alphas: AlphaSchedule::new(&keys.betas)?,
             keys,
         })
     }
 
     fn timesteps(&self, steps: usize) -> Result<Vec<i64>> {
-        let keys = &self.keys;
-        let train = keys.betas.num_train_timesteps;
-        check_steps(steps, train)?;
-        let mut timesteps = ascending(keys.timestep_spacing, train, steps, keys.steps_offset);
+        let train = self.keys.betas.num_train_timesteps;
+        check_num_inference_steps(steps, train)?;
+        let mut timesteps = ascending(self.keys.timestep_spacing, train, steps, self.keys.steps_offset);
         timesteps.reverse();
         Ok(timesteps)
     }
 }
 
-impl Family for DdpmConfig {
-    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
-        let timesteps = match &plan.timesteps {
-            Some(timesteps) => timesteps.clone(),
-            None => self.timesteps(plan.num_inference_steps)?,
+impl SchedulerBuilder for DdpmConfig {
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
+        let cursor = match &options.timesteps {
+            Some(timesteps) => self.alphas.cursor(timesteps)?,
+            None => self.alphas.cursor(&self.timesteps(options.num_inference_steps)?)?,
         };
-        for &timestep in &timesteps {
-            at(&self.alphas_cumprod, timestep)?;
-        }
-        Ok(Box::new(Ddpm {
-            config: self.clone(),
-            steps: Steps::new(timesteps),
-        }))
+        let keys = self.keys.clone();
+        Ok(Run::boxed(cursor, self.alphas.clone(), Ddpm { keys }))
     }
 }
 
 struct Ddpm {
-    config: DdpmConfig,
-    steps: Steps,
+    keys: Keys,
 }
 
-impl Scheduler for Ddpm {
-    fn timesteps(&self) -> &[f64] {
-        self.steps.taken()
-    }
+impl UpdateRule for Ddpm {
+    type Noise = AlphaSchedule;
 
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.steps.begin_at(begin_index);
-    }
-
-    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let alpha = at(&self.config.alphas_cumprod, self.steps.current()?)?;
-        add_noise(original, noise, alpha)
-    }
-
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
-        let keys = &self.config.keys;
-        let alphas_cumprod = &self.config.alphas_cumprod;
-        let timestep = self.steps.current()?;
-        let alpha = at(alphas_cumprod, timestep)?;
-        let alpha_previous = match self.steps.following() {
-            Some(previous) => at(alphas_cumprod, previous)?,
+    fn step(
+        &mut self,
+        at: &Step<'_, AlphaSchedule>,
+        model_output: &Tensor,
+        sample: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
+        let keys = &self.keys;
+        let timestep = at.timestep()?;
+        let alpha_prod_t = at.noise.alpha_cumprod(timestep)?;
+        let alpha_prod_t_prev = match at.next_timestep() {
+            Some(prev_timestep) => at.noise.alpha_cumprod(prev_timestep)?,
             None => 1.0,
         };
-        self.steps.advance();
-        let (beta, beta_previous) = (1.0 - alpha, 1.0 - alpha_previous);
-        let current_alpha = alpha / alpha_previous;
-        let current_beta = 1.0 - current_alpha;
+        let beta_prod_t = 1.0 - alpha_prod_t;
+        let beta_prod_t_prev = 1.0 - alpha_prod_t_prev;
+        let current_alpha_t = alpha_prod_t / alpha_prod_t_prev;
+        let current_beta_t = 1.0 - current_alpha_t;
 
         // Formula (15): the predicted sample.
-        let shares = Shares {
-            signal: root(alpha)?,
-            noise: root(beta)?,
+        let alpha_sigma = AlphaSigma {
+            alpha: pow_half(alpha_prod_t)?,
+            sigma: pow_half(beta_prod_t)?,
         };
-        let pred_original = shares.clean(keys.prediction_type, model_output, sample)?;
-        let pred_original = keys.clipping.apply(pred_original)?;
+        let pred_original_sample = alpha_sigma.pred_original_sample(keys.prediction_type, model_output, sample)?;
+        let pred_original_sample = keys.clipping.apply(pred_original_sample)?;
 
         // Formula (7): the mean of the posterior.
-        let original_share = root(alpha_previous)? * current_beta / beta;
-        let sample_share = root(current_alpha)? * beta_previous / beta;
-        let previous = times(&pred_original, original_share)?.f_add(&times(sample, sample_share)?)?;
+        let pred_original_sample_coeff = pow_half(alpha_prod_t_prev)? * current_beta_t / beta_prod_t;
+        let current_sample_coeff = pow_half(current_alpha_t)? * beta_prod_t_prev / beta_prod_t;
+        let pred_prev_sample = mul_scalar(&pred_original_sample, pred_original_sample_coeff)?
+            .f_add(&mul_scalar(sample, current_sample_coeff)?)?;
         if timestep == 0 {
-            return Ok(previous);
+            return Ok(pred_prev_sample);
         }
-        let noise = generator
-            .randn(&model_output.size(), model_output.kind())?
-            .f_to_device(model_output.device())?;
-        // Formulas (6) and (7): its variance.
-        let small = (beta_previous / beta * current_beta).max(MIN_VARIANCE);
-        let deviation = match keys.variance_type {
-            VarianceType::FixedSmall => root(small)?,
-            VarianceType::FixedSmallLog => exp(0.5 * log(small)?)?,
-            VarianceType::FixedLarge => root(current_beta)?,
+        let variance_noise = generator.randn_like(model_output, model_output.kind())?;
+        // Formulas (6) and (7): the variance of the posterior.
+        let variance = (beta_prod_t_prev / beta_prod_t * current_beta_t).max(MIN_VARIANCE);
+        let std_dev = match keys.variance_type {
+            VarianceType::FixedSmall => pow_half(variance)?,
+            VarianceType::FixedSmallLog => exp(0.5 * log(variance)?)?,
+            VarianceType::FixedLarge => pow_half(current_beta_t)?,
         };
-        Ok(previous.f_add(&times(&noise, deviation)?)?)
+        Ok(pred_prev_sample.f_add(&mul_scalar(&variance_noise, std_dev)?)?)
     }
 }

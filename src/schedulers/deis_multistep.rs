@@ -1,5 +1,5 @@
-//! Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator" (2022): the variant
-//! that interpolates the network's outputs as polynomials in log ρ, ρ the noise over the signal.
+//! Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator" (2022): the variant that interpolates
+//! the network's outputs by polynomials in log ρ, where ρ is noise over signal.
 //!
 //! Source: diffusers `schedulers/scheduling_deis_multistep.py`.
 
@@ -7,21 +7,22 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use super::common::config::RawConfig;
-use super::common::prediction::{over, times};
+use super::common::lambda_schedule::{LambdaSchedule, NoiseLevel};
+use super::common::lambda_schedule_config::LambdaScheduleConfig;
+use super::common::model_outputs::ModelOutputs;
+use super::common::prediction::{div_scalar, mul_scalar};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
 use super::common::sigmas::FinalSigmas;
-use super::common::solver_config::SolverConfig;
-use super::common::solver_run::{History, Level, Run};
+use super::common::step_cursor::StepCursor;
 use super::numerics::numpy_log::log;
 use super::numerics::torch_scalar::{exp, pow};
-use super::{Family, Plan, Scheduler};
 use crate::torch::Generator;
 use diffusion_core::Result;
 
-/// A run of fewer steps ends with lower orders, where `lower_order_final` is set.
+/// With `lower_order_final` a run of fewer steps ends with lower orders.
 const FEW_STEPS: usize = 15;
 
-/// The integrator. The other names are those of other schedulers' algorithms; diffusers takes them as
-/// this one.
+/// The integrator. diffusers takes the names of other schedulers' algorithms for this one.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 enum AlgorithmType {
     #[default]
@@ -29,7 +30,7 @@ enum AlgorithmType {
     Deis,
 }
 
-/// The interpolation. The same holds for the other names.
+/// The interpolation. diffusers takes the names of other schedulers' solvers for this one.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum SolverType {
@@ -38,7 +39,7 @@ enum SolverType {
     Logrho,
 }
 
-/// What is read only to refuse other values.
+/// Keys that are read only to refuse other values.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Keys {
@@ -48,149 +49,133 @@ struct Keys {
     _solver_type: SolverType,
 }
 
-/// `DEISMultistepScheduler`.
+/// The configuration of `DEISMultistepScheduler`.
 #[derive(Clone, Debug)]
 pub struct DeisMultistepConfig {
-    solver: SolverConfig,
+    solver: LambdaScheduleConfig,
 }
 
 impl DeisMultistepConfig {
     /// Reads the keys of the class.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming the key; `Unsupported` for the switches that are not done.
+    /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn read(raw: &RawConfig) -> Result<Self> {
         let _: Keys = raw.read()?;
         let known = raw.without(&["rescale_betas_zero_snr", "lambda_min_clipped"]);
         Ok(Self {
-            solver: SolverConfig::read(&known, 1..=3)?,
+            solver: LambdaScheduleConfig::read(&known, 1..=3)?,
         })
     }
 }
 
-impl Family for DeisMultistepConfig {
-    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
-        let ladder = self.solver.ladder(plan)?;
-        ladder.check_distances(self.solver.solver_order)?;
-        // Sigmas that are spaced by themselves end where the last step starts, others at the cleanest
-        // timestep.
-        let last = match (self.solver.conversion, ladder.sigmas.last()) {
-            (Some(_), Some(&sigma)) => sigma,
-            _ => f64::from(self.solver.training.last(FinalSigmas::SigmaMin)),
+impl SchedulerBuilder for DeisMultistepConfig {
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
+        let schedule = self.solver.schedule(options)?;
+        schedule.check_distances(self.solver.solver_order)?;
+        // Spaced sigmas end where the last step starts, the sigmas of timesteps at the cleanest timestep.
+        let last = match (self.solver.conversion, schedule.sigmas.last()) {
+            (Some(_), Some(&sigma)) => sigma as f32,
+            _ => self.solver.training.last(FinalSigmas::SigmaMin),
         };
-        Ok(Box::new(DeisMultistep {
-            run: ladder.run_to(last),
-            outputs: History::new(self.solver.solver_order),
+        let noise = LambdaSchedule::new(schedule.sigmas_to(last));
+        let rule = DeisMultistep {
+            model_outputs: ModelOutputs::new(self.solver.solver_order),
             solver: self.solver.clone(),
-        }))
+        };
+        Ok(Run::boxed(StepCursor::new(schedule.timesteps), noise, rule))
     }
 }
 
 struct DeisMultistep {
-    solver: SolverConfig,
-    run: Run,
-    outputs: History,
+    solver: LambdaScheduleConfig,
+    model_outputs: ModelOutputs,
 }
 
 impl DeisMultistep {
-    /// The predicted noise, which is integrated; by way of the predicted sample, whatever the network
-    /// predicts.
-    fn convert(&self, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
-        let shares = self.run.level(1)?.shares();
-        let mut clean = shares.clean(self.solver.prediction_type, output, sample)?;
-        if self.solver.thresholding.thresholding {
-            clean = self.solver.thresholding.apply(&clean)?;
-        }
-        shares.without_signal(&clean, sample)
+    /// Returns the predicted noise, which the solver integrates. For every prediction type the noise is computed from
+    /// the predicted sample.
+    fn convert_model_output(&self, level: NoiseLevel, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        let x0_pred = self.solver.pred_original_sample(level, model_output, sample)?;
+        level.alpha_sigma().remove_signal(&x0_pred, sample)
     }
 
-    /// The order of the next step, whose output is already among the outputs.
-    fn order(&self) -> usize {
-        let few = self.solver.lower_order_final && self.run.steps() < FEW_STEPS;
-        let most = match self.run.left() {
+    /// Returns the order of the current step, whose output is already in the list.
+    fn order(&self, at: &Step<'_, LambdaSchedule>) -> usize {
+        let few = self.solver.lower_order_final && at.cursor.len() < FEW_STEPS;
+        let max = match at.cursor.remaining() {
             1 if few => 1,
             2 if few => 2,
             _ => self.solver.solver_order,
         };
-        most.min(self.solver.solver_order).min(self.outputs.len())
+        max.min(self.solver.solver_order).min(self.model_outputs.len())
     }
 
-    /// The integrals of the interpolating polynomials, one for each of the last outputs.
-    fn coefficients(&self, order: usize) -> Result<Vec<f32>> {
-        let rho = |level: Level| level.sigma / level.alpha;
-        let t = rho(self.run.level(0)?);
-        let s = (1..=order)
-            .map(|back| Ok(rho(self.run.level(back)?)))
-            .collect::<Result<Vec<f32>>>()?;
-        match s[..] {
-            [s0, s1] => {
-                let integral = |b, c| integral_of_line(t, b, c) - integral_of_line(s0, b, c);
-                Ok(vec![integral(s0, s1), integral(s1, s0)])
-            }
-            [s0, s1, s2] => {
-                let integral = |b, c, d| -> Result<f32> {
-                    Ok(integral_of_parabola(t, b, c, d)? - integral_of_parabola(s0, b, c, d)?)
-                };
-                Ok(vec![
-                    integral(s0, s1, s2)?,
-                    integral(s1, s2, s0)?,
-                    integral(s2, s0, s1)?,
-                ])
-            }
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    fn update(&self, order: usize, sample: &Tensor) -> Result<Tensor> {
-        let (t, s) = (self.run.level(0)?, self.run.level(1)?);
+    fn update(&self, at: &Step<'_, LambdaSchedule>, order: usize, sample: &Tensor) -> Result<Tensor> {
+        let (t, s) = (at.level(0)?, at.level(1)?);
         if order == 1 {
             let growth = exp(t.lambda - s.lambda)? - 1.0;
-            let signal = times(sample, t.alpha / s.alpha)?;
-            return Ok(signal.f_sub(&times(self.outputs.back(0)?, t.sigma * growth)?)?);
+            let signal = mul_scalar(sample, t.alpha / s.alpha)?;
+            return Ok(signal.f_sub(&mul_scalar(self.model_outputs.get(0)?, t.sigma * growth)?)?);
         }
-        let mut sum = over(sample, s.alpha)?;
-        for (back, &coefficient) in self.coefficients(order)?.iter().enumerate() {
-            sum = sum.f_add(&times(self.outputs.back(back)?, coefficient)?)?;
+        let mut sum = div_scalar(sample, s.alpha)?;
+        for (back, &coefficient) in coefficients(at, order)?.iter().enumerate() {
+            sum = sum.f_add(&mul_scalar(self.model_outputs.get(back)?, coefficient)?)?;
         }
-        times(&sum, t.alpha)
+        mul_scalar(&sum, t.alpha)
     }
 }
 
-/// ∫ (log t − log c) / (log b − log c) dt.
+/// Returns the integrals of the interpolating polynomials, one for each of the latest outputs.
+fn coefficients(at: &Step<'_, LambdaSchedule>, order: usize) -> Result<Vec<f32>> {
+    let rho = |back| -> Result<f32> {
+        let level = at.level(back)?;
+        Ok(level.sigma / level.alpha)
+    };
+    let rho_t = rho(0)?;
+    match (1..=order).map(rho).collect::<Result<Vec<f32>>>()?[..] {
+        [rho_s0, rho_s1] => {
+            let integral = |b, c| integral_of_line(rho_t, b, c) - integral_of_line(rho_s0, b, c);
+            Ok(vec![integral(rho_s0, rho_s1), integral(rho_s1, rho_s0)])
+        }
+        [rho_s0, rho_s1, rho_s2] => {
+            let integral = |b, c, d| -> Result<f32> {
+                Ok(integral_of_parabola(rho_t, b, c, d)? - integral_of_parabola(rho_s0, b, c, d)?)
+            };
+            Ok(vec![
+                integral(rho_s0, rho_s1, rho_s2)?,
+                integral(rho_s1, rho_s2, rho_s0)?,
+                integral(rho_s2, rho_s0, rho_s1)?,
+            ])
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Computes ∫ (log t − log c) / (log b − log c) dt.
 fn integral_of_line(t: f32, b: f32, c: f32) -> f32 {
     t * (-log(c) + log(t) - 1.0) / (log(b) - log(c))
 }
 
-/// ∫ (log t − log c)(log t − log d) / ((log b − log c)(log b − log d)) dt.
+/// Computes ∫ (log t − log c)(log t − log d) / ((log b − log c)(log b − log d)) dt.
 fn integral_of_parabola(t: f32, b: f32, c: f32, d: f32) -> Result<f32> {
     let (t_log, b, c, d) = (log(t), log(b), log(c), log(d));
     let numerator = t * (c * (d - t_log + 1.0) - d * t_log + d + pow(t_log, 2.0)? - 2.0 * t_log + 2.0);
     Ok(numerator / ((b - c) * (b - d)))
 }
 
-impl Scheduler for DeisMultistep {
-    fn timesteps(&self) -> &[f64] {
-        self.run.taken()
-    }
+impl UpdateRule for DeisMultistep {
+    type Noise = LambdaSchedule;
 
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.run.begin_at(begin_index);
-    }
-
-    fn scale_model_input(&self, sample: &Tensor) -> Result<Tensor> {
-        self.run.check()?;
-        Ok(sample.shallow_clone())
-    }
-
-    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        self.run.add_noise(original, noise)
-    }
-
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
-        self.run.check()?;
-        self.outputs.push(self.convert(model_output, sample)?);
-        let next = self.update(self.order(), sample)?;
-        self.run.advance();
-        Ok(next)
+    fn step(
+        &mut self,
+        at: &Step<'_, LambdaSchedule>,
+        model_output: &Tensor,
+        sample: &Tensor,
+        _: &mut Generator,
+    ) -> Result<Tensor> {
+        let model_output = self.convert_model_output(at.level(1)?, model_output, sample)?;
+        self.model_outputs.push(model_output);
+        self.update(at, self.order(at), sample)
     }
 }

@@ -1,23 +1,27 @@
-//! Euler's method with ancestral sampling: each step goes further down than the next sigma and adds
-//! noise up to it, as DDPM does (Song et al., "Score-Based Generative Modeling", 2021, appendix F).
+//! Euler's method with ancestral sampling: each step goes below the next sigma and adds noise up to it, as DDPM does
+//! (Song et al., "Score-Based Generative Modeling", 2021, appendix F).
 //!
 //! Source: diffusers `schedulers/scheduling_euler_ancestral_discrete.py`.
 
 use tch::{Kind, Tensor};
 
 use super::common::config::{PredictionType, RawConfig};
-use super::common::sigma_run::{Run, along, derivative, pred_original_sample, scale, times, too_steep};
-use super::common::sigma_space::{Keys, SigmaSpace};
+use super::common::prediction::mul_scalar;
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::sigma_schedule::{
+    SigmaSchedule, derivative, euler_step, pred_original_sample, step_too_large_error,
+};
+use super::common::sigma_schedule_config::{Keys, SigmaScheduleConfig};
 use super::common::sigmas::SigmaKeys;
-use super::numerics::torch_scalar::{pow, root};
-use super::{Family, Plan, Scheduler, past_the_end};
+use super::common::step_cursor::{StepCursor, end_of_schedule_error};
+use super::numerics::torch_scalar::{pow, pow_half};
 use crate::torch::Generator;
 use diffusion_core::Result;
 
-/// `EulerAncestralDiscreteScheduler`.
+/// The configuration of `EulerAncestralDiscreteScheduler`.
 #[derive(Clone, Debug)]
 pub struct EulerAncestralConfig {
-    space: SigmaSpace,
+    schedule: SigmaScheduleConfig,
 }
 
 impl EulerAncestralConfig {
@@ -28,89 +32,75 @@ impl EulerAncestralConfig {
     pub fn read(raw: &RawConfig) -> Result<Self> {
         let mut keys: Keys = raw.read()?;
         keys.refuse_sample_prediction()?;
-        // The class has no such switches; another class's keys do not carry over.
+        // The class has no such switches. Those of another class do not carry over.
         keys.sigmas = SigmaKeys::default();
         Ok(Self {
-            space: SigmaSpace::new(&keys)?,
+            schedule: SigmaScheduleConfig::new(&keys)?,
         })
     }
 }
 
-impl Family for EulerAncestralConfig {
-    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
-        let spaced = self.space.spaced(plan.num_inference_steps)?;
-        let sigmas = spaced.sigmas_to(0.0);
+impl SchedulerBuilder for EulerAncestralConfig {
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
+        let schedule = self.schedule.schedule(options.num_inference_steps)?;
+        let sigmas = schedule.sigmas_to(0.0);
         let steps = sigmas
             .iter()
             .zip(sigmas.iter().skip(1))
-            .map(|(&from, &to)| Step::new(from, to))
+            .map(|(&from, &to)| AncestralStep::new(from, to))
             .collect::<Result<_>>()?;
-        Ok(Box::new(EulerAncestral {
+        let rule = EulerAncestral {
+            prediction_type: self.schedule.prediction_type,
             steps,
-            prediction_type: self.space.prediction_type,
-            run: Run::new(spaced.timesteps, sigmas, self.space.timestep_spacing)?,
-        }))
+        };
+        let noise = SigmaSchedule::new(sigmas, self.schedule.timestep_spacing)?;
+        Ok(Run::boxed(StepCursor::new(schedule.timesteps), noise, rule))
     }
 }
 
-/// The sigma at which a step arrives before noise is added, and that of the noise.
+/// The sigma that a step reaches before it adds noise, and the sigma of the noise.
 #[derive(Clone, Copy)]
-struct Step {
-    down: f32,
-    up: f32,
+struct AncestralStep {
+    sigma_down: f32,
+    sigma_up: f32,
 }
 
-impl Step {
-    fn new(from: f32, to: f32) -> Result<Self> {
-        let (from, to) = (pow(from, 2.0)?, pow(to, 2.0)?);
-        let up = root(to * (from - to) / from)?;
-        let down = root(to - pow(up, 2.0)?)?;
-        if down.is_nan() {
-            return Err(too_steep());
+impl AncestralStep {
+    fn new(sigma_from: f32, sigma_to: f32) -> Result<Self> {
+        let (from_sq, to_sq) = (pow(sigma_from, 2.0)?, pow(sigma_to, 2.0)?);
+        let sigma_up = pow_half(to_sq * (from_sq - to_sq) / from_sq)?;
+        let sigma_down = pow_half(to_sq - pow(sigma_up, 2.0)?)?;
+        if sigma_down.is_nan() {
+            return Err(step_too_large_error());
         }
-        Ok(Self { down, up })
+        Ok(Self { sigma_down, sigma_up })
     }
 }
 
 struct EulerAncestral {
-    steps: Vec<Step>,
     prediction_type: PredictionType,
-    run: Run,
+    steps: Vec<AncestralStep>,
 }
 
-impl Scheduler for EulerAncestral {
-    fn timesteps(&self) -> &[f64] {
-        self.run.timesteps()
-    }
+impl UpdateRule for EulerAncestral {
+    type Noise = SigmaSchedule;
 
-    fn init_noise_sigma(&self) -> f64 {
-        self.run.init_noise_sigma()
-    }
-
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.run.set_begin_index(begin_index);
-    }
-
-    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        self.run.add_noise(original, noise)
-    }
-
-    fn scale_model_input(&self, sample: &Tensor) -> Result<Tensor> {
-        scale(sample, self.run.sigma(self.run.index()?)?)
-    }
-
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
-        let index = self.run.index()?;
-        let sigma = self.run.sigma(index)?;
-        let Step { down, up } = *self.steps.get(index).ok_or_else(past_the_end)?;
+    fn step(
+        &mut self,
+        at: &Step<'_, SigmaSchedule>,
+        model_output: &Tensor,
+        sample: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
+        let sigma = at.sigma()?;
+        let step = self.steps.get(at.cursor.index()).ok_or_else(end_of_schedule_error)?;
         let sample = sample.f_to_kind(Kind::Float)?;
-        let clean = pred_original_sample(self.prediction_type, model_output, &sample, sigma)?;
-        let derivative = derivative(&sample, &clean, sigma)?;
-        let below = along(&sample, &derivative, down - sigma)?;
-        let noise = generator
-            .randn(&model_output.size(), model_output.kind())?
-            .f_to_device(model_output.device())?;
-        self.run.advance();
-        Ok(below.f_add(&times(&noise, up)?)?.f_to_kind(model_output.kind())?)
+        let pred_original_sample = pred_original_sample(self.prediction_type, model_output, &sample, sigma)?;
+        let derivative = derivative(&sample, &pred_original_sample, sigma)?;
+        let dt = step.sigma_down - sigma;
+        let prev_sample = euler_step(&sample, &derivative, dt)?;
+        let noise = generator.randn_like(model_output, model_output.kind())?;
+        let prev_sample = prev_sample.f_add(&mul_scalar(&noise, step.sigma_up)?)?;
+        Ok(prev_sample.f_to_kind(model_output.kind())?)
     }
 }

@@ -1,6 +1,6 @@
-//! DPM-Solver-2 in the terms of Karras et al., "Elucidating the Design Space of Diffusion-Based
-//! Generative Models" (2022): two calls of the network for each step but the last, the second halfway
-//! in the logarithm of sigma. With ancestral sampling or without.
+//! DPM-Solver-2 in the terms of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+//! (2022), with or without ancestral sampling: two calls of the network for each step but the last, the second halfway
+//! in the logarithm of sigma.
 //!
 //! Source: diffusers `schedulers/scheduling_k_dpm_2_discrete.py` and
 //! `schedulers/scheduling_k_dpm_2_ancestral_discrete.py`.
@@ -8,19 +8,24 @@
 use serde_json::json;
 use tch::Tensor;
 
+use super::common::betas::to_vec;
 use super::common::config::{PredictionType, RawConfig};
-use super::common::noise_schedule::to_vec;
-use super::common::sigma_run::{Run, along, derivative, pred_original_sample, scale, times, too_steep};
-use super::common::sigma_space::{Keys, SigmaSpace, pairs};
+use super::common::noise_schedule::repeat_interior;
+use super::common::prediction::mul_scalar;
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::sigma_schedule::{
+    SigmaSchedule, derivative, euler_step, pred_original_sample, scale_model_input, step_too_large_error,
+};
+use super::common::sigma_schedule_config::{Keys, SigmaScheduleConfig};
 use super::common::sigmas::SigmaSpacing;
-use super::{Family, Plan, Scheduler, past_the_end};
+use super::common::step_cursor::{StepCursor, end_of_schedule_error};
 use crate::torch::Generator;
 use diffusion_core::Result;
 
-/// `KDPM2DiscreteScheduler` or `KDPM2AncestralDiscreteScheduler`.
+/// The configuration of `KDPM2DiscreteScheduler` or `KDPM2AncestralDiscreteScheduler`.
 #[derive(Clone, Debug)]
 pub struct Kdpm2Config {
-    space: SigmaSpace,
+    schedule: SigmaScheduleConfig,
     ancestral: bool,
 }
 
@@ -33,10 +38,10 @@ impl Kdpm2Config {
         let raw = raw.with_defaults(&[("beta_start", json!(0.00085)), ("beta_end", json!(0.012))]);
         let mut keys: Keys = raw.read()?;
         keys.refuse_sample_prediction()?;
-        // The class has no such switch; another class's key does not carry over.
+        // The class has no such switch. That of another class does not carry over.
         keys.betas.rescale_betas_zero_snr = false;
         Ok(Self {
-            space: SigmaSpace::new(&keys)?,
+            schedule: SigmaScheduleConfig::new(&keys)?,
             ancestral: false,
         })
     }
@@ -53,153 +58,138 @@ impl Kdpm2Config {
     }
 }
 
-impl Family for Kdpm2Config {
-    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
-        let space = &self.space;
-        let mut spaced = space.spaced(plan.num_inference_steps)?;
-        if let Some(conversion) = space.conversion
-            && conversion.spacing == SigmaSpacing::Karras
+impl SchedulerBuilder for Kdpm2Config {
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
+        let config = &self.schedule;
+        let mut schedule = config.schedule(options.num_inference_steps)?;
+        if config
+            .conversion
+            .is_some_and(|conversion| conversion.spacing == SigmaSpacing::Karras)
         {
-            for timestep in &mut spaced.timesteps {
+            for timestep in &mut schedule.timesteps {
                 *timestep = timestep.round_ties_even();
             }
         }
-        let sigmas = spaced.sigmas_to(0.0);
-        let steps = Steps::new(&sigmas, self.ancestral)?;
-        let mut timesteps: Vec<f64> = spaced.timesteps.iter().take(1).copied().collect();
-        for (&between, &timestep) in steps.between.iter().zip(spaced.timesteps.iter().skip(1)) {
-            let halfway = space.training.timestep_in_float32(between);
-            timesteps.extend([f64::from(halfway), timestep]);
+        let sigmas = schedule.sigmas_to(0.0);
+        let steps = StepSigmas::new(&sigmas, self.ancestral)?;
+        let mut timesteps: Vec<f64> = schedule.timesteps.iter().take(1).copied().collect();
+        for (&sigma, &timestep) in steps.sigmas_interpol.iter().zip(schedule.timesteps.iter().skip(1)) {
+            let timestep_interpol = config.training.timestep_in_float32(sigma);
+            timesteps.extend([f64::from(timestep_interpol), timestep]);
         }
-        Ok(Box::new(Kdpm2 {
-            prediction_type: space.prediction_type,
-            run: Run::new(timesteps, pairs(&sigmas), space.timestep_spacing)?,
+        let rule = Kdpm2 {
+            prediction_type: config.prediction_type,
             steps,
             ancestral: self.ancestral,
-            first: None,
-        }))
+            first_sample: None,
+        };
+        let noise = SigmaSchedule::new(repeat_interior(&sigmas), config.timestep_spacing)?;
+        Ok(Run::boxed(StepCursor::new(timesteps), noise, rule))
     }
 }
 
-/// The sigmas of each step beside those that it goes from and to.
-struct Steps {
-    /// That of the second call.
-    between: Vec<f32>,
-    /// That at which the step arrives before noise is added.
-    down: Vec<f32>,
-    /// That of the added noise.
-    up: Vec<f32>,
+/// The sigmas of each step in addition to those that it leads from and to.
+struct StepSigmas {
+    /// The sigma of the second call.
+    sigmas_interpol: Vec<f32>,
+    /// The sigma that the step reaches before it adds noise.
+    sigmas_down: Vec<f32>,
+    /// The sigma of the added noise.
+    sigmas_up: Vec<f32>,
 }
 
-impl Steps {
+impl StepSigmas {
     fn new(sigmas: &[f32], ancestral: bool) -> Result<Self> {
         let from = Tensor::f_from_slice(sigmas.get(..sigmas.len() - 1).unwrap_or_default())?;
         let to = Tensor::f_from_slice(sigmas.get(1..).unwrap_or_default())?;
         let square = |tensor: &Tensor| tensor.f_pow_tensor_scalar(2);
-        let (down, up) = if ancestral {
+        let (sigmas_down, sigmas_up) = if ancestral {
             let (from, to) = (square(&from)?, square(&to)?);
             let up = to.f_mul(&from.f_sub(&to)?)?.f_div(&from)?.f_pow_tensor_scalar(0.5)?;
             (to.f_sub(&square(&up)?)?.f_pow_tensor_scalar(0.5)?, up)
         } else {
             (to.shallow_clone(), to.f_zeros_like()?)
         };
-        // The two classes' interpolations begin at different ends, which rounds differently.
-        let between = if ancestral {
-            from.f_log()?.f_lerp(&down.f_log()?, 0.5)?
+        // The two classes interpolate from different ends, which rounds differently.
+        let sigmas_interpol = if ancestral {
+            from.f_log()?.f_lerp(&sigmas_down.f_log()?, 0.5)?
         } else {
             to.f_log()?.f_lerp(&from.f_log()?, 0.5)?
         };
-        let mut between = to_vec(&between.f_exp()?)?;
-        // The step to no noise has one call alone.
-        between.truncate(between.len().saturating_sub(1));
-        if !between.iter().all(|sigma| sigma.is_normal()) {
-            return Err(too_steep());
+        let mut sigmas_interpol = to_vec(&sigmas_interpol.f_exp()?)?;
+        // The last step, to sigma 0, has a single call.
+        sigmas_interpol.truncate(sigmas_interpol.len().saturating_sub(1));
+        if !sigmas_interpol.iter().all(|sigma| sigma.is_normal()) {
+            return Err(step_too_large_error());
         }
-        between.push(0.0);
+        sigmas_interpol.push(0.0);
         Ok(Self {
-            between,
-            down: to_vec(&down)?,
-            up: to_vec(&up)?,
+            sigmas_interpol,
+            sigmas_down: to_vec(&sigmas_down)?,
+            sigmas_up: to_vec(&sigmas_up)?,
         })
     }
 }
 
 struct Kdpm2 {
     prediction_type: PredictionType,
-    run: Run,
-    steps: Steps,
+    steps: StepSigmas,
     ancestral: bool,
-    /// The sample that the first call of a step saw, until the second.
-    first: Option<Tensor>,
+    /// The sample of a step's first call, until the second call.
+    first_sample: Option<Tensor>,
 }
 
 impl Kdpm2 {
-    /// The number of the present step, and the sigma that it goes from.
-    fn from(&self) -> Result<(usize, f32)> {
-        let index = self.run.index()?;
-        let start = index - usize::from(self.first.is_some());
-        Ok((start / 2, self.run.sigma(start)?))
+    /// Returns the index of the current step, and the sigma that the step leads from.
+    fn step_and_sigma(&self, at: &Step<'_, SigmaSchedule>) -> Result<(usize, f32)> {
+        let start = at.cursor.index() - usize::from(self.first_sample.is_some());
+        Ok((start / 2, at.noise.sigma(start)?))
     }
 
-    /// The sigma of the present call.
-    fn sigma(&self) -> Result<f32> {
-        let (step, from) = self.from()?;
-        if self.first.is_none() {
-            return Ok(from);
+    /// Returns the sigma of the network's input in the current call.
+    fn input_sigma(&self, at: &Step<'_, SigmaSchedule>) -> Result<f32> {
+        let (step, sigma) = self.step_and_sigma(at)?;
+        if self.first_sample.is_none() {
+            return Ok(sigma);
         }
-        at(&self.steps.between, step)
+        get(&self.steps.sigmas_interpol, step)
     }
 }
 
-fn at(sigmas: &[f32], step: usize) -> Result<f32> {
-    sigmas.get(step).copied().ok_or_else(past_the_end)
+fn get(sigmas: &[f32], step: usize) -> Result<f32> {
+    sigmas.get(step).copied().ok_or_else(end_of_schedule_error)
 }
 
-impl Scheduler for Kdpm2 {
-    fn order(&self) -> usize {
-        2
+impl UpdateRule for Kdpm2 {
+    type Noise = SigmaSchedule;
+    const ORDER: usize = 2;
+
+    fn scale_model_input(&self, at: &Step<'_, SigmaSchedule>, sample: &Tensor) -> Result<Tensor> {
+        scale_model_input(sample, self.input_sigma(at)?)
     }
 
-    fn timesteps(&self) -> &[f64] {
-        self.run.timesteps()
-    }
-
-    fn init_noise_sigma(&self) -> f64 {
-        self.run.init_noise_sigma()
-    }
-
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.run.set_begin_index(begin_index);
-    }
-
-    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        self.run.add_noise(original, noise)
-    }
-
-    fn scale_model_input(&self, sample: &Tensor) -> Result<Tensor> {
-        scale(sample, self.sigma()?)
-    }
-
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
-        let (step, from) = self.from()?;
-        let sigma = self.sigma()?;
-        let clean = pred_original_sample(self.prediction_type, model_output, sample, sigma)?;
-        let derivative = derivative(sample, &clean, sigma)?;
-        let next = if let Some(first) = self.first.take() {
-            let below = along(&first, &derivative, at(&self.steps.down, step)? - from)?;
-            if self.ancestral {
-                let noise = generator
-                    .randn(&model_output.size(), model_output.kind())?
-                    .f_to_device(model_output.device())?;
-                below.f_add(&times(&noise, at(&self.steps.up, step)?)?)?
-            } else {
-                below
-            }
-        } else {
-            self.first = Some(sample.shallow_clone());
-            along(sample, &derivative, at(&self.steps.between, step)? - from)?
+    fn step(
+        &mut self,
+        at: &Step<'_, SigmaSchedule>,
+        model_output: &Tensor,
+        sample: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
+        let (step, sigma) = self.step_and_sigma(at)?;
+        let input_sigma = self.input_sigma(at)?;
+        let pred_original_sample = pred_original_sample(self.prediction_type, model_output, sample, input_sigma)?;
+        let derivative = derivative(sample, &pred_original_sample, input_sigma)?;
+        let Some(first_sample) = self.first_sample.take() else {
+            self.first_sample = Some(sample.shallow_clone());
+            let dt = get(&self.steps.sigmas_interpol, step)? - sigma;
+            return euler_step(sample, &derivative, dt);
         };
-        self.run.advance();
-        Ok(next)
+        let dt = get(&self.steps.sigmas_down, step)? - sigma;
+        let prev_sample = euler_step(&first_sample, &derivative, dt)?;
+        if !self.ancestral {
+            return Ok(prev_sample);
+        }
+        let noise = generator.randn_like(model_output, model_output.kind())?;
+        Ok(prev_sample.f_add(&mul_scalar(&noise, get(&self.steps.sigmas_up, step)?)?)?)
     }
 }

@@ -5,18 +5,17 @@
 use serde::Deserialize;
 use tch::Tensor;
 
+use super::common::alpha_schedule::AlphaSchedule;
 use super::common::config::RawConfig;
 use super::common::lcm_common::Distillation;
-use super::common::noise_schedule::add_noise;
-use super::common::prediction::{Shares, times};
-use super::common::steps::Steps;
-use super::common::threshold::Clipping;
-use super::numerics::torch_scalar::{pow, root, sqrt};
-use super::{Family, Plan, Scheduler, at};
+use super::common::prediction::{AlphaSigma, mul_scalar};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::thresholding::Clipping;
+use super::numerics::torch_scalar::{pow, pow_half, sqrt};
 use crate::torch::Generator;
 use diffusion_core::Result;
 
-/// The variance of clean samples that the boundary condition assumes: 0.5 squared.
+/// `sigma_data` squared: the variance of clean samples that the boundary condition assumes.
 const DATA_VARIANCE: f32 = 0.25;
 
 #[derive(Clone, Debug, Deserialize)]
@@ -24,7 +23,7 @@ const DATA_VARIANCE: f32 = 0.25;
 struct Keys {
     #[serde(flatten)]
     clipping: Clipping,
-    /// Times which a timestep counts in the boundary condition.
+    /// The factor of the timestep in the boundary condition.
     timestep_scaling: f64,
 }
 
@@ -38,7 +37,7 @@ impl Default for Keys {
     }
 }
 
-/// `LCMScheduler`.
+/// The configuration of `LCMScheduler`.
 #[derive(Clone, Debug)]
 pub struct LcmConfig {
     keys: Keys,
@@ -58,67 +57,52 @@ impl LcmConfig {
     }
 }
 
-impl Family for LcmConfig {
-    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Lcm {
-            steps: Steps::new(self.distillation.timesteps(plan)?),
-            config: self.clone(),
-        }))
+impl SchedulerBuilder for LcmConfig {
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
+        let cursor = self.distillation.cursor(options)?;
+        let config = self.clone();
+        Ok(Run::boxed(cursor, self.distillation.alphas.clone(), Lcm { config }))
     }
 }
 
 struct Lcm {
     config: LcmConfig,
-    steps: Steps,
 }
 
-impl Lcm {
-    fn alpha(&self, timestep: i64) -> Result<f32> {
-        at(&self.config.distillation.alphas_cumprod, timestep)
-    }
-}
+impl UpdateRule for Lcm {
+    type Noise = AlphaSchedule;
 
-impl Scheduler for Lcm {
-    fn timesteps(&self) -> &[f64] {
-        self.steps.taken()
-    }
-
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.steps.begin_at(begin_index);
-    }
-
-    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        add_noise(original, noise, self.alpha(self.steps.current()?)?)
-    }
-
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
-        let timestep = self.steps.current()?;
-        let following = self.steps.following();
-        let alpha = self.alpha(timestep)?;
-        self.steps.advance();
-
-        let shares = Shares {
-            signal: sqrt(alpha)?,
-            noise: sqrt(1.0 - alpha)?,
+    fn step(
+        &mut self,
+        at: &Step<'_, AlphaSchedule>,
+        model_output: &Tensor,
+        sample: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
+        let LcmConfig { keys, distillation } = &self.config;
+        let timestep = at.timestep()?;
+        let alpha_prod_t = at.noise.alpha_cumprod(timestep)?;
+        let alpha_sigma = AlphaSigma {
+            alpha: sqrt(alpha_prod_t)?,
+            sigma: sqrt(1.0 - alpha_prod_t)?,
         };
-        let predicts = self.config.distillation.prediction_type;
-        let pred_original = shares.clean(predicts, model_output, sample)?;
-        let pred_original = self.config.keys.clipping.apply(pred_original)?;
+        let predicted_original_sample =
+            alpha_sigma.pred_original_sample(distillation.prediction_type, model_output, sample)?;
+        let predicted_original_sample = keys.clipping.apply(predicted_original_sample)?;
 
         // The boundary condition: at timestep 0 the sample is its own prediction.
-        let scaled = timestep as f32 * self.config.keys.timestep_scaling as f32;
-        let variance = pow(scaled, 2.0)? + DATA_VARIANCE;
-        let (skip, out) = (1.0 / variance * DATA_VARIANCE, scaled / root(variance)?);
-        let denoised = times(&pred_original, out)?.f_add(&times(sample, skip)?)?;
+        let scaled_timestep = timestep as f32 * keys.timestep_scaling as f32;
+        let variance = pow(scaled_timestep, 2.0)? + DATA_VARIANCE;
+        let c_skip = 1.0 / variance * DATA_VARIANCE;
+        let c_out = scaled_timestep / pow_half(variance)?;
+        let denoised = mul_scalar(&predicted_original_sample, c_out)?.f_add(&mul_scalar(sample, c_skip)?)?;
 
-        let Some(following) = following else {
+        let Some(prev_timestep) = at.next_timestep() else {
             return Ok(denoised);
         };
-        let noise = generator
-            .randn(&model_output.size(), denoised.kind())?
-            .f_to_device(model_output.device())?;
-        let alpha = self.alpha(following)?;
-        let signal = times(&denoised, sqrt(alpha)?)?;
-        Ok(signal.f_add(&times(&noise, sqrt(1.0 - alpha)?)?)?)
+        let noise = generator.randn_like(model_output, denoised.kind())?;
+        let alpha_prod_t_prev = at.noise.alpha_cumprod(prev_timestep)?;
+        let signal = mul_scalar(&denoised, sqrt(alpha_prod_t_prev)?)?;
+        Ok(signal.f_add(&mul_scalar(&noise, sqrt(1.0 - alpha_prod_t_prev)?)?)?)
     }
 }

@@ -1,17 +1,17 @@
-//! The scheduler that makes the upscaler's input noisy.
+//! The scheduler that adds noise to the upscaler's input.
 
 use tch::Tensor;
 
-use super::at;
+use super::common::alpha_schedule::AlphaSchedule;
+use super::common::betas::BetasConfig;
 use super::common::config::RawConfig;
-use super::common::noise_schedule::{BetasConfig, add_noise, to_vec};
 use diffusion_core::Result;
 
-/// `low_res_scheduler/scheduler_config.json`, of which only the noise of a timestep is used (`add_noise` of
-/// diffusers' `schedulers/scheduling_ddpm.py`).
+/// The scheduler of `low_res_scheduler/scheduler_config.json`. Only its `add_noise` is used (diffusers'
+/// `schedulers/scheduling_ddpm.py`).
 #[derive(Clone, Debug)]
 pub struct LowResScheduler {
-    alphas_cumprod: Vec<f32>,
+    alphas: AlphaSchedule,
 }
 
 impl LowResScheduler {
@@ -22,20 +22,20 @@ impl LowResScheduler {
     pub fn parse(text: &str) -> Result<Self> {
         let betas: BetasConfig = RawConfig::parse(text)?.read()?;
         Ok(Self {
-            alphas_cumprod: to_vec(&betas.alphas_cumprod()?)?,
+            alphas: AlphaSchedule::new(&betas)?,
         })
     }
 
-    /// Timesteps that there are, from 0 on.
+    /// Returns the number of training timesteps, which count from 0.
     pub fn num_train_timesteps(&self) -> i64 {
-        self.alphas_cumprod.len() as i64
+        self.alphas.num_train_timesteps()
     }
 
-    /// `original` with `noise` of that timestep, all of one shape.
+    /// Adds noise of a timestep's level to `original`. Both are of one shape `[batch, channels, height, width]`.
     ///
     /// # Errors
-    /// `InvalidArgument` for a timestep that there is not; out of memory.
+    /// `InvalidArgument` for a timestep outside of training.
     pub fn add_noise(&self, original: &Tensor, noise: &Tensor, timestep: i64) -> Result<Tensor> {
-        add_noise(original, noise, at(&self.alphas_cumprod, timestep)?)
+        self.alphas.add_noise_at(timestep, original, noise)
     }
 }

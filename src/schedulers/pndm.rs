@@ -5,16 +5,20 @@
 use serde::Deserialize;
 use tch::Tensor;
 
+use super::common::alpha_schedule::AlphaSchedule;
+use super::common::betas::BetasConfig;
 use super::common::config::{PredictionType, RawConfig, TimestepSpacing};
-use super::common::noise_schedule::{BetasConfig, add_noise, to_vec};
-use super::common::spacing::ascending;
-use super::numerics::torch_scalar::root;
-use super::{Family, Plan, Scheduler, at, check_steps, past_the_end, to_floats};
+use super::common::model_outputs::ModelOutputs;
+use super::common::prediction::mul_scalar;
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::spacing::{ascending, check_num_inference_steps};
+use super::common::step_cursor::end_of_schedule_error;
+use super::numerics::torch_scalar::pow_half;
 use crate::torch::Generator;
 use diffusion_core::{Error, Result};
 
-/// Steps of the Runge-Kutta start, where it is not skipped.
-const ORDER: usize = 4;
+/// `pndm_order`: the number of outputs that a step uses, and of timesteps that the Runge-Kutta start goes back to.
+const PNDM_ORDER: usize = 4;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -42,11 +46,11 @@ impl Default for Keys {
     }
 }
 
-/// `PNDMScheduler`.
+/// The configuration of `PNDMScheduler`.
 #[derive(Clone, Debug)]
 pub struct PndmConfig {
     keys: Keys,
-    alphas_cumprod: Vec<f32>,
+    alphas: AlphaSchedule,
 }
 
 impl PndmConfig {
@@ -62,44 +66,38 @@ impl PndmConfig {
             ));
         }
         Ok(Self {
-            alphas_cumprod: to_vec(&keys.betas.alphas_cumprod()?)?,
+            alphas: AlphaSchedule::new(&keys.betas)?,
             keys,
         })
     }
 }
 
-impl Family for PndmConfig {
-    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
+impl SchedulerBuilder for PndmConfig {
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let train = self.keys.betas.num_train_timesteps;
-        let steps = plan.num_inference_steps;
-        check_steps(steps, train)?;
-        let ratio = train / steps as i64;
+        let steps = options.num_inference_steps;
+        check_num_inference_steps(steps, train)?;
+        let step_ratio = train / steps as i64;
         let ascending = ascending(self.keys.timestep_spacing, train, steps, self.keys.steps_offset);
         let (prk_timesteps, plms_timesteps) = if self.keys.skip_prk_steps {
             (Vec::new(), without_prk(&ascending))
         } else {
-            with_prk(&ascending, ratio)?
+            with_prk(&ascending, step_ratio)?
         };
-        let timesteps: Vec<i64> = prk_timesteps.iter().chain(&plms_timesteps).copied().collect();
-        for &timestep in &timesteps {
-            at(&self.alphas_cumprod, timestep)?;
-        }
-        Ok(Box::new(Pndm {
-            config: self.clone(),
-            step_ratio: ratio,
+        let timesteps = [prk_timesteps.as_slice(), &plms_timesteps].concat();
+        let rule = Pndm {
+            keys: self.keys.clone(),
+            step_ratio,
             prk_timesteps,
-            floats: to_floats(&timesteps),
-            timesteps,
-            begin: 0,
-            counter: 0,
-            ets: Vec::new(),
-            accumulated: None,
+            ets: ModelOutputs::new(PNDM_ORDER),
+            cur_model_output: None,
             cur_sample: None,
-        }))
+        };
+        Ok(Run::boxed(self.alphas.cursor(&timesteps)?, self.alphas.clone(), rule))
     }
 }
 
-/// The steps of the linear multistep method alone: the second is taken twice.
+/// Returns the timesteps of the linear multistep method alone. The second occurs twice.
 fn without_prk(ascending: &[i64]) -> Vec<i64> {
     let (last, rest) = match ascending.split_last() {
         Some((last, rest)) => (*last, rest),
@@ -112,14 +110,14 @@ fn without_prk(ascending: &[i64]) -> Vec<i64> {
     timesteps
 }
 
-/// The Runge-Kutta steps, with their half steps, and the multistep method's after them.
+/// Returns the timesteps of the Runge-Kutta start, half steps included, and those of the multistep method after it.
 fn with_prk(ascending: &[i64], ratio: i64) -> Result<(Vec<i64>, Vec<i64>)> {
-    if ascending.len() < ORDER {
+    if ascending.len() < PNDM_ORDER {
         return Err(Error::invalid_argument(format!(
-            "gen_args: num_inference_steps: must be at least {ORDER} with PNDMScheduler and its Runge-Kutta steps"
+            "gen_args: num_inference_steps: must be at least {PNDM_ORDER} with PNDMScheduler and its Runge-Kutta steps"
         )));
     }
-    let halves: Vec<i64> = ascending[ascending.len() - ORDER..]
+    let halves: Vec<i64> = ascending[ascending.len() - PNDM_ORDER..]
         .iter()
         .flat_map(|&t| [t, t + ratio / 2])
         .collect();
@@ -132,151 +130,137 @@ fn with_prk(ascending: &[i64], ratio: i64) -> Result<(Vec<i64>, Vec<i64>)> {
 }
 
 struct Pndm {
-    config: PndmConfig,
+    keys: Keys,
     step_ratio: i64,
     prk_timesteps: Vec<i64>,
-    timesteps: Vec<i64>,
-    /// The same numbers.
-    floats: Vec<f64>,
-    /// Timesteps that are left out. The counter does not count them.
-    begin: usize,
-    /// Steps taken. What a step does depends on it, not on the timestep.
-    counter: usize,
-    /// The last outputs of the network, oldest first.
-    ets: Vec<Tensor>,
-    /// The weighted sum of one Runge-Kutta step's outputs so far.
-    accumulated: Option<Tensor>,
+    /// The latest outputs of the network.
+    ets: ModelOutputs,
+    /// The weighted sum of the outputs in the current Runge-Kutta step.
+    cur_model_output: Option<Tensor>,
+    /// The sample that the current Runge-Kutta step, or the first multistep step, started from.
     cur_sample: Option<Tensor>,
 }
 
-impl Scheduler for Pndm {
-    fn timesteps(&self) -> &[f64] {
-        self.floats.get(self.begin..).unwrap_or_default()
-    }
+impl UpdateRule for Pndm {
+    type Noise = AlphaSchedule;
 
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.begin = begin_index;
-    }
-
-    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let alpha = at(&self.config.alphas_cumprod, self.timestep()?)?;
-        add_noise(original, noise, alpha)
-    }
-
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
-        let timestep = self.timestep()?;
-        let next = if self.counter < self.prk_timesteps.len() {
-            self.step_prk(model_output, timestep, sample)
+    fn step(
+        &mut self,
+        at: &Step<'_, AlphaSchedule>,
+        model_output: &Tensor,
+        sample: &Tensor,
+        _: &mut Generator,
+    ) -> Result<Tensor> {
+        // The rule depends on the number of steps so far, not on the timestep.
+        if at.cursor.steps_taken() < self.prk_timesteps.len() {
+            self.step_prk(at, model_output, sample)
         } else {
-            self.step_plms(model_output, timestep, sample)
-        };
-        self.counter += 1;
-        next
+            self.step_plms(at, model_output, sample)
+        }
     }
 }
 
 impl Pndm {
-    /// The timestep of the next step.
-    fn timestep(&self) -> Result<i64> {
-        let index = self.begin + self.counter;
-        self.timesteps.get(index).copied().ok_or_else(past_the_end)
-    }
-
-    fn step_prk(&mut self, model_output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
-        let back = if self.counter % 2 == 1 { 0 } else { self.step_ratio / 2 };
-        let previous_timestep = timestep - back;
-        let start = *self.prk_timesteps.get(self.counter / 4 * 4).ok_or_else(past_the_end)?;
-        let mut output = model_output.shallow_clone();
-        match self.counter % 4 {
+    fn step_prk(&mut self, at: &Step<'_, AlphaSchedule>, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        let counter = at.cursor.steps_taken();
+        let diff_to_prev = if counter % 2 == 1 { 0 } else { self.step_ratio / 2 };
+        let prev_timestep = at.timestep()? - diff_to_prev;
+        let timestep = *self
+            .prk_timesteps
+            .get(counter / 4 * 4)
+            .ok_or_else(end_of_schedule_error)?;
+        let mut model_output = model_output.shallow_clone();
+        match counter % 4 {
             0 => {
-                self.accumulate(model_output, 1.0 / 6.0)?;
+                self.accumulate(&model_output, 1.0 / 6.0)?;
                 self.ets.push(model_output.shallow_clone());
                 self.cur_sample = Some(sample.shallow_clone());
             }
-            1 | 2 => self.accumulate(model_output, 1.0 / 3.0)?,
+            1 | 2 => self.accumulate(&model_output, 1.0 / 3.0)?,
             _ => {
-                self.accumulate(model_output, 1.0 / 6.0)?;
-                if let Some(sum) = self.accumulated.take() {
-                    output = sum;
+                self.accumulate(&model_output, 1.0 / 6.0)?;
+                if let Some(sum) = self.cur_model_output.take() {
+                    model_output = sum;
                 }
             }
         }
-        let sample = self.cur_sample.as_ref().unwrap_or(sample);
-        self.previous_sample(sample, start, previous_timestep, &output)
+        let cur_sample = self.cur_sample.as_ref().unwrap_or(sample);
+        self.prev_sample(at.noise, cur_sample, timestep, prev_timestep, &model_output)
     }
 
-    fn accumulate(&mut self, output: &Tensor, weight: f64) -> Result<()> {
-        let weighted = output.f_mul_scalar(weight)?;
-        self.accumulated = Some(match &self.accumulated {
+    fn accumulate(&mut self, model_output: &Tensor, weight: f64) -> Result<()> {
+        let weighted = model_output.f_mul_scalar(weight)?;
+        self.cur_model_output = Some(match &self.cur_model_output {
             Some(sum) => sum.f_add(&weighted)?,
-            // diffusers starts from the number 0, which leaves the first term as it is.
+            // diffusers adds the first term to the number 0, which does not change it.
             None => weighted,
         });
         Ok(())
     }
 
-    fn step_plms(&mut self, model_output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
-        let mut from = timestep;
-        let mut to = timestep - self.step_ratio;
-        if self.counter == 1 {
-            // The first step again, with the mean of its two ends' outputs.
-            to = timestep;
-            from = timestep + self.step_ratio;
+    fn step_plms(&mut self, at: &Step<'_, AlphaSchedule>, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        let counter = at.cursor.steps_taken();
+        let mut timestep = at.timestep()?;
+        let mut prev_timestep = timestep - self.step_ratio;
+        if counter == 1 {
+            // The first step again, with the mean of the outputs at both its ends.
+            prev_timestep = timestep;
+            timestep += self.step_ratio;
         } else {
-            let oldest = self.ets.len().saturating_sub(3);
-            self.ets.drain(..oldest);
             self.ets.push(model_output.shallow_clone());
         }
         let mut sample = sample.shallow_clone();
-        let times = |tensor: &Tensor, factor: f64| tensor.f_mul_scalar(factor);
-        let output = match self.ets.as_slice() {
-            [_] if self.counter == 0 => {
+        let model_output = match self.ets.as_slice() {
+            [_] if counter == 0 => {
                 self.cur_sample = Some(sample.shallow_clone());
                 model_output.shallow_clone()
             }
             [e1] => {
-                if let Some(first) = self.cur_sample.take() {
-                    sample = first;
+                if let Some(cur_sample) = self.cur_sample.take() {
+                    sample = cur_sample;
                 }
                 model_output.f_add(e1)?.f_div_scalar(2.0)?
             }
-            [e2, e1] => times(e1, 3.0)?.f_sub(e2)?.f_div_scalar(2.0)?,
-            [e3, e2, e1] => times(e1, 23.0)?
-                .f_sub(&times(e2, 16.0)?)?
-                .f_add(&times(e3, 5.0)?)?
+            [e1, e2] => e1.f_mul_scalar(3.0)?.f_sub(e2)?.f_div_scalar(2.0)?,
+            [e1, e2, e3] => e1
+                .f_mul_scalar(23.0)?
+                .f_sub(&e2.f_mul_scalar(16.0)?)?
+                .f_add(&e3.f_mul_scalar(5.0)?)?
                 .f_div_scalar(12.0)?,
-            [.., e4, e3, e2, e1] => times(
-                &times(e1, 55.0)?
-                    .f_sub(&times(e2, 59.0)?)?
-                    .f_add(&times(e3, 37.0)?)?
-                    .f_sub(&times(e4, 9.0)?)?,
-                1.0 / 24.0,
-            )?,
-            [] => return Err(past_the_end()),
+            [e1, e2, e3, e4, ..] => e1
+                .f_mul_scalar(55.0)?
+                .f_sub(&e2.f_mul_scalar(59.0)?)?
+                .f_add(&e3.f_mul_scalar(37.0)?)?
+                .f_sub(&e4.f_mul_scalar(9.0)?)?
+                .f_mul_scalar(1.0 / 24.0)?,
+            [] => return Err(end_of_schedule_error()),
         };
-        self.previous_sample(&sample, from, to, &output)
+        self.prev_sample(at.noise, &sample, timestep, prev_timestep, &model_output)
     }
 
-    /// Formula (9) of the paper.
-    fn previous_sample(&self, sample: &Tensor, from: i64, to: i64, output: &Tensor) -> Result<Tensor> {
-        let keys = &self.config.keys;
-        let alpha = at(&self.config.alphas_cumprod, from)?;
-        let alpha_previous = if to >= 0 {
-            at(&self.config.alphas_cumprod, to)?
-        } else if keys.set_alpha_to_one {
-            1.0
-        } else {
-            at(&self.config.alphas_cumprod, 0)?
+    /// Computes formula (9) of the paper (`_get_prev_sample`).
+    fn prev_sample(
+        &self,
+        noise: &AlphaSchedule,
+        sample: &Tensor,
+        timestep: i64,
+        prev_timestep: i64,
+        model_output: &Tensor,
+    ) -> Result<Tensor> {
+        let alpha_prod_t = noise.alpha_cumprod(timestep)?;
+        let alpha_prod_t_prev = noise.alpha_prod_t_prev(prev_timestep, self.keys.set_alpha_to_one)?;
+        let beta_prod_t = 1.0 - alpha_prod_t;
+        let beta_prod_t_prev = 1.0 - alpha_prod_t_prev;
+        let model_output = match self.keys.prediction_type {
+            PredictionType::VPrediction => mul_scalar(model_output, pow_half(alpha_prod_t)?)?
+                .f_add(&mul_scalar(sample, pow_half(beta_prod_t)?)?)?,
+            PredictionType::Epsilon | PredictionType::Sample => model_output.shallow_clone(),
         };
-        let (beta, beta_previous) = (1.0 - alpha, 1.0 - alpha_previous);
-        let times = |tensor: &Tensor, factor: f32| tensor.f_mul_scalar(f64::from(factor));
-        let output = match keys.prediction_type {
-            PredictionType::VPrediction => times(output, root(alpha)?)?.f_add(&times(sample, root(beta)?)?)?,
-            PredictionType::Epsilon | PredictionType::Sample => output.shallow_clone(),
-        };
-        let sample_coefficient = root(alpha_previous / alpha)?;
-        let denominator = alpha * root(beta_previous)? + root(alpha * beta * alpha_previous)?;
-        let direction = times(&output, alpha_previous - alpha)?.f_div_scalar(f64::from(denominator))?;
-        Ok(times(sample, sample_coefficient)?.f_sub(&direction)?)
+        let sample_coeff = pow_half(alpha_prod_t_prev / alpha_prod_t)?;
+        let model_output_denom_coeff =
+            alpha_prod_t * pow_half(beta_prod_t_prev)? + pow_half(alpha_prod_t * beta_prod_t * alpha_prod_t_prev)?;
+        let direction = mul_scalar(&model_output, alpha_prod_t_prev - alpha_prod_t)?
+            .f_div_scalar(f64::from(model_output_denom_coeff))?;
+        Ok(mul_scalar(sample, sample_coeff)?.f_sub(&direction)?)
     }
 }

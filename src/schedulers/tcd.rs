@@ -1,21 +1,19 @@
 //! Zheng et al., "Trajectory Consistency Distillation" (2024).
 //!
-//! Source: diffusers `schedulers/scheduling_tcd.py`, which reads keys of clipping and thresholding but
-//! does neither.
+//! Source: diffusers `schedulers/scheduling_tcd.py`, which reads the keys of clipping and thresholding but does neither.
 
 use tch::Tensor;
 
+use super::common::alpha_schedule::AlphaSchedule;
 use super::common::config::{PredictionType, RawConfig};
 use super::common::lcm_common::Distillation;
-use super::common::noise_schedule::add_noise;
-use super::common::prediction::{Shares, times};
-use super::common::steps::Steps;
-use super::numerics::torch_scalar::{root, sqrt};
-use super::{Family, Plan, Scheduler, at};
+use super::common::prediction::{AlphaSigma, mul_scalar};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::numerics::torch_scalar::{pow_half, sqrt};
 use crate::torch::Generator;
 use diffusion_core::{Error, Result};
 
-/// `TCDScheduler`.
+/// The configuration of `TCDScheduler`.
 #[derive(Clone, Debug)]
 pub struct TcdConfig {
     distillation: Distillation,
@@ -33,77 +31,63 @@ impl TcdConfig {
     }
 }
 
-impl Family for TcdConfig {
-    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
-        if !(0.0..=1.0).contains(&plan.eta) {
+impl SchedulerBuilder for TcdConfig {
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
+        if !(0.0..=1.0).contains(&options.eta) {
             return Err(Error::invalid_argument(
                 "gen_args: eta: must be 0 to 1 with TCDScheduler",
             ));
         }
-        Ok(Box::new(Tcd {
-            steps: Steps::new(self.distillation.timesteps(plan)?),
-            distillation: self.distillation.clone(),
-            eta: plan.eta,
-        }))
+        let rule = Tcd {
+            prediction_type: self.distillation.prediction_type,
+            eta: options.eta,
+        };
+        let cursor = self.distillation.cursor(options)?;
+        Ok(Run::boxed(cursor, self.distillation.alphas.clone(), rule))
     }
 }
 
 struct Tcd {
-    distillation: Distillation,
+    prediction_type: PredictionType,
     /// γ of the paper: the share of the way to the next timestep that is denoised and noised again.
     eta: f64,
-    steps: Steps,
 }
 
-impl Tcd {
-    fn alpha(&self, timestep: i64) -> Result<f32> {
-        at(&self.distillation.alphas_cumprod, timestep)
-    }
-}
+impl UpdateRule for Tcd {
+    type Noise = AlphaSchedule;
 
-impl Scheduler for Tcd {
-    fn timesteps(&self) -> &[f64] {
-        self.steps.taken()
-    }
+    fn step(
+        &mut self,
+        at: &Step<'_, AlphaSchedule>,
+        model_output: &Tensor,
+        sample: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor> {
+        let prev_timestep = at.next_timestep();
+        // The timestep that is denoised to, computed in float32 as in diffusers.
+        let timestep_s = ((1.0 - self.eta) as f32 * prev_timestep.unwrap_or(0) as f32).floor() as i64;
+        let alpha_prod_t = at.noise.alpha_cumprod(at.timestep()?)?;
+        let alpha_prod_s = at.noise.alpha_cumprod(timestep_s)?;
 
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.steps.begin_at(begin_index);
-    }
-
-    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        add_noise(original, noise, self.alpha(self.steps.current()?)?)
-    }
-
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
-        let following = self.steps.following();
-        let alpha = self.alpha(self.steps.current()?)?;
-        // The timestep that is denoised to, in float32 as diffusers has it.
-        let between = (1.0 - self.eta) as f32 * following.unwrap_or(0) as f32;
-        let alpha_between = self.alpha(between.floor() as i64)?;
-        self.steps.advance();
-
-        let predicts = self.distillation.prediction_type;
-        // diffusers takes these roots in two ways, which are not equal to the last bit.
-        let square_root = match predicts {
+        // diffusers takes these square roots in two ways, which differ in the last bit.
+        let square_root = match self.prediction_type {
             PredictionType::Epsilon => sqrt,
-            PredictionType::Sample | PredictionType::VPrediction => root,
+            PredictionType::Sample | PredictionType::VPrediction => pow_half,
         };
-        let shares = Shares {
-            signal: square_root(alpha)?,
-            noise: square_root(1.0 - alpha)?,
+        let alpha_sigma = AlphaSigma {
+            alpha: square_root(alpha_prod_t)?,
+            sigma: square_root(1.0 - alpha_prod_t)?,
         };
-        let pred_original = shares.clean(predicts, model_output, sample)?;
-        let pred_epsilon = shares.noise(predicts, model_output, sample)?;
-        let noised =
-            times(&pred_original, sqrt(alpha_between)?)?.f_add(&times(&pred_epsilon, sqrt(1.0 - alpha_between)?)?)?;
+        let pred_original_sample = alpha_sigma.pred_original_sample(self.prediction_type, model_output, sample)?;
+        let pred_epsilon = alpha_sigma.pred_epsilon(self.prediction_type, model_output, sample)?;
+        let pred_noised_sample = mul_scalar(&pred_original_sample, sqrt(alpha_prod_s)?)?
+            .f_add(&mul_scalar(&pred_epsilon, sqrt(1.0 - alpha_prod_s)?)?)?;
 
-        let Some(following) = following.filter(|_| self.eta > 0.0) else {
-            return Ok(noised);
+        let Some(prev_timestep) = prev_timestep.filter(|_| self.eta > 0.0) else {
+            return Ok(pred_noised_sample);
         };
-        let noise = generator
-            .randn(&model_output.size(), noised.kind())?
-            .f_to_device(model_output.device())?;
-        let ratio = self.alpha(following)? / alpha_between;
-        Ok(times(&noised, sqrt(ratio)?)?.f_add(&times(&noise, sqrt(1.0 - ratio)?)?)?)
+        let noise = generator.randn_like(model_output, pred_noised_sample.kind())?;
+        let ratio = at.noise.alpha_cumprod(prev_timestep)? / alpha_prod_s;
+        Ok(mul_scalar(&pred_noised_sample, sqrt(ratio)?)?.f_add(&mul_scalar(&noise, sqrt(1.0 - ratio)?)?)?)
     }
 }

@@ -1,5 +1,4 @@
-//! Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models"
-//! (2023).
+//! Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models" (2023).
 //!
 //! Source: diffusers `schedulers/scheduling_unipc_multistep.py`.
 
@@ -8,16 +7,18 @@ use serde_json::json;
 use tch::Tensor;
 
 use super::common::config::RawConfig;
-use super::common::prediction::{over, times};
+use super::common::lambda_schedule::{LambdaSchedule, NoiseLevel};
+use super::common::lambda_schedule_config::LambdaScheduleConfig;
+use super::common::model_outputs::ModelOutputs;
+use super::common::prediction::{div_scalar, mul_scalar};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
 use super::common::sigmas::FinalSigmas;
-use super::common::solver_config::SolverConfig;
-use super::common::solver_run::{History, Level, Run};
+use super::common::step_cursor::StepCursor;
 use super::numerics::torch_scalar::expm1;
-use super::{Family, Plan, Scheduler};
 use crate::torch::Generator;
 use diffusion_core::{Error, Result};
 
-/// The largest `solver_order`; the paper goes up to 6.
+/// Largest accepted `solver_order`. The paper goes up to 6.
 const MAX_ORDER: usize = 9;
 
 /// The function B(h) of the paper.
@@ -26,7 +27,7 @@ const MAX_ORDER: usize = 9;
 enum SolverType {
     /// h.
     Bh1,
-    /// e^h − 1. The other names are those of other schedulers' solvers; diffusers takes them as this one.
+    /// e^h − 1. diffusers takes the names of other schedulers' solvers for this one.
     #[serde(alias = "midpoint", alias = "heun", alias = "logrho")]
     Bh2,
 }
@@ -34,10 +35,10 @@ enum SolverType {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 struct Keys {
-    /// The predicted sample is integrated, rather than the predicted noise.
+    /// Whether the predicted sample is integrated, rather than the predicted noise.
     predict_x0: bool,
     solver_type: SolverType,
-    /// Steps whose sample is not corrected.
+    /// Indices of the steps without a correction.
     disable_corrector: Vec<i64>,
     final_sigmas_type: FinalSigmas,
 }
@@ -54,25 +55,24 @@ impl Default for Keys {
     }
 }
 
-/// `UniPCMultistepScheduler`.
+/// The configuration of `UniPCMultistepScheduler`.
 #[derive(Clone, Debug)]
 pub struct UniPcMultistepConfig {
     keys: Keys,
-    solver: SolverConfig,
+    solver: LambdaScheduleConfig,
 }
 
 impl UniPcMultistepConfig {
     /// Reads the keys of the class.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming the key; `Unsupported` for the switches that are not done.
+    /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn read(raw: &RawConfig) -> Result<Self> {
         raw.require_off(&[("solver_p", json!(null))])?;
         let keys: Keys = raw.read()?;
-        let solver = SolverConfig::read(&raw.without(&["lambda_min_clipped"]), 1..=MAX_ORDER)?;
+        let solver = LambdaScheduleConfig::read(&raw.without(&["lambda_min_clipped"]), 1..=MAX_ORDER)?;
         if keys.final_sigmas_type == FinalSigmas::Zero {
-            // The last step is infinitely long in λ: what divides by its length, or multiplies with it,
-            // ends in a sample that is not a number.
+            // The last step is infinitely long in λ. With these keys the sample becomes NaN.
             let not_finite = [
                 (!keys.predict_x0, "predict_x0 false"),
                 (keys.solver_type == SolverType::Bh1, "solver_type bh1"),
@@ -81,90 +81,109 @@ impl UniPcMultistepConfig {
                     "lower_order_final false",
                 ),
             ];
-            if let Some((_, with)) = not_finite.into_iter().find(|(on, _)| *on) {
+            if let Some((_, key)) = not_finite.into_iter().find(|(on, _)| *on) {
                 return Err(Error::invalid_argument(format!(
-                    "scheduler_config.json: final_sigmas_type zero does not go with {with}; sigma_min does"
+                    "scheduler_config.json: {key} requires final_sigmas_type sigma_min, got zero"
                 )));
             }
         }
-        // The last step then has no length, and its system of equations no solution.
+        // The last step has zero length then, and its system of equations no solution.
         if keys.final_sigmas_type == FinalSigmas::SigmaMin
             && solver.conversion.is_some()
             && !solver.lower_order_final
             && solver.solver_order > 2
         {
             return Err(Error::invalid_argument(
-                "scheduler_config.json: final_sigmas_type sigma_min, where the last step starts at that sigma, does not go with lower_order_final false and this solver_order",
+                "scheduler_config.json: final_sigmas_type sigma_min with spaced sigmas gives the last step zero length; it requires lower_order_final or a solver_order below 3",
             ));
         }
         Ok(Self { keys, solver })
     }
 }
 
-impl Family for UniPcMultistepConfig {
-    fn build(&self, plan: &Plan) -> Result<Box<dyn Scheduler>> {
-        let ladder = self.solver.ladder(plan)?;
-        ladder.check_distances(self.solver.solver_order)?;
+impl SchedulerBuilder for UniPcMultistepConfig {
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
+        let schedule = self.solver.schedule(options)?;
+        schedule.check_distances(self.solver.solver_order)?;
         let last = match (self.keys.final_sigmas_type, self.solver.conversion) {
-            // Sigmas that are spaced by themselves end where the last step starts.
-            (FinalSigmas::SigmaMin, Some(_)) => ladder.sigmas.last().copied().unwrap_or_default(),
-            (end, _) => f64::from(self.solver.training.last(end)),
+            // Spaced sigmas end where the last step starts.
+            (FinalSigmas::SigmaMin, Some(_)) => schedule.sigmas.last().copied().unwrap_or_default() as f32,
+            (final_sigmas_type, _) => self.solver.training.last(final_sigmas_type),
         };
-        Ok(Box::new(UniPcMultistep {
-            run: ladder.run_to(last),
-            outputs: History::new(self.solver.solver_order),
-            order: 0,
-            last_sample: None,
+        let noise = LambdaSchedule::new(schedule.sigmas_to(last));
+        let rule = UniPcMultistep {
             keys: self.keys.clone(),
             solver: self.solver.clone(),
-        }))
+            model_outputs: ModelOutputs::new(self.solver.solver_order),
+            this_order: 0,
+            last_sample: None,
+        };
+        Ok(Run::boxed(StepCursor::new(schedule.timesteps), noise, rule))
     }
 }
 
 struct UniPcMultistep {
     keys: Keys,
-    solver: SolverConfig,
-    run: Run,
-    outputs: History,
-    /// That of the last prediction.
-    order: usize,
-    /// What the last prediction started from.
+    solver: LambdaScheduleConfig,
+    model_outputs: ModelOutputs,
+    /// The order of the last prediction.
+    this_order: usize,
+    /// The sample that the last prediction started from.
     last_sample: Option<Tensor>,
 }
 
-/// What a predictor or corrector of one order has between two levels.
-struct Stretch {
-    /// What order 1 makes of the sample.
-    first: Tensor,
-    /// The factor of what is added for higher orders.
-    gain: f32,
-    /// (mᵢ − m₀) / rᵢ of the outputs before the last, `[rows, order - 1, ..]`.
-    differences: Option<Tensor>,
-    /// The matrix R of the paper and its right side b.
-    system: (Tensor, Tensor),
+/// An update between two noise levels, of one order, before the system of equations is solved.
+struct UniPcUpdate {
+    /// The sample after an update of order 1: `x_t_` of diffusers.
+    x_t: Tensor,
+    /// The factor of the higher-order terms.
+    factor: f32,
+    /// (mᵢ − m₀) / rᵢ of the outputs before the newest, `[batch, order - 1, ..]`.
+    d1s: Option<Tensor>,
+    /// The matrix R `[order, order]` of the paper.
+    r: Tensor,
+    /// The right side b `[order]` of the paper.
+    b: Tensor,
 }
 
 impl UniPcMultistep {
-    /// Whether the sample that the last prediction made is corrected by the output for it.
-    fn corrects(&self) -> bool {
-        let last = self.run.index().checked_sub(1);
-        last.and_then(|step| i64::try_from(step).ok())
+    /// Returns what the solver integrates: the predicted sample or the predicted noise.
+    fn convert_model_output(&self, level: NoiseLevel, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        if self.keys.predict_x0 {
+            return self.solver.pred_original_sample(level, model_output, sample);
+        }
+        level
+            .alpha_sigma()
+            .pred_epsilon(self.solver.prediction_type, model_output, sample)
+    }
+
+    /// Returns whether the network's output corrects the sample that the last step predicted.
+    fn use_corrector(&self, at: &Step<'_, LambdaSchedule>) -> bool {
+        let last_step = at.cursor.index().checked_sub(1);
+        last_step
+            .and_then(|step| i64::try_from(step).ok())
             .is_some_and(|step| !self.keys.disable_corrector.contains(&step))
     }
 
-    /// From the level `back` levels ago to the one after it, starting at `sample`, with the outputs up
+    /// Prepares the update from the noise level `back` to the one after it, starting from `sample`, with the outputs up
     /// to that level.
-    fn stretch(&self, order: usize, back: usize, sample: &Tensor) -> Result<Stretch> {
-        let (t, s0) = (self.run.level(back - 1)?, self.run.level(back)?);
+    fn prepare(
+        &self,
+        at: &Step<'_, LambdaSchedule>,
+        order: usize,
+        back: usize,
+        sample: &Tensor,
+    ) -> Result<UniPcUpdate> {
+        let (t, s0) = (at.level(back - 1)?, at.level(back)?);
         let h = t.lambda - s0.lambda;
-        let m0 = self.outputs.back(0)?;
-        let (mut ratios, mut differences) = (Vec::new(), Vec::new());
+        let m0 = self.model_outputs.get(0)?;
+        let (mut rks, mut d1s) = (Vec::new(), Vec::new());
         for i in 1..order {
-            let ratio = (self.run.level(back + i)?.lambda - s0.lambda) / h;
-            ratios.push(ratio);
-            differences.push(over(&self.outputs.back(i)?.f_sub(m0)?, ratio)?);
+            let rk = (at.level(back + i)?.lambda - s0.lambda) / h;
+            rks.push(rk);
+            d1s.push(div_scalar(&self.model_outputs.get(i)?.f_sub(m0)?, rk)?);
         }
-        ratios.push(1.0);
+        rks.push(1.0);
 
         let hh = if self.keys.predict_x0 { -h } else { h };
         let h_phi_1 = expm1(hh)?;
@@ -172,145 +191,116 @@ impl UniPcMultistep {
             SolverType::Bh1 => hh,
             SolverType::Bh2 => h_phi_1,
         };
-        let (kept, left, share) = self.shares(t, s0);
-        let first = times(sample, kept / left)?.f_sub(&times(m0, share * h_phi_1)?)?;
-        Ok(Stretch {
-            first,
-            gain: share * b_h,
-            differences: match differences.as_slice() {
+        let (ratio, weight) = if self.keys.predict_x0 {
+            (t.sigma / s0.sigma, t.alpha)
+        } else {
+            (t.alpha / s0.alpha, t.sigma)
+        };
+        let (r, b) = system(&rks, hh, h_phi_1, b_h, sample)?;
+        Ok(UniPcUpdate {
+            x_t: mul_scalar(sample, ratio)?.f_sub(&mul_scalar(m0, weight * h_phi_1)?)?,
+            factor: weight * b_h,
+            d1s: match d1s.as_slice() {
                 [] => None,
-                all => Some(Tensor::f_stack(all, 1)?),
+                d1s => Some(Tensor::f_stack(d1s, 1)?),
             },
-            system: system(&ratios, hh, h_phi_1, b_h, sample)?,
+            r,
+            b,
         })
     }
 
-    /// The sample's share at the end and at the start of a stretch, and that of what is integrated.
-    fn shares(&self, t: Level, s0: Level) -> (f32, f32, f32) {
-        if self.keys.predict_x0 {
-            (t.sigma, s0.sigma, t.alpha)
-        } else {
-            (t.alpha, s0.alpha, t.sigma)
-        }
-    }
-
-    /// The predictor UniP: the sample after the next step.
-    fn predict(&self, order: usize, sample: &Tensor) -> Result<Tensor> {
-        let stretch = self.stretch(order, 1, sample)?;
-        let Some(differences) = &stretch.differences else {
-            return Ok(stretch.first);
+    /// Returns the sample after the next step: the predictor UniP (`multistep_uni_p_bh_update`).
+    fn predict(&self, at: &Step<'_, LambdaSchedule>, sample: &Tensor) -> Result<Tensor> {
+        let order = self.this_order;
+        let UniPcUpdate { x_t, factor, d1s, r, b } = self.prepare(at, order, 1, sample)?;
+        let Some(d1s) = &d1s else {
+            return Ok(x_t);
         };
-        let (matrix, right) = &stretch.system;
-        let weights = if order == 2 {
-            // The reference simplifies this one.
+        let rhos_p = if order == 2 {
+            // diffusers does not solve the system of this order.
             half(sample)?
         } else {
             let rank = order as i64 - 1;
-            let matrix = matrix.f_narrow(0, 0, rank)?.f_narrow(1, 0, rank)?;
-            let right = right.f_narrow(0, 0, rank)?;
-            Tensor::f_linalg_solve(&matrix, &right, true)?.f_to_kind(sample.kind())?
+            let r = r.f_narrow(0, 0, rank)?.f_narrow(1, 0, rank)?;
+            let b = b.f_narrow(0, 0, rank)?;
+            Tensor::f_linalg_solve(&r, &b, true)?.f_to_kind(sample.kind())?
         };
-        let higher = weighted(&weights, differences)?;
-        Ok(stretch.first.f_sub(&times(&higher, stretch.gain)?)?)
+        let pred_res = weighted_sum(&rhos_p, d1s)?;
+        Ok(x_t.f_sub(&mul_scalar(&pred_res, factor)?)?)
     }
 
-    /// The corrector UniC: the last step again, with the `output` for the sample that it had predicted.
-    fn correct(&self, output: &Tensor, last_sample: &Tensor) -> Result<Tensor> {
-        let order = self.order;
-        let stretch = self.stretch(order, 2, last_sample)?;
-        let (matrix, right) = &stretch.system;
-        let weights = if order == 1 {
+    /// Repeats the last step with the network's output for the sample that it predicted: the corrector UniC
+    /// (`multistep_uni_c_bh_update`).
+    fn correct(&self, at: &Step<'_, LambdaSchedule>, model_output: &Tensor, last_sample: &Tensor) -> Result<Tensor> {
+        let order = self.this_order;
+        let UniPcUpdate { x_t, factor, d1s, r, b } = self.prepare(at, order, 2, last_sample)?;
+        let rhos_c = if order == 1 {
             half(last_sample)?
         } else {
-            Tensor::f_linalg_solve(matrix, right, true)?.f_to_kind(last_sample.kind())?
+            Tensor::f_linalg_solve(&r, &b, true)?.f_to_kind(last_sample.kind())?
         };
-        let newest = output.f_sub(self.outputs.back(0)?)?;
-        let mut higher = newest.f_mul(&weights.f_get(-1)?)?;
-        if let Some(differences) = &stretch.differences {
-            let older = weights.f_narrow(0, 0, order as i64 - 1)?;
-            higher = weighted(&older, differences)?.f_add(&higher)?;
+        let d1_t = model_output.f_sub(self.model_outputs.get(0)?)?;
+        let mut corr_res = d1_t.f_mul(&rhos_c.f_get(-1)?)?;
+        if let Some(d1s) = &d1s {
+            let older = rhos_c.f_narrow(0, 0, order as i64 - 1)?;
+            corr_res = weighted_sum(&older, d1s)?.f_add(&corr_res)?;
         }
-        Ok(stretch.first.f_sub(&times(&higher, stretch.gain)?)?)
+        Ok(x_t.f_sub(&mul_scalar(&corr_res, factor)?)?)
     }
 }
 
-/// The one weight of a simplified system, `[1]`, of the dtype of `like` and beside it.
+/// Returns the weight of a system that is not solved: 0.5 `[1]`, of the dtype of `like` and on its device.
 fn half(like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&[0.5f32])?
         .f_to_kind(like.kind())?
         .f_to_device(like.device())?)
 }
 
-/// The sum of `differences` `[rows, k, ..]`, each times its weight, `[k]`.
-fn weighted(weights: &Tensor, differences: &Tensor) -> Result<Tensor> {
-    let operands = [weights, differences];
-    Ok(Tensor::f_einsum("k,bkc...->bc...", &operands, None::<&[i64]>)?)
+/// Returns the sum of `d1s` `[batch, k, ..]` with the weights `rhos` `[k]`.
+fn weighted_sum(rhos: &Tensor, d1s: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::f_einsum("k,bkc...->bc...", &[rhos, d1s], None::<&[i64]>)?)
 }
 
-/// R `[order, order]` and b `[order]` of the paper's theorem 3.1 in float32, on the device of `beside`.
-fn system(ratios: &[f32], hh: f32, h_phi_1: f32, b_h: f32, beside: &Tensor) -> Result<(Tensor, Tensor)> {
-    let row = Tensor::f_from_slice(ratios)?.f_to_device(beside.device())?;
-    let (mut rows, mut right) = (Vec::new(), Vec::new());
+/// Computes R `[order, order]` and b `[order]` of the paper's theorem 3.1 in float32, on the device of `like`.
+fn system(rks: &[f32], hh: f32, h_phi_1: f32, b_h: f32, like: &Tensor) -> Result<(Tensor, Tensor)> {
+    let row = Tensor::f_from_slice(rks)?.f_to_device(like.device())?;
+    let (mut r, mut b) = (Vec::new(), Vec::new());
     let (mut h_phi_k, mut factorial) = (h_phi_1 / hh - 1.0, 1.0f64);
-    for i in 0..ratios.len() {
-        rows.push(row.f_pow_tensor_scalar(i as i64)?);
-        right.push(h_phi_k * factorial as f32 / b_h);
+    for i in 0..rks.len() {
+        r.push(row.f_pow_tensor_scalar(i as i64)?);
+        b.push(h_phi_k * factorial as f32 / b_h);
         factorial *= (i + 2) as f64;
         h_phi_k = h_phi_k / hh - (1.0 / factorial) as f32;
     }
     Ok((
-        Tensor::f_stack(&rows, 0)?,
-        Tensor::f_from_slice(&right)?.f_to_device(beside.device())?,
+        Tensor::f_stack(&r, 0)?,
+        Tensor::f_from_slice(&b)?.f_to_device(like.device())?,
     ))
 }
 
-impl Scheduler for UniPcMultistep {
-    fn timesteps(&self) -> &[f64] {
-        self.run.taken()
-    }
+impl UpdateRule for UniPcMultistep {
+    type Noise = LambdaSchedule;
 
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.run.begin_at(begin_index);
-    }
-
-    fn scale_model_input(&self, sample: &Tensor) -> Result<Tensor> {
-        self.run.check()?;
-        Ok(sample.shallow_clone())
-    }
-
-    fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        self.run.add_noise(original, noise)
-    }
-
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
-        self.run.check()?;
-        let shares = self.run.level(1)?.shares();
-        let predicts = self.solver.prediction_type;
-        let output = if self.keys.predict_x0 {
-            let clean = shares.clean(predicts, model_output, sample)?;
-            let thresholding = &self.solver.thresholding;
-            if thresholding.thresholding {
-                thresholding.apply(&clean)?
-            } else {
-                clean
-            }
-        } else {
-            shares.noise(predicts, model_output, sample)?
-        };
+    fn step(
+        &mut self,
+        at: &Step<'_, LambdaSchedule>,
+        model_output: &Tensor,
+        sample: &Tensor,
+        _: &mut Generator,
+    ) -> Result<Tensor> {
+        let model_output = self.convert_model_output(at.level(1)?, model_output, sample)?;
         let sample = match &self.last_sample {
-            Some(last_sample) if self.corrects() => self.correct(&output, last_sample)?,
+            Some(last_sample) if self.use_corrector(at) => self.correct(at, &model_output, last_sample)?,
             _ => sample.shallow_clone(),
         };
-        self.outputs.push(output);
-        self.order = if self.solver.lower_order_final {
-            self.solver.solver_order.min(self.run.left())
-        } else {
-            self.solver.solver_order
+        self.model_outputs.push(model_output);
+        let mut max_order = self.solver.solver_order;
+        if self.solver.lower_order_final {
+            max_order = max_order.min(at.cursor.remaining());
         }
-        .min(self.outputs.len());
-        let next = self.predict(self.order, &sample)?;
+        self.this_order = max_order.min(self.model_outputs.len());
+        let prev_sample = self.predict(at, &sample)?;
         self.last_sample = Some(sample);
-        self.run.advance();
-        Ok(next)
+        Ok(prev_sample)
     }
 }

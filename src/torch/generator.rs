@@ -99,6 +99,15 @@ impl Generator {
         // `C_tensor` is.
         Ok(unsafe { Tensor::from_ptr(out.cast()) })
     }
+
+    /// Draws standard normal noise of dtype `kind` on the CPU, in the shape of `tensor`, and moves it to the device of
+    /// `tensor`.
+    ///
+    /// # Errors
+    /// As [`Generator::randn`].
+    pub fn randn_like(&mut self, tensor: &Tensor, kind: Kind) -> Result<Tensor> {
+        Ok(self.randn(&tensor.size(), kind)?.f_to_device(tensor.device())?)
+    }
 }
 
 impl Drop for Generator {

@@ -4,7 +4,7 @@ use diffusion_core::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
-use triton_diffusion::schedulers::{Plan, Scheduler, SchedulerConfig};
+use triton_diffusion::schedulers::{SamplingOptions, Scheduler, SchedulerConfig};
 use triton_diffusion::torch::Generator;
 
 use crate::support::Goldens;
@@ -29,13 +29,13 @@ struct Case {
 impl Case {
     fn build(&self) -> Result<Box<dyn Scheduler>> {
         let text = Value::Object(self.config.clone()).to_string();
-        let plan = Plan {
+        let options = SamplingOptions {
             num_inference_steps: self.num_inference_steps,
             timesteps: self.timesteps.clone(),
             sigmas: self.sigmas.clone(),
             eta: self.eta,
         };
-        SchedulerConfig::parse_as(&text, &self.class)?.build(&plan)
+        SchedulerConfig::parse_as(&text, &self.class)?.build(&options)
     }
 }
 

@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 use diffusion_core::config::PipelineClass;
 use diffusion_core::{Error, Result};
 
+/// Largest accepted number of lists and objects in a configuration. Known configurations have fewer than ten.
+const MAX_BRACKETS: usize = 128;
+
 /// What the network predicts.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
@@ -19,8 +22,8 @@ pub enum PredictionType {
     VPrediction,
 }
 
-/// How the training timesteps are thinned out to the steps of one run (Lin et al., "Common Diffusion
-/// Noise Schedules and Sample Steps are Flawed", 2023, table 2).
+/// The selection of a run's timesteps from those of training (Lin et al., "Common Diffusion Noise Schedules and Sample
+/// Steps are Flawed", 2023, table 2).
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSpacing {
@@ -42,42 +45,46 @@ pub enum BetaSchedule {
     ScaledLinear,
     /// From a squared cosine (Nichol and Dhariwal, 2021), capped at 0.999.
     SquaredcosCapV2,
-    /// From an exponential, capped at 0.999. Of `HeunDiscreteScheduler` alone.
+    /// From an exponential, capped at 0.999. Only `HeunDiscreteScheduler` has it.
     Exp,
 }
 
-/// The keys of a scheduler's configuration, not yet read as any class.
+/// The keys of a scheduler's configuration, not yet read as a class.
 ///
-/// diffusers makes one scheduler from another's configuration (`from_config`): keys that are there
-/// carry over, keys that are not take the defaults of the new class. So the keys are kept as they are
-/// and read by the class that is wanted.
+/// diffusers makes a scheduler of one class from the configuration of another (`from_config`): a key of the
+/// configuration carries over, a missing key takes the default of the new class.
 #[derive(Clone, Debug)]
 pub struct RawConfig {
     keys: Map<String, Value>,
 }
 
 impl RawConfig {
-    /// The keys of `scheduler_config.json`.
+    /// Parses `scheduler_config.json`. A number that JSON does not have becomes null: Python writes `Infinity`,
+    /// `-Infinity` and `NaN`.
     ///
     /// # Errors
-    /// `InvalidArgument` if `text` is no JSON object.
+    /// `InvalidArgument` if `text` is not an object, or too nested.
     pub fn parse(text: &str) -> Result<Self> {
-        // Python writes an infinite `lambda_min_clipped` as a word that is no JSON.
-        let text = text.replace(": -Infinity", ": -1.7976931348623157e308");
-        match serde_json::from_str(&text) {
+        // The parser recurses into brackets without a limit.
+        if text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() > MAX_BRACKETS {
+            return Err(Error::invalid_argument(format!(
+                "scheduler_config.json: more than {MAX_BRACKETS} lists and objects"
+            )));
+        }
+        match json5::from_str(text) {
             Ok(Value::Object(keys)) => Ok(Self { keys }),
             Ok(_) => Err(Error::invalid_argument("scheduler_config.json: not an object")),
             Err(error) => Err(Error::invalid_argument(format!("scheduler_config.json: {error}"))),
         }
     }
 
-    /// `_class_name`.
+    /// Returns `_class_name`.
     pub fn class_name(&self) -> Option<&str> {
         self.keys.get("_class_name").and_then(Value::as_str)
     }
 
-    /// The keys as another class gets them: those that the file's class had only by default
-    /// (`_use_default_values`) are left to the new class's defaults.
+    /// Returns the keys for another class: without the keys that are defaults of the file's class
+    /// (`_use_default_values`).
     #[must_use]
     pub fn for_another_class(&self) -> Self {
         let mut keys = self.keys.clone();
@@ -89,11 +96,11 @@ impl RawConfig {
         Self { keys }
     }
 
-    /// The keys as a pipeline of that class changes them when it is made of a folder with an outdated file:
-    /// `steps_offset` becomes 1, samples are not clipped, and the Runge-Kutta steps of PNDM are skipped
-    /// (the constructors of `pipeline_stable_diffusion.py`, `_img2img.py` and `_inpaint.py`).
+    /// Returns the keys with the corrections that a pipeline of that class makes to an outdated file: `steps_offset`
+    /// becomes 1, samples are not clipped, and the Runge-Kutta steps of PNDM are skipped (the constructors of
+    /// `pipeline_stable_diffusion.py`, `_img2img.py` and `_inpaint.py`).
     #[must_use]
-    pub fn brought_up_to_date(&self, pipeline: PipelineClass) -> Self {
+    pub fn apply_deprecated_config_fixes(&self, pipeline: PipelineClass) -> Self {
         use PipelineClass::{Img2Img, Inpaint, StableDiffusion};
         let mut keys = self.keys.clone();
         let class = self.class_name().unwrap_or_default();
@@ -114,9 +121,9 @@ impl RawConfig {
         Self { keys }
     }
 
-    /// The keys that are in `other` too.
+    /// Returns the keys that are also in `other`.
     #[must_use]
-    pub fn shared_with(&self, other: &Self) -> Self {
+    pub fn intersect_keys(&self, other: &Self) -> Self {
         let keys = self
             .keys
             .iter()
@@ -126,8 +133,8 @@ impl RawConfig {
         Self { keys }
     }
 
-    /// The keys with others for those that are missing, where a class's defaults are not those of the
-    /// part that reads them.
+    /// Returns the keys with `defaults` for missing ones, for a class whose defaults differ from those of the shared
+    /// code that reads the keys.
     #[must_use]
     pub fn with_defaults(&self, defaults: &[(&str, Value)]) -> Self {
         let mut keys = self.keys.clone();
@@ -137,7 +144,7 @@ impl RawConfig {
         Self { keys }
     }
 
-    /// The keys but for some, which a class does not know and a part that reads them does.
+    /// Returns the keys without `unknown`, for a class that lacks keys of the shared code.
     #[must_use]
     pub fn without(&self, unknown: &[&str]) -> Self {
         let mut keys = self.keys.clone();
@@ -147,7 +154,7 @@ impl RawConfig {
         Self { keys }
     }
 
-    /// Reads the keys that `T` names; `T`'s defaults stand in for those that are missing.
+    /// Reads the keys of `T`. Missing keys take the defaults of `T`.
     ///
     /// # Errors
     /// `InvalidArgument` for a value of the wrong type.
@@ -156,9 +163,7 @@ impl RawConfig {
             .map_err(|error| Error::invalid_argument(format!("scheduler_config.json: {error}")))
     }
 
-    /// Refuses switches that a class does not do.
-    ///
-    /// `off` lists keys and the value beside null that leaves them off.
+    /// Refuses unsupported switches. `off` lists keys with the value that turns them off, as does null.
     ///
     /// # Errors
     /// `Unsupported`, naming the key.
@@ -174,7 +179,7 @@ impl RawConfig {
         Ok(())
     }
 
-    /// Refuses values of a key that a class does not do.
+    /// Refuses unsupported values of a key.
     ///
     /// # Errors
     /// `Unsupported`, naming the key.
@@ -196,44 +201,46 @@ fn not_supported(key: &str) -> Error {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::schedulers::{Plan, SchedulerConfig};
+    use serde_json::json;
+
+    use crate::schedulers::{SamplingOptions, SchedulerConfig};
 
     fn timesteps(text: &str, pipeline: PipelineClass, class: Option<&str>) -> Vec<f64> {
         let config = SchedulerConfig::of_pipeline(text, pipeline, class).unwrap();
-        let plan = Plan {
+        let options = SamplingOptions {
             num_inference_steps: 4,
             timesteps: None,
             sigmas: None,
             eta: 0.0,
         };
-        config.build(&plan).unwrap().timesteps().to_vec()
+        config.build(&options).unwrap().timesteps().to_vec()
     }
 
-    /// What diffusers 0.36 makes of these files when it loads a pipeline.
+    /// The timesteps are those of diffusers 0.36.
     #[test]
-    fn outdated_files_are_read_as_pipelines_correct_them() {
+    fn of_pipeline_outdated_file_is_corrected() {
         use PipelineClass::{Depth2Img, Inpaint, StableDiffusion};
         let ddim = r#"{"_class_name": "DDIMScheduler", "steps_offset": 0}"#;
         let corrected = [751.0, 501.0, 251.0, 1.0];
         let plain = [750.0, 500.0, 250.0, 0.0];
         assert_eq!(timesteps(ddim, StableDiffusion, None), corrected);
         assert_eq!(timesteps(ddim, Depth2Img, None), plain);
-        // A key of the file carries over as it was corrected, one that it lacks does not.
+        // A corrected key of the file carries over to another class, the correction of a missing key does not.
         let another = Some("DDPMScheduler");
         assert_eq!(timesteps(ddim, StableDiffusion, another), corrected);
         let bare = r#"{"_class_name": "DDIMScheduler"}"#;
         assert_eq!(timesteps(bare, StableDiffusion, None), corrected);
         assert_eq!(timesteps(bare, StableDiffusion, another), plain);
-        // Without its Runge-Kutta steps PNDM takes one step more than asked for; with them thirteen for four.
+        // For 4 inference steps PNDM takes 5 timesteps without its Runge-Kutta steps, and 13 with them.
         let pndm = r#"{"_class_name": "PNDMScheduler", "skip_prk_steps": false}"#;
         assert_eq!(timesteps(pndm, Inpaint, None).len(), 5);
         assert_eq!(timesteps(pndm, StableDiffusion, None).len(), 13);
     }
 
     #[test]
-    fn samples_are_not_clipped_where_a_pipeline_says_so() {
+    fn deprecated_config_fixes_turn_off_clip_sample() {
         let clips = |text: &str, pipeline| {
-            let raw = RawConfig::parse(text).unwrap().brought_up_to_date(pipeline);
+            let raw = RawConfig::parse(text).unwrap().apply_deprecated_config_fixes(pipeline);
             raw.keys.get("clip_sample").cloned()
         };
         use PipelineClass::{Inpaint, StableDiffusion};
@@ -245,5 +252,28 @@ mod tests {
             assert_ne!(clips(text, Inpaint), Some(false.into()));
         }
         assert_eq!(clips(r#"{"_class_name": "PNDMScheduler"}"#, StableDiffusion), None);
+    }
+
+    #[test]
+    fn parse_keeps_strings_and_reads_pythons_infinities_as_null() {
+        let text = r#"{"note": "from: -Infinity, to: NaN", "lambda_min_clipped":-Infinity, "ends": [-Infinity, Infinity, NaN]}"#;
+        let raw = RawConfig::parse(text).unwrap();
+        assert_eq!(raw.keys["note"], "from: -Infinity, to: NaN");
+        assert_eq!(raw.keys["lambda_min_clipped"], Value::Null);
+        assert_eq!(raw.keys["ends"], json!([null, null, null]));
+        let (default, infinite) = ("{}", r#"{"lambda_min_clipped": -Infinity}"#);
+        let [expected, timesteps] = [default, infinite].map(|text| {
+            let class = Some("DPMSolverMultistepScheduler");
+            timesteps(text, PipelineClass::Depth2Img, class)
+        });
+        assert_eq!(timesteps, expected);
+    }
+
+    #[test]
+    fn parse_too_many_brackets_is_refused() {
+        for opening in ["[", "{\"a\":"] {
+            let error = RawConfig::parse(&opening.repeat(100_000)).unwrap_err();
+            assert!(error.to_string().contains("more than 128"), "{error}");
+        }
     }
 }

@@ -1,10 +1,10 @@
-//! The keys of the two DPM-Solver classes.
+//! The configuration of the two DPM-Solver classes.
 
 use serde::Deserialize;
 
 use super::config::RawConfig;
+use super::lambda_schedule_config::LambdaScheduleConfig;
 use super::sigmas::FinalSigmas;
-use super::solver_config::SolverConfig;
 use diffusion_core::{Error, Result};
 
 /// What the solver integrates, and whether it adds noise.
@@ -22,19 +22,19 @@ pub enum AlgorithmType {
     /// The predicted sample, with noise added.
     #[serde(rename = "sde-dpmsolver++")]
     SdeDpmSolverPlusPlus,
-    /// What a DEIS scheduler's configuration says. Only read, never kept: diffusers replaces it by
-    /// `DpmSolverPlusPlus`.
+    /// From the configuration of a DEIS scheduler. diffusers replaces it by `DpmSolverPlusPlus`, as does
+    /// [`DpmSolverConfig::read`].
     #[serde(rename = "deis")]
     Deis,
 }
 
 impl AlgorithmType {
-    /// Noise is added.
+    /// Returns whether a step adds noise.
     pub fn is_stochastic(self) -> bool {
         matches!(self, Self::SdeDpmSolver | Self::SdeDpmSolverPlusPlus)
     }
 
-    /// The predicted sample is what is integrated.
+    /// Returns whether the predicted sample is integrated, rather than the predicted noise.
     pub fn integrates_samples(self) -> bool {
         matches!(self, Self::DpmSolverPlusPlus | Self::SdeDpmSolverPlusPlus)
     }
@@ -44,11 +44,10 @@ impl AlgorithmType {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum SolverType {
-    /// With the midpoint method. The other names are those of other schedulers' solvers; diffusers takes
-    /// them as this one.
+    /// The midpoint method. diffusers takes the names of other schedulers' solvers for this one.
     #[serde(alias = "logrho", alias = "bh1", alias = "bh2")]
     Midpoint,
-    /// With Heun's method.
+    /// Heun's method.
     Heun,
 }
 
@@ -75,38 +74,38 @@ impl Default for Keys {
     }
 }
 
-/// What both classes read.
+/// The configuration of both classes.
 #[derive(Clone, Debug)]
-pub struct DpmSolverKeys {
-    /// What all solvers have.
-    pub solver: SolverConfig,
-    /// What is integrated.
+pub struct DpmSolverConfig {
+    /// The configuration that all solvers share.
+    pub solver: LambdaScheduleConfig,
+    /// What the solver integrates, and whether it adds noise.
     pub algorithm_type: AlgorithmType,
-    /// How, above the first order.
+    /// The variant of the higher orders.
     pub solver_type: SolverType,
-    /// First order for the last step.
+    /// Whether the last step is of first order.
     pub euler_at_final: bool,
     /// The sigma after the last step.
     pub final_sigmas_type: FinalSigmas,
-    /// Sigmas whose logarithms lie evenly.
+    /// Whether the logarithms of sigmas are spaced evenly (Lu's spacing).
     pub use_lu_lambdas: bool,
 }
 
-impl DpmSolverKeys {
+impl DpmSolverConfig {
     /// Reads the keys of both classes.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming the key; `Unsupported` for the switches that are not done.
+    /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn read(raw: &RawConfig) -> Result<Self> {
         raw.refuse("variance_type", &["learned", "learned_range"])?;
         let keys: Keys = raw.read()?;
         if !keys.algorithm_type.integrates_samples() && keys.final_sigmas_type == FinalSigmas::Zero {
             return Err(Error::invalid_argument(
-                "scheduler_config.json: final_sigmas_type zero does not go with this algorithm_type; sigma_min does",
+                "scheduler_config.json: this algorithm_type requires final_sigmas_type sigma_min, got zero",
             ));
         }
         Ok(Self {
-            solver: SolverConfig::read(raw, 1..=3)?,
+            solver: LambdaScheduleConfig::read(raw, 1..=3)?,
             algorithm_type: match keys.algorithm_type {
                 AlgorithmType::Deis => AlgorithmType::DpmSolverPlusPlus,
                 other => other,

@@ -1,67 +1,61 @@
-//! The arithmetic of DPM-Solver and DPM-Solver++ (Lu et al., 2022), the same for one step of several
-//! calls and for several steps of one call.
+//! The arithmetic of DPM-Solver and DPM-Solver++ (Lu et al., 2022), which the multistep and the singlestep class share.
 //!
-//! Source: diffusers `schedulers/scheduling_dpmsolver_multistep.py` and
-//! `scheduling_dpmsolver_singlestep.py`.
+//! Source: `convert_model_output` and the `*_update` functions of diffusers'
+//! `schedulers/scheduling_dpmsolver_multistep.py` and `scheduling_dpmsolver_singlestep.py`.
 
 use tch::Tensor;
 
-use super::dpm_solver_config::{AlgorithmType, DpmSolverKeys, SolverType};
-use super::prediction::times;
-use super::solver_run::Level;
+use super::dpm_solver_config::{AlgorithmType, DpmSolverConfig, SolverType};
+use super::lambda_schedule::NoiseLevel;
+use super::prediction::mul_scalar;
 use crate::schedulers::numerics::torch_scalar::{exp, pow, sqrt};
 use diffusion_core::Result;
 
-/// What the solver integrates: the predicted sample (++), or the predicted noise.
-///
-/// # Errors
-/// Out of memory.
-pub fn convert(keys: &DpmSolverKeys, level: Level, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
-    let (shares, predicts) = (level.shares(), keys.solver.prediction_type);
-    let thresholding = &keys.solver.thresholding;
-    if keys.algorithm_type.integrates_samples() {
-        let clean = shares.clean(predicts, output, sample)?;
-        if thresholding.thresholding {
-            return thresholding.apply(&clean);
-        }
-        return Ok(clean);
+/// Returns what the solver integrates: the predicted sample (++) or the predicted noise.
+pub fn convert_model_output(
+    config: &DpmSolverConfig,
+    level: NoiseLevel,
+    model_output: &Tensor,
+    sample: &Tensor,
+) -> Result<Tensor> {
+    let solver = &config.solver;
+    if config.algorithm_type.integrates_samples() {
+        return solver.pred_original_sample(level, model_output, sample);
     }
-    let noise = shares.noise(predicts, output, sample)?;
-    if !thresholding.thresholding {
-        return Ok(noise);
+    let alpha_sigma = level.alpha_sigma();
+    let epsilon = alpha_sigma.pred_epsilon(solver.prediction_type, model_output, sample)?;
+    if !solver.thresholding.thresholding {
+        return Ok(epsilon);
     }
-    let clean = thresholding.apply(&shares.without_noise(&noise, sample)?)?;
-    shares.without_signal(&clean, sample)
+    let x0_pred = solver.thresholding.apply(alpha_sigma.remove_noise(&epsilon, sample)?)?;
+    alpha_sigma.remove_signal(&x0_pred, sample)
 }
 
-/// What an update sums up, beside the sample that it starts from: the papers' D0, D1 and D2, and noise.
+/// The summands of an update in addition to the sample: the papers' D0, D1 and D2, and noise.
 #[derive(Debug)]
 pub struct Terms<'a> {
-    /// What is integrated, where the update starts.
+    /// The integrand where the update starts.
     pub d0: &'a Tensor,
-    /// Its slope, from the second order on.
+    /// The slope of the integrand, from the second order on.
     pub d1: Option<Tensor>,
-    /// Its curvature, at the third order.
+    /// The curvature of the integrand, at the third order.
     pub d2: Option<Tensor>,
-    /// What is added, where noise is.
+    /// Standard normal noise, for a stochastic algorithm.
     pub noise: Option<&'a Tensor>,
 }
 
-/// The update of `order` from level `from` to level `to`.
-///
-/// # Errors
-/// Out of memory.
+/// Returns the sample of level `to`, given the sample of level `from` and the terms of `order`.
 pub fn update(
-    keys: &DpmSolverKeys,
+    config: &DpmSolverConfig,
     order: usize,
-    from: Level,
-    to: Level,
+    from: NoiseLevel,
+    to: NoiseLevel,
     sample: &Tensor,
     terms: Terms<'_>,
 ) -> Result<Tensor> {
-    let heun = keys.solver_type == SolverType::Heun || order == 3;
-    let factors = Factors::new(keys.algorithm_type, heun, from, to)?;
-    let mut next = times(sample, factors.sample)?.f_add(&times(terms.d0, factors.d0)?)?;
+    let heun = config.solver_type == SolverType::Heun || order == 3;
+    let factors = Factors::new(config.algorithm_type, heun, from, to)?;
+    let mut x_t = mul_scalar(sample, factors.sample)?.f_add(&mul_scalar(terms.d0, factors.d0)?)?;
     let others = [
         (terms.d1.as_ref(), factors.d1),
         (terms.d2.as_ref(), factors.d2),
@@ -69,13 +63,13 @@ pub fn update(
     ];
     for (term, factor) in others {
         if let Some(term) = term {
-            next = next.f_add(&times(term, factor)?)?;
+            x_t = x_t.f_add(&mul_scalar(term, factor)?)?;
         }
     }
-    Ok(next)
+    Ok(x_t)
 }
 
-/// The factors of the terms. One that diffusers subtracts is negated here, which is exact.
+/// The factors of the terms. Where diffusers subtracts a term the factor is negated, which is exact.
 struct Factors {
     sample: f32,
     d0: f32,
@@ -85,7 +79,7 @@ struct Factors {
 }
 
 impl Factors {
-    fn new(algorithm: AlgorithmType, heun: bool, s: Level, t: Level) -> Result<Self> {
+    fn new(algorithm: AlgorithmType, heun: bool, s: NoiseLevel, t: NoiseLevel) -> Result<Self> {
         let h = t.lambda - s.lambda;
         Ok(match algorithm {
             AlgorithmType::DpmSolverPlusPlus | AlgorithmType::Deis => {

@@ -1,14 +1,16 @@
-//! What the samplers of distilled networks share: keys, and timesteps that are among those of the
-//! distillation.
+//! The configuration that the classes for distilled networks share, LCM and TCD.
 //!
 //! Source: diffusers `schedulers/scheduling_lcm.py` and `scheduling_tcd.py`.
 
 use serde::Deserialize;
 use serde_json::json;
 
+use super::alpha_schedule::AlphaSchedule;
+use super::betas::BetasConfig;
 use super::config::{PredictionType, RawConfig};
-use super::noise_schedule::{BetasConfig, to_vec};
-use crate::schedulers::{Plan, at, check_steps};
+use super::scheduler::SamplingOptions;
+use super::spacing::check_num_inference_steps;
+use super::step_cursor::StepCursor;
 use diffusion_core::{Error, Result};
 
 #[derive(Clone, Debug, Deserialize)]
@@ -31,20 +33,18 @@ impl Default for Keys {
     }
 }
 
-/// How a network was trained and then distilled.
+/// How a network was trained and distilled.
 #[derive(Clone, Debug)]
 pub struct Distillation {
-    train: i64,
-    /// Timesteps of the distillation.
-    original_steps: i64,
+    original_inference_steps: i64,
     /// ᾱ of every training timestep.
-    pub alphas_cumprod: Vec<f32>,
+    pub alphas: AlphaSchedule,
     /// What the network predicts.
     pub prediction_type: PredictionType,
 }
 
 impl Distillation {
-    /// The keys with the defaults of the samplers of distilled networks.
+    /// Returns the keys with the defaults of both classes.
     pub fn defaults(raw: &RawConfig) -> RawConfig {
         raw.with_defaults(&[
             ("beta_start", json!(0.00085)),
@@ -61,45 +61,40 @@ impl Distillation {
     pub fn read(raw: &RawConfig) -> Result<Self> {
         let keys: Keys = Self::defaults(raw).read()?;
         let train = keys.betas.num_train_timesteps;
-        let alphas_cumprod = to_vec(&keys.betas.alphas_cumprod()?)?;
+        let alphas = AlphaSchedule::new(&keys.betas)?;
         if !(1..=train).contains(&keys.original_inference_steps) {
             return Err(Error::invalid_argument(format!(
-                "scheduler_config.json: original_inference_steps must be 1 to {train}, the timesteps that the model was trained with"
+                "scheduler_config.json: original_inference_steps must be 1 to {train}, the number of training timesteps"
             )));
         }
         Ok(Self {
-            train,
-            original_steps: keys.original_inference_steps,
-            alphas_cumprod,
+            original_inference_steps: keys.original_inference_steps,
+            alphas,
             prediction_type: keys.prediction_type,
         })
     }
 
-    /// The timesteps of a run, noisiest first: the plan's own, or about evenly chosen from those of the
-    /// distillation.
+    /// Starts a run of custom timesteps, or of timesteps chosen about evenly from those of the distillation.
     ///
     /// # Errors
-    /// `InvalidArgument` for more steps than the distillation had, or a timestep beyond training.
-    pub fn timesteps(&self, plan: &Plan) -> Result<Vec<i64>> {
-        let timesteps = match &plan.timesteps {
-            Some(timesteps) => timesteps.clone(),
-            None => self.chosen(plan.num_inference_steps)?,
-        };
-        for &timestep in &timesteps {
-            at(&self.alphas_cumprod, timestep)?;
+    /// `InvalidArgument` for more steps than the distillation had, or for a timestep outside of training.
+    pub fn cursor(&self, options: &SamplingOptions) -> Result<StepCursor> {
+        match &options.timesteps {
+            Some(timesteps) => self.alphas.cursor(timesteps),
+            None => self.alphas.cursor(&self.timesteps(options.num_inference_steps)?),
         }
-        Ok(timesteps)
     }
 
-    fn chosen(&self, steps: usize) -> Result<Vec<i64>> {
-        check_steps(steps, self.train)?;
-        let original = self.original_steps;
+    fn timesteps(&self, steps: usize) -> Result<Vec<i64>> {
+        let train = self.alphas.num_train_timesteps();
+        check_num_inference_steps(steps, train)?;
+        let original = self.original_inference_steps;
         if i64::try_from(steps).is_ok_and(|steps| steps > original) {
             return Err(Error::invalid_argument(format!(
                 "gen_args: num_inference_steps: must be 1 to {original} with this scheduler, its original_inference_steps"
             )));
         }
-        let ratio = self.train / original;
+        let ratio = train / original;
         // `np.linspace(0, original, steps, endpoint=False)` from the noisy end, rounded down.
         let stride = original as f64 / steps as f64;
         Ok((0..steps)

@@ -1,16 +1,23 @@
-//! What several schedulers share: configuration keys, noise schedules, timestep spacing and update rules.
+//! Code that several scheduler classes share. Nothing here knows a class.
+//!
+//! A run of a sampler is a [`scheduler::Run`] of three parts: its position (`step_cursor`), how its family of classes
+//! measures noise (`alpha_schedule`, `sigma_schedule` or `lambda_schedule`), and the update rule of its class.
 
+pub mod alpha_schedule;
+pub mod betas;
 pub mod config;
 pub mod dpm_solver_config;
 pub mod dpm_solver_update;
+pub mod lambda_schedule;
+pub mod lambda_schedule_config;
 pub mod lcm_common;
+pub mod model_outputs;
 pub mod noise_schedule;
 pub mod prediction;
-pub mod sigma_run;
-pub mod sigma_space;
+pub mod scheduler;
+pub mod sigma_schedule;
+pub mod sigma_schedule_config;
 pub mod sigmas;
-pub mod solver_config;
-pub mod solver_run;
 pub mod spacing;
-pub mod steps;
-pub mod threshold;
+pub mod step_cursor;
+pub mod thresholding;

@@ -1,154 +1,53 @@
-//! The noise that training added at each timestep.
-//!
-//! Source: the constructors of diffusers' schedulers, and `rescale_zero_terminal_snr` and
-//! `betas_for_alpha_bar` in `schedulers/scheduling_ddim.py`. The operations are libtorch's, in
-//! diffusers' order, since another way of summing rounds differently.
+//! The timesteps of a run with their sigmas.
 
-use serde::Deserialize;
-use tch::{Device, Kind, Tensor};
-
-use super::config::BetaSchedule;
 use diffusion_core::{Error, Result};
 
-/// The most training timesteps that a configuration may ask for; all known models have 1000.
-const MAX_TRAIN_TIMESTEPS: i64 = 100_000;
-
-/// The keys that say how betas run, with diffusers' defaults.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct BetasConfig {
-    /// Training timesteps.
-    pub num_train_timesteps: i64,
-    /// First beta.
-    pub beta_start: f64,
-    /// Last beta.
-    pub beta_end: f64,
-    /// What lies between.
-    pub beta_schedule: BetaSchedule,
-    /// Betas themselves, instead of a schedule.
-    pub trained_betas: Option<Vec<f64>>,
-    /// Scales the betas so that the last step has no signal left (Lin et al., 2023, algorithm 1).
-    pub rescale_betas_zero_snr: bool,
+/// The timesteps of a run and the sigma of each, noisiest first.
+#[derive(Clone, Debug)]
+pub struct NoiseSchedule {
+    /// The network's input.
+    pub timesteps: Vec<f64>,
+    /// Noise over signal, without the sigma after the last step.
+    pub sigmas: Vec<f64>,
 }
 
-impl Default for BetasConfig {
-    fn default() -> Self {
-        Self {
-            num_train_timesteps: 1000,
-            beta_start: 0.0001,
-            beta_end: 0.02,
-            beta_schedule: BetaSchedule::Linear,
-            trained_betas: None,
-            rescale_betas_zero_snr: false,
-        }
+impl NoiseSchedule {
+    /// Returns the sigmas in float32, and `last` after the last step.
+    pub fn sigmas_to(&self, last: f32) -> Vec<f32> {
+        let sigmas = self.sigmas.iter().map(|&sigma| sigma as f32);
+        sigmas.chain([last]).collect()
     }
-}
 
-impl BetasConfig {
-    /// ᾱ of every training timestep, float32 `[num_train_timesteps]`.
+    /// Returns the timesteps rounded to float32.
+    pub fn float32_timesteps(&self) -> Vec<f64> {
+        let rounded = |&timestep: &f64| f64::from(timestep as f32);
+        self.timesteps.iter().map(rounded).collect()
+    }
+
+    /// Refuses equal sigmas of neighbouring steps for a solver of `order`. From order 2 on a solver divides by the
+    /// distance of sigmas.
     ///
     /// # Errors
-    /// `InvalidArgument` if the numbers make no schedule; `Unsupported` for the schedule that one class
-    /// alone has.
-    pub fn alphas_cumprod(&self) -> Result<Tensor> {
-        if self.trained_betas.is_none() && self.beta_schedule == BetaSchedule::Exp {
-            return Err(Error::unsupported(
-                "scheduler_config.json: beta_schedule exp is supported by HeunDiscreteScheduler alone",
-            ));
+    /// `InvalidArgument`, naming the argument.
+    pub fn check_distances(&self, order: usize) -> Result<()> {
+        if order > 1 && self.sigmas.windows(2).any(|pair| pair.first() == pair.last()) {
+            return Err(equal_noise_levels_error());
         }
-        self.alphas_cumprod_of_any_schedule()
-    }
-
-    /// The same, for the class that has every schedule.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if the numbers make no schedule.
-    pub fn alphas_cumprod_of_any_schedule(&self) -> Result<Tensor> {
-        let steps = self.num_train_timesteps;
-        if !(1..=MAX_TRAIN_TIMESTEPS).contains(&steps) {
-            return Err(Error::invalid_argument(format!(
-                "scheduler_config.json: num_train_timesteps must be 1 to {MAX_TRAIN_TIMESTEPS}"
-            )));
-        }
-        let mut betas = self.betas()?;
-        if betas.size() != [steps] {
-            return Err(Error::invalid_argument(
-                "scheduler_config.json: trained_betas must have num_train_timesteps entries",
-            ));
-        }
-        if self.rescale_betas_zero_snr {
-            betas = rescale_zero_terminal_snr(&betas)?;
-        }
-        Ok(one_minus(&betas)?.f_cumprod(0, None::<Kind>)?)
-    }
-
-    fn betas(&self) -> Result<Tensor> {
-        let options = (Kind::Float, Device::Cpu);
-        let steps = self.num_train_timesteps;
-        if let Some(betas) = &self.trained_betas {
-            return Ok(Tensor::f_from_slice(betas)?.f_to_kind(Kind::Float)?);
-        }
-        match self.beta_schedule {
-            BetaSchedule::Linear => Ok(Tensor::f_linspace(self.beta_start, self.beta_end, steps, options)?),
-            BetaSchedule::ScaledLinear => {
-                let roots = Tensor::f_linspace(self.beta_start.sqrt(), self.beta_end.sqrt(), steps, options)?;
-                Ok(roots.f_pow_tensor_scalar(2)?)
-            }
-            BetaSchedule::SquaredcosCapV2 => {
-                self.betas_for_alpha_bar(|t| ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powi(2))
-            }
-            BetaSchedule::Exp => self.betas_for_alpha_bar(|t| (t * -12.0).exp()),
-        }
-    }
-
-    /// Betas whose ᾱ follow a function of the time from 0 to 1.
-    fn betas_for_alpha_bar(&self, alpha_bar: impl Fn(f64) -> f64) -> Result<Tensor> {
-        let n = self.num_train_timesteps as f64;
-        let betas: Vec<f64> = (0..self.num_train_timesteps)
-            .map(|i| (1.0 - alpha_bar((i + 1) as f64 / n) / alpha_bar(i as f64 / n)).min(0.999))
-            .collect();
-        Ok(Tensor::f_from_slice(&betas)?.f_to_kind(Kind::Float)?)
+        Ok(())
     }
 }
 
-fn one_minus(tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.f_neg()?.f_add_scalar(1.0)?)
+/// Returns the error for two steps of one noise level, where a solver cannot divide by their distance.
+pub fn equal_noise_levels_error() -> Error {
+    Error::invalid_argument(
+        "gen_args: num_inference_steps: too many for this scheduler: two steps have the same noise level",
+    )
 }
 
-fn rescale_zero_terminal_snr(betas: &Tensor) -> Result<Tensor> {
-    let roots = one_minus(betas)?.f_cumprod(0, None::<Kind>)?.f_sqrt()?;
-    let (first, last) = (roots.f_get(0)?, roots.f_get(-1)?);
-    let scale = first.f_div(&first.f_sub(&last)?)?;
-    let alphas_bar = roots.f_sub(&last)?.f_mul(&scale)?.f_pow_tensor_scalar(2)?;
-    let rest = alphas_bar.size1()? - 1;
-    let ratios = alphas_bar
-        .f_narrow(0, 1, rest)?
-        .f_div(&alphas_bar.f_narrow(0, 0, rest)?)?;
-    one_minus(&Tensor::f_cat(&[alphas_bar.f_narrow(0, 0, 1)?, ratios], 0)?)
-}
-
-/// `original` with `noise` of the level of one ᾱ, all of one shape (`add_noise` of diffusers'
-/// `schedulers/scheduling_ddim.py`).
-///
-/// # Errors
-/// Out of memory.
-pub fn add_noise(original: &Tensor, noise: &Tensor, alpha_cumprod: f32) -> Result<Tensor> {
-    // diffusers first rounds the table of ᾱ to the sample's dtype, and so must the roots be.
-    let alpha = Tensor::f_from_slice(&[alpha_cumprod])?.f_to_kind(original.kind())?;
-    let root = |tensor: &Tensor| -> Result<Tensor> {
-        Ok(tensor
-            .f_pow_tensor_scalar(0.5)?
-            .f_view([1, 1, 1, 1])?
-            .f_to_device(original.device())?)
-    };
-    let signal = root(&alpha)?.f_mul(original)?;
-    Ok(signal.f_add(&root(&one_minus(&alpha)?)?.f_mul(noise)?)?)
-}
-
-/// The numbers of a float32 tensor.
-///
-/// # Errors
-/// Another dtype.
-pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(Vec::<f32>::try_from(tensor)?)
+/// Repeats each number but the first, for the classes that call the network twice a step (diffusers'
+/// `repeat_interleave(2)`).
+pub fn repeat_interior<T: Copy>(numbers: &[T]) -> Vec<T> {
+    let first = numbers.iter().take(1).copied();
+    let rest = numbers.iter().skip(1).flat_map(|&number| [number, number]);
+    first.chain(rest).collect()
 }

@@ -1,73 +1,71 @@
-//! What an output of the network says about the clean sample and about the noise.
+//! The clean sample and the noise that follow from an output of the network.
 
 use tch::Tensor;
 
 use super::config::PredictionType;
 use diffusion_core::Result;
 
-/// `a·x`.
-///
-/// # Errors
-/// Out of memory.
-pub fn times(x: &Tensor, a: f32) -> Result<Tensor> {
-    Ok(x.f_mul_scalar(f64::from(a))?)
+/// Multiplies by a float32 number.
+pub fn mul_scalar(x: &Tensor, factor: f32) -> Result<Tensor> {
+    Ok(x.f_mul_scalar(f64::from(factor))?)
 }
 
-/// `x / a`.
-///
-/// # Errors
-/// Out of memory.
-pub fn over(x: &Tensor, a: f32) -> Result<Tensor> {
-    Ok(x.f_div_scalar(f64::from(a))?)
+/// Divides by a float32 number.
+pub fn div_scalar(x: &Tensor, divisor: f32) -> Result<Tensor> {
+    Ok(x.f_div_scalar(f64::from(divisor))?)
 }
 
-/// The shares of a noisy sample: `signal·clean + noise·noise`.
+/// The weights of a noisy sample's parts: `alpha · clean sample + sigma · noise`.
+///
+/// The tensors that a method takes and returns are of one shape.
 #[derive(Clone, Copy, Debug)]
-pub struct Shares {
-    /// √ᾱ, or α.
-    pub signal: f32,
-    /// √(1−ᾱ), or σ.
-    pub noise: f32,
+pub struct AlphaSigma {
+    /// Weight of the clean sample: √ᾱ.
+    pub alpha: f32,
+    /// Weight of the noise: √(1−ᾱ).
+    pub sigma: f32,
 }
 
-impl Shares {
-    /// The clean sample behind `sample`, by the network's `output` for it; all of one shape.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn clean(self, predicts: PredictionType, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
-        match predicts {
-            PredictionType::Epsilon => self.without_noise(output, sample),
-            PredictionType::Sample => Ok(output.shallow_clone()),
-            PredictionType::VPrediction => Ok(times(sample, self.signal)?.f_sub(&times(output, self.noise)?)?),
+impl AlphaSigma {
+    /// Returns the clean sample that `model_output` predicts for `sample`.
+    pub fn pred_original_sample(
+        self,
+        prediction_type: PredictionType,
+        model_output: &Tensor,
+        sample: &Tensor,
+    ) -> Result<Tensor> {
+        match prediction_type {
+            PredictionType::Epsilon => self.remove_noise(model_output, sample),
+            PredictionType::Sample => Ok(model_output.shallow_clone()),
+            PredictionType::VPrediction => {
+                Ok(mul_scalar(sample, self.alpha)?.f_sub(&mul_scalar(model_output, self.sigma)?)?)
+            }
         }
     }
 
-    /// The noise in `sample`, by the network's `output` for it; all of one shape.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn noise(self, predicts: PredictionType, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
-        match predicts {
-            PredictionType::Epsilon => Ok(output.shallow_clone()),
-            PredictionType::Sample => self.without_signal(output, sample),
-            PredictionType::VPrediction => Ok(times(output, self.signal)?.f_add(&times(sample, self.noise)?)?),
+    /// Returns the noise that `model_output` predicts in `sample`.
+    pub fn pred_epsilon(
+        self,
+        prediction_type: PredictionType,
+        model_output: &Tensor,
+        sample: &Tensor,
+    ) -> Result<Tensor> {
+        match prediction_type {
+            PredictionType::Epsilon => Ok(model_output.shallow_clone()),
+            PredictionType::Sample => self.remove_signal(model_output, sample),
+            PredictionType::VPrediction => {
+                Ok(mul_scalar(model_output, self.alpha)?.f_add(&mul_scalar(sample, self.sigma)?)?)
+            }
         }
     }
 
-    /// The clean sample, if `noise` is the noise in `sample`.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn without_noise(self, noise: &Tensor, sample: &Tensor) -> Result<Tensor> {
-        over(&sample.f_sub(&times(noise, self.noise)?)?, self.signal)
+    /// Returns the clean sample in `sample`, given its noise.
+    pub fn remove_noise(self, noise: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        div_scalar(&sample.f_sub(&mul_scalar(noise, self.sigma)?)?, self.alpha)
     }
 
-    /// The noise in `sample`, if `clean` is its clean sample.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn without_signal(self, clean: &Tensor, sample: &Tensor) -> Result<Tensor> {
-        over(&sample.f_sub(&times(clean, self.signal)?)?, self.noise)
+    /// Returns the noise in `sample`, given its clean sample.
+    pub fn remove_signal(self, clean: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        div_scalar(&sample.f_sub(&mul_scalar(clean, self.alpha)?)?, self.sigma)
     }
 }

@@ -1,8 +1,7 @@
-//! Sigmas, the noise levels of the samplers that count in them: those of training, and the ways of
-//! spacing a run's sigmas between two ends.
+//! The sigmas of training, and the spacings of a run's sigmas between two ends.
 //!
-//! A sample with sigma σ is the clean sample plus σ times standard normal noise; a network's training
-//! timestep with ᾱ has σ = √((1−ᾱ)/ᾱ).
+//! A sample of noise level σ is the clean sample plus σ times standard normal noise. A training timestep with ᾱ has
+//! σ = √((1−ᾱ)/ᾱ).
 //!
 //! Source: `_convert_to_karras`, `_convert_to_exponential`, `_convert_to_beta` and `_sigma_to_t` of
 //! diffusers `schedulers/scheduling_euler_discrete.py`, in numpy's dtypes and rounding.
@@ -10,28 +9,27 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::noise_schedule::to_vec;
+use super::betas::to_vec;
 use super::spacing::linspace;
 use crate::schedulers::numerics::beta_distribution::quantile;
 use crate::schedulers::numerics::numpy_log::log;
-use crate::schedulers::numerics::torch_scalar::root;
+use crate::schedulers::numerics::torch_scalar::pow_half;
 use diffusion_core::{Error, Result};
 
-/// The exponent of the paper's schedule.
+/// The exponent ρ of Karras's schedule.
 const RHO: f64 = 7.0;
 
 /// The sigma after the last step.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalSigmas {
-    /// No noise is left.
+    /// 0: no noise is left.
     Zero,
-    /// That of the cleanest training timestep.
+    /// The sigma of the cleanest training timestep.
     SigmaMin,
 }
 
-/// How a run's sigmas lie between the largest and the smallest, where they are not those of its
-/// timesteps.
+/// The spacing of a run's sigmas between the largest and the smallest, unless they are those of its timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SigmaSpacing {
     /// Evenly in the seventh root (Karras et al., "Elucidating the Design Space of Diffusion-Based
@@ -43,7 +41,7 @@ pub enum SigmaSpacing {
     Beta,
 }
 
-/// The keys that choose a spacing, as a configuration has them.
+/// The keys of the spacing.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct SigmaKeys {
@@ -60,10 +58,10 @@ pub struct SigmaKeys {
 }
 
 impl SigmaKeys {
-    /// The spacing that is asked for, if any is.
+    /// Returns the configured spacing, if any.
     ///
     /// # Errors
-    /// `InvalidArgument` for more than one of them, or for ends that are no sigmas.
+    /// `InvalidArgument` for more than one spacing, or for ends that are not above 0.
     pub fn conversion(&self) -> Result<Option<SigmaConversion>> {
         let spacings = [
             (self.use_karras_sigmas, SigmaSpacing::Karras),
@@ -97,24 +95,24 @@ impl SigmaKeys {
     }
 }
 
-/// A spacing, with the ends that the configuration sets.
+/// A configured spacing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SigmaConversion {
-    /// How sigmas lie between the ends.
+    /// The spacing between the ends.
     pub spacing: SigmaSpacing,
-    /// The smallest sigma, if it is not the run's own.
+    /// Replaces the smallest sigma of the run.
     pub sigma_min: Option<f64>,
-    /// The largest.
+    /// Replaces the largest sigma of the run.
     pub sigma_max: Option<f64>,
 }
 
 impl SigmaConversion {
-    /// `steps` sigmas, largest first, between the first and the last of `in_sigmas` or the ends that
-    /// the configuration sets.
+    /// Returns `steps` sigmas, largest first, between the configured ends. The first and the last of `in_sigmas` are the
+    /// default ends.
     pub fn convert(&self, in_sigmas: &[f64], steps: usize) -> Vec<f64> {
-        let own = |sigma: Option<&f64>| sigma.copied().unwrap_or_default();
-        let min = self.sigma_min.unwrap_or_else(|| own(in_sigmas.last()));
-        let max = self.sigma_max.unwrap_or_else(|| own(in_sigmas.first()));
+        let end = |sigma: Option<&f64>| sigma.copied().unwrap_or_default();
+        let min = self.sigma_min.unwrap_or_else(|| end(in_sigmas.last()));
+        let max = self.sigma_max.unwrap_or_else(|| end(in_sigmas.first()));
         match self.spacing {
             SigmaSpacing::Karras => {
                 let (min, max) = (min.powf(1.0 / RHO), max.powf(1.0 / RHO));
@@ -132,48 +130,49 @@ impl SigmaConversion {
     }
 }
 
-/// The sigma of every training timestep, with which timesteps become sigmas and sigmas timesteps.
+/// The sigma of every training timestep. Converts timesteps to sigmas and back.
 #[derive(Clone, Debug)]
 pub struct TrainingSigmas {
     /// Cleanest first.
     sigmas: Vec<f32>,
     logs: Vec<f32>,
-    /// The first of them, as the class computes it alone.
+    /// The first sigma, computed by itself as diffusers does, which rounds differently.
     cleanest: f32,
 }
 
 impl TrainingSigmas {
-    /// From ᾱ of every training timestep.
+    /// Computes the sigmas from ᾱ of every training timestep.
     ///
     /// # Errors
-    /// `InvalidArgument` for fewer than two timesteps or ᾱ that are not between 0 and 1.
+    /// `InvalidArgument` for fewer than two timesteps, or for ᾱ outside of (0, 1).
     pub fn new(alphas_cumprod: &[f32]) -> Result<Self> {
-        // `(..) ** 0.5` over all of them at once, as the schedulers do.
+        // One `** 0.5` over all quotients, as in diffusers.
         let quotients: Vec<f32> = alphas_cumprod.iter().map(|alpha| (1.0 - alpha) / alpha).collect();
         let sigmas = to_vec(&Tensor::f_from_slice(&quotients)?.f_pow_tensor_scalar(0.5)?)?;
         if sigmas.len() < 2 || !sigmas.iter().all(|sigma| sigma.is_normal()) {
             return Err(Error::invalid_argument(
-                "scheduler_config.json: the betas must make at least two timesteps, each with more noise than none and less than infinite",
+                "scheduler_config.json: the betas must make at least two timesteps, each with a finite sigma above 0",
             ));
         }
         Ok(Self {
-            cleanest: root(quotients.first().copied().unwrap_or_default())?,
+            cleanest: pow_half(quotients.first().copied().unwrap_or_default())?,
             logs: sigmas.iter().map(|&sigma| log(sigma)).collect(),
             sigmas,
         })
     }
 
-    /// The sigma of every training timestep, cleanest first.
+    /// Returns the sigma of every training timestep, cleanest first.
     pub fn sigmas(&self) -> &[f32] {
         &self.sigmas
     }
 
-    /// The logarithm of every training timestep's sigma, cleanest first, as numpy takes it.
-    pub fn log_sigmas(&self) -> &[f32] {
-        &self.logs
+    /// Returns the logarithms of the largest and the smallest sigma, as numpy computes them.
+    pub fn log_sigma_ends(&self) -> (f64, f64) {
+        let end = |log: Option<&f32>| f64::from(log.copied().unwrap_or_default());
+        (end(self.logs.last()), end(self.logs.first()))
     }
 
-    /// The sigma at a timestep, between its neighbours or at the nearest end:
+    /// Returns the sigma at a timestep, interpolated between its neighbours, or at the nearest end:
     /// `np.interp(timestep, np.arange(0, len(sigmas)), sigmas)`.
     pub fn at(&self, timestep: f64) -> f64 {
         let last = self.sigmas.len() - 1;
@@ -181,7 +180,6 @@ impl TrainingSigmas {
         if timestep.is_nan() || timestep <= 0.0 {
             return sigma(0);
         }
-        // The index is below the end where it is used.
         let low = timestep as usize;
         if low >= last {
             return sigma(last);
@@ -193,22 +191,21 @@ impl TrainingSigmas {
         (sigma(low + 1) - sigma(low)) * distance + sigma(low)
     }
 
-    /// The timestep that has a sigma, by interpolation of logarithms: `_sigma_to_t` where its
-    /// arguments are numpy's.
+    /// Returns the timestep of a sigma by interpolation of logarithms: `_sigma_to_t` with numpy's arguments.
     pub fn timestep(&self, sigma: f64) -> f64 {
-        let (low, weight) = self.place(sigma);
+        let (low, weight) = self.low_index_and_weight(sigma);
         f64::from(1.0 - weight) * low as f64 + f64::from(weight) * (low + 1) as f64
     }
 
-    /// The same where the arguments are torch's, which keeps to float32.
+    /// Returns the timestep of a sigma: `_sigma_to_t` with torch's arguments, which computes in float32.
     pub fn timestep_in_float32(&self, sigma: f32) -> f32 {
-        let (low, weight) = self.place(f64::from(sigma));
+        let (low, weight) = self.low_index_and_weight(f64::from(sigma));
         (1.0 - weight) * low as f32 + weight * (low + 1) as f32
     }
 
-    /// The training timestep below a sigma, and how far it is to the next, 0 to 1.
-    fn place(&self, sigma: f64) -> (usize, f32) {
-        // numpy keeps a single float64 number from widening an array of float32.
+    /// Returns the training timestep below a sigma, and the weight of the next timestep from 0 to 1.
+    fn low_index_and_weight(&self, sigma: f64) -> (usize, f32) {
+        // numpy does not widen a float32 array for a float64 scalar.
         let log = sigma.max(1e-10).ln() as f32;
         let at_or_below = self.logs.iter().rposition(|&other| log - other >= 0.0);
         let low = at_or_below.unwrap_or(0).min(self.logs.len() - 2);
@@ -216,7 +213,7 @@ impl TrainingSigmas {
         (low, ((below - log) / (below - above)).clamp(0.0, 1.0))
     }
 
-    /// The sigma after the last step.
+    /// Returns the sigma after the last step.
     pub fn last(&self, final_sigmas: FinalSigmas) -> f32 {
         match final_sigmas {
             FinalSigmas::Zero => 0.0,
@@ -228,12 +225,11 @@ impl TrainingSigmas {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::super::noise_schedule::BetasConfig;
+    use super::super::betas::BetasConfig;
     use super::*;
 
     fn training() -> TrainingSigmas {
-        let betas = BetasConfig::default().alphas_cumprod().unwrap();
-        TrainingSigmas::new(&to_vec(&betas).unwrap()).unwrap()
+        TrainingSigmas::new(&BetasConfig::default().alphas_cumprod().unwrap()).unwrap()
     }
 
     fn keys(text: &str) -> SigmaKeys {
@@ -241,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn timesteps_and_sigmas_are_each_others_inverse() {
+    fn timestep_of_sigma_of_timestep_is_the_timestep() {
         let training = training();
         for timestep in [0.0, 1.0, 17.25, 500.0, 998.5, 999.0] {
             let back = training.timestep(training.at(timestep));
@@ -256,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spacing_descends_between_its_ends() {
+    fn convert_descends_between_its_ends() {
         for key in ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"] {
             let on = keys(&format!(r#"{{"{key}": true}}"#));
             let conversion = on.conversion().unwrap().unwrap();
@@ -275,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_make_no_spacing() {
+    fn conversion_of_bad_keys_is_refused() {
         assert_eq!(SigmaKeys::default().conversion().unwrap(), None);
         let null = keys(r#"{"use_karras_sigmas": null, "use_beta_sigmas": false}"#);
         assert_eq!(null.conversion().unwrap(), None);
@@ -286,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn betas_that_make_no_sigmas_are_refused() {
+    fn training_sigmas_of_bad_alphas_are_refused() {
         for alphas in [&[0.9][..], &[1.0, 0.5], &[0.5, 0.0], &[0.5, -0.5]] {
             assert!(TrainingSigmas::new(alphas).is_err(), "{alphas:?}");
         }

@@ -1,13 +1,13 @@
-//! The beta distribution whose two parameters are 0.6, by which "Beta Sampling is All You Need" (Lee
-//! et al., 2024) spaces sigmas.
+//! The beta distribution with both parameters 0.6, which spaces sigmas in "Beta Sampling is All You Need" (Lee et al.,
+//! 2024).
 
-/// Both parameters.
+/// Both parameters of the distribution.
 const A: f64 = 0.6;
-/// Newton's iterations stop long before.
+/// Bound of Newton's iterations, which converge much earlier.
 const MAX_ITERATIONS: usize = 60;
 
-/// The quantile of `probability`, 0 to 1: `scipy.stats.beta.ppf(probability, 0.6, 0.6)`, from which it
-/// differs by some units in the last place of a float64.
+/// Computes the quantile of `probability`, 0 to 1: `scipy.stats.beta.ppf(probability, 0.6, 0.6)` up to a few units in
+/// the last place of a float64.
 pub fn quantile(probability: f64) -> f64 {
     if probability > 0.5 {
         return 1.0 - quantile(1.0 - probability);
@@ -15,10 +15,10 @@ pub fn quantile(probability: f64) -> f64 {
     if probability <= 0.0 {
         return 0.0;
     }
-    // The distribution is its own mirror image, so half of its mass lies below one half.
+    // The distribution is symmetric, so half of its mass lies below one half.
     let target = probability * 2.0 * mass(0.5_f64.powf(A));
-    // The mass below x is convex in u = x^A and at least u / A: Newton's method comes down to the
-    // root from the right and cannot pass it.
+    // The mass below x is convex in u = x^A and at least u / A: Newton's method approaches
+    // the root from the right and cannot pass it.
     let mut u = A * target;
     for _ in 0..MAX_ITERATIONS {
         let slope = (1.0 - u.powf(1.0 / A)).powf(A - 1.0) / A;
@@ -31,8 +31,8 @@ pub fn quantile(probability: f64) -> f64 {
     u.powf(1.0 / A)
 }
 
-/// ∫ t^(A−1) (1−t)^(A−1) dt from 0 to x = u^(1/A), at most one half: the power series of the second
-/// factor, term by term (DLMF 8.17.8). All terms are positive, so nothing cancels.
+/// Computes ∫ t^(A−1) (1−t)^(A−1) dt from 0 to x = u^(1/A), at most one half: the power series of the second factor,
+/// integrated term by term (DLMF 8.17.8). All terms are positive, so nothing cancels.
 fn mass(u: f64) -> f64 {
     let x = u.powf(1.0 / A);
     let (mut coefficient, mut sum, mut n) = (1.0, 0.0, 0.0);
@@ -69,12 +69,12 @@ mod tests {
     ];
 
     #[test]
-    fn quantiles_are_scipys() {
-        for (probability, theirs) in QUANTILES {
-            let ours = quantile(probability);
+    fn quantile_equals_scipy() {
+        for (probability, expected) in QUANTILES {
+            let quantile = quantile(probability);
             assert!(
-                (ours - theirs).abs() <= 8.0 * f64::EPSILON * theirs,
-                "{probability}: {ours} is not {theirs}"
+                (quantile - expected).abs() <= 8.0 * f64::EPSILON * expected,
+                "{probability}: expected {expected}, got {quantile}"
             );
         }
         assert_eq!((quantile(0.0), quantile(1.0)), (0.0, 1.0));

@@ -1,4 +1,8 @@
-//! Scalar functions that return the bits of numpy, scipy and torch, which other implementations do not.
+//! Scalar functions that return the same bits as numpy, scipy and torch.
+//!
+//! The samples must be equal to those of diffusers byte by byte, so the last bit of a logarithm or a quantile counts.
+//! Crates such as `statrs` and `puruspe` are as accurate, but round differently from the functions that diffusers
+//! calls.
 
 pub mod beta_distribution;
 pub mod numpy_log;

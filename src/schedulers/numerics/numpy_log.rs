@@ -1,18 +1,18 @@
 //! numpy's logarithm of float32 numbers.
 //!
-//! numpy has one of its own, a quotient of two polynomials, whose last bits are those of no C library
-//! and not libtorch's. Timesteps that are looked up by the logarithm of a sigma hang on these bits.
+//! numpy computes a quotient of two polynomials. Its last bits differ from those of the C library and of libtorch, and
+//! the timestep that is looked up by the logarithm of a sigma depends on them.
 //!
-//! Source: `simd_log_FLOAT` in numpy `numpy/core/src/umath/loops_exponent_log.dispatch.c.src`, which
-//! every processor with AVX2 runs.
+//! Source: `simd_log_FLOAT` in numpy `numpy/core/src/umath/loops_exponent_log.dispatch.c.src`, for
+//! processors with AVX2.
 
-/// The numerator's coefficients, from the fifth power down to the zeroth.
+/// The coefficients of the numerator, from the fifth power down to the zeroth.
 const P: [f32; 6] = [0.025_899_792, 0.380_883_78, 1.480_000_6, 2.112_677_6, 1.0, 0.0];
-/// The denominator's.
+/// The coefficients of the denominator.
 const Q: [f32; 6] = [0.005_875_095_3, 0.154_647_63, 0.986_494_3, 2.453_006, 2.612_677_6, 1.0];
 
-/// `np.log(np.float32(value))` of a positive number: within 4 units in the last place of the
-/// logarithm. 0 gives −∞, a negative number NaN.
+/// Computes `np.log(np.float32(value))`, which is within 4 units in the last place of the logarithm. Returns −∞ for 0
+/// and NaN for a negative number.
 pub fn log(value: f32) -> f32 {
     if value.is_nan() || value < 0.0 {
         return f32::NAN;
@@ -23,7 +23,7 @@ pub fn log(value: f32) -> f32 {
     if value == f32::INFINITY {
         return value;
     }
-    let (mut mantissa, mut exponent) = halves(value);
+    let (mut mantissa, mut exponent) = split(value);
     if mantissa <= std::f32::consts::FRAC_1_SQRT_2 {
         mantissa += mantissa;
         exponent -= 1.0;
@@ -32,8 +32,8 @@ pub fn log(value: f32) -> f32 {
     exponent.mul_add(std::f32::consts::LN_2, polynomial(&P, x) / polynomial(&Q, x))
 }
 
-/// A positive finite number as a mantissa from 0.5 up to 1 and a power of two.
-fn halves(value: f32) -> (f32, f32) {
+/// Splits a positive finite number into a mantissa in [0.5, 1) and the exponent of a power of two.
+fn split(value: f32) -> (f32, f32) {
     // Subnormal numbers become normal first.
     let (value, scale) = if value < f32::MIN_POSITIVE {
         (value * 2f32.powi(32), 32.0)
@@ -45,7 +45,7 @@ fn halves(value: f32) -> (f32, f32) {
     (f32::from_bits(bits & 0x007f_ffff | 0x3f00_0000), exponent)
 }
 
-/// Horner's scheme, each step rounded once.
+/// Evaluates a polynomial by Horner's scheme, with one rounding a step.
 fn polynomial(coefficients: &[f32; 6], x: f32) -> f32 {
     let mut sum = 0.0f32;
     for (i, &coefficient) in coefficients.iter().enumerate() {
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bits_are_numpys() {
+    fn log_equals_numpy_bit_by_bit() {
         for (value, bits) in [
             (0x438f_f548, 0x40b5_3497),
             (0x4395_d561, 0x40b6_7c4a),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_a_logarithm() {
+    fn log_is_near_the_exact_logarithm() {
         for i in 1..4000 {
             let value = i as f32 * 0.00731;
             assert!((log(value) - value.ln()).abs() <= 3e-7 * value.ln().abs().max(1.0));

@@ -1,7 +1,7 @@
-//! The integral that `scipy.integrate.quad` makes of a polynomial.
+//! The integral that `scipy.integrate.quad` computes of a polynomial.
 
 /// Abscissae of the 21-point Kronrod rule on the upper half of (−1, 1), largest first, without 0.
-/// Those of the 10-point Gauss rule are at odd places.
+/// The abscissae of the 10-point Gauss rule have odd indices.
 const ABSCISSAE: [f64; 10] = [
     0.995_657_163_025_808_1,
     0.973_906_528_517_171_7,
@@ -14,7 +14,7 @@ const ABSCISSAE: [f64; 10] = [
     0.294_392_862_701_460_2,
     0.148_874_338_981_631_22,
 ];
-/// The weights of these, and of 0.
+/// The weights of the abscissae, and last that of 0.
 const WEIGHTS: [f64; 11] = [
     0.011_694_638_867_371_874,
     0.032_558_162_307_964_725,
@@ -29,10 +29,9 @@ const WEIGHTS: [f64; 11] = [
     0.149_445_554_002_916_9,
 ];
 
-/// ∫ `function` from `a` to `b` for a polynomial of a degree below 32, for which the 21-point
-/// Gauss-Kronrod rule is exact up to rounding, so that scipy's subdivision stops at once. In the order
-/// of QUADPACK's `qk21` (Piessens et al., "QUADPACK", 1983), behind scipy's change of a falling
-/// interval into a rising one.
+/// Integrates a polynomial of degree below 32 from `a` to `b`. The 21-point Gauss-Kronrod rule is exact for it up to
+/// rounding, and scipy does not subdivide. The order of operations is that of QUADPACK's `qk21` (Piessens et al.,
+/// "QUADPACK", 1983) on a rising interval, as scipy calls it.
 pub fn integrate(function: impl Fn(f64) -> f64, a: f64, b: f64) -> f64 {
     let (low, high) = (a.min(b), a.max(b));
     let center = 0.5 * (low + high);
@@ -52,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn polynomials_are_integrated_exactly() {
+    fn integrate_polynomial_is_exact() {
         let power = |n: i32| integrate(|x| x.powi(n), 2.0, -1.0);
         for n in 0..32 {
             let exact = ((-1f64).powi(n + 1) - 2f64.powi(n + 1)) / f64::from(n + 1);

@@ -1,9 +1,8 @@
-//! Single float32 numbers through libtorch's own functions.
+//! Functions of single float32 numbers, computed by libtorch.
 //!
-//! diffusers keeps ᾱ, σ and the like as tensors without dimensions, so a root or a logarithm of one
-//! is libtorch's, whose last bit is not always that of the C library or of the processor's square
-//! root (`x ** 0.5` is not `sqrt(x)`). Sums, products and quotients of such tensors are plain float32
-//! arithmetic.
+//! diffusers keeps ᾱ, σ and the like as tensors without dimensions. The last bit of libtorch's roots and logarithms is
+//! not always that of the C library or the processor, and `x ** 0.5` is not always `torch.sqrt(x)`. Sums, products and
+//! quotients of such tensors are plain float32 arithmetic.
 
 use tch::Tensor;
 
@@ -13,50 +12,32 @@ fn scalar(value: f32) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&[value])?.f_view([] as [i64; 0])?)
 }
 
-/// `value ** exponent`.
-///
-/// # Errors
-/// Out of memory.
+/// Computes `value ** exponent`.
 pub fn pow(value: f32, exponent: f64) -> Result<f32> {
     Ok(f32::try_from(scalar(value)?.f_pow_tensor_scalar(exponent)?)?)
 }
 
-/// `value ** 0.5`.
-///
-/// # Errors
-/// Out of memory.
-pub fn root(value: f32) -> Result<f32> {
+/// Computes `value ** 0.5`.
+pub fn pow_half(value: f32) -> Result<f32> {
     pow(value, 0.5)
 }
 
-/// `torch.sqrt(value)`.
-///
-/// # Errors
-/// Out of memory.
+/// Computes `torch.sqrt(value)`.
 pub fn sqrt(value: f32) -> Result<f32> {
     Ok(f32::try_from(scalar(value)?.f_sqrt()?)?)
 }
 
-/// `torch.log(value)`.
-///
-/// # Errors
-/// Out of memory.
+/// Computes `torch.log(value)`.
 pub fn log(value: f32) -> Result<f32> {
     Ok(f32::try_from(scalar(value)?.f_log()?)?)
 }
 
-/// `torch.exp(value)`.
-///
-/// # Errors
-/// Out of memory.
+/// Computes `torch.exp(value)`.
 pub fn exp(value: f32) -> Result<f32> {
     Ok(f32::try_from(scalar(value)?.f_exp()?)?)
 }
 
-/// `torch.expm1(value)`.
-///
-/// # Errors
-/// Out of memory.
+/// Computes `torch.expm1(value)`.
 pub fn expm1(value: f32) -> Result<f32> {
     Ok(f32::try_from(scalar(value)?.f_expm1()?)?)
 }

@@ -4,15 +4,15 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::kit::{Level, Trace, cases, config, distance, noise, plan, run, run_to};
-use crate::schedulers::{Plan, PredictionType};
+use super::support::{NoiseLevel, Trace, cases, config, distance, noise, plan, run, run_to};
+use crate::schedulers::{PredictionType, SamplingOptions};
 
 /// Bounded, and no simple function of the clean sample or the noise.
-fn network(sample: &Tensor, level: Level) -> Tensor {
+fn network(sample: &Tensor, level: NoiseLevel) -> Tensor {
     (sample * level.alpha).sin() * 0.7 + sample * (0.3 * level.sigma)
 }
 
-fn run_of(class: &str, plan: &Plan, keys: &Value) -> Trace {
+fn run_of(class: &str, plan: &SamplingOptions, keys: &Value) -> Trace {
     run(config(class, keys).build(plan).unwrap(), &noise(1), network)
 }
 
@@ -64,7 +64,7 @@ proptest! {
         // With leading spacing and no offset DDIM's guess of the next timestep is right.
         let keys = json!({"num_train_timesteps": train, "prediction_type": prediction});
         let ddpm = run_of("DDPMScheduler", &plan(steps), &keys);
-        let noisy = Plan { eta: 1.0, ..plan(steps) };
+        let noisy = SamplingOptions { eta: 1.0, ..plan(steps) };
         let ddim = run_of("DDIMScheduler", &noisy, &keys);
         prop_assert_eq!(&ddim.timesteps, &ddpm.timesteps);
         for (step, (ours, theirs)) in ddim.samples.iter().zip(&ddpm.samples).enumerate() {
@@ -94,7 +94,7 @@ proptest! {
     #[test]
     fn tcd_at_full_noise_forgets_the_noise_before(steps in 2usize..20) {
         let clean = noise(2);
-        let noisy = Plan { eta: 1.0, ..plan(steps) };
+        let noisy = SamplingOptions { eta: 1.0, ..plan(steps) };
         let tcd = run_to(&clean, &config("TCDScheduler", &json!({})), &noisy, PredictionType::Epsilon);
         let lcm = run_to(&clean, &config("LCMScheduler", &json!({})), &plan(steps), PredictionType::Epsilon);
         prop_assert_eq!(&tcd.timesteps, &lcm.timesteps);

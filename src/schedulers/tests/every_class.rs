@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use super::kit::{cases, cleanest, config, distance, largest, noise, plan, run, run_to};
+use super::support::{cases, cleanest, config, distance, largest, noise, plan, run, run_to};
 use crate::schedulers::{PredictionType, names};
 
 /// Those that add noise with every switch at its default.

@@ -5,7 +5,7 @@
 
 mod alpha_space;
 mod every_class;
-mod kit;
 mod refusals;
 mod sigma_space;
 mod solvers;
+mod support;

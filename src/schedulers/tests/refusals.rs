@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::kit::{config, plan};
-use crate::schedulers::{Plan, SchedulerConfig};
+use super::support::{config, plan};
+use crate::schedulers::{SamplingOptions, SchedulerConfig};
 use diffusion_core::{Error, Result};
 
 fn read(class: &str, keys: &Value) -> Result<SchedulerConfig> {
@@ -108,17 +108,27 @@ fn a_load_names_the_key_that_it_refuses() {
 #[test]
 fn a_request_names_the_argument_that_it_refuses() {
     let steps = |steps| plan(steps);
-    let timesteps = || Plan {
+    let timesteps = || SamplingOptions {
         timesteps: Some(vec![900, 400]),
         ..plan(2)
     };
     for (class, keys, plan, name) in [
         ("LCMScheduler", json!({}), steps(51), "num_inference_steps"),
         ("TCDScheduler", json!({}), steps(51), "num_inference_steps"),
-        ("TCDScheduler", json!({}), Plan { eta: 1.5, ..plan(4) }, "eta"),
+        (
+            "TCDScheduler",
+            json!({}),
+            SamplingOptions { eta: 1.5, ..plan(4) },
+            "eta",
+        ),
         ("DDPMScheduler", json!({}), steps(1001), "num_inference_steps"),
         ("DDPMScheduler", json!({"num_train_timesteps": 500}), timesteps(), "900"),
-        ("DDPMScheduler", json!({}), Plan { eta: 0.5, ..plan(4) }, "eta"),
+        (
+            "DDPMScheduler",
+            json!({}),
+            SamplingOptions { eta: 0.5, ..plan(4) },
+            "eta",
+        ),
         ("UniPCMultistepScheduler", json!({}), timesteps(), "timesteps"),
         ("DEISMultistepScheduler", json!({}), timesteps(), "timesteps"),
         (

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::kit::{Level, cases, config, distance, error_of_the_flow, largest, noise, plan, run_to};
-use crate::schedulers::{Plan, PredictionType, SchedulerConfig};
+use super::support::{NoiseLevel, cases, config, distance, error_of_the_flow, largest, noise, plan, run_to};
+use crate::schedulers::{PredictionType, SamplingOptions, SchedulerConfig};
 use crate::torch::Generator;
 
 const CLASSES: [&str; 6] = [
@@ -216,7 +216,7 @@ proptest! {
         let mut sample = whole.samples[skipped].shallow_clone();
         let mut generator = Generator::new(0).unwrap();
         for expected in &whole.samples[skipped + 1..] {
-            let output = Level::of(scheduler.as_ref()).output(PredictionType::Sample, &noise(2), &sample);
+            let output = NoiseLevel::of(scheduler.as_ref()).output(PredictionType::Sample, &noise(2), &sample);
             sample = scheduler.step(&output, &sample, &mut generator).unwrap();
             prop_assert_eq!(&sample, expected);
         }
@@ -247,8 +247,8 @@ fn methods_converge_with_their_order() {
 }
 
 /// A plan of given sigmas or timesteps.
-fn custom(timesteps: Option<&[i64]>, sigmas: Option<&[f64]>) -> Plan {
-    Plan {
+fn custom(timesteps: Option<&[i64]>, sigmas: Option<&[f64]>) -> SamplingOptions {
+    SamplingOptions {
         timesteps: timesteps.map(<[i64]>::to_vec),
         sigmas: sigmas.map(<[f64]>::to_vec),
         ..plan(1)
@@ -257,7 +257,8 @@ fn custom(timesteps: Option<&[i64]>, sigmas: Option<&[f64]>) -> Plan {
 
 #[test]
 fn plans_that_cannot_be_followed_are_refused() {
-    let message = |class: &str, keys: &Value, plan: Plan| config(class, keys).build(&plan).err().unwrap().to_string();
+    let message =
+        |class: &str, keys: &Value, plan: SamplingOptions| config(class, keys).build(&plan).err().unwrap().to_string();
     let karras = json!({"use_karras_sigmas": true});
     let continuous = json!({"timestep_type": "continuous", "prediction_type": "v_prediction"});
     for (class, keys, timesteps, sigmas, word) in [

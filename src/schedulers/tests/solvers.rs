@@ -4,7 +4,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::kit::{Level, Trace, cases, cleanest, config, distance, error_of_the_flow, noise, plan, run, run_to};
+use super::support::{
+    NoiseLevel, Trace, cases, cleanest, config, distance, error_of_the_flow, noise, plan, run, run_to,
+};
 use crate::schedulers::{PredictionType, SchedulerConfig};
 
 const CLASSES: [&str; 4] = [
@@ -140,7 +142,7 @@ proptest! {
             // What a sampler that adds noise leaves is random.
             prop_assume!(deis || !switched.stochastic || !switched.class.starts_with("DPM"));
             let noise = trace.levels[0].output(PredictionType::Epsilon, &clean, &trace.samples[0]);
-            let Level { alpha, sigma } = cleanest();
+            let NoiseLevel { alpha, sigma } = cleanest();
             &clean * alpha + noise * sigma
         } else {
             clean
@@ -167,7 +169,7 @@ proptest! {
         let mut generator = crate::torch::Generator::new(0).unwrap();
         let mut sample = whole.samples[begin].shallow_clone();
         for _ in begin..whole.timesteps.len() {
-            let output = Level::of(scheduler.as_ref()).output(
+            let output = NoiseLevel::of(scheduler.as_ref()).output(
                 prediction_type(switched.prediction),
                 &clean,
                 &sample,

@@ -9,7 +9,7 @@ use diffusion_core::Result;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct Thresholding {
-    /// Whether it is on.
+    /// Whether thresholding is on.
     pub thresholding: bool,
     /// The quantile of absolute values that becomes the bound.
     pub dynamic_thresholding_ratio: f64,
@@ -31,7 +31,7 @@ impl Default for Thresholding {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct Clipping {
-    /// Takes the place of clipping where it is on.
+    /// Replaces clipping if it is on.
     #[serde(flatten)]
     pub thresholding: Thresholding,
     /// Whether clipping is on.
@@ -51,13 +51,10 @@ impl Default for Clipping {
 }
 
 impl Clipping {
-    /// The sample of shape `[rows, ..]` within the bound that is on, if one is.
-    ///
-    /// # Errors
-    /// Out of memory.
+    /// Thresholds or clips a sample `[batch, ..]` if either is on.
     pub fn apply(&self, sample: Tensor) -> Result<Tensor> {
         if self.thresholding.thresholding {
-            self.thresholding.apply(&sample)
+            self.thresholding.apply(sample)
         } else if self.clip_sample {
             Ok(sample.f_clamp(-self.clip_sample_range, self.clip_sample_range)?)
         } else {
@@ -67,17 +64,17 @@ impl Clipping {
 }
 
 impl Thresholding {
-    /// The sample of shape `[rows, ..]`, clamped to each row's bound and divided by it
-    /// (`_threshold_sample` in diffusers' `schedulers/scheduling_ddpm.py`).
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn apply(&self, sample: &Tensor) -> Result<Tensor> {
+    /// Clamps each batch entry of a sample `[batch, ..]` to its bound and divides by the bound (`_threshold_sample` of
+    /// diffusers' `schedulers/scheduling_ddpm.py`), if thresholding is on.
+    pub fn apply(&self, sample: Tensor) -> Result<Tensor> {
+        if !self.thresholding {
+            return Ok(sample);
+        }
         let (kind, shape) = (sample.kind(), sample.size());
-        let rows = shape.first().copied().unwrap_or(1);
+        let batch_size = shape.first().copied().unwrap_or(1);
         let flat = match kind {
-            Kind::Float | Kind::Double => sample.f_reshape([rows, -1])?,
-            _ => sample.f_to_kind(Kind::Float)?.f_reshape([rows, -1])?,
+            Kind::Float | Kind::Double => sample.f_reshape([batch_size, -1])?,
+            _ => sample.f_to_kind(Kind::Float)?.f_reshape([batch_size, -1])?,
         };
         let bound = flat
             .f_abs()?

@@ -4,7 +4,7 @@ use proptest::test_runner::Config;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use crate::schedulers::{Plan, PredictionType, Scheduler, SchedulerConfig};
+use crate::schedulers::{PredictionType, SamplingOptions, Scheduler, SchedulerConfig};
 use crate::torch::Generator;
 
 /// A property is tried on so many random runs.
@@ -19,12 +19,12 @@ pub fn cases(cases: u32) -> Config {
 
 /// What a sample is made of: `alpha` times the clean sample plus `sigma` times standard normal noise.
 #[derive(Clone, Copy, Debug)]
-pub struct Level {
+pub struct NoiseLevel {
     pub alpha: f64,
     pub sigma: f64,
 }
 
-impl Level {
+impl NoiseLevel {
     /// The level of a scheduler's present timestep.
     pub fn of(scheduler: &dyn Scheduler) -> Self {
         let one = Tensor::ones([1, 1, 1, 1], (Kind::Double, tch::Device::Cpu));
@@ -64,8 +64,8 @@ impl Level {
 }
 
 /// The level of the first training timestep of [`config`], whose β is ᾱ's distance from 1.
-pub fn cleanest() -> Level {
-    Level {
+pub fn cleanest() -> NoiseLevel {
+    NoiseLevel {
         alpha: (1.0f64 - 0.00085).sqrt(),
         sigma: 0.00085f64.sqrt(),
     }
@@ -75,7 +75,7 @@ pub fn cleanest() -> Level {
 pub struct Trace {
     pub timesteps: Vec<f64>,
     /// Of each call.
-    pub levels: Vec<Level>,
+    pub levels: Vec<NoiseLevel>,
     /// Before the first call and after each.
     pub samples: Vec<Tensor>,
 }
@@ -104,8 +104,8 @@ pub fn config(class: &str, keys: &Value) -> SchedulerConfig {
 }
 
 /// A plan of so many steps.
-pub fn plan(steps: usize) -> Plan {
-    Plan {
+pub fn plan(steps: usize) -> SamplingOptions {
+    SamplingOptions {
         num_inference_steps: steps,
         timesteps: None,
         sigmas: None,
@@ -120,14 +120,18 @@ pub fn noise(seed: u64) -> Tensor {
 }
 
 /// A whole run from `noise`, over a network that is given the sample and its level.
-pub fn run(mut scheduler: Box<dyn Scheduler>, noise: &Tensor, network: impl Fn(&Tensor, Level) -> Tensor) -> Trace {
+pub fn run(
+    mut scheduler: Box<dyn Scheduler>,
+    noise: &Tensor,
+    network: impl Fn(&Tensor, NoiseLevel) -> Tensor,
+) -> Trace {
     let mut generator = Generator::new(3).unwrap();
     let timesteps = scheduler.timesteps().to_vec();
     let mut samples = vec![noise * scheduler.init_noise_sigma()];
     let mut levels = Vec::new();
     for _ in &timesteps {
         let sample = samples.last().unwrap();
-        let level = Level::of(scheduler.as_ref());
+        let level = NoiseLevel::of(scheduler.as_ref());
         let output = network(sample, level);
         levels.push(level);
         samples.push(scheduler.step(&output, sample, &mut generator).unwrap());
@@ -140,7 +144,7 @@ pub fn run(mut scheduler: Box<dyn Scheduler>, noise: &Tensor, network: impl Fn(&
 }
 
 /// A whole run over the network that knows the clean sample.
-pub fn run_to(clean: &Tensor, config: &SchedulerConfig, plan: &Plan, prediction: PredictionType) -> Trace {
+pub fn run_to(clean: &Tensor, config: &SchedulerConfig, plan: &SamplingOptions, prediction: PredictionType) -> Trace {
     run(config.build(plan).unwrap(), &noise(1), |sample, level| {
         level.output(prediction, clean, sample)
     })
@@ -159,7 +163,7 @@ pub fn error_of_the_flow(config: &SchedulerConfig, steps: usize) -> f64 {
         level.output(PredictionType::Epsilon, &clean, sample)
     });
     let (first, last) = (trace.levels[0], trace.levels[trace.levels.len() - 1]);
-    let spread = |level: Level| level.ratio().hypot(1.0);
+    let spread = |level: NoiseLevel| level.ratio().hypot(1.0);
     let factor = spread(last) / spread(first) / spread(last).powi(2) / first.alpha;
     let expected = &trace.samples[0] * factor;
     distance(trace.end(), &expected) / largest(&expected)

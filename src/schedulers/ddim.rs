@@ -5,11 +5,11 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::common::alpha_schedule::AlphaSchedule;
+use super::common::alpha_schedule::{AlphaSchedule, AlphaStep};
 use super::common::betas::BetasConfig;
 use super::common::config::{PredictionType, RawConfig, TimestepSpacing};
 use super::common::prediction::{AlphaSigma, mul_scalar};
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::spacing::{ascending, check_num_inference_steps};
 use super::common::thresholding::Clipping;
 use super::numerics::torch_scalar::{pow, pow_half};
@@ -50,21 +50,15 @@ pub struct DdimConfig {
     alphas: AlphaSchedule,
 }
 
-impl DdimConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+impl SchedulerBuilder for DdimConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
         let keys: Keys = raw.read()?;
         Ok(Self {
             alphas: AlphaSchedule::new(&keys.betas)?,
             keys,
         })
     }
-}
 
-impl SchedulerBuilder for DdimConfig {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let train = self.keys.betas.num_train_timesteps;
         let steps = options.num_inference_steps;
@@ -89,13 +83,7 @@ struct Ddim {
 impl UpdateRule for Ddim {
     type Noise = AlphaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, AlphaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &AlphaStep, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor> {
         let keys = &self.keys;
         let timestep = at.timestep()?;
         let prev_timestep = timestep - self.step_ratio;
@@ -120,7 +108,7 @@ impl UpdateRule for Ddim {
         let prev_sample =
             mul_scalar(&pred_original_sample, pow_half(alpha_prod_t_prev)?)?.f_add(&pred_sample_direction)?;
         if self.eta > 0.0 {
-            let variance_noise = generator.randn_like(model_output, model_output.kind())?;
+            let variance_noise = rng.randn_like(model_output, model_output.kind())?;
             return Ok(prev_sample.f_add(&mul_scalar(&variance_noise, std_dev_t)?)?);
         }
         Ok(prev_sample)

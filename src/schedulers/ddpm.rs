@@ -5,11 +5,11 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::common::alpha_schedule::AlphaSchedule;
+use super::common::alpha_schedule::{AlphaSchedule, AlphaStep};
 use super::common::betas::BetasConfig;
 use super::common::config::{PredictionType, RawConfig, TimestepSpacing};
 use super::common::prediction::{AlphaSigma, mul_scalar};
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::spacing::{ascending, check_num_inference_steps};
 use super::common::thresholding::Clipping;
 use super::numerics::torch_scalar::{exp, log, pow_half};
@@ -67,20 +67,6 @@ pub struct DdpmConfig {
 }
 
 impl DdpmConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key; `Unsupported` for a variance that the network predicts, and for
-    /// `fixed_large_log`, where diffusers takes the square root of a negative number.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
-        raw.refuse("variance_type", &["learned", "learned_range", "fixed_large_log"])?;
-        let keys: Keys = raw.read()?;
-        Ok(Self {
-            alphas: AlphaSchedule::new(&keys.betas)?,
-            keys,
-        })
-    }
-
     fn timesteps(&self, steps: usize) -> Result<Vec<i64>> {
         let train = self.keys.betas.num_train_timesteps;
         check_num_inference_steps(steps, train)?;
@@ -91,6 +77,16 @@ impl DdpmConfig {
 }
 
 impl SchedulerBuilder for DdpmConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
+        // diffusers takes the square root of a negative number for `fixed_large_log`.
+        raw.refuse("variance_type", &["learned", "learned_range", "fixed_large_log"])?;
+        let keys: Keys = raw.read()?;
+        Ok(Self {
+            alphas: AlphaSchedule::new(&keys.betas)?,
+            keys,
+        })
+    }
+
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let cursor = match &options.timesteps {
             Some(timesteps) => self.alphas.cursor(timesteps)?,
@@ -108,13 +104,7 @@ struct Ddpm {
 impl UpdateRule for Ddpm {
     type Noise = AlphaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, AlphaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &AlphaStep, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor> {
         let keys = &self.keys;
         let timestep = at.timestep()?;
         let alpha_prod_t = at.noise.alpha_cumprod(timestep)?;
@@ -143,7 +133,7 @@ impl UpdateRule for Ddpm {
         if timestep == 0 {
             return Ok(pred_prev_sample);
         }
-        let variance_noise = generator.randn_like(model_output, model_output.kind())?;
+        let variance_noise = rng.randn_like(model_output, model_output.kind())?;
         // Formulas (6) and (7): the variance of the posterior.
         let variance = (beta_prod_t_prev / beta_prod_t * current_beta_t).max(MIN_VARIANCE);
         let std_dev = match keys.variance_type {

@@ -7,11 +7,11 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use super::common::config::RawConfig;
-use super::common::lambda_schedule::{LambdaSchedule, NoiseLevel};
+use super::common::lambda_schedule::{LambdaSchedule, LambdaStep, NoiseLevel};
 use super::common::lambda_schedule_config::LambdaScheduleConfig;
 use super::common::model_outputs::ModelOutputs;
 use super::common::prediction::{div_scalar, mul_scalar};
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::sigmas::FinalSigmas;
 use super::common::step_cursor::StepCursor;
 use super::numerics::numpy_log::log;
@@ -55,24 +55,18 @@ pub struct DeisMultistepConfig {
     solver: LambdaScheduleConfig,
 }
 
-impl DeisMultistepConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument` or `Unsupported`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+impl SchedulerBuilder for DeisMultistepConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
         let _: Keys = raw.read()?;
         let known = raw.without(&["rescale_betas_zero_snr", "lambda_min_clipped"]);
         Ok(Self {
             solver: LambdaScheduleConfig::read(&known, 1..=3)?,
         })
     }
-}
 
-impl SchedulerBuilder for DeisMultistepConfig {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let schedule = self.solver.schedule(options)?;
-        schedule.check_distances(self.solver.solver_order)?;
+        schedule.check_distances(self.solver.keys.solver_order)?;
         // Spaced sigmas end where the last step starts, the sigmas of timesteps at the cleanest timestep.
         let last = match (self.solver.conversion, schedule.sigmas.last()) {
             (Some(_), Some(&sigma)) => sigma as f32,
@@ -80,7 +74,7 @@ impl SchedulerBuilder for DeisMultistepConfig {
         };
         let noise = LambdaSchedule::new(schedule.sigmas_to(last));
         let rule = DeisMultistep {
-            model_outputs: ModelOutputs::new(self.solver.solver_order),
+            model_outputs: ModelOutputs::new(self.solver.keys.solver_order),
             solver: self.solver.clone(),
         };
         Ok(Run::boxed(StepCursor::new(schedule.timesteps), noise, rule))
@@ -101,17 +95,17 @@ impl DeisMultistep {
     }
 
     /// Returns the order of the current step, whose output is already in the list.
-    fn order(&self, at: &Step<'_, LambdaSchedule>) -> usize {
-        let few = self.solver.lower_order_final && at.cursor.len() < FEW_STEPS;
+    fn order(&self, at: &LambdaStep) -> usize {
+        let few = self.solver.keys.lower_order_final && at.cursor.len() < FEW_STEPS;
         let max = match at.cursor.remaining() {
             1 if few => 1,
             2 if few => 2,
-            _ => self.solver.solver_order,
+            _ => self.solver.keys.solver_order,
         };
-        max.min(self.solver.solver_order).min(self.model_outputs.len())
+        max.min(self.solver.keys.solver_order).min(self.model_outputs.len())
     }
 
-    fn update(&self, at: &Step<'_, LambdaSchedule>, order: usize, sample: &Tensor) -> Result<Tensor> {
+    fn update(&self, at: &LambdaStep, order: usize, sample: &Tensor) -> Result<Tensor> {
         let (t, s) = (at.level(0)?, at.level(1)?);
         if order == 1 {
             let growth = exp(t.lambda - s.lambda)? - 1.0;
@@ -127,7 +121,7 @@ impl DeisMultistep {
 }
 
 /// Returns the integrals of the interpolating polynomials, one for each of the latest outputs.
-fn coefficients(at: &Step<'_, LambdaSchedule>, order: usize) -> Result<Vec<f32>> {
+fn coefficients(at: &LambdaStep, order: usize) -> Result<Vec<f32>> {
     let rho = |back| -> Result<f32> {
         let level = at.level(back)?;
         Ok(level.sigma / level.alpha)
@@ -167,13 +161,7 @@ fn integral_of_parabola(t: f32, b: f32, c: f32, d: f32) -> Result<f32> {
 impl UpdateRule for DeisMultistep {
     type Noise = LambdaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, LambdaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &LambdaStep, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         let model_output = self.convert_model_output(at.level(1)?, model_output, sample)?;
         self.model_outputs.push(model_output);
         self.update(at, self.order(at), sample)

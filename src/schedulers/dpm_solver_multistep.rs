@@ -7,11 +7,11 @@ use tch::{Kind, Tensor};
 use super::common::config::RawConfig;
 use super::common::dpm_solver_config::{AlgorithmType, DpmSolverConfig, SolverType};
 use super::common::dpm_solver_update::{Terms, convert_model_output, update};
-use super::common::lambda_schedule::LambdaSchedule;
+use super::common::lambda_schedule::{LambdaSchedule, LambdaStep};
 use super::common::model_outputs::ModelOutputs;
 use super::common::noise_schedule::NoiseSchedule;
 use super::common::prediction::mul_scalar;
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::sigmas::{FinalSigmas, SigmaSpacing};
 use super::common::spacing::linspace;
 use super::common::step_cursor::StepCursor;
@@ -28,26 +28,12 @@ pub struct DpmSolverMultistepConfig {
 }
 
 impl DpmSolverMultistepConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument` or `Unsupported`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
-        let config = DpmSolverConfig::read(raw)?;
-        if config.algorithm_type == AlgorithmType::SdeDpmSolver && config.solver.solver_order == 3 {
-            return Err(Error::unsupported(
-                "scheduler_config.json: solver_order 3 is not supported with algorithm_type sde-dpmsolver",
-            ));
-        }
-        Ok(Self { config })
-    }
-
     fn schedule(&self, options: &SamplingOptions) -> Result<NoiseSchedule> {
         let solver = &self.config.solver;
         let karras = solver
             .conversion
             .filter(|conversion| conversion.spacing == SigmaSpacing::Karras);
-        if karras.is_none() && !self.config.use_lu_lambdas {
+        if karras.is_none() && self.config.keys.use_lu_lambdas != Some(true) {
             return solver.schedule(options);
         }
         solver.check_spaced_sigmas(options)?;
@@ -70,18 +56,28 @@ impl DpmSolverMultistepConfig {
 }
 
 impl SchedulerBuilder for DpmSolverMultistepConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
+        let config = DpmSolverConfig::read(raw)?;
+        if config.keys.algorithm_type == AlgorithmType::SdeDpmSolver && config.solver.keys.solver_order == 3 {
+            return Err(Error::unsupported(
+                "scheduler_config.json: solver_order 3 is not supported with algorithm_type sde-dpmsolver",
+            ));
+        }
+        Ok(Self { config })
+    }
+
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let solver = &self.config.solver;
         let schedule = self.schedule(options)?;
-        let noise = LambdaSchedule::new(schedule.sigmas_to(solver.training.last(self.config.final_sigmas_type)));
+        let noise = LambdaSchedule::new(schedule.sigmas_to(solver.training.last(self.config.keys.final_sigmas_type)));
         let rule = DpmSolverMultistep {
             config: self.config.clone(),
-            model_outputs: ModelOutputs::new(solver.solver_order),
+            model_outputs: ModelOutputs::new(solver.keys.solver_order),
         };
         // All updates but the simplest divide by the length of the last step.
         let steps = schedule.timesteps.len();
         let order = rule.order(1, steps, steps);
-        let divides = order == 3 || order == 2 && self.config.solver_type == SolverType::Heun;
+        let divides = order == 3 || order == 2 && self.config.keys.solver_type == SolverType::Heun;
         if divides && noise.last_step_is_zero_length() {
             return Err(Error::invalid_argument(
                 "scheduler_config.json: final_sigmas_type sigma_min gives the last step zero length; it requires euler_at_final, or lower_order_final and fewer than 15 steps",
@@ -100,18 +96,18 @@ impl DpmSolverMultistep {
     /// Returns the order of a step with `remaining` of `steps` steps, the current one included, and `outputs` outputs.
     fn order(&self, remaining: usize, steps: usize, outputs: usize) -> usize {
         let solver = &self.config.solver;
-        let few = solver.lower_order_final && steps < FEW_STEPS;
-        let zero = self.config.final_sigmas_type == FinalSigmas::Zero;
+        let few = solver.keys.lower_order_final && steps < FEW_STEPS;
+        let zero = self.config.keys.final_sigmas_type == FinalSigmas::Zero;
         let max = match remaining {
-            1 if self.config.euler_at_final || few || zero => 1,
+            1 if self.config.keys.euler_at_final || few || zero => 1,
             2 if few => 2,
-            _ => solver.solver_order,
+            _ => solver.keys.solver_order,
         };
-        max.min(solver.solver_order).min(outputs)
+        max.min(solver.keys.solver_order).min(outputs)
     }
 
     /// Returns the papers' D1 and D2.
-    fn differences(&self, at: &Step<'_, LambdaSchedule>, order: usize) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn differences(&self, at: &LambdaStep, order: usize) -> Result<(Option<Tensor>, Option<Tensor>)> {
         if order == 1 {
             return Ok((None, None));
         }
@@ -136,21 +132,15 @@ impl DpmSolverMultistep {
 impl UpdateRule for DpmSolverMultistep {
     type Noise = LambdaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, LambdaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &LambdaStep, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor> {
         let (from, to) = (at.level(1)?, at.level(0)?);
         let model_output = convert_model_output(&self.config, from, model_output, sample)?;
         let kind = model_output.kind();
         self.model_outputs.push(model_output);
 
         let sample = sample.f_to_kind(Kind::Float)?;
-        let noise = if self.config.algorithm_type.is_stochastic() {
-            Some(generator.randn_like(&sample, Kind::Float)?)
+        let noise = if self.config.keys.algorithm_type.is_stochastic() {
+            Some(rng.randn_like(&sample, Kind::Float)?)
         } else {
             None
         };

@@ -8,10 +8,10 @@ use tch::Tensor;
 use super::common::config::RawConfig;
 use super::common::dpm_solver_config::{AlgorithmType, DpmSolverConfig, SolverType};
 use super::common::dpm_solver_update::{Terms, convert_model_output, update};
-use super::common::lambda_schedule::LambdaSchedule;
+use super::common::lambda_schedule::{LambdaSchedule, LambdaStep};
 use super::common::model_outputs::ModelOutputs;
 use super::common::prediction::{div_scalar, mul_scalar};
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::sigmas::FinalSigmas;
 use super::common::step_cursor::{StepCursor, end_of_schedule_error};
 use crate::torch::Generator;
@@ -24,39 +24,12 @@ pub struct DpmSolverSinglestepConfig {
 }
 
 impl DpmSolverSinglestepConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument` or `Unsupported`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
-        let known = raw.without(&[
-            "timestep_spacing",
-            "steps_offset",
-            "rescale_betas_zero_snr",
-            "euler_at_final",
-            "use_lu_lambdas",
-        ]);
-        let config = DpmSolverConfig::read(&known.with_defaults(&[("lower_order_final", json!(false))]))?;
-        if config.algorithm_type == AlgorithmType::SdeDpmSolver {
-            return Err(Error::unsupported(
-                "scheduler_config.json: algorithm_type sde-dpmsolver is not supported by DPMSolverSinglestepScheduler",
-            ));
-        }
-        // diffusers looks up the noise level of a timestep that the run does not have, and fails.
-        if config.solver.thresholding.thresholding && !config.algorithm_type.integrates_samples() {
-            return Err(Error::unsupported(
-                "scheduler_config.json: thresholding is not supported with algorithm_type dpmsolver by DPMSolverSinglestepScheduler",
-            ));
-        }
-        Ok(Self { config })
-    }
-
     /// Returns the order of the update after each call, the number of calls in the current step (`get_order_list`).
     fn order_list(&self, steps: usize) -> Vec<usize> {
-        let order = self.config.solver.solver_order;
+        let order = self.config.solver.keys.solver_order;
         let mut orders: Vec<usize> = (0..steps).map(|call| call % order + 1).collect();
-        let zero = self.config.final_sigmas_type == FinalSigmas::Zero;
-        let whole = self.config.solver.lower_order_final && steps.is_multiple_of(order);
+        let zero = self.config.keys.final_sigmas_type == FinalSigmas::Zero;
+        let whole = self.config.solver.keys.lower_order_final && steps.is_multiple_of(order);
         if let [.., last] = orders.as_mut_slice()
             && (zero || whole)
         {
@@ -67,13 +40,36 @@ impl DpmSolverSinglestepConfig {
 }
 
 impl SchedulerBuilder for DpmSolverSinglestepConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
+        let known = raw.without(&[
+            "timestep_spacing",
+            "steps_offset",
+            "rescale_betas_zero_snr",
+            "euler_at_final",
+            "use_lu_lambdas",
+        ]);
+        let config = DpmSolverConfig::read(&known.with_defaults(&[("lower_order_final", json!(false))]))?;
+        if config.keys.algorithm_type == AlgorithmType::SdeDpmSolver {
+            return Err(Error::unsupported(
+                "scheduler_config.json: algorithm_type sde-dpmsolver is not supported by DPMSolverSinglestepScheduler",
+            ));
+        }
+        // diffusers looks up the noise level of a timestep that the run does not have, and fails.
+        if config.solver.keys.thresholding.thresholding && !config.keys.algorithm_type.integrates_samples() {
+            return Err(Error::unsupported(
+                "scheduler_config.json: thresholding is not supported with algorithm_type dpmsolver by DPMSolverSinglestepScheduler",
+            ));
+        }
+        Ok(Self { config })
+    }
+
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let solver = &self.config.solver;
         let schedule = solver.schedule(options)?;
-        let noise = LambdaSchedule::new(schedule.sigmas_to(solver.training.last(self.config.final_sigmas_type)));
+        let noise = LambdaSchedule::new(schedule.sigmas_to(solver.training.last(self.config.keys.final_sigmas_type)));
         let rule = DpmSolverSinglestep {
             order_list: self.order_list(schedule.timesteps.len()),
-            model_outputs: ModelOutputs::new(solver.solver_order),
+            model_outputs: ModelOutputs::new(solver.keys.solver_order),
             sample: None,
             config: self.config.clone(),
         };
@@ -92,7 +88,7 @@ struct DpmSolverSinglestep {
 
 impl DpmSolverSinglestep {
     /// Returns the papers' D0, D1 and D2.
-    fn terms(&self, at: &Step<'_, LambdaSchedule>, order: usize) -> Result<Terms<'_>> {
+    fn terms(&self, at: &LambdaStep, order: usize) -> Result<Terms<'_>> {
         let newest = self.model_outputs.get(0)?;
         let mut terms = Terms {
             d0: newest,
@@ -108,7 +104,7 @@ impl DpmSolverSinglestep {
         let r0 = (s0.lambda - from.lambda) / h;
         terms.d0 = self.model_outputs.get(order - 1)?;
         let d1_1 = mul_scalar(&newest.f_sub(terms.d0)?, 1.0 / r0)?;
-        if order == 2 || self.config.solver_type == SolverType::Midpoint {
+        if order == 2 || self.config.keys.solver_type == SolverType::Midpoint {
             terms.d1 = Some(d1_1);
             return Ok(terms);
         }
@@ -125,16 +121,10 @@ impl DpmSolverSinglestep {
 impl UpdateRule for DpmSolverSinglestep {
     type Noise = LambdaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, LambdaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &LambdaStep, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor> {
         let model_output = convert_model_output(&self.config, at.level(1)?, model_output, sample)?;
-        let noise = if self.config.algorithm_type.is_stochastic() {
-            Some(generator.randn_like(&model_output, model_output.kind())?)
+        let noise = if self.config.keys.algorithm_type.is_stochastic() {
+            Some(rng.randn_like(&model_output, model_output.kind())?)
         } else {
             None
         };

@@ -7,9 +7,9 @@ use tch::{Kind, Tensor};
 
 use super::common::config::{PredictionType, RawConfig};
 use super::common::prediction::mul_scalar;
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::sigma_schedule::{
-    SigmaSchedule, derivative, euler_step, pred_original_sample, step_too_large_error,
+    SigmaSchedule, SigmaStep, derivative, euler_step, pred_original_sample, step_too_large_error,
 };
 use super::common::sigma_schedule_config::{Keys, SigmaScheduleConfig};
 use super::common::sigmas::SigmaKeys;
@@ -24,23 +24,17 @@ pub struct EulerAncestralConfig {
     schedule: SigmaScheduleConfig,
 }
 
-impl EulerAncestralConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key; `Unsupported` for a network that predicts the sample.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+impl SchedulerBuilder for EulerAncestralConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
         let mut keys: Keys = raw.read()?;
         keys.refuse_sample_prediction()?;
         // The class has no such switches. Those of another class do not carry over.
         keys.sigmas = SigmaKeys::default();
         Ok(Self {
-            schedule: SigmaScheduleConfig::new(&keys)?,
+            schedule: SigmaScheduleConfig::new(keys)?,
         })
     }
-}
 
-impl SchedulerBuilder for EulerAncestralConfig {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let schedule = self.schedule.schedule(options.num_inference_steps)?;
         let sigmas = schedule.sigmas_to(0.0);
@@ -50,10 +44,10 @@ impl SchedulerBuilder for EulerAncestralConfig {
             .map(|(&from, &to)| AncestralStep::new(from, to))
             .collect::<Result<_>>()?;
         let rule = EulerAncestral {
-            prediction_type: self.schedule.prediction_type,
+            prediction_type: self.schedule.keys.prediction_type,
             steps,
         };
-        let noise = SigmaSchedule::new(sigmas, self.schedule.timestep_spacing)?;
+        let noise = SigmaSchedule::new(sigmas, self.schedule.keys.timestep_spacing)?;
         Ok(Run::boxed(StepCursor::new(schedule.timesteps), noise, rule))
     }
 }
@@ -85,13 +79,7 @@ struct EulerAncestral {
 impl UpdateRule for EulerAncestral {
     type Noise = SigmaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, SigmaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &SigmaStep, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor> {
         let sigma = at.sigma()?;
         let step = self.steps.get(at.cursor.index()).ok_or_else(end_of_schedule_error)?;
         let sample = sample.f_to_kind(Kind::Float)?;
@@ -99,7 +87,7 @@ impl UpdateRule for EulerAncestral {
         let derivative = derivative(&sample, &pred_original_sample, sigma)?;
         let dt = step.sigma_down - sigma;
         let prev_sample = euler_step(&sample, &derivative, dt)?;
-        let noise = generator.randn_like(model_output, model_output.kind())?;
+        let noise = rng.randn_like(model_output, model_output.kind())?;
         let prev_sample = prev_sample.f_add(&mul_scalar(&noise, step.sigma_up)?)?;
         Ok(prev_sample.f_to_kind(model_output.kind())?)
     }

@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::common::betas::to_vec;
 use super::common::config::{PredictionType, RawConfig};
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
-use super::common::sigma_schedule::{SigmaSchedule, derivative, euler_step, pred_original_sample};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
+use super::common::sigma_schedule::{SigmaSchedule, SigmaStep, derivative, euler_step, pred_original_sample};
 use super::common::sigma_schedule_config::{Keys, SigmaScheduleConfig};
 use super::common::sigmas::FinalSigmas;
 use super::common::step_cursor::StepCursor;
@@ -65,20 +65,9 @@ pub struct EulerConfig {
 }
 
 impl EulerConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
-        Ok(Self {
-            keys: raw.read()?,
-            schedule: SigmaScheduleConfig::new(&raw.read::<Keys>()?)?,
-        })
-    }
-
     fn continuous(&self) -> bool {
         self.keys.timestep_type == TimestepType::Continuous
-            && self.schedule.prediction_type == PredictionType::VPrediction
+            && self.schedule.keys.prediction_type == PredictionType::VPrediction
     }
 
     /// Returns the timesteps and the sigmas of a run, with the sigma after its last step.
@@ -143,6 +132,13 @@ impl EulerConfig {
 }
 
 impl SchedulerBuilder for EulerConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
+        Ok(Self {
+            keys: raw.read()?,
+            schedule: SigmaScheduleConfig::new(raw.read::<Keys>()?)?,
+        })
+    }
+
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let (mut timesteps, sigmas) = self.timesteps_and_sigmas(options)?;
         if self.continuous() {
@@ -152,13 +148,12 @@ impl SchedulerBuilder for EulerConfig {
                 .map(|&sigma| Ok(f64::from(0.25 * log(sigma)?)))
                 .collect::<Result<_>>()?;
         }
-        let SigmaScheduleConfig {
-            timestep_spacing,
-            prediction_type,
-            ..
-        } = self.schedule;
-        let noise = SigmaSchedule::new(sigmas, timestep_spacing)?;
-        Ok(Run::boxed(StepCursor::new(timesteps), noise, Euler { prediction_type }))
+        let keys = &self.schedule.keys;
+        let rule = Euler {
+            prediction_type: keys.prediction_type,
+        };
+        let noise = SigmaSchedule::new(sigmas, keys.timestep_spacing)?;
+        Ok(Run::boxed(StepCursor::new(timesteps), noise, rule))
     }
 }
 
@@ -169,13 +164,7 @@ struct Euler {
 impl UpdateRule for Euler {
     type Noise = SigmaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, SigmaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &SigmaStep, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         let sigma = at.sigma()?;
         let sample = sample.f_to_kind(Kind::Float)?;
         let pred_original_sample = pred_original_sample(self.prediction_type, model_output, &sample, sigma)?;

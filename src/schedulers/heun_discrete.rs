@@ -9,8 +9,8 @@ use tch::Tensor;
 
 use super::common::config::{PredictionType, RawConfig};
 use super::common::noise_schedule::repeat_interior;
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
-use super::common::sigma_schedule::{SigmaSchedule, derivative, euler_step, pred_original_sample};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
+use super::common::sigma_schedule::{SigmaSchedule, SigmaStep, derivative, euler_step, pred_original_sample};
 use super::common::sigma_schedule_config::{Keys, SigmaScheduleConfig};
 use super::common::step_cursor::StepCursor;
 use crate::torch::Generator;
@@ -42,12 +42,8 @@ pub struct HeunConfig {
     clip_sample_range: Option<f64>,
 }
 
-impl HeunConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+impl SchedulerBuilder for HeunConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
         let raw = raw.with_defaults(&[("beta_start", json!(0.00085)), ("beta_end", json!(0.012))]);
         let mut keys: Keys = raw.read()?;
         keys.betas.allow_exp = true;
@@ -55,13 +51,11 @@ impl HeunConfig {
         keys.betas.rescale_betas_zero_snr = false;
         let own: OwnKeys = raw.read()?;
         Ok(Self {
-            schedule: SigmaScheduleConfig::new(&keys)?,
+            schedule: SigmaScheduleConfig::new(keys)?,
             clip_sample_range: (own.clip_sample == Some(true)).then_some(own.clip_sample_range),
         })
     }
-}
 
-impl SchedulerBuilder for HeunConfig {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let config = &self.schedule;
         let schedule = match &options.timesteps {
@@ -76,12 +70,12 @@ impl SchedulerBuilder for HeunConfig {
         // The last step, to sigma 0, has a single call.
         sigmas.truncate(sigmas.len().saturating_sub(1));
         let rule = Heun {
-            prediction_type: config.prediction_type,
+            prediction_type: config.keys.prediction_type,
             clip_sample_range: self.clip_sample_range,
             first: None,
         };
         let timesteps = repeat_interior(&schedule.float32_timesteps());
-        let noise = SigmaSchedule::new(sigmas, config.timestep_spacing)?;
+        let noise = SigmaSchedule::new(sigmas, config.keys.timestep_spacing)?;
         Ok(Run::boxed(StepCursor::new(timesteps), noise, rule))
     }
 }
@@ -103,13 +97,7 @@ impl UpdateRule for Heun {
     type Noise = SigmaSchedule;
     const ORDER: usize = 2;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, SigmaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &SigmaStep, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         // In both calls this is the sigma of the network's input.
         let sigma = at.sigma()?;
         let mut pred_original_sample = pred_original_sample(self.prediction_type, model_output, sample, sigma)?;

@@ -12,9 +12,9 @@ use super::common::betas::to_vec;
 use super::common::config::{PredictionType, RawConfig};
 use super::common::noise_schedule::repeat_interior;
 use super::common::prediction::mul_scalar;
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::sigma_schedule::{
-    SigmaSchedule, derivative, euler_step, pred_original_sample, scale_model_input, step_too_large_error,
+    SigmaSchedule, SigmaStep, derivative, euler_step, pred_original_sample, scale_model_input, step_too_large_error,
 };
 use super::common::sigma_schedule_config::{Keys, SigmaScheduleConfig};
 use super::common::sigmas::SigmaSpacing;
@@ -22,43 +22,43 @@ use super::common::step_cursor::{StepCursor, end_of_schedule_error};
 use crate::torch::Generator;
 use diffusion_core::Result;
 
-/// The configuration of `KDPM2DiscreteScheduler` or `KDPM2AncestralDiscreteScheduler`.
+/// The configuration of `KDPM2DiscreteScheduler`.
 #[derive(Clone, Debug)]
 pub struct Kdpm2Config {
     schedule: SigmaScheduleConfig,
     ancestral: bool,
 }
 
-impl Kdpm2Config {
-    /// Reads the keys of `KDPM2DiscreteScheduler`.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key; `Unsupported` for a network that predicts the sample.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+/// The configuration of `KDPM2AncestralDiscreteScheduler`, with the same keys.
+#[derive(Clone, Debug)]
+pub struct Kdpm2AncestralConfig(Kdpm2Config);
+
+impl SchedulerBuilder for Kdpm2AncestralConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
+        Ok(Self(Kdpm2Config {
+            ancestral: true,
+            ..Kdpm2Config::read(raw)?
+        }))
+    }
+
+    fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
+        self.0.build(options)
+    }
+}
+
+impl SchedulerBuilder for Kdpm2Config {
+    fn read(raw: &RawConfig) -> Result<Self> {
         let raw = raw.with_defaults(&[("beta_start", json!(0.00085)), ("beta_end", json!(0.012))]);
         let mut keys: Keys = raw.read()?;
         keys.refuse_sample_prediction()?;
         // The class has no such switch. That of another class does not carry over.
         keys.betas.rescale_betas_zero_snr = false;
         Ok(Self {
-            schedule: SigmaScheduleConfig::new(&keys)?,
+            schedule: SigmaScheduleConfig::new(keys)?,
             ancestral: false,
         })
     }
 
-    /// Reads the keys of `KDPM2AncestralDiscreteScheduler`, which are the same.
-    ///
-    /// # Errors
-    /// As [`Kdpm2Config::read`].
-    pub fn read_ancestral(raw: &RawConfig) -> Result<Self> {
-        Ok(Self {
-            ancestral: true,
-            ..Self::read(raw)?
-        })
-    }
-}
-
-impl SchedulerBuilder for Kdpm2Config {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let config = &self.schedule;
         let mut schedule = config.schedule(options.num_inference_steps)?;
@@ -78,12 +78,12 @@ impl SchedulerBuilder for Kdpm2Config {
             timesteps.extend([f64::from(timestep_interpol), timestep]);
         }
         let rule = Kdpm2 {
-            prediction_type: config.prediction_type,
+            prediction_type: config.keys.prediction_type,
             steps,
             ancestral: self.ancestral,
             first_sample: None,
         };
-        let noise = SigmaSchedule::new(repeat_interior(&sigmas), config.timestep_spacing)?;
+        let noise = SigmaSchedule::new(repeat_interior(&sigmas), config.keys.timestep_spacing)?;
         Ok(Run::boxed(StepCursor::new(timesteps), noise, rule))
     }
 }
@@ -141,13 +141,13 @@ struct Kdpm2 {
 
 impl Kdpm2 {
     /// Returns the index of the current step, and the sigma that the step leads from.
-    fn step_and_sigma(&self, at: &Step<'_, SigmaSchedule>) -> Result<(usize, f32)> {
+    fn step_and_sigma(&self, at: &SigmaStep) -> Result<(usize, f32)> {
         let start = at.cursor.index() - usize::from(self.first_sample.is_some());
         Ok((start / 2, at.noise.sigma(start)?))
     }
 
     /// Returns the sigma of the network's input in the current call.
-    fn input_sigma(&self, at: &Step<'_, SigmaSchedule>) -> Result<f32> {
+    fn input_sigma(&self, at: &SigmaStep) -> Result<f32> {
         let (step, sigma) = self.step_and_sigma(at)?;
         if self.first_sample.is_none() {
             return Ok(sigma);
@@ -164,17 +164,11 @@ impl UpdateRule for Kdpm2 {
     type Noise = SigmaSchedule;
     const ORDER: usize = 2;
 
-    fn scale_model_input(&self, at: &Step<'_, SigmaSchedule>, sample: &Tensor) -> Result<Tensor> {
+    fn scale_model_input(&self, at: &SigmaStep, sample: &Tensor) -> Result<Tensor> {
         scale_model_input(sample, self.input_sigma(at)?)
     }
 
-    fn step(
-        &mut self,
-        at: &Step<'_, SigmaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &SigmaStep, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor> {
         let (step, sigma) = self.step_and_sigma(at)?;
         let input_sigma = self.input_sigma(at)?;
         let pred_original_sample = pred_original_sample(self.prediction_type, model_output, sample, input_sigma)?;
@@ -189,7 +183,7 @@ impl UpdateRule for Kdpm2 {
         if !self.ancestral {
             return Ok(prev_sample);
         }
-        let noise = generator.randn_like(model_output, model_output.kind())?;
+        let noise = rng.randn_like(model_output, model_output.kind())?;
         Ok(prev_sample.f_add(&mul_scalar(&noise, get(&self.steps.sigmas_up, step)?)?)?)
     }
 }

@@ -5,11 +5,11 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::common::alpha_schedule::AlphaSchedule;
+use super::common::alpha_schedule::{AlphaSchedule, AlphaStep};
 use super::common::config::RawConfig;
 use super::common::lcm_common::Distillation;
 use super::common::prediction::{AlphaSigma, mul_scalar};
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::thresholding::Clipping;
 use super::numerics::torch_scalar::{pow, pow_half, sqrt};
 use crate::torch::Generator;
@@ -44,20 +44,14 @@ pub struct LcmConfig {
     distillation: Distillation,
 }
 
-impl LcmConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+impl SchedulerBuilder for LcmConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
         Ok(Self {
             keys: Distillation::defaults(raw).read()?,
             distillation: Distillation::read(raw)?,
         })
     }
-}
 
-impl SchedulerBuilder for LcmConfig {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let cursor = self.distillation.cursor(options)?;
         let config = self.clone();
@@ -72,13 +66,7 @@ struct Lcm {
 impl UpdateRule for Lcm {
     type Noise = AlphaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, AlphaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &AlphaStep, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor> {
         let LcmConfig { keys, distillation } = &self.config;
         let timestep = at.timestep()?;
         let alpha_prod_t = at.noise.alpha_cumprod(timestep)?;
@@ -100,7 +88,7 @@ impl UpdateRule for Lcm {
         let Some(prev_timestep) = at.next_timestep() else {
             return Ok(denoised);
         };
-        let noise = generator.randn_like(model_output, denoised.kind())?;
+        let noise = rng.randn_like(model_output, denoised.kind())?;
         let alpha_prod_t_prev = at.noise.alpha_cumprod(prev_timestep)?;
         let signal = mul_scalar(&denoised, sqrt(alpha_prod_t_prev)?)?;
         Ok(signal.f_add(&mul_scalar(&noise, sqrt(1.0 - alpha_prod_t_prev)?)?)?)

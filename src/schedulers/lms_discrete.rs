@@ -7,8 +7,8 @@ use tch::Tensor;
 
 use super::common::config::{PredictionType, RawConfig};
 use super::common::model_outputs::ModelOutputs;
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
-use super::common::sigma_schedule::{SigmaSchedule, derivative, pred_original_sample};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
+use super::common::sigma_schedule::{SigmaSchedule, SigmaStep, derivative, pred_original_sample};
 use super::common::sigma_schedule_config::{Keys, SigmaScheduleConfig};
 use super::common::sigmas::SigmaSpacing;
 use super::common::step_cursor::StepCursor;
@@ -25,16 +25,12 @@ pub struct LmsConfig {
     schedule: SigmaScheduleConfig,
 }
 
-impl LmsConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+impl SchedulerBuilder for LmsConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
         let mut keys: Keys = raw.read()?;
         // The class has no such switch. That of another class does not carry over.
         keys.betas.rescale_betas_zero_snr = false;
-        let mut schedule = SigmaScheduleConfig::new(&keys)?;
+        let mut schedule = SigmaScheduleConfig::new(keys)?;
         if let Some(conversion) = &mut schedule.conversion
             && conversion.spacing == SigmaSpacing::Karras
         {
@@ -43,16 +39,14 @@ impl LmsConfig {
         }
         Ok(Self { schedule })
     }
-}
 
-impl SchedulerBuilder for LmsConfig {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let schedule = self.schedule.schedule(options.num_inference_steps)?;
         let rule = Lms {
-            prediction_type: self.schedule.prediction_type,
+            prediction_type: self.schedule.keys.prediction_type,
             derivatives: ModelOutputs::new(ORDER),
         };
-        let noise = SigmaSchedule::new(schedule.sigmas_to(0.0), self.schedule.timestep_spacing)?;
+        let noise = SigmaSchedule::new(schedule.sigmas_to(0.0), self.schedule.keys.timestep_spacing)?;
         Ok(Run::boxed(StepCursor::new(schedule.float32_timesteps()), noise, rule))
     }
 }
@@ -64,7 +58,7 @@ struct Lms {
 
 /// Returns the weight of the derivative of `current_order` calls ago in a step of `order`: the integral of its Lagrange
 /// polynomial over the step (`get_lms_coefficient`).
-fn lms_coefficient(at: &Step<'_, SigmaSchedule>, order: usize, current_order: usize) -> Result<f64> {
+fn lms_coefficient(at: &SigmaStep, order: usize, current_order: usize) -> Result<f64> {
     let index = at.cursor.index();
     let sigmas = (0..order)
         .map(|back| at.noise.sigma(index - back))
@@ -87,13 +81,7 @@ fn lms_coefficient(at: &Step<'_, SigmaSchedule>, order: usize, current_order: us
 impl UpdateRule for Lms {
     type Noise = SigmaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, SigmaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &SigmaStep, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         let sigma = at.sigma()?;
         let pred_original_sample = pred_original_sample(self.prediction_type, model_output, sample, sigma)?;
         self.derivatives.push(derivative(sample, &pred_original_sample, sigma)?);

@@ -49,7 +49,7 @@ use dpm_solver_singlestep::DpmSolverSinglestepConfig;
 use euler_ancestral_discrete::EulerAncestralConfig;
 use euler_discrete::EulerConfig;
 use heun_discrete::HeunConfig;
-use k_dpm_2_discrete::Kdpm2Config;
+use k_dpm_2_discrete::{Kdpm2AncestralConfig, Kdpm2Config};
 use lcm::LcmConfig;
 use lms_discrete::LmsConfig;
 use pndm::PndmConfig;
@@ -65,42 +65,35 @@ struct SchedulerClass {
     arguments: &'static [&'static str],
 }
 
-/// Makes the entry of a class in the registry.
-macro_rules! class {
-    ($name:literal, $read:path, $arguments:expr) => {
-        SchedulerClass {
-            name: $name,
-            read: |raw| Ok(Arc::new($read(raw)?)),
-            arguments: &$arguments,
-        }
-    };
+/// Makes the registry's entry of a class.
+const fn class<B: SchedulerBuilder + 'static>(
+    name: &'static str,
+    arguments: &'static [&'static str],
+) -> SchedulerClass {
+    SchedulerClass {
+        name,
+        read: |raw| Ok(Arc::new(B::read(raw)?)),
+        arguments,
+    }
 }
 
 /// The supported classes.
 static REGISTRY: &[SchedulerClass] = &[
-    class!("DDIMScheduler", DdimConfig::read, ["eta"]),
-    class!("DDPMScheduler", DdpmConfig::read, ["timesteps"]),
-    class!("DEISMultistepScheduler", DeisMultistepConfig::read, []),
-    class!(
-        "DPMSolverMultistepScheduler",
-        DpmSolverMultistepConfig::read,
-        ["timesteps"]
-    ),
-    class!(
-        "DPMSolverSinglestepScheduler",
-        DpmSolverSinglestepConfig::read,
-        ["timesteps"]
-    ),
-    class!("EulerAncestralDiscreteScheduler", EulerAncestralConfig::read, []),
-    class!("EulerDiscreteScheduler", EulerConfig::read, ["timesteps", "sigmas"]),
-    class!("HeunDiscreteScheduler", HeunConfig::read, ["timesteps"]),
-    class!("KDPM2AncestralDiscreteScheduler", Kdpm2Config::read_ancestral, []),
-    class!("KDPM2DiscreteScheduler", Kdpm2Config::read, []),
-    class!("LCMScheduler", LcmConfig::read, ["timesteps"]),
-    class!("LMSDiscreteScheduler", LmsConfig::read, []),
-    class!("PNDMScheduler", PndmConfig::read, []),
-    class!("TCDScheduler", TcdConfig::read, ["timesteps", "eta"]),
-    class!("UniPCMultistepScheduler", UniPcMultistepConfig::read, []),
+    class::<DdimConfig>("DDIMScheduler", &["eta"]),
+    class::<DdpmConfig>("DDPMScheduler", &["timesteps"]),
+    class::<DeisMultistepConfig>("DEISMultistepScheduler", &[]),
+    class::<DpmSolverMultistepConfig>("DPMSolverMultistepScheduler", &["timesteps"]),
+    class::<DpmSolverSinglestepConfig>("DPMSolverSinglestepScheduler", &["timesteps"]),
+    class::<EulerAncestralConfig>("EulerAncestralDiscreteScheduler", &[]),
+    class::<EulerConfig>("EulerDiscreteScheduler", &["timesteps", "sigmas"]),
+    class::<HeunConfig>("HeunDiscreteScheduler", &["timesteps"]),
+    class::<Kdpm2AncestralConfig>("KDPM2AncestralDiscreteScheduler", &[]),
+    class::<Kdpm2Config>("KDPM2DiscreteScheduler", &[]),
+    class::<LcmConfig>("LCMScheduler", &["timesteps"]),
+    class::<LmsConfig>("LMSDiscreteScheduler", &[]),
+    class::<PndmConfig>("PNDMScheduler", &[]),
+    class::<TcdConfig>("TCDScheduler", &["timesteps", "eta"]),
+    class::<UniPcMultistepConfig>("UniPCMultistepScheduler", &[]),
 ];
 
 /// Returns the names of the supported classes.

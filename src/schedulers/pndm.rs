@@ -5,12 +5,12 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::common::alpha_schedule::AlphaSchedule;
+use super::common::alpha_schedule::{AlphaSchedule, AlphaStep};
 use super::common::betas::BetasConfig;
 use super::common::config::{PredictionType, RawConfig, TimestepSpacing};
 use super::common::model_outputs::ModelOutputs;
 use super::common::prediction::mul_scalar;
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::spacing::{ascending, check_num_inference_steps};
 use super::common::step_cursor::end_of_schedule_error;
 use super::numerics::torch_scalar::pow_half;
@@ -53,12 +53,8 @@ pub struct PndmConfig {
     alphas: AlphaSchedule,
 }
 
-impl PndmConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key; `Unsupported` for a network that predicts the sample.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+impl SchedulerBuilder for PndmConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
         let keys: Keys = raw.without(&["rescale_betas_zero_snr"]).read()?;
         if keys.prediction_type == PredictionType::Sample {
             return Err(Error::unsupported(
@@ -70,9 +66,7 @@ impl PndmConfig {
             keys,
         })
     }
-}
 
-impl SchedulerBuilder for PndmConfig {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let train = self.keys.betas.num_train_timesteps;
         let steps = options.num_inference_steps;
@@ -144,13 +138,7 @@ struct Pndm {
 impl UpdateRule for Pndm {
     type Noise = AlphaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, AlphaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &AlphaStep, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         // The rule depends on the number of steps so far, not on the timestep.
         if at.cursor.steps_taken() < self.prk_timesteps.len() {
             self.step_prk(at, model_output, sample)
@@ -161,7 +149,7 @@ impl UpdateRule for Pndm {
 }
 
 impl Pndm {
-    fn step_prk(&mut self, at: &Step<'_, AlphaSchedule>, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+    fn step_prk(&mut self, at: &AlphaStep, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
         let counter = at.cursor.steps_taken();
         let diff_to_prev = if counter % 2 == 1 { 0 } else { self.step_ratio / 2 };
         let prev_timestep = at.timestep()? - diff_to_prev;
@@ -198,7 +186,7 @@ impl Pndm {
         Ok(())
     }
 
-    fn step_plms(&mut self, at: &Step<'_, AlphaSchedule>, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+    fn step_plms(&mut self, at: &AlphaStep, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
         let counter = at.cursor.steps_taken();
         let mut timestep = at.timestep()?;
         let mut prev_timestep = timestep - self.step_ratio;

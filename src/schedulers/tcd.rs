@@ -4,11 +4,11 @@
 
 use tch::Tensor;
 
-use super::common::alpha_schedule::AlphaSchedule;
+use super::common::alpha_schedule::{AlphaSchedule, AlphaStep};
 use super::common::config::{PredictionType, RawConfig};
 use super::common::lcm_common::Distillation;
 use super::common::prediction::{AlphaSigma, mul_scalar};
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::numerics::torch_scalar::{pow_half, sqrt};
 use crate::torch::Generator;
 use diffusion_core::{Error, Result};
@@ -19,19 +19,13 @@ pub struct TcdConfig {
     distillation: Distillation,
 }
 
-impl TcdConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+impl SchedulerBuilder for TcdConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
         Ok(Self {
             distillation: Distillation::read(raw)?,
         })
     }
-}
 
-impl SchedulerBuilder for TcdConfig {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         if !(0.0..=1.0).contains(&options.eta) {
             return Err(Error::invalid_argument(
@@ -56,13 +50,7 @@ struct Tcd {
 impl UpdateRule for Tcd {
     type Noise = AlphaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, AlphaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &AlphaStep, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor> {
         let prev_timestep = at.next_timestep();
         // The timestep that is denoised to, computed in float32 as in diffusers.
         let timestep_s = ((1.0 - self.eta) as f32 * prev_timestep.unwrap_or(0) as f32).floor() as i64;
@@ -86,7 +74,7 @@ impl UpdateRule for Tcd {
         let Some(prev_timestep) = prev_timestep.filter(|_| self.eta > 0.0) else {
             return Ok(pred_noised_sample);
         };
-        let noise = generator.randn_like(model_output, pred_noised_sample.kind())?;
+        let noise = rng.randn_like(model_output, pred_noised_sample.kind())?;
         let ratio = at.noise.alpha_cumprod(prev_timestep)? / alpha_prod_s;
         Ok(mul_scalar(&pred_noised_sample, sqrt(ratio)?)?.f_add(&mul_scalar(&noise, sqrt(1.0 - ratio)?)?)?)
     }

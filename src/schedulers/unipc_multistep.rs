@@ -7,11 +7,11 @@ use serde_json::json;
 use tch::Tensor;
 
 use super::common::config::RawConfig;
-use super::common::lambda_schedule::{LambdaSchedule, NoiseLevel};
+use super::common::lambda_schedule::{LambdaSchedule, LambdaStep, NoiseLevel};
 use super::common::lambda_schedule_config::LambdaScheduleConfig;
 use super::common::model_outputs::ModelOutputs;
 use super::common::prediction::{div_scalar, mul_scalar};
-use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, Step, UpdateRule};
+use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder, UpdateRule};
 use super::common::sigmas::FinalSigmas;
 use super::common::step_cursor::StepCursor;
 use super::numerics::torch_scalar::expm1;
@@ -62,12 +62,8 @@ pub struct UniPcMultistepConfig {
     solver: LambdaScheduleConfig,
 }
 
-impl UniPcMultistepConfig {
-    /// Reads the keys of the class.
-    ///
-    /// # Errors
-    /// `InvalidArgument` or `Unsupported`, naming the key.
-    pub fn read(raw: &RawConfig) -> Result<Self> {
+impl SchedulerBuilder for UniPcMultistepConfig {
+    fn read(raw: &RawConfig) -> Result<Self> {
         raw.require_off(&[("solver_p", json!(null))])?;
         let keys: Keys = raw.read()?;
         let solver = LambdaScheduleConfig::read(&raw.without(&["lambda_min_clipped"]), 1..=MAX_ORDER)?;
@@ -77,7 +73,7 @@ impl UniPcMultistepConfig {
                 (!keys.predict_x0, "predict_x0 false"),
                 (keys.solver_type == SolverType::Bh1, "solver_type bh1"),
                 (
-                    !solver.lower_order_final && solver.solver_order > 1,
+                    !solver.keys.lower_order_final && solver.keys.solver_order > 1,
                     "lower_order_final false",
                 ),
             ];
@@ -90,8 +86,8 @@ impl UniPcMultistepConfig {
         // The last step has zero length then, and its system of equations no solution.
         if keys.final_sigmas_type == FinalSigmas::SigmaMin
             && solver.conversion.is_some()
-            && !solver.lower_order_final
-            && solver.solver_order > 2
+            && !solver.keys.lower_order_final
+            && solver.keys.solver_order > 2
         {
             return Err(Error::invalid_argument(
                 "scheduler_config.json: final_sigmas_type sigma_min with spaced sigmas gives the last step zero length; it requires lower_order_final or a solver_order below 3",
@@ -99,12 +95,10 @@ impl UniPcMultistepConfig {
         }
         Ok(Self { keys, solver })
     }
-}
 
-impl SchedulerBuilder for UniPcMultistepConfig {
     fn build(&self, options: &SamplingOptions) -> Result<Box<dyn Scheduler>> {
         let schedule = self.solver.schedule(options)?;
-        schedule.check_distances(self.solver.solver_order)?;
+        schedule.check_distances(self.solver.keys.solver_order)?;
         let last = match (self.keys.final_sigmas_type, self.solver.conversion) {
             // Spaced sigmas end where the last step starts.
             (FinalSigmas::SigmaMin, Some(_)) => schedule.sigmas.last().copied().unwrap_or_default() as f32,
@@ -114,7 +108,7 @@ impl SchedulerBuilder for UniPcMultistepConfig {
         let rule = UniPcMultistep {
             keys: self.keys.clone(),
             solver: self.solver.clone(),
-            model_outputs: ModelOutputs::new(self.solver.solver_order),
+            model_outputs: ModelOutputs::new(self.solver.keys.solver_order),
             this_order: 0,
             last_sample: None,
         };
@@ -154,11 +148,11 @@ impl UniPcMultistep {
         }
         level
             .alpha_sigma()
-            .pred_epsilon(self.solver.prediction_type, model_output, sample)
+            .pred_epsilon(self.solver.keys.prediction_type, model_output, sample)
     }
 
     /// Returns whether the network's output corrects the sample that the last step predicted.
-    fn use_corrector(&self, at: &Step<'_, LambdaSchedule>) -> bool {
+    fn use_corrector(&self, at: &LambdaStep) -> bool {
         let last_step = at.cursor.index().checked_sub(1);
         last_step
             .and_then(|step| i64::try_from(step).ok())
@@ -167,13 +161,7 @@ impl UniPcMultistep {
 
     /// Prepares the update from the noise level `back` to the one after it, starting from `sample`, with the outputs up
     /// to that level.
-    fn prepare(
-        &self,
-        at: &Step<'_, LambdaSchedule>,
-        order: usize,
-        back: usize,
-        sample: &Tensor,
-    ) -> Result<UniPcUpdate> {
+    fn prepare(&self, at: &LambdaStep, order: usize, back: usize, sample: &Tensor) -> Result<UniPcUpdate> {
         let (t, s0) = (at.level(back - 1)?, at.level(back)?);
         let h = t.lambda - s0.lambda;
         let m0 = self.model_outputs.get(0)?;
@@ -210,7 +198,7 @@ impl UniPcMultistep {
     }
 
     /// Returns the sample after the next step: the predictor UniP (`multistep_uni_p_bh_update`).
-    fn predict(&self, at: &Step<'_, LambdaSchedule>, sample: &Tensor) -> Result<Tensor> {
+    fn predict(&self, at: &LambdaStep, sample: &Tensor) -> Result<Tensor> {
         let order = self.this_order;
         let UniPcUpdate { x_t, factor, d1s, r, b } = self.prepare(at, order, 1, sample)?;
         let Some(d1s) = &d1s else {
@@ -231,7 +219,7 @@ impl UniPcMultistep {
 
     /// Repeats the last step with the network's output for the sample that it predicted: the corrector UniC
     /// (`multistep_uni_c_bh_update`).
-    fn correct(&self, at: &Step<'_, LambdaSchedule>, model_output: &Tensor, last_sample: &Tensor) -> Result<Tensor> {
+    fn correct(&self, at: &LambdaStep, model_output: &Tensor, last_sample: &Tensor) -> Result<Tensor> {
         let order = self.this_order;
         let UniPcUpdate { x_t, factor, d1s, r, b } = self.prepare(at, order, 2, last_sample)?;
         let rhos_c = if order == 1 {
@@ -281,21 +269,15 @@ fn system(rks: &[f32], hh: f32, h_phi_1: f32, b_h: f32, like: &Tensor) -> Result
 impl UpdateRule for UniPcMultistep {
     type Noise = LambdaSchedule;
 
-    fn step(
-        &mut self,
-        at: &Step<'_, LambdaSchedule>,
-        model_output: &Tensor,
-        sample: &Tensor,
-        _: &mut Generator,
-    ) -> Result<Tensor> {
+    fn step(&mut self, at: &LambdaStep, model_output: &Tensor, sample: &Tensor, _: &mut Generator) -> Result<Tensor> {
         let model_output = self.convert_model_output(at.level(1)?, model_output, sample)?;
         let sample = match &self.last_sample {
             Some(last_sample) if self.use_corrector(at) => self.correct(at, &model_output, last_sample)?,
             _ => sample.shallow_clone(),
         };
         self.model_outputs.push(model_output);
-        let mut max_order = self.solver.solver_order;
-        if self.solver.lower_order_final {
+        let mut max_order = self.solver.keys.solver_order;
+        if self.solver.keys.lower_order_final {
             max_order = max_order.min(at.cursor.remaining());
         }
         self.this_order = max_order.min(self.model_outputs.len());

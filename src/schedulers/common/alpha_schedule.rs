@@ -95,7 +95,10 @@ impl NoiseModel for AlphaSchedule {
     }
 }
 
-impl Step<'_, AlphaSchedule> {
+/// A step of these classes.
+pub type AlphaStep<'a> = Step<'a, AlphaSchedule>;
+
+impl AlphaStep<'_> {
     /// Returns the current timestep.
     ///
     /// # Errors

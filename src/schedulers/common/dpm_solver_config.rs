@@ -51,14 +51,20 @@ pub enum SolverType {
     Heun,
 }
 
+/// The keys of both classes that other solvers do not have.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-struct Keys {
-    algorithm_type: AlgorithmType,
-    solver_type: SolverType,
-    euler_at_final: bool,
-    final_sigmas_type: FinalSigmas,
-    use_lu_lambdas: Option<bool>,
+pub struct Keys {
+    /// What the solver integrates, and whether it adds noise.
+    pub algorithm_type: AlgorithmType,
+    /// The variant of the higher orders.
+    pub solver_type: SolverType,
+    /// Whether the last step is of first order.
+    pub euler_at_final: bool,
+    /// The sigma after the last step.
+    pub final_sigmas_type: FinalSigmas,
+    /// Whether the logarithms of sigmas are spaced evenly (Lu's spacing).
+    pub use_lu_lambdas: Option<bool>,
 }
 
 impl Default for Keys {
@@ -79,16 +85,8 @@ impl Default for Keys {
 pub struct DpmSolverConfig {
     /// The configuration that all solvers share.
     pub solver: LambdaScheduleConfig,
-    /// What the solver integrates, and whether it adds noise.
-    pub algorithm_type: AlgorithmType,
-    /// The variant of the higher orders.
-    pub solver_type: SolverType,
-    /// Whether the last step is of first order.
-    pub euler_at_final: bool,
-    /// The sigma after the last step.
-    pub final_sigmas_type: FinalSigmas,
-    /// Whether the logarithms of sigmas are spaced evenly (Lu's spacing).
-    pub use_lu_lambdas: bool,
+    /// The further keys.
+    pub keys: Keys,
 }
 
 impl DpmSolverConfig {
@@ -98,22 +96,16 @@ impl DpmSolverConfig {
     /// `InvalidArgument` or `Unsupported`, naming the key.
     pub fn read(raw: &RawConfig) -> Result<Self> {
         raw.refuse("variance_type", &["learned", "learned_range"])?;
-        let keys: Keys = raw.read()?;
+        let mut keys: Keys = raw.read()?;
         if !keys.algorithm_type.integrates_samples() && keys.final_sigmas_type == FinalSigmas::Zero {
             return Err(Error::invalid_argument(
                 "scheduler_config.json: this algorithm_type requires final_sigmas_type sigma_min, got zero",
             ));
         }
-        Ok(Self {
-            solver: LambdaScheduleConfig::read(raw, 1..=3)?,
-            algorithm_type: match keys.algorithm_type {
-                AlgorithmType::Deis => AlgorithmType::DpmSolverPlusPlus,
-                other => other,
-            },
-            solver_type: keys.solver_type,
-            euler_at_final: keys.euler_at_final,
-            final_sigmas_type: keys.final_sigmas_type,
-            use_lu_lambdas: keys.use_lu_lambdas == Some(true),
-        })
+        if keys.algorithm_type == AlgorithmType::Deis {
+            keys.algorithm_type = AlgorithmType::DpmSolverPlusPlus;
+        }
+        let solver = LambdaScheduleConfig::read(raw, 1..=3)?;
+        Ok(Self { solver, keys })
     }
 }

@@ -19,15 +19,18 @@ pub fn convert_model_output(
     sample: &Tensor,
 ) -> Result<Tensor> {
     let solver = &config.solver;
-    if config.algorithm_type.integrates_samples() {
+    if config.keys.algorithm_type.integrates_samples() {
         return solver.pred_original_sample(level, model_output, sample);
     }
     let alpha_sigma = level.alpha_sigma();
-    let epsilon = alpha_sigma.pred_epsilon(solver.prediction_type, model_output, sample)?;
-    if !solver.thresholding.thresholding {
+    let epsilon = alpha_sigma.pred_epsilon(solver.keys.prediction_type, model_output, sample)?;
+    if !solver.keys.thresholding.thresholding {
         return Ok(epsilon);
     }
-    let x0_pred = solver.thresholding.apply(alpha_sigma.remove_noise(&epsilon, sample)?)?;
+    let x0_pred = solver
+        .keys
+        .thresholding
+        .apply(alpha_sigma.remove_noise(&epsilon, sample)?)?;
     alpha_sigma.remove_signal(&x0_pred, sample)
 }
 
@@ -53,8 +56,8 @@ pub fn update(
     sample: &Tensor,
     terms: Terms<'_>,
 ) -> Result<Tensor> {
-    let heun = config.solver_type == SolverType::Heun || order == 3;
-    let factors = Factors::new(config.algorithm_type, heun, from, to)?;
+    let heun = config.keys.solver_type == SolverType::Heun || order == 3;
+    let factors = Factors::new(config.keys.algorithm_type, heun, from, to)?;
     let mut x_t = mul_scalar(sample, factors.sample)?.f_add(&mul_scalar(terms.d0, factors.d0)?)?;
     let others = [
         (terms.d1.as_ref(), factors.d1),

@@ -78,7 +78,10 @@ impl NoiseModel for LambdaSchedule {
     }
 }
 
-impl Step<'_, LambdaSchedule> {
+/// A step of these classes.
+pub type LambdaStep<'a> = Step<'a, LambdaSchedule>;
+
+impl LambdaStep<'_> {
     /// Returns a noise level: for `back` 0 the one that the step leads to, for 1 the one that it starts from, for 2 the
     /// one that the step before started from, and so on.
     ///

@@ -15,18 +15,23 @@ use super::thresholding::Thresholding;
 use crate::schedulers::numerics::torch_scalar::log;
 use diffusion_core::{Error, Result};
 
+/// The keys of these classes.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-struct Keys {
+pub struct Keys {
     #[serde(flatten)]
     betas: BetasConfig,
+    /// Dynamic thresholding of the predicted sample.
     #[serde(flatten)]
-    thresholding: Thresholding,
+    pub thresholding: Thresholding,
     #[serde(flatten)]
     sigmas: SigmaKeys,
-    solver_order: usize,
-    prediction_type: PredictionType,
-    lower_order_final: bool,
+    /// Number of network outputs that a step uses.
+    pub solver_order: usize,
+    /// What the network predicts.
+    pub prediction_type: PredictionType,
+    /// Whether the last steps are of lower order.
+    pub lower_order_final: bool,
     timestep_spacing: TimestepSpacing,
     steps_offset: i64,
     /// Null for `-Infinity`, which `serde_json::Value` cannot hold.
@@ -53,23 +58,14 @@ impl Default for Keys {
 /// The configuration of one class.
 #[derive(Clone, Debug)]
 pub struct LambdaScheduleConfig {
-    betas: BetasConfig,
-    timestep_spacing: TimestepSpacing,
-    steps_offset: i64,
+    /// The keys of the class.
+    pub keys: Keys,
     /// Number of the noisiest training timesteps that runs leave out.
     clipped: i64,
     /// The spacing of sigmas, unless they are those of the timesteps.
     pub conversion: Option<SigmaConversion>,
     /// The sigmas of training.
     pub training: TrainingSigmas,
-    /// Dynamic thresholding of the predicted sample.
-    pub thresholding: Thresholding,
-    /// Number of network outputs that a step uses.
-    pub solver_order: usize,
-    /// What the network predicts.
-    pub prediction_type: PredictionType,
-    /// Whether the last steps are of lower order.
-    pub lower_order_final: bool,
 }
 
 impl LambdaScheduleConfig {
@@ -98,22 +94,16 @@ impl LambdaScheduleConfig {
             ));
         }
         Ok(Self {
-            timestep_spacing: keys.timestep_spacing,
-            steps_offset: keys.steps_offset,
             clipped,
             conversion: keys.sigmas.conversion()?,
             training: TrainingSigmas::new(&alphas_cumprod)?,
-            thresholding: keys.thresholding,
-            solver_order: keys.solver_order,
-            prediction_type: keys.prediction_type,
-            lower_order_final: keys.lower_order_final,
-            betas: keys.betas,
+            keys,
         })
     }
 
     /// Returns whether the schedule of betas is a squared cosine.
     pub fn is_cosine(&self) -> bool {
-        self.betas.beta_schedule == BetaSchedule::SquaredcosCapV2
+        self.keys.betas.beta_schedule == BetaSchedule::SquaredcosCapV2
     }
 
     /// Returns the sigmas of training, largest first.
@@ -147,7 +137,7 @@ impl LambdaScheduleConfig {
                 "gen_args: timesteps: not supported by a scheduler that spaces sigmas (use_karras_sigmas and the like)",
             ));
         }
-        check_num_inference_steps(options.num_inference_steps, self.betas.num_train_timesteps)
+        check_num_inference_steps(options.num_inference_steps, self.keys.betas.num_train_timesteps)
     }
 
     /// Returns the schedule of spaced sigmas. Their timesteps are rounded or truncated to whole numbers.
@@ -177,11 +167,12 @@ impl LambdaScheduleConfig {
     }
 
     fn timesteps(&self, steps: usize) -> Result<Vec<i64>> {
-        let train = self.betas.num_train_timesteps;
+        let train = self.keys.betas.num_train_timesteps;
         check_num_inference_steps(steps, train)?;
         let last = train - self.clipped;
-        let timesteps = descending_without_cleanest(self.timestep_spacing, train, last, steps, self.steps_offset);
-        if self.solver_order > 1 && timesteps.windows(2).any(|pair| pair.first() == pair.last()) {
+        let timesteps =
+            descending_without_cleanest(self.keys.timestep_spacing, train, last, steps, self.keys.steps_offset);
+        if self.keys.solver_order > 1 && timesteps.windows(2).any(|pair| pair.first() == pair.last()) {
             return Err(equal_noise_levels_error());
         }
         Ok(timesteps)
@@ -191,8 +182,8 @@ impl LambdaScheduleConfig {
     pub fn pred_original_sample(&self, level: NoiseLevel, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
         let x0_pred = level
             .alpha_sigma()
-            .pred_original_sample(self.prediction_type, model_output, sample)?;
-        self.thresholding.apply(x0_pred)
+            .pred_original_sample(self.keys.prediction_type, model_output, sample)?;
+        self.keys.thresholding.apply(x0_pred)
     }
 }
 

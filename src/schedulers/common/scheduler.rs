@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::config::RawConfig;
 use super::step_cursor::StepCursor;
 use crate::torch::Generator;
 use diffusion_core::{Error, Result};
@@ -30,11 +31,11 @@ pub trait Scheduler: Send {
     fn scale_model_input(&self, sample: &Tensor) -> Result<Tensor>;
 
     /// Advances by one timestep: returns the next sample, given the network's output for the current, unscaled
-    /// `sample`. All are of one shape. Draws the sampler's noise, if any, from `generator`.
+    /// `sample`. All are of one shape. Draws the sampler's noise, if any, from `rng`.
     ///
     /// # Errors
     /// As [`scale_model_input`](Scheduler::scale_model_input).
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor>;
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor>;
 
     /// Adds `noise` of the current timestep's level to the clean sample `original`. All are of one shape.
     ///
@@ -58,6 +59,15 @@ pub struct SamplingOptions {
 
 /// The configuration of one class.
 pub trait SchedulerBuilder: std::fmt::Debug + Send + Sync {
+    /// Reads the keys of the class.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a bad value, `Unsupported` for a feature of diffusers that is not supported. Both name the
+    /// key.
+    fn read(raw: &RawConfig) -> Result<Self>
+    where
+        Self: Sized;
+
     /// Prepares a run.
     ///
     /// # Errors
@@ -99,7 +109,7 @@ pub struct Step<'a, N> {
     pub noise: &'a N,
 }
 
-/// What is particular to one class.
+/// The arithmetic of one class.
 pub trait UpdateRule: Send {
     /// How the class measures noise.
     type Noise: NoiseModel;
@@ -116,7 +126,7 @@ pub trait UpdateRule: Send {
         at: &Step<'_, Self::Noise>,
         model_output: &Tensor,
         sample: &Tensor,
-        generator: &mut Generator,
+        rng: &mut Generator,
     ) -> Result<Tensor>;
 
     /// Scales a sample for the network.
@@ -146,7 +156,7 @@ impl<R: UpdateRule + 'static> Run<R> {
         self.cursor.timestep()?;
         if R::Noise::SEARCHES_FIRST_STEP && !self.cursor.can_begin() {
             return Err(Error::invalid_argument(
-                "gen_args: num_inference_steps, timesteps or sigmas: the first timestep occurs twice, where this scheduler cannot start from noise",
+                "gen_args: num_inference_steps, timesteps or sigmas: the first timestep occurs twice; this scheduler can then start only from an image",
             ));
         }
         Ok(())
@@ -176,12 +186,10 @@ impl<R: UpdateRule + 'static> Scheduler for Run<R> {
         self.rule.scale_model_input(&Step { cursor, noise }, sample)
     }
 
-    fn step(&mut self, model_output: &Tensor, sample: &Tensor, generator: &mut Generator) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, sample: &Tensor, rng: &mut Generator) -> Result<Tensor> {
         self.check()?;
         let (cursor, noise) = (&self.cursor, &self.noise);
-        let prev_sample = self
-            .rule
-            .step(&Step { cursor, noise }, model_output, sample, generator)?;
+        let prev_sample = self.rule.step(&Step { cursor, noise }, model_output, sample, rng)?;
         self.cursor.advance();
         Ok(prev_sample)
     }

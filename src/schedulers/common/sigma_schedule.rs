@@ -62,7 +62,10 @@ impl NoiseModel for SigmaSchedule {
     }
 }
 
-impl Step<'_, SigmaSchedule> {
+/// A step of these classes.
+pub type SigmaStep<'a> = Step<'a, SigmaSchedule>;
+
+impl SigmaStep<'_> {
     /// Returns the sigma that the step starts from.
     ///
     /// # Errors

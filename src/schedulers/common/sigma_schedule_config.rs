@@ -25,7 +25,7 @@ pub struct Keys {
     pub sigmas: SigmaKeys,
     /// What the network predicts.
     pub prediction_type: PredictionType,
-    /// How timesteps are spaced.
+    /// The spacing of timesteps.
     pub timestep_spacing: TimestepSpacing,
     /// Added to timesteps with `leading` spacing.
     pub steps_offset: i64,
@@ -62,16 +62,12 @@ impl Keys {
 /// The configuration of one class.
 #[derive(Clone, Debug)]
 pub struct SigmaScheduleConfig {
-    /// What the network predicts.
-    pub prediction_type: PredictionType,
-    /// The spacing of timesteps.
-    pub timestep_spacing: TimestepSpacing,
+    /// The keys of the class.
+    pub keys: Keys,
     /// The sigmas of training.
     pub training: TrainingSigmas,
     /// The spacing of sigmas, unless they are those of the timesteps.
     pub conversion: Option<SigmaConversion>,
-    num_train_timesteps: i64,
-    steps_offset: i64,
 }
 
 impl SigmaScheduleConfig {
@@ -79,14 +75,11 @@ impl SigmaScheduleConfig {
     ///
     /// # Errors
     /// `InvalidArgument`, naming the keys; `Unsupported` for a schedule that the class does not have.
-    pub fn new(keys: &Keys) -> Result<Self> {
+    pub fn new(keys: Keys) -> Result<Self> {
         Ok(Self {
-            prediction_type: keys.prediction_type,
-            timestep_spacing: keys.timestep_spacing,
             training: TrainingSigmas::new(&keys.betas.alphas_cumprod_with_finite_sigmas()?)?,
             conversion: keys.sigmas.conversion()?,
-            num_train_timesteps: keys.betas.num_train_timesteps,
-            steps_offset: keys.steps_offset,
+            keys,
         })
     }
 
@@ -141,9 +134,9 @@ impl SigmaScheduleConfig {
     /// # Errors
     /// `InvalidArgument` for no steps or more steps than training timesteps.
     pub fn timesteps(&self, steps: usize) -> Result<Vec<f64>> {
-        let train = self.num_train_timesteps;
+        let train = self.keys.betas.num_train_timesteps;
         check_num_inference_steps(steps, train)?;
-        let timesteps: Vec<f32> = match self.timestep_spacing {
+        let timesteps: Vec<f32> = match self.keys.timestep_spacing {
             TimestepSpacing::Linspace => linspace(0.0, (train - 1) as f64, steps)
                 .into_iter()
                 .rev()
@@ -151,7 +144,7 @@ impl SigmaScheduleConfig {
                 .collect(),
             TimestepSpacing::Leading => {
                 let ratio = train / steps as i64;
-                let offset = self.steps_offset as f32;
+                let offset = self.keys.steps_offset as f32;
                 (0..steps as i64).rev().map(|i| (i * ratio) as f32 + offset).collect()
             }
             TimestepSpacing::Trailing => rounded(&descending_to_zero(train as f64, train as f64 / steps as f64))

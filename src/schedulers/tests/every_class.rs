@@ -1,13 +1,13 @@
-//! What holds for every class.
+//! Properties of every class.
 
 use proptest::prelude::*;
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use super::support::{cases, cleanest, config, distance, largest, noise, plan, run, run_to};
+use super::support::{cases, cleanest, config, distance, largest, noise, options, run, run_to};
 use crate::schedulers::{PredictionType, names};
 
-/// Those that add noise with every switch at its default.
+/// The classes that add noise by default.
 const STOCHASTIC: [&str; 4] = [
     "DDPMScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -15,10 +15,10 @@ const STOCHASTIC: [&str; 4] = [
     "LCMScheduler",
 ];
 
-/// Where the class ends over a network that knows the clean sample, with the noise in it.
+/// The last sample over a network that knows the clean sample, given the noise in the first.
 fn end(class: &str, clean: &Tensor, noise: &Tensor) -> Tensor {
     if matches!(class, "DEISMultistepScheduler" | "TCDScheduler") {
-        // They end at the first training timestep rather than without noise.
+        // These classes end with the noise of the first training timestep.
         clean * cleanest().alpha + noise * cleanest().sigma
     } else {
         clean.shallow_clone()
@@ -28,12 +28,11 @@ fn end(class: &str, clean: &Tensor, noise: &Tensor) -> Tensor {
 proptest! {
     #![proptest_config(cases(400))]
 
-    /// Over a network that knows the clean sample every sampler arrives at it, whatever the number of
-    /// steps: the noise in the sample then is the same all along, and no noise is left at the end.
-    /// With `leading` spacing, since the older classes guess the timestep that comes next and are right
-    /// with that one.
+    /// Over a network that knows the clean sample every sampler reaches it in any number of steps: the predicted noise
+    /// never changes, and no noise is left at the end. The spacing is `leading`, where the older classes compute the
+    /// next timestep correctly.
     #[test]
-    fn a_network_that_knows_the_clean_sample_is_followed_to_it(
+    fn exact_network_reaches_clean_sample(
         class in prop::sample::select(names()),
         steps in 2usize..50,
     ) {
@@ -42,27 +41,27 @@ proptest! {
             "timestep_spacing": "leading",
             "original_inference_steps": 100,
         }));
-        let trace = run_to(&clean, &config, &plan(steps), PredictionType::Epsilon);
+        let trace = run_to(&clean, &config, &options(steps), PredictionType::Epsilon);
         prop_assert!(trace.timesteps.len() >= steps);
         let first = trace.levels[0].output(PredictionType::Epsilon, &clean, &trace.samples[0]);
         let distance = distance(trace.end(), &end(class, &clean, &first));
         prop_assert!(distance < 1e-3, "{class}: {distance}");
     }
 
-    /// A run in half precision stays in it and near the run in single precision.
+    /// A run in half precision keeps its dtype and stays near the run in single precision.
     #[test]
-    fn halves_stay_halves(class in prop::sample::select(names()), steps in 2usize..20) {
+    fn half_precision_run_stays_half(class in prop::sample::select(names()), steps in 2usize..20) {
         let config = config(class, &json!({"timestep_spacing": "leading"}));
         let start = noise(1);
         let traced = |kind: Kind| {
-            run(config.build(&plan(steps)).unwrap(), &start.to_kind(kind), |sample, level| {
+            run(config.build(&options(steps)).unwrap(), &start.to_kind(kind), |sample, level| {
                 sample * (level.sigma / level.alpha.hypot(level.sigma))
             })
         };
         let (halves, singles) = (traced(Kind::Half), traced(Kind::Float));
         for (half, single) in halves.samples.iter().zip(&singles.samples) {
             prop_assert_eq!(half.kind(), Kind::Half);
-            // A class that adds noise draws other numbers in another precision.
+            // The numbers that a class draws depend on the dtype.
             if !STOCHASTIC.contains(&class) {
                 let distance = distance(half, single) / largest(single).max(1.0);
                 prop_assert!(distance < 0.1, "{class}: {distance}");

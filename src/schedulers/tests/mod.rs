@@ -1,11 +1,12 @@
-//! What must hold for a sampler whatever its reference does: properties over random runs, and
-//! identities from the papers.
+//! What must hold for a sampler independently of diffusers: properties over random runs, and identities from the
+//! papers.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod alpha_space;
+mod alpha_schedule;
+mod config;
 mod every_class;
+mod lambda_schedule;
 mod refusals;
-mod sigma_space;
-mod solvers;
+mod sigma_schedule;
 mod support;

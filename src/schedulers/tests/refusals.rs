@@ -1,9 +1,8 @@
-//! What fails a load or a request, by the name of what is wrong; and what other classes'
-//! configurations carry along without harm.
+//! Errors of bad keys and arguments, and keys of other classes that are accepted.
 
 use serde_json::{Value, json};
 
-use super::support::{config, plan};
+use super::support::{config, options};
 use crate::schedulers::{SamplingOptions, SchedulerConfig};
 use diffusion_core::{Error, Result};
 
@@ -12,7 +11,7 @@ fn read(class: &str, keys: &Value) -> Result<SchedulerConfig> {
 }
 
 #[test]
-fn a_load_names_the_key_that_it_refuses() {
+fn read_refused_key_is_named() {
     let solvers = [
         "DEISMultistepScheduler",
         "DPMSolverMultistepScheduler",
@@ -106,27 +105,26 @@ fn a_load_names_the_key_that_it_refuses() {
 }
 
 #[test]
-fn a_request_names_the_argument_that_it_refuses() {
-    let steps = |steps| plan(steps);
+fn build_refused_argument_is_named() {
     let timesteps = || SamplingOptions {
         timesteps: Some(vec![900, 400]),
-        ..plan(2)
+        ..options(2)
     };
-    for (class, keys, plan, name) in [
-        ("LCMScheduler", json!({}), steps(51), "num_inference_steps"),
-        ("TCDScheduler", json!({}), steps(51), "num_inference_steps"),
+    for (class, keys, arguments, name) in [
+        ("LCMScheduler", json!({}), options(51), "num_inference_steps"),
+        ("TCDScheduler", json!({}), options(51), "num_inference_steps"),
         (
             "TCDScheduler",
             json!({}),
-            SamplingOptions { eta: 1.5, ..plan(4) },
+            SamplingOptions { eta: 1.5, ..options(4) },
             "eta",
         ),
-        ("DDPMScheduler", json!({}), steps(1001), "num_inference_steps"),
+        ("DDPMScheduler", json!({}), options(1001), "num_inference_steps"),
         ("DDPMScheduler", json!({"num_train_timesteps": 500}), timesteps(), "900"),
         (
             "DDPMScheduler",
             json!({}),
-            SamplingOptions { eta: 0.5, ..plan(4) },
+            SamplingOptions { eta: 0.5, ..options(4) },
             "eta",
         ),
         ("UniPCMultistepScheduler", json!({}), timesteps(), "timesteps"),
@@ -146,19 +144,19 @@ fn a_request_names_the_argument_that_it_refuses() {
         (
             "DPMSolverMultistepScheduler",
             json!({}),
-            steps(1000),
+            options(1000),
             "num_inference_steps",
         ),
         (
             "UniPCMultistepScheduler",
             json!({"use_karras_sigmas": true}),
-            steps(0),
+            options(0),
             "num_inference_steps",
         ),
         (
             "UniPCMultistepScheduler",
             json!({"timestep_spacing": "trailing"}),
-            steps(769),
+            options(769),
             "num_inference_steps",
         ),
         (
@@ -168,18 +166,18 @@ fn a_request_names_the_argument_that_it_refuses() {
                 "use_karras_sigmas": true,
                 "final_sigmas_type": "sigma_min",
             }),
-            steps(15),
+            options(15),
             "euler_at_final",
         ),
     ] {
-        let error = config(class, &keys).build(&plan).err().unwrap();
+        let error = config(class, &keys).build(&arguments).err().unwrap();
         assert!(matches!(error, Error::InvalidArgument(_)), "{class} {keys}: {error}");
         assert!(error.to_string().contains(name), "{class} {keys}: {error}");
     }
 }
 
 #[test]
-fn the_keys_of_another_class_carry_over() {
+fn read_accepts_keys_of_other_classes() {
     for (class, keys) in [
         (
             "DPMSolverMultistepScheduler",
@@ -212,13 +210,13 @@ fn the_keys_of_another_class_carry_over() {
 }
 
 #[test]
-fn every_class_reads_every_other_class() {
+fn with_class_every_pair_builds() {
     for &class in crate::schedulers::names() {
         for &other in crate::schedulers::names() {
             let loaded = config(other, &json!({"_class_name": other}));
             let taken = loaded.with_class(class).unwrap();
             assert_eq!(taken.class_name(), class);
-            assert!(taken.build(&plan(5)).is_ok(), "{other} as {class}");
+            assert!(taken.build(&options(5)).is_ok(), "{other} as {class}");
         }
     }
 }

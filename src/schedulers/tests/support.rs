@@ -1,4 +1,4 @@
-//! Networks whose answers are known, and runs of samplers over them.
+//! Networks with known outputs, and runs of samplers over them.
 
 use proptest::test_runner::Config;
 use serde_json::{Value, json};
@@ -7,17 +7,17 @@ use tch::{Kind, Tensor};
 use crate::schedulers::{PredictionType, SamplingOptions, Scheduler, SchedulerConfig};
 use crate::torch::Generator;
 
-/// A property is tried on so many random runs.
+/// The settings of a property that is tried on `cases` random runs.
 pub fn cases(cases: u32) -> Config {
     Config {
         cases,
-        // A failure is told, not kept in a file beside the source.
+        // No file next to the source.
         failure_persistence: None,
         ..Config::default()
     }
 }
 
-/// What a sample is made of: `alpha` times the clean sample plus `sigma` times standard normal noise.
+/// The noise level of a sample: `alpha` times the clean sample plus `sigma` times standard normal noise.
 #[derive(Clone, Copy, Debug)]
 pub struct NoiseLevel {
     pub alpha: f64,
@@ -25,21 +25,21 @@ pub struct NoiseLevel {
 }
 
 impl NoiseLevel {
-    /// The level of a scheduler's present timestep.
+    /// Measures the level at a scheduler's current timestep.
     pub fn of(scheduler: &dyn Scheduler) -> Self {
         let one = Tensor::ones([1, 1, 1, 1], (Kind::Double, tch::Device::Cpu));
         let number = |tensor: Tensor| tensor.double_value(&[0, 0, 0, 0]);
         let zero = one.zeros_like();
-        let present = Self {
+        let current = Self {
             alpha: number(scheduler.add_noise(&one, &zero).unwrap()),
             sigma: number(scheduler.add_noise(&zero, &one).unwrap()),
         };
-        // The samplers that count in sigmas divide by the root of 1 + sigma². A second call of a step
-        // may have a sigma of its own, which this alone tells, less precisely.
+        // The classes that count in sigmas divide by √(1 + sigma²). The second call of a step may have another sigma,
+        // which follows only from this division, less precisely.
         let scaled = number(scheduler.scale_model_input(&one).unwrap());
         let seen = (scaled.powi(-2) - 1.0).sqrt();
-        if scaled == 1.0 || (seen / present.sigma - 1.0).abs() < 1e-3 {
-            return present;
+        if scaled == 1.0 || (seen / current.sigma - 1.0).abs() < 1e-3 {
+            return current;
         }
         Self {
             alpha: 1.0,
@@ -47,12 +47,12 @@ impl NoiseLevel {
         }
     }
 
-    /// Noise over signal: sigma in the terms of the samplers that count in sigmas.
+    /// Noise over signal: the sigma of the classes that count in sigmas.
     pub fn ratio(self) -> f64 {
         self.sigma / self.alpha
     }
 
-    /// What a network that expects `clean` behind `sample` would answer.
+    /// The output of a network that knows the clean sample.
     pub fn output(self, prediction: PredictionType, clean: &Tensor, sample: &Tensor) -> Tensor {
         let noise = || (sample - clean * self.alpha) / self.sigma;
         match prediction {
@@ -63,7 +63,7 @@ impl NoiseLevel {
     }
 }
 
-/// The level of the first training timestep of [`config`], whose β is ᾱ's distance from 1.
+/// The level of the first training timestep of [`config`], where 1 − ᾱ = β.
 pub fn cleanest() -> NoiseLevel {
     NoiseLevel {
         alpha: (1.0f64 - 0.00085).sqrt(),
@@ -71,23 +71,23 @@ pub fn cleanest() -> NoiseLevel {
     }
 }
 
-/// One run.
+/// The record of one run.
 pub struct Trace {
     pub timesteps: Vec<f64>,
-    /// Of each call.
+    /// The level of each call.
     pub levels: Vec<NoiseLevel>,
-    /// Before the first call and after each.
+    /// The samples before the first call and after each call.
     pub samples: Vec<Tensor>,
 }
 
 impl Trace {
-    /// The sample after the last call.
+    /// Returns the sample after the last call.
     pub fn end(&self) -> &Tensor {
         self.samples.last().unwrap()
     }
 }
 
-/// A class with the noise schedule of the public checkpoints and further keys, an object.
+/// Configures a class with the noise schedule of the public checkpoints and further keys, an object.
 pub fn config(class: &str, keys: &Value) -> SchedulerConfig {
     let mut all = json!({
         "beta_start": 0.00085,
@@ -103,8 +103,8 @@ pub fn config(class: &str, keys: &Value) -> SchedulerConfig {
     SchedulerConfig::parse_as(&all.to_string(), class).unwrap()
 }
 
-/// A plan of so many steps.
-pub fn plan(steps: usize) -> SamplingOptions {
+/// The options of a run of `steps` steps.
+pub fn options(steps: usize) -> SamplingOptions {
     SamplingOptions {
         num_inference_steps: steps,
         timesteps: None,
@@ -113,13 +113,13 @@ pub fn plan(steps: usize) -> SamplingOptions {
     }
 }
 
-/// Standard normal numbers `[1, 2, 3, 4]` in float32.
+/// Draws standard normal numbers `[1, 2, 3, 4]` in float32.
 pub fn noise(seed: u64) -> Tensor {
     let mut generator = Generator::new(seed).unwrap();
     generator.randn(&[1, 2, 3, 4], Kind::Float).unwrap()
 }
 
-/// A whole run from `noise`, over a network that is given the sample and its level.
+/// Runs a scheduler from `noise` to the end, over a network of the sample and its level.
 pub fn run(
     mut scheduler: Box<dyn Scheduler>,
     noise: &Tensor,
@@ -143,22 +143,27 @@ pub fn run(
     }
 }
 
-/// A whole run over the network that knows the clean sample.
-pub fn run_to(clean: &Tensor, config: &SchedulerConfig, plan: &SamplingOptions, prediction: PredictionType) -> Trace {
-    run(config.build(plan).unwrap(), &noise(1), |sample, level| {
+/// Runs a scheduler over a network that knows the clean sample.
+pub fn run_to(
+    clean: &Tensor,
+    config: &SchedulerConfig,
+    options: &SamplingOptions,
+    prediction: PredictionType,
+) -> Trace {
+    run(config.build(options).unwrap(), &noise(1), |sample, level| {
         level.output(prediction, clean, sample)
     })
 }
 
-/// How far a run of `steps` steps ends from the solution of the probability flow, as a share of it,
-/// where the data are normal numbers around 0 and the network is exact for them. The last step, which
-/// leaves no noise, is that of the first order in all samplers and in the solution here.
+/// Returns the relative error of a run of `steps` steps against the solution of the probability flow, for data that are
+/// normal numbers around 0 and a network that is exact for them. The last step, which leaves no noise, is of first order
+/// in all samplers and in the solution here.
 ///
-/// There the predicted clean sample is linear in the sample, and the flow is dy/dσ = yσ/(1+σ²) for
-/// y = sample / alpha, solved by y ∝ √(1+σ²) (Karras et al., 2022, equation 1 and appendix B).
+/// The predicted clean sample is linear in the sample, and the flow is dy/dσ = yσ/(1+σ²) for y = sample / alpha, with
+/// the solution y ∝ √(1+σ²) (Karras et al., 2022, equation 1 and appendix B).
 pub fn error_of_the_flow(config: &SchedulerConfig, steps: usize) -> f64 {
     let start = noise(1).to_kind(Kind::Double);
-    let trace = run(config.build(&plan(steps)).unwrap(), &start, |sample, level| {
+    let trace = run(config.build(&options(steps)).unwrap(), &start, |sample, level| {
         let clean = sample * (level.alpha / (level.alpha.powi(2) + level.sigma.powi(2)));
         level.output(PredictionType::Epsilon, &clean, sample)
     });
@@ -169,12 +174,12 @@ pub fn error_of_the_flow(config: &SchedulerConfig, steps: usize) -> f64 {
     distance(trace.end(), &expected) / largest(&expected)
 }
 
-/// The largest absolute value.
+/// Returns the largest absolute value.
 pub fn largest(tensor: &Tensor) -> f64 {
     tensor.abs().max().double_value(&[])
 }
 
-/// The largest absolute difference; NaN if any number is.
+/// Returns the largest absolute difference, or NaN if any number is NaN.
 pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     largest(&(a.to_kind(Kind::Double) - b.to_kind(Kind::Double)))
 }

@@ -1,10 +1,10 @@
-//! The samplers that count in sigmas.
+//! The classes that count in sigmas.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::support::{NoiseLevel, cases, config, distance, error_of_the_flow, largest, noise, plan, run_to};
+use super::support::{NoiseLevel, cases, config, distance, error_of_the_flow, largest, noise, options, run_to};
 use crate::schedulers::{PredictionType, SamplingOptions, SchedulerConfig};
 use crate::torch::Generator;
 
@@ -39,8 +39,8 @@ impl Switched {
         config(self.class, &keys)
     }
 
-    /// Those that are asked for. diffusers' division makes one more of some numbers with `trailing`
-    /// spacing, at timestep −1, where no conversion spaces the sigmas anew.
+    /// The number of steps of the run: as requested, or one more at timestep −1. numpy's rounding adds that one to some
+    /// numbers of `trailing` steps, unless a conversion spaces the sigmas.
     fn steps_of_the_run(&self) -> usize {
         let steps = self.steps as f64;
         let timesteps = (1000.0 / (1000.0 / steps)).ceil() as usize;
@@ -56,10 +56,9 @@ impl Switched {
         self.class.starts_with("KDPM2") || self.class.starts_with("Heun")
     }
 
-    /// The last and only call of each step, or the first of its two.
+    /// The first or only call of each step.
     fn first_calls<'a, T>(&self, calls: &'a [T]) -> Vec<&'a T> {
         let order = 1 + usize::from(self.calls_twice());
-        // The calls of a Heun step are the first at its sigma and the first at the next.
         calls.iter().step_by(order).collect()
     }
 }
@@ -79,10 +78,10 @@ fn switched() -> impl Strategy<Value = Switched> {
         })
 }
 
-/// diffusers makes 62 of them: `numpy.arange(1000, 0, -1000 / 61)` is one number longer than asked. Sigmas that are
-/// spaced anew are as many as asked, and EulerAncestral has no switch for that.
+/// `numpy.arange(1000, 0, -1000 / 61)` has 62 numbers, so diffusers takes 62 steps. Spaced sigmas are as many as
+/// requested, but EulerAncestral cannot space them.
 #[test]
-fn sixty_one_trailing_steps_are_sixty_two() {
+fn trailing_61_steps_make_62_timesteps() {
     for (class, conversion, steps) in [
         ("EulerDiscreteScheduler", "none", 62),
         ("EulerDiscreteScheduler", "use_karras_sigmas", 61),
@@ -95,7 +94,7 @@ fn sixty_one_trailing_steps_are_sixty_two() {
             conversion,
         };
         let config = switched.config(&json!({}));
-        let trace = run_to(&noise(2), &config, &plan(61), PredictionType::Epsilon);
+        let trace = run_to(&noise(2), &config, &options(61), PredictionType::Epsilon);
         assert_eq!(trace.timesteps.len(), steps, "{class} {conversion}");
     }
 }
@@ -103,21 +102,20 @@ fn sixty_one_trailing_steps_are_sixty_two() {
 proptest! {
     #![proptest_config(cases(150))]
 
-    /// Timesteps and sigmas go down, one step of sigma after the other, and the calls are as many as
-    /// the class makes of the steps.
+    /// Timesteps and sigmas descend, and the number of calls is that of the class.
     #[test]
     fn timesteps_and_sigmas_descend(switched in switched()) {
         let trace = run_to(
             &noise(2),
             &switched.config(&json!({})),
-            &plan(switched.steps),
+            &options(switched.steps),
             PredictionType::Epsilon,
         );
         let steps = switched.steps_of_the_run();
         let calls = if switched.calls_twice() { 2 * steps - 1 } else { steps };
         prop_assert_eq!(trace.timesteps.len(), calls);
         let timesteps = switched.first_calls(&trace.timesteps);
-        // KDPM2 rounds the timesteps of this spacing, so that neighbours may become one.
+        // With this spacing KDPM2 rounds timesteps, and neighbours may become equal.
         let rounded = switched.class.starts_with("KDPM2") && switched.conversion == "use_karras_sigmas";
         for pair in timesteps.windows(2) {
             prop_assert!(pair[0] > pair[1] || rounded && pair[0] == pair[1], "{pair:?}");
@@ -128,15 +126,15 @@ proptest! {
         prop_assert!(trace.timesteps.iter().all(|t| (-1.0..=999.0).contains(t)));
     }
 
-    /// A second call of Heun's is at the timestep and sigma of the step that follows, one of KDPM2's
-    /// between those of its step.
+    /// The second call of a Heun step has the timestep and sigma of the next step, that of a KDPM2 step has values
+    /// between the steps.
     #[test]
-    fn second_calls_are_where_the_class_has_them(switched in switched()) {
+    fn second_call_sigma_matches_class(switched in switched()) {
         prop_assume!(switched.calls_twice());
         let trace = run_to(
             &noise(2),
             &switched.config(&json!({})),
-            &plan(switched.steps),
+            &options(switched.steps),
             PredictionType::Epsilon,
         );
         for second in (1..trace.timesteps.len()).step_by(2) {
@@ -149,18 +147,18 @@ proptest! {
                 let middle = (sigmas[0] * sigmas[2]).sqrt();
                 prop_assert!((sigmas[1] / middle - 1.0).abs() < 1e-3, "{sigmas:?}");
             } else {
-                // Before it adds noise the step arrives at next² / from; halfway there is the next. That
-                // sigma's square is a difference of two float32, both about next².
+                // Before it adds noise the step reaches next² / from, and the sigma halfway there is `next`. Its square
+                // is a difference of two float32 numbers, both about next².
                 let rounding = f64::from(f32::EPSILON) * (sigmas[0] / sigmas[2]).powi(2);
                 prop_assert!((sigmas[1] / sigmas[2] - 1.0).abs() < 1e-3 + rounding, "{sigmas:?}");
             }
         }
     }
 
-    /// Every sampler arrives at the clean sample of a network that knows it, whatever the network
-    /// predicts and however timesteps and sigmas are spaced.
+    /// Every sampler reaches the clean sample of a network that knows it, for every prediction type and every spacing of
+    /// timesteps and sigmas.
     #[test]
-    fn a_network_that_knows_the_clean_sample_is_followed_to_it(
+    fn exact_network_reaches_clean_sample(
         switched in switched(),
         prediction in prop::sample::select(&["epsilon", "v_prediction", "sample"][..]),
     ) {
@@ -170,27 +168,27 @@ proptest! {
         let trace = run_to(
             &clean,
             &switched.config(&json!({"prediction_type": prediction})),
-            &plan(switched.steps),
+            &options(switched.steps),
             serde_json::from_value(prediction.into()).unwrap(),
         );
         let distance = distance(trace.end(), &clean);
-        // Ninety steps round ninety times, from samples that are some forty times as large.
+        // Ninety steps round ninety times, starting from samples forty times as large.
         prop_assert!(distance < 5e-4, "{distance}");
     }
 
-    /// With another final sigma that much noise is left.
+    /// A final sigma above 0 leaves noise of that level.
     #[test]
-    fn the_final_sigma_is_left(mut switched in switched()) {
+    fn final_sigma_min_leaves_noise(mut switched in switched()) {
         switched.class = "EulerDiscreteScheduler";
         let clean = noise(2);
         let further = json!({"final_sigmas_type": "sigma_min"});
         let trace = run_to(
             &clean,
             &switched.config(&further),
-            &plan(switched.steps),
+            &options(switched.steps),
             PredictionType::Epsilon,
         );
-        // That of the first training timestep: √(β/(1−β)).
+        // The sigma of the first training timestep: √(β/(1−β)).
         let sigma_min = (0.00085f64 / (1.0 - 0.00085)).sqrt();
         let start = &trace.samples[0];
         let first_noise = (start - &clean) / trace.levels[0].sigma;
@@ -199,17 +197,17 @@ proptest! {
         prop_assert!(distance < 1e-4, "{distance}");
     }
 
-    /// A run that begins in the middle goes on as one that has come there.
+    /// A run that begins in the middle equals the rest of the full run.
     #[test]
-    fn a_run_may_begin_anywhere(mut switched in switched(), share in 0.0..1.0) {
+    fn begin_index_continues_full_run(mut switched in switched(), share in 0.0..1.0) {
         switched.class = match switched.class {
             "HeunDiscreteScheduler" | "KDPM2DiscreteScheduler" => switched.class,
             _ => "EulerDiscreteScheduler",
         };
         let config = switched.config(&json!({}));
         let begin = (share * switched.steps as f64) as usize;
-        let whole = run_to(&noise(2), &config, &plan(switched.steps), PredictionType::Sample);
-        let mut scheduler = config.build(&plan(switched.steps)).unwrap();
+        let whole = run_to(&noise(2), &config, &options(switched.steps), PredictionType::Sample);
+        let mut scheduler = config.build(&options(switched.steps)).unwrap();
         let skipped = begin * scheduler.order();
         scheduler.set_begin_index(skipped);
         prop_assert_eq!(scheduler.timesteps(), &whole.timesteps[skipped..]);
@@ -224,7 +222,7 @@ proptest! {
 }
 
 #[test]
-fn methods_converge_with_their_order() {
+fn error_falls_with_method_order() {
     // Twice the steps leave 2^order of the error.
     let rate = |config: &SchedulerConfig, steps: usize| {
         (error_of_the_flow(config, steps) / error_of_the_flow(config, 2 * steps)).log2()
@@ -240,25 +238,26 @@ fn methods_converge_with_their_order() {
             assert!(order.contains(&rate), "{class}, {steps} steps: {rate}");
         }
     }
-    // A method of the fourth order, though it begins with lower ones, is soon as good as float32 is.
+    // A method of fourth order soon reaches the precision of float32, although it begins with lower orders.
     let lms = config("LMSDiscreteScheduler", &json!({"use_karras_sigmas": true}));
     assert!(rate(&lms, 10) > 3.0);
     assert!(error_of_the_flow(&lms, 40) < 1e-4);
 }
 
-/// A plan of given sigmas or timesteps.
+/// Options with custom sigmas or timesteps.
 fn custom(timesteps: Option<&[i64]>, sigmas: Option<&[f64]>) -> SamplingOptions {
     SamplingOptions {
         timesteps: timesteps.map(<[i64]>::to_vec),
         sigmas: sigmas.map(<[f64]>::to_vec),
-        ..plan(1)
+        ..options(1)
     }
 }
 
 #[test]
-fn plans_that_cannot_be_followed_are_refused() {
-    let message =
-        |class: &str, keys: &Value, plan: SamplingOptions| config(class, keys).build(&plan).err().unwrap().to_string();
+fn build_bad_options_are_refused() {
+    let message = |class: &str, keys: &Value, options: SamplingOptions| {
+        config(class, keys).build(&options).err().unwrap().to_string()
+    };
     let karras = json!({"use_karras_sigmas": true});
     let continuous = json!({"timestep_type": "continuous", "prediction_type": "v_prediction"});
     for (class, keys, timesteps, sigmas, word) in [
@@ -283,8 +282,20 @@ fn plans_that_cannot_be_followed_are_refused() {
             None,
             "timestep_type",
         ),
-        ("EulerDiscreteScheduler", &json!({}), Some(&[]), None, "empty"),
-        ("HeunDiscreteScheduler", &json!({}), Some(&[]), None, "empty"),
+        (
+            "EulerDiscreteScheduler",
+            &json!({}),
+            Some(&[]),
+            None,
+            "must not be empty",
+        ),
+        (
+            "HeunDiscreteScheduler",
+            &json!({}),
+            Some(&[]),
+            None,
+            "must not be empty",
+        ),
         (
             "EulerDiscreteScheduler",
             &json!({}),
@@ -314,13 +325,19 @@ fn plans_that_cannot_be_followed_are_refused() {
             Some(&[f64::INFINITY, 0.0]),
             "above 0",
         ),
-        ("LMSDiscreteScheduler", &json!({}), Some(&[900]), None, "not taken by"),
+        (
+            "LMSDiscreteScheduler",
+            &json!({}),
+            Some(&[900]),
+            None,
+            "not supported by",
+        ),
         (
             "HeunDiscreteScheduler",
             &json!({}),
             None,
             Some(&[3.0, 0.0]),
-            "not taken by",
+            "not supported by",
         ),
     ] {
         let message = message(class, keys, custom(timesteps, sigmas));
@@ -328,27 +345,27 @@ fn plans_that_cannot_be_followed_are_refused() {
     }
     for class in CLASSES {
         for steps in [0, 1001] {
-            let message = message(class, &json!({}), plan(steps));
+            let message = message(class, &json!({}), options(steps));
             assert!(message.contains("num_inference_steps"), "{message}");
         }
     }
-    // Too steep a schedule for the float32 arithmetic of one step down and up again.
+    // So few steps of this schedule are too large for the float32 arithmetic of ancestral sampling.
     let cosine = json!({"beta_schedule": "squaredcos_cap_v2"});
-    let message = message("KDPM2AncestralDiscreteScheduler", &cosine, plan(3));
+    let message = message("KDPM2AncestralDiscreteScheduler", &cosine, options(3));
     assert!(message.contains("num_inference_steps"), "{message}");
 }
 
 #[test]
-fn a_run_whose_first_timestep_comes_twice_cannot_begin_but_in_a_image() {
+fn first_timestep_twice_starts_only_from_image() {
     let config = config("EulerDiscreteScheduler", &json!({}));
-    let plan = custom(None, Some(&[30.0, 20.0, 0.0]));
+    let options = custom(None, Some(&[30.0, 20.0, 0.0]));
     let sample = noise(1);
     let mut generator = Generator::new(0).unwrap();
-    let mut from_noise = config.build(&plan).unwrap();
+    let mut from_noise = config.build(&options).unwrap();
     let message = from_noise.scale_model_input(&sample).unwrap_err().to_string();
-    assert!(message.contains("comes twice"), "{message}");
+    assert!(message.contains("occurs twice"), "{message}");
     assert!(from_noise.step(&sample, &sample, &mut generator).is_err());
-    let mut from_image = config.build(&plan).unwrap();
+    let mut from_image = config.build(&options).unwrap();
     from_image.set_begin_index(0);
     for _ in 0..2 {
         let next = from_image.step(&sample, &sample, &mut generator).unwrap();
@@ -357,7 +374,7 @@ fn a_run_whose_first_timestep_comes_twice_cannot_begin_but_in_a_image() {
 }
 
 #[test]
-fn configurations_that_are_not_done_are_refused_by_name() {
+fn read_unsupported_config_names_key() {
     let message = |class: &str, keys: Value| {
         SchedulerConfig::parse_as(&keys.to_string(), class)
             .unwrap_err()
@@ -380,11 +397,11 @@ fn configurations_that_are_not_done_are_refused_by_name() {
     assert!(message("EulerDiscreteScheduler", one).contains("at least two timesteps"));
 }
 
-/// Half-precision samples stay so, whatever a step is computed in.
+/// The dtype of samples does not depend on the dtype that a step computes in.
 #[test]
-fn the_dtype_is_the_networks() {
+fn half_precision_dtype_is_kept() {
     for class in CLASSES {
-        let mut scheduler = config(class, &json!({})).build(&plan(4)).unwrap();
+        let mut scheduler = config(class, &json!({})).build(&options(4)).unwrap();
         let mut generator = Generator::new(0).unwrap();
         let mut sample: Tensor = (noise(1) * scheduler.init_noise_sigma()).to_kind(tch::Kind::Half);
         for _ in 0..scheduler.timesteps().len() {

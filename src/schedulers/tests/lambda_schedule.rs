@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use super::support::{
-    NoiseLevel, Trace, cases, cleanest, config, distance, error_of_the_flow, noise, plan, run, run_to,
+    NoiseLevel, Trace, cases, cleanest, config, distance, error_of_the_flow, noise, options, run, run_to,
 };
 use crate::schedulers::{PredictionType, SchedulerConfig};
 
@@ -34,7 +34,7 @@ struct Switched {
     prediction: &'static str,
     /// Noise is left at the end.
     sigma_min: bool,
-    /// Of the classes that have it.
+    /// Noise is added, in the classes that can.
     stochastic: bool,
 }
 
@@ -45,7 +45,7 @@ impl Switched {
             "timestep_spacing": self.spacing,
             "prediction_type": self.prediction,
             "final_sigmas_type": if self.sigma_min { "sigma_min" } else { "zero" },
-            // Of the one class that would divide by the length of a last step that has none.
+            // One class would divide by the length of a last step of zero length.
             "euler_at_final": self.sigma_min,
         });
         if self.conversion != "none" {
@@ -62,10 +62,10 @@ impl Switched {
             && (self.conversion != "use_lu_lambdas" || self.class == "DPMSolverMultistepScheduler")
     }
 
-    /// A run over the network that knows the clean sample.
+    /// Runs the class over a network that knows the clean sample.
     fn run_to(&self, clean: &Tensor) -> Trace {
         let prediction = prediction_type(self.prediction);
-        run_to(clean, &self.config(), &plan(self.steps), prediction)
+        run_to(clean, &self.config(), &options(self.steps), prediction)
     }
 }
 
@@ -101,11 +101,11 @@ fn switched() -> impl Strategy<Value = Switched> {
 proptest! {
     #![proptest_config(cases(300))]
 
-    /// Timesteps and noise go down with every step, and the calls are as many as the steps.
+    /// Timesteps and noise descend with every step, and every step has one call.
     #[test]
     fn timesteps_and_noise_descend(switched in switched()) {
         let trace = switched.run_to(&noise(2));
-        // numpy's rounding makes 1 more of some numbers of steps with this spacing, at timestep -1.
+        // numpy's rounding adds a step at timestep -1 to some numbers of steps with this spacing.
         let quirk = switched.spacing == "trailing"
             && !switched.spaces_sigmas()
             && trace.timesteps.last() == Some(&-1.0);
@@ -128,18 +128,17 @@ proptest! {
         }
     }
 
-    /// Over a network that knows the clean sample every solver of every order arrives at it, with the
-    /// noise that the final sigma says.
+    /// Over a network that knows the clean sample every solver of every order reaches it, with noise of the final sigma.
     #[test]
-    fn a_network_that_knows_the_clean_sample_is_followed_to_it(switched in switched()) {
+    fn exact_network_reaches_clean_sample(switched in switched()) {
         let clean = noise(2);
         let trace = switched.run_to(&clean);
         let deis = switched.class == "DEISMultistepScheduler";
         let expected = if switched.sigma_min || deis {
-            // A run of DEIS or UniPC down spaced sigmas ends where its last step starts.
+            // With spaced sigmas DEIS and UniPC end where the last step starts.
             let ends_early = deis || switched.class == "UniPCMultistepScheduler";
             prop_assume!(!(ends_early && switched.steps == 1 && switched.spaces_sigmas()));
-            // What a sampler that adds noise leaves is random.
+            // The remaining noise of a stochastic sampler is random.
             prop_assume!(deis || !switched.stochastic || !switched.class.starts_with("DPM"));
             let noise = trace.levels[0].output(PredictionType::Epsilon, &clean, &trace.samples[0]);
             let NoiseLevel { alpha, sigma } = cleanest();
@@ -147,22 +146,22 @@ proptest! {
         } else {
             clean
         };
-        // DEIS of the third order divides by products of differences of logarithms: where sigmas lie
-        // close, little is left of float32.
+        // DEIS of third order divides by products of differences of logarithms, which lose float32's precision where
+        // sigmas lie close.
         let cancels = deis && switched.order == 3;
         prop_assume!(!(cancels && switched.conversion == "use_beta_sigmas"));
         let distance = distance(trace.end(), &expected);
         prop_assert!(distance < if cancels { 5e-2 } else { 2e-3 }, "{distance}");
     }
 
-    /// A run that begins in the middle, where the whole run comes by, arrives where that does.
+    /// A run that begins in the middle of a full run ends at the same sample.
     #[test]
-    fn a_run_may_begin_anywhere(mut switched in switched(), share in 0.0..1.0) {
+    fn begin_index_ends_as_full_run(mut switched in switched(), share in 0.0..1.0) {
         switched.stochastic = false;
         switched.order = switched.order.min(2);
         let clean = noise(2);
         let whole = switched.run_to(&clean);
-        let mut scheduler = switched.config().build(&plan(switched.steps)).unwrap();
+        let mut scheduler = switched.config().build(&options(switched.steps)).unwrap();
         let begin = (share * switched.steps as f64) as usize;
         scheduler.set_begin_index(begin);
         prop_assert_eq!(scheduler.timesteps(), &whole.timesteps[begin..]);
@@ -181,18 +180,18 @@ proptest! {
     }
 }
 
-/// A run over a network that knows nothing: a bounded function of the sample and its level.
+/// Runs a class over a network that is a bounded function of the sample and its level.
 fn run_of(class: &str, steps: usize, keys: &Value) -> Trace {
     run(
-        config(class, keys).build(&plan(steps)).unwrap(),
+        config(class, keys).build(&options(steps)).unwrap(),
         &noise(1),
         |sample, level| (sample * level.alpha).sin() * 0.7 + sample * (0.3 * level.sigma),
     )
 }
 
-fn assert_same(ours: &Trace, theirs: &Trace, samples: usize) {
-    assert_eq!(ours.timesteps, theirs.timesteps);
-    for (step, pair) in ours.samples.iter().zip(&theirs.samples).enumerate().take(samples) {
+fn assert_same(trace: &Trace, expected: &Trace, samples: usize) {
+    assert_eq!(trace.timesteps, expected.timesteps);
+    for (step, pair) in trace.samples.iter().zip(&expected.samples).enumerate().take(samples) {
         let distance = distance(pair.0, pair.1);
         assert!(distance < 1e-4, "sample {step}: {distance}");
     }
@@ -201,9 +200,9 @@ fn assert_same(ours: &Trace, theirs: &Trace, samples: usize) {
 proptest! {
     #![proptest_config(cases(60))]
 
-    /// At the first order both DPM-Solvers, of both algorithms, are one.
+    /// At first order both DPM-Solver classes agree, with both algorithms, and DEIS agrees with them.
     #[test]
-    fn first_orders_of_the_dpm_solvers_are_one(steps in 1usize..100) {
+    fn dpm_solvers_of_first_order_agree(steps in 1usize..100) {
         let keys = json!({"solver_order": 1, "final_sigmas_type": "sigma_min"});
         let first = run_of("DPMSolverMultistepScheduler", steps, &keys);
         let single = run_of("DPMSolverSinglestepScheduler", steps, &keys);
@@ -216,15 +215,15 @@ proptest! {
         for class in ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"] {
             assert_same(&run_of(class, steps, &keys), &first, steps + 1);
         }
-        // DEIS starts from the same sigmas and ends at the same.
+        // DEIS has the same sigmas.
         let deis = run_of("DEISMultistepScheduler", steps, &json!({"solver_order": 1}));
         assert_same(&deis, &first, steps + 1);
     }
 
-    /// The first order of each solver is DDIM (Lu et al., 2022, section 4.1; Zhao et al., 2023,
-    /// section 3.3), where both have the same timesteps: with trailing spacing, for divisors of 1000.
+    /// The first order of each solver is DDIM (Lu et al., 2022, section 4.1; Zhao et al., 2023, section 3.3) if both have
+    /// the same timesteps: with trailing spacing, for divisors of 1000.
     #[test]
-    fn first_orders_are_ddim(
+    fn solvers_of_first_order_equal_ddim(
         steps in prop::sample::select(&[1usize, 2, 4, 5, 8, 10, 20, 25, 40, 50][..]),
         prediction in prop::sample::select(&["epsilon", "v_prediction"][..]),
     ) {
@@ -240,24 +239,23 @@ proptest! {
         }
         // DEIS leaves noise at the end.
         assert_same(&run_of("DEISMultistepScheduler", steps, &keys), &ddim, steps);
-        // With all its steps deterministic TCD is DDIM down to timestep 0; the steps of its
-        // distillation have to be of the same timesteps.
+        // A deterministic TCD is DDIM down to timestep 0, if the steps of the distillation have the same timesteps.
         if 50 % steps == 0 {
             assert_same(&run_of("TCDScheduler", steps, &keys), &ddim, steps);
         }
     }
 }
 
-/// Twice the steps leave 2^rate less of the error.
+/// The rates of convergence: twice the steps divide the error by 2^rate.
 fn rates(steps: [usize; 3], error: impl Fn(usize) -> f64) -> [f64; 2] {
     let [a, b, c] = steps.map(error);
     [(a / b).log2(), (b / c).log2()]
 }
 
-/// The methods of several steps start with a first one of the first order, which keeps the whole to the
-/// second; UniPC's corrector is an order better than its predictor (Zhao et al., 2023, corollary 3.2).
+/// The multistep methods start with a step of first order, which limits the run to second order. UniPC's corrector is
+/// an order better than its predictor (Zhao et al., 2023, corollary 3.2).
 #[test]
-fn methods_converge_with_their_order() {
+fn error_falls_with_method_order() {
     let multistep = "DPMSolverMultistepScheduler";
     let singlestep = "DPMSolverSinglestepScheduler";
     let unipc = "UniPCMultistepScheduler";
@@ -275,12 +273,12 @@ fn methods_converge_with_their_order() {
         let mut keys = keys;
         keys["use_exponential_sigmas"] = true.into();
         let config = config(class, &keys);
-        // Whole steps of every order, and the last.
+        // A whole number of steps of every order, and the last step.
         let rates = rates([19, 37, 73], |steps| error_of_the_flow(&config, steps));
         let good = rates.iter().all(|&rate| rate > order - 0.3);
         assert!(good, "{class} {keys}: {rates:?}");
     }
-    // Its third order soon comes to the end of what float32 resolves.
+    // The third order of UniPC soon reaches the precision of float32.
     let error = |solver_order| {
         let keys = json!({"solver_order": solver_order, "use_exponential_sigmas": true});
         error_of_the_flow(&config(unipc, &keys), 19)
@@ -288,14 +286,14 @@ fn methods_converge_with_their_order() {
     assert!(error(3) < 0.5 * error(2));
 }
 
-/// DEIS ends where noise is left. The flow of data that are normal numbers around 0 with variance 1 does
-/// not change a sample at all. The third order soon comes to the end of what float32 resolves.
+/// DEIS ends with noise left. For data that are standard normal numbers the flow does not change a sample. The third
+/// order soon reaches the precision of float32.
 #[test]
-fn deis_converges_with_its_order() {
+fn deis_error_falls_with_order() {
     let error = |solver_order: usize, steps| {
         let keys = json!({"solver_order": solver_order, "use_exponential_sigmas": true});
         let trace = run(
-            config("DEISMultistepScheduler", &keys).build(&plan(steps)).unwrap(),
+            config("DEISMultistepScheduler", &keys).build(&options(steps)).unwrap(),
             &noise(1),
             |sample, level| sample * level.sigma,
         );

@@ -1,25 +1,25 @@
-//! The samplers that look ᾱ up by the timestep: DDIM, DDPM, PNDM and those of distilled networks.
+//! The classes that look ᾱ up by the timestep: DDIM, DDPM, PNDM, LCM and TCD.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::support::{NoiseLevel, Trace, cases, config, distance, noise, plan, run, run_to};
+use super::support::{NoiseLevel, Trace, cases, config, distance, noise, options, run, run_to};
 use crate::schedulers::{PredictionType, SamplingOptions};
 
-/// Bounded, and no simple function of the clean sample or the noise.
+/// A bounded function, and not a simple one, of the clean sample and the noise.
 fn network(sample: &Tensor, level: NoiseLevel) -> Tensor {
     (sample * level.alpha).sin() * 0.7 + sample * (0.3 * level.sigma)
 }
 
-fn run_of(class: &str, plan: &SamplingOptions, keys: &Value) -> Trace {
-    run(config(class, keys).build(plan).unwrap(), &noise(1), network)
+fn run_of(class: &str, options: &SamplingOptions, keys: &Value) -> Trace {
+    run(config(class, keys).build(options).unwrap(), &noise(1), network)
 }
 
 proptest! {
     #![proptest_config(cases(200))]
 
-    /// Timesteps go down, one for each step, and nothing is ever not a number.
+    /// Timesteps descend, one for each step, and every sample is finite.
     #[test]
     fn timesteps_descend(
         class in prop::sample::select(&[
@@ -40,8 +40,8 @@ proptest! {
             "prediction_type": prediction,
             "original_inference_steps": 60,
         });
-        let trace = run_of(class, &plan(steps), &keys);
-        // The second step of PNDM, where there is one, is the first again from its other end.
+        let trace = run_of(class, &options(steps), &keys);
+        // PNDM takes its second timestep twice, if there are two.
         let again = usize::from(class == "PNDMScheduler" && steps > 1);
         prop_assert_eq!(trace.timesteps.len(), steps + again);
         prop_assert!(trace.timesteps.iter().all(|t| (0.0..=999.0).contains(t)));
@@ -53,32 +53,32 @@ proptest! {
         }
     }
 
-    /// DDIM with η = 1 is DDPM (Song et al., 2020, section 4.1): from the same noise both take the same
-    /// path, to the last bits.
+    /// DDIM with η = 1 is DDPM (Song et al., 2020, section 4.1): from the same noise both take the same path, up to
+    /// rounding.
     #[test]
-    fn ddim_with_full_noise_is_ddpm(
+    fn ddim_eta_one_equals_ddpm(
         steps in 1usize..60,
         train in prop::sample::select(&[60, 100, 1000][..]),
         prediction in prop::sample::select(&["epsilon", "v_prediction", "sample"][..]),
     ) {
-        // With leading spacing and no offset DDIM's guess of the next timestep is right.
+        // DDIM computes the next timestep from the ratio, which is right with leading spacing and no offset.
         let keys = json!({"num_train_timesteps": train, "prediction_type": prediction});
-        let ddpm = run_of("DDPMScheduler", &plan(steps), &keys);
-        let noisy = SamplingOptions { eta: 1.0, ..plan(steps) };
+        let ddpm = run_of("DDPMScheduler", &options(steps), &keys);
+        let noisy = SamplingOptions { eta: 1.0, ..options(steps) };
         let ddim = run_of("DDIMScheduler", &noisy, &keys);
         prop_assert_eq!(&ddim.timesteps, &ddpm.timesteps);
-        for (step, (ours, theirs)) in ddim.samples.iter().zip(&ddpm.samples).enumerate() {
-            let distance = distance(ours, theirs);
+        for (step, (ddim, ddpm)) in ddim.samples.iter().zip(&ddpm.samples).enumerate() {
+            let distance = distance(ddim, ddpm);
             prop_assert!(distance < 2e-3, "sample {step}: {distance}");
         }
     }
 
-    /// One step of LCM is the predicted clean sample but for the boundary condition (Luo et al., 2023,
-    /// equation 9): σ² of the data over (s·t)² + σ² is the sample's own share.
+    /// One step of LCM returns the predicted clean sample, except for the boundary condition (Luo et al., 2023, equation
+    /// 9): the weight of the sample is the data's σ² over (s·t)² + σ².
     #[test]
-    fn lcm_in_one_step_is_the_prediction(scaling in 1e-4..20.0) {
+    fn lcm_one_step_equals_prediction(scaling in 1e-4..20.0) {
         let keys = json!({"timestep_scaling": scaling});
-        let trace = run_of("LCMScheduler", &plan(1), &keys);
+        let trace = run_of("LCMScheduler", &options(1), &keys);
         prop_assert_eq!(&trace.timesteps, &[999.0]);
         let (start, level) = (&trace.samples[0], trace.levels[0]);
         let predicted = (start - network(start, level) * level.sigma) / level.alpha;
@@ -89,17 +89,17 @@ proptest! {
         prop_assert!(distance < 1e-4, "{distance}");
     }
 
-    /// At full γ every step of TCD is denoised to the end and noised again, as LCM's: over a network
-    /// that knows the clean sample only the noise that was drawn last is in the next sample.
+    /// At γ = 1 every step of TCD removes all noise and adds new noise, as in LCM: over a network that knows the clean
+    /// sample the next sample has only the noise drawn last.
     #[test]
-    fn tcd_at_full_noise_forgets_the_noise_before(steps in 2usize..20) {
+    fn tcd_eta_one_forgets_earlier_noise(steps in 2usize..20) {
         let clean = noise(2);
-        let noisy = SamplingOptions { eta: 1.0, ..plan(steps) };
+        let noisy = SamplingOptions { eta: 1.0, ..options(steps) };
         let tcd = run_to(&clean, &config("TCDScheduler", &json!({})), &noisy, PredictionType::Epsilon);
-        let lcm = run_to(&clean, &config("LCMScheduler", &json!({})), &plan(steps), PredictionType::Epsilon);
+        let lcm = run_to(&clean, &config("LCMScheduler", &json!({})), &options(steps), PredictionType::Epsilon);
         prop_assert_eq!(&tcd.timesteps, &lcm.timesteps);
         for step in 1..steps {
-            // What LCM leaves at timestep 0 is none, what TCD leaves there is the first level's.
+            // At timestep 0 LCM leaves no noise, TCD the noise of the first level.
             let distance = distance(&tcd.samples[step], &lcm.samples[step]);
             prop_assert!(distance < 0.15, "sample {step}: {distance}");
         }

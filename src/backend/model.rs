@@ -74,7 +74,7 @@ impl ModelState {
         if let Some(components) = &*loaded {
             return Ok((components.clone(), 0));
         }
-        failpoint::check(FailPoint::Load)?;
+        failpoint::maybe_fail(FailPoint::Load)?;
         let start = Instant::now();
         let report = |progress: Progress| {
             log_info!(

@@ -1,8 +1,8 @@
-//! Failures inside the backend, planned by the test.
+//! Failures inside the backend, armed by the test.
 
 use std::time::{Duration, Instant};
 
-use diffusion_core::failpoint::{FailPoint, Fault, plan};
+use diffusion_core::failpoint::{FailPoint, Failure, arm};
 use serde_json::json;
 use triton_api::ErrorCode;
 use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec};
@@ -50,7 +50,7 @@ fn beside_another(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
         logs.iter()
             .any(|line| line.level == "ERROR" && line.message.contains(text))
     };
-    assert!(logged("a planned panic"), "the log says what panicked");
+    assert!(logged("an armed panic"), "the log says what panicked");
     assert!(logged("can no longer work"));
     server.assert_clean();
 }
@@ -58,10 +58,7 @@ fn beside_another(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
 fn assert_failed(request: &FakeRequest, code: ErrorCode) {
     let (found, message) = refusal(request);
     assert_eq!(found, code, "{message}");
-    assert!(
-        !message.contains("planned"),
-        "a panic's words stay in the log: {message}"
-    );
+    assert!(!message.contains("armed"), "a panic's words stay in the log: {message}");
 }
 
 #[test]
@@ -70,7 +67,7 @@ fn a_panic_in_prepare() {
         let running = endless(server, 64);
         instance.execute(&[&running]).unwrap();
         wait_for_calls(server, 2);
-        plan(FailPoint::Prepare, Fault::Panic);
+        arm(FailPoint::Prepare, Failure::Panic);
         let batch = [(); 4].map(|()| ask(server, &good_args()));
         instance.execute(&batch.each_ref()).unwrap();
         assert_failed(&batch[0], ErrorCode::Internal);
@@ -87,7 +84,7 @@ fn a_panic_in_a_step() {
         let other_size = endless(server, 72);
         instance.execute(&[&first, &neighbour, &other_size]).unwrap();
         wait_for_calls(server, 6);
-        plan(FailPoint::Step, Fault::Panic);
+        arm(FailPoint::Step, Failure::Panic);
         let codes = [&first, &neighbour, &other_size].map(|request| refusal(request).0);
         // Whichever call it was: its jobs failed and the others were given up.
         let (internal, unavailable) = (ErrorCode::Internal, ErrorCode::Unavailable);
@@ -102,7 +99,7 @@ fn a_panic_in_finish() {
         let running = endless(server, 64);
         instance.execute(&[&running]).unwrap();
         wait_for_calls(server, 2);
-        plan(FailPoint::Finish, Fault::Panic);
+        arm(FailPoint::Finish, Failure::Panic);
         let short = ask(server, &good_args());
         instance.execute(&[&short]).unwrap();
         assert_failed(&short, ErrorCode::Internal);
@@ -118,7 +115,7 @@ fn a_panic_with_several_rows() {
         let request = ask_rows(server, &["a", "b", "c"], &[args.clone(), args.clone(), args]);
         instance.execute(&[&request]).unwrap();
         wait_for_calls(server, 3);
-        plan(FailPoint::Step, Fault::Panic);
+        arm(FailPoint::Step, Failure::Panic);
         assert_failed(&request, ErrorCode::Internal);
     });
 }
@@ -141,7 +138,7 @@ fn a_panic_while_execute_waits() {
         let execute = scope.spawn(|| instance.execute(&[&waiting]));
         std::thread::sleep(Duration::from_millis(50));
         assert!(!execute.is_finished());
-        plan(FailPoint::Step, Fault::Panic);
+        arm(FailPoint::Step, Failure::Panic);
         assert_eq!(execute.join().unwrap(), Ok(()));
     });
     assert_failed(&running, ErrorCode::Internal);
@@ -156,7 +153,7 @@ fn a_panic_while_execute_waits() {
 fn out_of_memory_is_said_and_survived() {
     serve(|server, instance| {
         for point in [FailPoint::Prepare, FailPoint::Step, FailPoint::Finish] {
-            plan(point, Fault::OutOfMemory);
+            arm(point, Failure::OutOfMemory);
             let request = ask(server, &good_args());
             instance.execute(&[&request]).unwrap();
             let (code, message) = refusal(&request);
@@ -171,7 +168,7 @@ fn out_of_memory_is_said_and_survived() {
 fn one_row_out_of_memory_fails_its_request() {
     serve(|server, instance| {
         for point in [FailPoint::Prepare, FailPoint::Finish] {
-            plan(point, Fault::OutOfMemory);
+            arm(point, Failure::OutOfMemory);
             let request = ask_rows(server, &["a", "b", "c"], &[good_args(), good_args(), good_args()]);
             instance.execute(&[&request]).unwrap();
             let (code, message) = refusal(&request);
@@ -192,7 +189,7 @@ fn jobs_that_do_not_fit_together_go_alone() {
             instance.execute(&requests.each_ref()).unwrap();
             wait_for_calls(server, 3);
             if plan_fault {
-                plan(FailPoint::Step, Fault::OutOfMemory);
+                arm(FailPoint::Step, Failure::OutOfMemory);
             }
             let images = requests.each_ref().map(images);
             (images, counter(server, "unet_calls") - start)
@@ -203,7 +200,7 @@ fn jobs_that_do_not_fit_together_go_alone() {
         // 101 steps each, shared but for the first ones, which one job may have taken alone.
         assert!((101.0..180.0).contains(&calls), "{calls}");
         assert!((102.0..180.0).contains(&calls_with_fault), "{calls_with_fault}");
-        // The planned failure has happened: it does not hit this one.
+        // The armed failure has happened: it does not hit this one.
         assert_serves(server, instance);
     });
 }
@@ -221,8 +218,8 @@ fn a_job_that_does_not_fit_alone_fails_alone() {
         instance.execute(&requests.each_ref()).unwrap();
         wait_for_calls(server, 3);
         // While both are running: the first is for the call of both, the second for one of them.
-        plan(FailPoint::Step, Fault::OutOfMemory);
-        plan(FailPoint::Step, Fault::OutOfMemory);
+        arm(FailPoint::Step, Failure::OutOfMemory);
+        arm(FailPoint::Step, Failure::OutOfMemory);
         let (code, message) = refusal(&requests[0]);
         assert_eq!(code, ErrorCode::Unavailable, "{message}");
         assert_says(&message, &["out of memory"]);
@@ -238,7 +235,7 @@ fn out_of_memory_at_load() {
     let server = server();
     let backend = server.load_backend().unwrap();
     let model = backend.load_model(spec).unwrap();
-    plan(FailPoint::Load, Fault::OutOfMemory);
+    arm(FailPoint::Load, Failure::OutOfMemory);
     let error = model.load_instance(InstanceSpec::default()).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Unavailable);
     assert_says(error.message(), &["sd_base", "out of memory"]);
@@ -256,7 +253,7 @@ fn a_panic_at_load() {
     let server = server();
     let backend = server.load_backend().unwrap();
     let model = backend.load_model(repository.link("sd_base", "sd2_base")).unwrap();
-    plan(FailPoint::Load, Fault::Panic);
+    arm(FailPoint::Load, Failure::Panic);
     let start = Instant::now();
     let error = model.load_instance(InstanceSpec::default()).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Internal, "{error} after {:?}", start.elapsed());

@@ -1,34 +1,33 @@
-//! The one error type of this crate.
+//! The error type of all crates.
 //!
-//! An error is a cause, which decides the Triton code that the client sees, and a sentence that names the model, the
-//! input and the limit. The sentence never holds text that a user sent: SageMaker's front end searches error texts for
-//! words such as "out of memory" and answers 507 when it finds one, so a quoted prompt could make an endpoint unload
-//! healthy models.
+//! An error is a cause, which decides the Triton code, and a sentence that names the model, the input and the limit. The
+//! sentence never contains text of a user: SageMaker's front end searches error texts for words such as "out of memory"
+//! and answers 507 if it finds one, so a quoted prompt could make an endpoint unload healthy models.
 
-/// What this crate returns wherever something can fail.
+/// The result of an operation that can fail with [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why something failed. Cloneable, because one failed UNet call fails every job that shared it.
+/// Why an operation failed. Cloneable, because one failed UNet call fails all its jobs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A request, a model configuration or a checkpoint holds a value that is not allowed.
+    /// A value of a request, a model configuration or a checkpoint is not allowed.
     #[error("{0}")]
     InvalidArgument(String),
-    /// What was asked for is well formed, but this backend or this pipeline does not do it.
+    /// The input is well formed, but this backend or this pipeline does not support it.
     #[error("{0}")]
     Unsupported(String),
-    /// A file, a folder or a tensor that is needed is not there.
+    /// A required file, folder or tensor is missing.
     #[error("{0}")]
     NotFound(String),
     /// The model instance cannot work now: it is unloading, full, or was poisoned by an earlier failure.
     #[error("{0}")]
     Unavailable(String),
-    /// Memory of the host or the device ran out. Its text always contains the words "out of memory", which SageMaker
-    /// turns into HTTP 507; it then unloads models that are not in use and tries again.
+    /// Memory of the host or the device ran out. The text always contains "out of memory", which SageMaker turns into
+    /// HTTP 507; SageMaker then unloads idle models and tries again.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
-    /// The client gave the request up.
+    /// The client cancelled the request.
     #[error("{0}")]
     Cancelled(String),
     /// A failure of libtorch, CUDA or of this backend itself.
@@ -36,7 +35,7 @@ pub enum Error {
     Internal(String),
 }
 
-/// The class of an [`Error`], one for each Triton error code that this backend answers with.
+/// The Triton error code of an [`enum@Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// `TRITONSERVER_ERROR_INVALID_ARG`
@@ -45,7 +44,7 @@ pub enum ErrorKind {
     Unsupported,
     /// `TRITONSERVER_ERROR_NOT_FOUND`
     NotFound,
-    /// `TRITONSERVER_ERROR_UNAVAILABLE`, also the code for memory that ran out
+    /// `TRITONSERVER_ERROR_UNAVAILABLE`, also for memory that ran out
     Unavailable,
     /// `TRITONSERVER_ERROR_CANCELLED`
     Cancelled,
@@ -54,42 +53,42 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// An [`Error::InvalidArgument`].
+    /// Makes an [`Error::InvalidArgument`].
     pub fn invalid_argument(message: impl Into<String>) -> Self {
         Self::InvalidArgument(message.into())
     }
 
-    /// An [`Error::Unsupported`].
+    /// Makes an [`Error::Unsupported`].
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::Unsupported(message.into())
     }
 
-    /// An [`Error::NotFound`].
+    /// Makes an [`Error::NotFound`].
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::NotFound(message.into())
     }
 
-    /// An [`Error::Unavailable`].
+    /// Makes an [`Error::Unavailable`].
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::Unavailable(message.into())
     }
 
-    /// An [`Error::OutOfMemory`]; the words "out of memory" are added to the text that is given.
+    /// Makes an [`Error::OutOfMemory`]; "out of memory" is added to the text.
     pub fn out_of_memory(message: impl Into<String>) -> Self {
         Self::OutOfMemory(message.into())
     }
 
-    /// An [`Error::Cancelled`].
+    /// Makes an [`Error::Cancelled`].
     pub fn cancelled(message: impl Into<String>) -> Self {
         Self::Cancelled(message.into())
     }
 
-    /// An [`Error::Internal`].
+    /// Makes an [`Error::Internal`].
     pub fn internal(message: impl Into<String>) -> Self {
         Self::Internal(message.into())
     }
 
-    /// The Triton error code that stands for this cause.
+    /// Returns the Triton error code of this cause.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::InvalidArgument(_) => ErrorKind::InvalidArgument,
@@ -101,7 +100,7 @@ impl Error {
         }
     }
 
-    /// Puts `prefix: ` before the text, to say which model, file or input it is about. The cause stays.
+    /// Adds `prefix: ` before the text, such as the model, the file or the input. The cause stays.
     #[must_use]
     pub fn context(mut self, prefix: impl std::fmt::Display) -> Self {
         let (Self::InvalidArgument(message)
@@ -116,9 +115,9 @@ impl Error {
     }
 }
 
-/// [`Error::context`] for a whole `Result`.
+/// [`Error::context`] for a `Result`.
 pub trait Context<T> {
-    /// Puts what `prefix` returns before the text of the error, if there is one.
+    /// Adds the text that `prefix` returns before the text of an error.
     ///
     /// # Errors
     /// The error of `self`, with the longer text.
@@ -136,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_cause_has_its_code() {
+    fn error_of_each_cause_has_its_code() {
         let cases = [
             (Error::invalid_argument("m"), ErrorKind::InvalidArgument),
             (Error::unsupported("m"), ErrorKind::Unsupported),
@@ -155,17 +154,17 @@ mod tests {
     }
 
     #[test]
-    fn only_memory_errors_speak_of_memory() {
-        let error = Error::out_of_memory("UNet call of 16 rows").context("model `sd_base`");
+    fn error_text_names_memory_only_if_memory_ran_out() {
+        let error = Error::out_of_memory("UNet call of batch size 16").context("model `sd_base`");
         assert_eq!(
             error.to_string(),
-            "out of memory: model `sd_base`: UNet call of 16 rows"
+            "out of memory: model `sd_base`: UNet call of batch size 16"
         );
         assert!(!Error::unavailable("full").to_string().contains("memory"));
     }
 
     #[test]
-    fn context_of_a_result() {
+    fn context_of_a_result_is_added_to_the_error() {
         let failed: Result<()> = Err(Error::not_found("unet/config.json"));
         let failed = Context::context(failed, || "checkpoint");
         assert_eq!(failed, Err(Error::not_found("checkpoint: unet/config.json")));

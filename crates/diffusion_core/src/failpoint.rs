@@ -1,80 +1,78 @@
-//! Planned failures, for tests.
+//! Armed failures, for tests.
 //!
-//! Without the feature `failpoints` every check is empty and nothing can be planned.
+//! Without the feature `failpoints` nothing can be armed and [`maybe_fail`] does nothing.
 
 #[cfg(not(feature = "failpoints"))]
 use crate::error::Result;
 
-/// Where a failure can be planned.
+/// A place in the code that a test can make fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailPoint {
-    /// A model is being loaded.
+    /// The load of a model.
     Load,
-    /// A request becomes a job.
+    /// The preparation of a job from a request.
     Prepare,
     /// A UNet call.
     Step,
-    /// Latents become images.
+    /// The decoding of latents into images.
     Finish,
 }
 
-/// Fails as planned for this point.
+/// Fails if a failure is armed for this point.
 ///
 /// # Errors
-/// The planned one.
+/// The armed failure.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
-pub fn check(_: FailPoint) -> Result<()> {
+pub fn maybe_fail(_: FailPoint) -> Result<()> {
     Ok(())
 }
 
 #[cfg(feature = "failpoints")]
-pub use planned::{Fault, check, plan};
+pub use armed::{Failure, arm, maybe_fail};
 
 #[cfg(feature = "failpoints")]
-mod planned {
+mod armed {
     use std::sync::{Mutex, PoisonError};
 
     use super::FailPoint;
     use crate::error::{Error, Result};
 
-    /// How to fail.
+    /// How a point fails.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Fault {
-        /// A panic.
+    pub enum Failure {
+        /// It panics.
         Panic,
-        /// Memory runs out.
+        /// It returns an out-of-memory error.
         OutOfMemory,
     }
 
-    static PLANNED: Mutex<Vec<(FailPoint, Fault)>> = Mutex::new(Vec::new());
+    static ARMED: Mutex<Vec<(FailPoint, Failure)>> = Mutex::new(Vec::new());
 
-    /// Fails the next check of `point` in this process, once. Several plans are kept in order.
-    pub fn plan(point: FailPoint, fault: Fault) {
-        PLANNED
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((point, fault));
+    /// Makes the next pass of `point` in this process fail, once. Several failures of one point happen in the order of the calls.
+    pub fn arm(point: FailPoint, failure: Failure) {
+        let mut armed = ARMED.lock().unwrap_or_else(PoisonError::into_inner);
+        armed.push((point, failure));
     }
 
-    /// Fails as planned for this point.
+    /// Fails if a failure is armed for this point.
     ///
     /// # Errors
-    /// The planned one.
+    /// The armed failure.
     ///
     /// # Panics
-    /// If that is the plan.
-    #[expect(clippy::panic, reason = "a planned panic is what tests ask for")]
-    pub fn check(point: FailPoint) -> Result<()> {
-        let fault = {
-            let mut planned = PLANNED.lock().unwrap_or_else(PoisonError::into_inner);
-            let found = planned.iter().position(|(at, _)| *at == point);
-            found.map(|index| planned.remove(index).1)
+    /// If the armed failure is a panic.
+    #[expect(clippy::panic, reason = "a test armed the panic")]
+    pub fn maybe_fail(point: FailPoint) -> Result<()> {
+        let failure = {
+            let mut armed = ARMED.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = armed.iter().position(|(at, _)| *at == point);
+            found.map(|index| armed.remove(index).1)
         };
-        match fault {
+        match failure {
             None => Ok(()),
-            Some(Fault::OutOfMemory) => Err(Error::out_of_memory("a planned failure")),
-            Some(Fault::Panic) => panic!("a planned panic"),
+            Some(Failure::OutOfMemory) => Err(Error::out_of_memory("an armed failure")),
+            Some(Failure::Panic) => panic!("an armed panic"),
         }
     }
 }

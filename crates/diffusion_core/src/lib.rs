@@ -1,9 +1,10 @@
-//! Errors, configuration and limits: plain values that every other crate uses. No Triton, no tensors.
+//! Errors, configuration and limits: plain values that all other crates use. No Triton, no tensors.
 
 pub mod config;
 pub mod error;
 pub mod failpoint;
 pub mod libtorch;
+pub mod quoting;
 pub mod suggest;
 
 pub use error::{Context, Error, ErrorKind, Result};

@@ -1,12 +1,12 @@
-//! Errors of libtorch, by their message.
+//! Conversion of libtorch's errors, by their message.
 
 use crate::error::Error;
 
-/// Words by which libtorch says that an allocation failed.
+/// Words in the message of a failed allocation.
 ///
 /// `c10/core/impl/alloc_cpu.cpp` (`can't allocate memory`, `not enough memory`), `c10/cuda/CUDACachingAllocator.cpp`
-/// (`out of memory`) and the C++ library (`std::bad_alloc`); the rest are what cuBLAS and cuDNN
-/// say when they cannot get their workspace.
+/// (`out of memory`) and the C++ library (`std::bad_alloc`); the rest come from cuBLAS and cuDNN
+/// when they cannot allocate their workspace.
 const OUT_OF_MEMORY: [&str; 7] = [
     "can't allocate memory",
     "not enough memory",
@@ -17,12 +17,12 @@ const OUT_OF_MEMORY: [&str; 7] = [
     "CUDA_ERROR_OUT_OF_MEMORY",
 ];
 
-/// True if `message`, written by libtorch, tells of an allocation that failed.
+/// Returns whether a message of libtorch is about a failed allocation.
 pub fn is_out_of_memory(message: &str) -> bool {
     OUT_OF_MEMORY.iter().any(|words| message.contains(words))
 }
 
-/// The error for a message of libtorch: out of memory, or a failure inside the server.
+/// Converts a message of libtorch to an error: `OutOfMemory` or `Internal`.
 ///
 /// Only the first line is kept: the lines after it are a C++ backtrace.
 pub fn from_message(message: &str) -> Error {
@@ -50,7 +50,7 @@ mod tests {
     use crate::error::ErrorKind;
 
     #[test]
-    fn allocation_failures_are_told_apart() {
+    fn message_of_a_failed_allocation_is_out_of_memory() {
         let cpu = "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: \
                    you tried to allocate 400000000000000 bytes.\n#0 c10::...";
         let error = from_message(cpu);

@@ -111,7 +111,7 @@ impl<P: Pipeline> Worker<'_, P> {
     }
 
     fn prepare(&mut self, request: P::Request) -> Result<(P::Job, Batch)> {
-        failpoint::check(FailPoint::Prepare)?;
+        failpoint::maybe_fail(FailPoint::Prepare)?;
         let job = self.pipeline.prepare(request)?;
         let batch = self.pipeline.batch(&job);
         Ok((job, batch))
@@ -153,7 +153,7 @@ impl<P: Pipeline> Worker<'_, P> {
             .filter(|(index, _)| members.contains(index))
             .map(|(_, active)| &mut active.job)
             .collect();
-        let outcome = failpoint::check(FailPoint::Step).and_then(|()| self.pipeline.step(&mut jobs));
+        let outcome = failpoint::maybe_fail(FailPoint::Step).and_then(|()| self.pipeline.step(&mut jobs));
         self.concerned.clear();
         let outcome = outcome?;
         let rows = members
@@ -203,7 +203,7 @@ impl<P: Pipeline> Worker<'_, P> {
                     drop(job);
                     Err(error)
                 }
-                None => failpoint::check(FailPoint::Finish).and_then(|()| self.pipeline.finish(job)),
+                None => failpoint::maybe_fail(FailPoint::Finish).and_then(|()| self.pipeline.finish(job)),
             };
             self.conclude(outcome);
         }

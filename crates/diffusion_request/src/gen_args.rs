@@ -14,7 +14,8 @@ use serde_json::error::Category;
 
 use super::prompt_syntax::PromptSyntax;
 use diffusion_core::config::{Format, PipelineClass};
-use diffusion_core::suggest::{did_you_mean, is_plain_key};
+use diffusion_core::quoting::is_plain_key;
+use diffusion_core::suggest::did_you_mean;
 use diffusion_core::{Error, Result};
 
 pub use keys::{KEYS, Key};

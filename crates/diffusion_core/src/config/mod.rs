@@ -1,5 +1,5 @@
-//! What is configured: the compiled-in defaults and limits of each pipeline, the parameters of a model's
-//! `config.pbtxt`, and the completion and validation of the model configuration itself. Plain data, no Triton types.
+//! Configuration: the compiled-in defaults and limits of each pipeline, the parameters in a model's `config.pbtxt`, and
+//! the completion and validation of the model configuration. Plain data, no Triton types.
 
 mod model_config;
 mod model_parameters;

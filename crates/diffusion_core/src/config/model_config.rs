@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::PipelineClass;
 use crate::error::{Error, Result};
-use crate::suggest::{did_you_mean, is_plain_name};
+use crate::quoting::is_plain_name;
+use crate::suggest::did_you_mean;
 
 /// The one output of every pipeline: base64 of the encoded images, `[batch, num_images_per_prompt]`.
 pub const OUTPUT_NAME: &str = "generated_image";
@@ -17,12 +18,12 @@ pub const DEFAULT_MAX_BATCH_SIZE: i64 = 8;
 
 const TYPE: &str = "TYPE_STRING";
 
-/// An input that a pipeline reads. All are `TYPE_STRING` with one element in each batch row.
+/// An input of a pipeline: `TYPE_STRING` with one string in each batch element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorSpec {
     /// Name of the tensor.
     pub name: &'static str,
-    /// True if a request may leave it out.
+    /// Whether a request may omit it.
     pub optional: bool,
 }
 
@@ -34,10 +35,10 @@ const fn optional(name: &'static str) -> TensorSpec {
     TensorSpec { name, optional: true }
 }
 
-/// The inputs of a model folder of that class.
+/// Returns the inputs of a model folder with this pipeline.
 ///
 /// A `StableDiffusionPipeline` folder does image to image if a request has an `image`, and inpaints if it has a
-/// `mask_image` too: the three share their parts.
+/// `mask_image` too: the three share their components.
 pub const fn inputs_of(class: PipelineClass) -> &'static [TensorSpec] {
     const NEGATIVE: TensorSpec = optional("negative_prompt");
     const GEN_ARGS: TensorSpec = optional("gen_args");
@@ -57,15 +58,15 @@ pub const fn inputs_of(class: PipelineClass) -> &'static [TensorSpec] {
     }
 }
 
-/// The configuration with what it lacks filled in, or `None` if it lacks nothing.
+/// Completes a configuration; `None` if it is complete.
 ///
-/// - No inputs or no outputs: the pipeline's own are listed.
-/// - A tensor of a known name without type or dims gets `TYPE_STRING` and `[1]` (the output `[-1]`: it holds
-///   `num_images_per_prompt` images a row).
-/// - Neither inputs nor outputs, and `max_batch_size` 0: it becomes [`DEFAULT_MAX_BATCH_SIZE`]. Next to tensors that are
-///   listed, 0 is what the user meant: no batch dimension.
+/// - No inputs or no outputs: those of the pipeline are added.
+/// - A tensor of a known name without type or dims gets `TYPE_STRING` and `[1]` (the output `[-1]`, for
+///   `num_images_per_prompt` images).
+/// - Neither inputs nor outputs, and `max_batch_size` 0: it becomes [`DEFAULT_MAX_BATCH_SIZE`]. If the user
+///   lists tensors, 0 is intended and means no batch dimension.
 ///
-/// Nothing else changes, and wrong values stay for [`validate_model_config`] to refuse.
+/// Nothing else changes; [`validate_model_config`] refuses wrong values.
 pub fn complete_model_config(config: &Value, inputs: &[TensorSpec]) -> Option<Value> {
     let mut completed = config.as_object()?.clone();
     let is_empty = |key: &str| match completed.get(key) {
@@ -128,14 +129,14 @@ fn max_batch_size(config: &Map<String, Value>) -> i64 {
 /// Checks a completed configuration against the inputs of the pipeline.
 ///
 /// Every dim is 1 or -1: one dim with a batch dimension; one or two without (`max_batch_size` 0), where two let a client
-/// send `[1,1]`. Optional inputs may be left out of the list, and are then not accepted from clients.
+/// send `[1,1]`. Optional inputs may be missing in the list; clients then cannot send them.
 ///
 /// # Errors
-/// InvalidArgument that names the tensor; Unsupported for decoupled models, sequence batching and reshaped tensors.
+/// `InvalidArgument` that names the tensor; `Unsupported` for decoupled models, sequence batching and reshaped tensors.
 pub fn validate_model_config(config: &Value, inputs: &[TensorSpec]) -> Result<()> {
     let config = config
         .as_object()
-        .ok_or_else(|| Error::invalid_argument("the model configuration is not a JSON object"))?;
+        .ok_or_else(|| Error::invalid_argument("the model configuration must be a JSON object"))?;
     if config
         .get("model_transaction_policy")
         .and_then(|policy| policy.get("decoupled"))
@@ -143,13 +144,11 @@ pub fn validate_model_config(config: &Value, inputs: &[TensorSpec]) -> Result<()
         .unwrap_or(false)
     {
         return Err(Error::unsupported(
-            "model_transaction_policy: decoupled models are not supported, every request has one response",
+            "model_transaction_policy: decoupled models are not supported",
         ));
     }
     if config.get("sequence_batching").is_some_and(|s| !s.is_null()) {
-        return Err(Error::unsupported(
-            "sequence_batching is not supported: a request stands alone",
-        ));
+        return Err(Error::unsupported("sequence_batching is not supported"));
     }
     let most_dims = if max_batch_size(config) > 0 { 1 } else { 2 };
 
@@ -173,7 +172,7 @@ pub fn validate_model_config(config: &Value, inputs: &[TensorSpec]) -> Result<()
     Ok(())
 }
 
-/// Checks the tensors under `list` ("input" or "output") and returns their names.
+/// Checks the tensors of `list` ("input" or "output") and returns their names.
 fn validate_list<'a>(
     config: &Map<String, Value>,
     list: &str,
@@ -185,7 +184,7 @@ fn validate_list<'a>(
         Some(Value::Array(tensors)) => tensors,
         Some(_) => {
             return Err(Error::invalid_argument(format!(
-                "`{list}` of the model configuration is not a list"
+                "model configuration: `{list}` must be a list"
             )));
         }
     };
@@ -199,7 +198,7 @@ fn validate_list<'a>(
                 format!("an {list}")
             };
             return Err(Error::invalid_argument(format!(
-                "{what} is not one of this pipeline's, which are {}{}",
+                "{what} is unknown, expected one of {}{}",
                 known.join(", "),
                 did_you_mean(given, known.iter().copied())
             )));
@@ -230,7 +229,7 @@ fn validate_list<'a>(
     Ok(seen)
 }
 
-/// A dim, which protobuf's JSON form writes as a string and Triton as a number.
+/// Reads a dim, which the JSON form of protobuf writes as a string and Triton as a number.
 fn dim_size(dim: &Value) -> Option<i64> {
     dim.as_i64().or_else(|| dim.as_str()?.parse().ok())
 }

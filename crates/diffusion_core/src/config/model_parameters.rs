@@ -1,7 +1,6 @@
-//! The `parameters` of a model's `config.pbtxt`: read once, when the model loads.
+//! The `parameters` in a model's `config.pbtxt`, read when the model loads.
 //!
-//! An unknown key is a warning, because other tools keep their own keys there; a bad value of a known key fails the
-//! load and says what is allowed.
+//! An unknown key is a warning, because other tools have keys there too; a bad value of a known key fails the load.
 
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
@@ -9,9 +8,10 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::suggest::{did_you_mean, is_plain_name};
+use crate::quoting::is_plain_name;
+use crate::suggest::did_you_mean;
 
-/// Arithmetic of a model.
+/// The dtype of a model's weights and arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Dtype {
     /// float32 on the CPU, float16 on a GPU.
@@ -19,13 +19,13 @@ pub enum Dtype {
     Auto,
     /// 32-bit floats.
     Float32,
-    /// 16-bit floats with 10 bits of fraction.
+    /// 16-bit floats with a fraction of 10 bits.
     Float16,
-    /// 16-bit floats with 7 bits of fraction.
+    /// 16-bit floats with a fraction of 7 bits.
     Bfloat16,
 }
 
-/// How close to diffusers the numbers must stay.
+/// How close the numbers are to diffusers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Numerics {
     /// The same operations in the same order: on the CPU in float32, the same bytes.
@@ -35,28 +35,27 @@ pub enum Numerics {
     Fast,
 }
 
-/// The parameters that this backend reads from `config.pbtxt`. `Default` is a model that gives none.
+/// The parameters in `config.pbtxt`. `Default` is a configuration without parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelParameters {
     /// Folder of the checkpoint, relative to the version folder and inside it. Default `checkpoint`.
     pub checkpoint: PathBuf,
     /// Default auto.
     pub dtype: Dtype,
-    /// A diffusers class name that replaces the checkpoint's scheduler. Whether it is supported is for the pipeline
-    /// to say.
+    /// A diffusers class name that replaces the checkpoint's scheduler. The pipeline checks that it is supported.
     pub scheduler: Option<String>,
     /// Default exact.
     pub numerics: Numerics,
     /// Whether images go through the safety checker, if the folder has one. Default true.
     pub safety_checker: bool,
-    /// Most rows of one UNet call, 1 to 256; the pipeline's limit if absent.
+    /// Largest batch size of one UNet call, 1 to 256; the pipeline's limit if absent.
     pub max_unet_batch_size: Option<u32>,
     /// Most pixels of one image, 64 to 2^26; the pipeline's limit if absent.
     pub max_pixels: Option<u64>,
     /// Most denoising steps, 1 to 1000; the pipeline's limit if absent.
     pub max_steps: Option<u32>,
-    /// A JSON object of `gen_args` that a request does not have to repeat; empty if absent. It is text here, since
-    /// `diffusion_request` knows the keys and checks them when a model instance is made.
+    /// Default `gen_args` of the model, as the text of a JSON object; empty if absent. `diffusion_request` parses it
+    /// when a model instance is made.
     pub default_gen_args: String,
 }
 
@@ -76,12 +75,11 @@ impl Default for ModelParameters {
     }
 }
 
-/// One known key: what it takes, in words, and how its text becomes a field. `Err` holds a more exact message than
-/// "must be ...", if there is one.
+/// A known key: the expected values in words, and the function that parses the text; `None` for other values.
 struct Parameter {
     name: &'static str,
-    takes: &'static str,
-    read: fn(&mut ModelParameters, &str) -> std::result::Result<(), Option<Error>>,
+    expects: &'static str,
+    read: fn(&mut ModelParameters, &str) -> Option<()>,
 }
 
 const MAX_UNET_BATCH_SIZE: RangeInclusive<u64> = 1..=256;
@@ -91,117 +89,115 @@ const MAX_STEPS: RangeInclusive<u64> = 1..=1000;
 const PARAMETERS: [Parameter; 9] = [
     Parameter {
         name: "checkpoint",
-        takes: "a relative path inside the version folder, without `..`",
+        expects: "a relative path inside the version folder, without `..`",
         read: |p, text| {
             let path = Path::new(text);
             let inside = path
                 .components()
                 .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
             if text.is_empty() || text.contains('\0') || !inside {
-                return Err(None);
+                return None;
             }
             p.checkpoint = path.to_path_buf();
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "dtype",
-        takes: "one of auto, float32, float16, bfloat16",
+        expects: "one of auto, float32, float16, bfloat16",
         read: |p, text| {
             p.dtype = match text {
                 "auto" => Dtype::Auto,
                 "float32" => Dtype::Float32,
                 "float16" => Dtype::Float16,
                 "bfloat16" => Dtype::Bfloat16,
-                _ => return Err(None),
+                _ => return None,
             };
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "scheduler",
-        takes: "the class name of a diffusers scheduler, letters and digits only",
+        expects: "the class name of a diffusers scheduler, letters and digits only",
         read: |p, text| {
             let name = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric());
-            p.scheduler = Some(name.then(|| text.to_owned()).ok_or(None)?);
-            Ok(())
+            p.scheduler = Some(name.then(|| text.to_owned())?);
+            Some(())
         },
     },
     Parameter {
         name: "numerics",
-        takes: "one of exact, fast",
+        expects: "one of exact, fast",
         read: |p, text| {
             p.numerics = match text {
                 "exact" => Numerics::Exact,
                 "fast" => Numerics::Fast,
-                _ => return Err(None),
+                _ => return None,
             };
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "safety_checker",
-        takes: "one of on, off",
+        expects: "one of on, off",
         read: |p, text| {
             p.safety_checker = match text {
                 "on" => true,
                 "off" => false,
-                _ => return Err(None),
+                _ => return None,
             };
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "max_unet_batch_size",
-        takes: "an integer from 1 to 256",
+        expects: "an integer from 1 to 256",
         read: |p, text| {
             p.max_unet_batch_size = Some(integer(text, &MAX_UNET_BATCH_SIZE)?);
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "max_pixels",
-        takes: "an integer from 64 to 67108864",
+        expects: "an integer from 64 to 67108864",
         read: |p, text| {
             p.max_pixels = Some(integer(text, &MAX_PIXELS)?);
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "max_steps",
-        takes: "an integer from 1 to 1000",
+        expects: "an integer from 1 to 1000",
         read: |p, text| {
             p.max_steps = Some(integer(text, &MAX_STEPS)?);
-            Ok(())
+            Some(())
         },
     },
     Parameter {
         name: "default_gen_args",
-        takes: "a JSON object of gen_args",
+        expects: "a JSON object of gen_args",
         read: |p, text| {
             p.default_gen_args = text.to_owned();
-            Ok(())
+            Some(())
         },
     },
 ];
 
-fn integer<T: TryFrom<u64>>(text: &str, range: &RangeInclusive<u64>) -> std::result::Result<T, Option<Error>> {
+fn integer<T: TryFrom<u64>>(text: &str, range: &RangeInclusive<u64>) -> Option<T> {
     let number = text.bytes().all(|b| b.is_ascii_digit());
     number
         .then(|| text.parse::<u64>().ok())
         .flatten()
         .filter(|n| range.contains(n))
         .and_then(|n| T::try_from(n).ok())
-        .ok_or(None)
 }
 
 impl ModelParameters {
-    /// Reads the `parameters` object of the model configuration that Triton gives: `{key: {"string_value": text}}`,
-    /// or null if there are none. The second part of the result holds one warning for each unknown key.
+    /// Parses the `parameters` object of Triton's model configuration: `{key: {"string_value": text}}`, or null if
+    /// there are none. The second value has a warning for each unknown key.
     ///
     /// # Errors
-    /// InvalidArgument that names the key and what it takes; Unsupported for a `default_gen_args` that asks for what
-    /// this version does not do.
+    /// `InvalidArgument` that names the key and the expected values.
     pub fn parse(parameters: &Value) -> Result<(Self, Vec<String>)> {
         let mut parsed = Self::default();
         let mut warnings = Vec::new();
@@ -223,9 +219,8 @@ impl ModelParameters {
                 .get("string_value")
                 .and_then(Value::as_str)
                 .ok_or_else(|| Error::invalid_argument(format!("parameter `{key}` needs a string_value")))?;
-            (parameter.read)(&mut parsed, text.trim()).map_err(|cause| match cause {
-                Some(error) => error.context(format!("parameter `{}`", parameter.name)),
-                None => Error::invalid_argument(format!("parameter `{}` must be {}", parameter.name, parameter.takes)),
+            (parameter.read)(&mut parsed, text.trim()).ok_or_else(|| {
+                Error::invalid_argument(format!("parameter `{}` must be {}", parameter.name, parameter.expects))
             })?;
         }
         Ok((parsed, warnings))
@@ -235,9 +230,9 @@ impl ModelParameters {
 fn unknown(key: &str) -> String {
     let hint = did_you_mean(key, PARAMETERS.iter().map(|p| p.name));
     if is_plain_name(key) {
-        format!("parameter `{key}` is not one that this backend reads{hint}")
+        format!("parameter `{key}` is unknown{hint}")
     } else {
-        format!("a parameter is not one that this backend reads{hint}")
+        format!("unknown parameter{hint}")
     }
 }
 
@@ -252,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn none_are_needed() {
+    fn parse_of_no_parameters_gives_the_defaults() {
         for empty in [Value::Null, json!({})] {
             let (parameters, warnings) = ModelParameters::parse(&empty).unwrap();
             assert_eq!(parameters, ModelParameters::default());
@@ -261,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_read() {
+    fn parse_reads_all_parameters() {
         let (parameters, warnings) = ModelParameters::parse(&json!({
             "checkpoint": {"string_value": "./weights/v2"},
             "dtype": {"string_value": "bfloat16"},
@@ -290,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_names_the_key_and_what_it_takes() {
+    fn parse_of_a_bad_value_names_the_key_and_the_expected_values() {
         for (key, text) in [
             ("checkpoint", ""),
             ("checkpoint", "/models/sd"),
@@ -315,25 +310,25 @@ mod tests {
             ("max_steps", "1001"),
         ] {
             let error = one(key, text).unwrap_err();
-            let takes = PARAMETERS.iter().find(|p| p.name == key).unwrap().takes;
+            let expects = PARAMETERS.iter().find(|p| p.name == key).unwrap().expects;
             assert_eq!(
                 error,
-                Error::InvalidArgument(format!("parameter `{key}` must be {takes}")),
+                Error::InvalidArgument(format!("parameter `{key}` must be {expects}")),
                 "{text}"
             );
         }
     }
 
     #[test]
-    fn the_ranges_that_are_told_are_the_ranges() {
+    fn error_texts_have_the_actual_ranges() {
         for (key, range) in [
             ("max_unet_batch_size", MAX_UNET_BATCH_SIZE),
             ("max_pixels", MAX_PIXELS),
             ("max_steps", MAX_STEPS),
         ] {
-            let takes = PARAMETERS.iter().find(|p| p.name == key).unwrap().takes;
+            let expects = PARAMETERS.iter().find(|p| p.name == key).unwrap().expects;
             let text = format!("an integer from {} to {}", range.start(), range.end());
-            assert_eq!(takes, text);
+            assert_eq!(expects, text);
             for edge in [range.start(), range.end()] {
                 assert!(one(key, &edge.to_string()).is_ok());
             }
@@ -341,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_no_string_is_an_error() {
+    fn parse_of_a_value_that_is_not_a_string_is_an_error() {
         for parameters in [
             json!({"dtype": "float16"}),
             json!({"dtype": {}}),
@@ -356,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_warnings() {
+    fn parse_of_an_unknown_key_is_a_warning() {
         let (parameters, warnings) = ModelParameters::parse(&json!({
             "EXECUTION_ENV_PATH": {"string_value": "conda/sd_env.tar.gz"},
             "FORCE_CPU_ONLY_INPUT_TENSORS": {"string_value": "no"},
@@ -367,14 +362,10 @@ mod tests {
         assert_eq!(parameters, ModelParameters::default());
         assert_eq!(warnings.len(), 4, "{warnings:?}");
         let with = |part: &str| warnings.iter().any(|w| w.contains(part));
-        assert!(with("`EXECUTION_ENV_PATH` is not"));
-        assert!(with("`FORCE_CPU_ONLY_INPUT_TENSORS` is not"));
-        assert!(with(
-            "a parameter is not one that this backend reads, did you mean `max_unet_batch_size`?"
-        ));
-        assert!(with(
-            "`max_step` is not one that this backend reads, did you mean `max_steps`?"
-        ));
+        assert!(with("`EXECUTION_ENV_PATH` is unknown"));
+        assert!(with("`FORCE_CPU_ONLY_INPUT_TENSORS` is unknown"));
+        assert!(with("unknown parameter; did you mean `max_unet_batch_size`?"));
+        assert!(with("`max_step` is unknown; did you mean `max_steps`?"));
         assert!(!with("conda"));
     }
 }

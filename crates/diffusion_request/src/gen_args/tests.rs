@@ -131,10 +131,10 @@ fn the_words_of_the_limits() {
 fn keys() {
     assert_eq!(
         message(r#"{"num_inference_step": 5}"#),
-        "unknown key `num_inference_step`, did you mean `num_inference_steps`?"
+        "unknown key `num_inference_step`; did you mean `num_inference_steps`?"
     );
     assert_eq!(message(r#"{"lora": 5}"#), "unknown key `lora`");
-    assert_eq!(message(r#"{"Seed": 5}"#), "an unknown key, did you mean `seed`?");
+    assert_eq!(message(r#"{"Seed": 5}"#), "an unknown key; did you mean `seed`?");
     assert_eq!(message(r#"{"OOM now": 5}"#), "an unknown key");
     assert_eq!(message(r#"{"": 5}"#), "an unknown key");
     assert_eq!(message(&format!(r#"{{"{}": 5}}"#, "a".repeat(41))), "an unknown key");

@@ -262,7 +262,7 @@ fn schedulers() {
     let list = "DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler";
     assert_eq!(
         message(r#"{"scheduler": "DDIMSheduler"}"#),
-        format!("gen_args: `scheduler` must be one of {list}, did you mean `DDIMScheduler`?")
+        format!("gen_args: `scheduler` must be one of {list}; did you mean `DDIMScheduler`?")
     );
     assert_eq!(
         message(r#"{"scheduler": "out of memory"}"#),

@@ -26,7 +26,7 @@ fn error(config: &Value) -> String {
 }
 
 #[test]
-fn an_empty_config_is_completed() {
+fn complete_of_an_empty_config_adds_all_tensors() {
     let bare = json!({"name": "sd", "backend": "diffusion", "max_batch_size": 0, "input": [], "output": [],
                       "instance_group": [{"kind": "KIND_CPU"}]});
     let full = complete_model_config(&bare, INPUTS).unwrap();
@@ -53,7 +53,7 @@ fn an_empty_config_is_completed() {
 }
 
 #[test]
-fn max_batch_size_that_is_given_stays() {
+fn complete_keeps_a_given_max_batch_size() {
     let bare = json!({"max_batch_size": 3});
     assert_eq!(complete_model_config(&bare, INPUTS).unwrap()["max_batch_size"], 3);
     let mut no_output = sagemaker();
@@ -67,14 +67,14 @@ fn max_batch_size_that_is_given_stays() {
 }
 
 #[test]
-fn a_full_config_is_left_alone() {
+fn complete_of_a_full_config_is_none() {
     assert_eq!(complete_model_config(&sagemaker(), INPUTS), None);
     validate_model_config(&sagemaker(), INPUTS).unwrap();
     assert_eq!(complete_model_config(&json!([]), INPUTS), None);
 }
 
 #[test]
-fn type_and_dims_are_filled_in() {
+fn complete_adds_type_and_dims() {
     let config = json!({
         "max_batch_size": 4,
         "input": [{"name": "prompt", "data_type": "TYPE_INVALID", "dims": []}],
@@ -92,7 +92,7 @@ fn type_and_dims_are_filled_in() {
 }
 
 #[test]
-fn dims() {
+fn validate_accepts_one_dim_per_batch_element() {
     for (size, dims, good) in [
         (8, json!([1]), true),
         (8, json!([-1]), true),
@@ -123,7 +123,7 @@ fn dims() {
 }
 
 #[test]
-fn wrong_tensors_are_named() {
+fn validate_names_wrong_tensors() {
     let mut config = sagemaker();
     config["input"][0]["data_type"] = "TYPE_UINT8".into();
     assert_eq!(error(&config), "input `prompt` must have data_type TYPE_STRING");
@@ -132,13 +132,13 @@ fn wrong_tensors_are_named() {
     config["input"][1]["name"] = "negativ_prompt".into();
     assert_eq!(
         error(&config),
-        "input `negativ_prompt` is not one of this pipeline's, which are prompt, negative_prompt, image, \
-         mask_image, gen_args, did you mean `negative_prompt`?"
+        "input `negativ_prompt` is unknown, expected one of prompt, negative_prompt, image, \
+         mask_image, gen_args; did you mean `negative_prompt`?"
     );
 
     let mut config = sagemaker();
     config["input"][1]["name"] = "OOM or so".into();
-    assert!(error(&config).starts_with("an input is not one"));
+    assert!(error(&config).starts_with("an input is unknown"));
 
     let mut config = sagemaker();
     config["input"][1] = config["input"][0].clone();
@@ -150,7 +150,7 @@ fn wrong_tensors_are_named() {
 
     let mut config = sagemaker();
     config["output"][0]["name"] = "image".into();
-    assert!(error(&config).starts_with("output `image` is not one of this pipeline's"));
+    assert!(error(&config).starts_with("output `image` is unknown"));
 
     let mut config = sagemaker();
     config["output"] = json!([]);
@@ -160,7 +160,7 @@ fn wrong_tensors_are_named() {
 }
 
 #[test]
-fn an_optional_input_may_be_left_out() {
+fn validate_accepts_missing_optional_inputs() {
     let mut config = sagemaker();
     config["input"] = json!([config["input"][0]]);
     validate_model_config(&config, INPUTS).unwrap();
@@ -168,7 +168,7 @@ fn an_optional_input_may_be_left_out() {
 }
 
 #[test]
-fn what_the_backend_does_not_do() {
+fn validate_refuses_unsupported_features() {
     for (path, value) in [
         ("model_transaction_policy", json!({"decoupled": true})),
         ("sequence_batching", json!({"oldest": {}})),

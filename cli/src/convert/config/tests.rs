@@ -1,4 +1,4 @@
-//! The published sizes, as the shapes of their files.
+//! Configurations of the published sizes, from the shapes of their files.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -78,7 +78,7 @@ fn tensors(in_channels: usize, sd2: bool) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-fn inferred(tensors: &[(String, Vec<usize>)], wanted: Wanted) -> Result<Configs> {
+fn inferred(tensors: &[(String, Vec<usize>)], wanted: InferOptions) -> Result<Configs> {
     let infos: Vec<(&str, TensorInfo)> = tensors
         .iter()
         .map(|(name, shape)| {
@@ -91,10 +91,10 @@ fn inferred(tensors: &[(String, Vec<usize>)], wanted: Wanted) -> Result<Configs>
         })
         .collect();
     let infos: Vec<(&str, &TensorInfo)> = infos.iter().map(|(name, info)| (*name, info)).collect();
-    infer(&Layout::of_tensors(&infos)?, wanted)
+    infer(&KeyMap::from_tensors(&infos)?, wanted)
 }
 
-const NOTHING: Wanted = Wanted {
+const NOTHING: InferOptions = InferOptions {
     prediction: None,
     image_size: None,
 };
@@ -153,7 +153,7 @@ fn stable_diffusion_1_5() {
 
 #[test]
 fn stable_diffusion_2_1() {
-    let wanted = Wanted {
+    let wanted = InferOptions {
         prediction: Some(Prediction::VPrediction),
         image_size: None,
     };

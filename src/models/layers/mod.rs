@@ -279,7 +279,7 @@ impl LayerNorm {
 
 /// A table of vectors.
 pub struct Embedding {
-    /// Perhaps in half precision, as [`WeightPath::held`] says.
+    /// Perhaps in half precision, as [`WeightPath::stored`] says.
     weight: Tensor,
     kind: Kind,
 }
@@ -291,7 +291,7 @@ impl Embedding {
     /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, entries: i64, size: i64) -> Result<Self> {
         Ok(Self {
-            weight: path.held("weight", &[entries, size])?,
+            weight: path.stored("weight", &[entries, size])?,
             kind: path.kind(),
         })
     }

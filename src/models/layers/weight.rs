@@ -24,7 +24,7 @@ fn scratch() -> MutexGuard<'static, Vec<Tensor>> {
 /// The matrix of a product or the kernel of a convolution.
 ///
 /// On the CPU a large one lies in its file in half precision, which takes half of the memory and nothing of a load (see
-/// [`WeightPath::held`]); it is widened each time that it is used. Every half-precision number is a float32 one too, so that
+/// [`WeightPath::stored`]); it is widened each time that it is used. Every half-precision number is a float32 one too, so that
 /// the results are those of a weight that was widened at load.
 pub struct Weight(Tensor);
 
@@ -34,7 +34,7 @@ impl Weight {
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn new(path: &WeightPath<'_>, shape: &[i64]) -> Result<Self> {
-        Ok(Self(path.held("weight", shape)?))
+        Ok(Self(path.stored("weight", shape)?))
     }
 
     /// `f` with the weight as `kind`. `f` must not keep it: another weight may be written over it later.
@@ -130,7 +130,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoints/sd2_base");
         let _no_grad = tch::no_grad_guard();
         let outputs = [0, u64::MAX].map(|least| {
-            let mut loader = Loader::new(Device::Cpu).least_narrow(least);
+            let mut loader = Loader::new(Device::Cpu).min_lazy_upcast_bytes(least);
             let [text, unet] = [("text_encoder", "model"), ("unet", "diffusion_pytorch_model")]
                 .map(|(name, stem)| loader.open(&folder.join(name), stem, Kind::Float).unwrap());
             let mut loaded = loader.load(&|_| {}).unwrap();

@@ -1,4 +1,4 @@
-//! Would the server load this folder? Asked of the server's own code.
+//! Checks with the server's own code whether the server would load a folder.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use diffusion_request::validate::RequestContext;
 use serde_json::{Map, Value, json};
 use triton_diffusion::pipelines::{Components, Device};
 
-/// What goes into `config.pbtxt`.
+/// The parameters of `config.pbtxt`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ParameterArguments {
     /// A parameter of config.pbtxt, such as scheduler=DDIMScheduler; may be given several times
@@ -18,15 +18,15 @@ pub struct ParameterArguments {
 }
 
 impl ParameterArguments {
-    /// Keys and values, sorted.
+    /// Returns the keys and values, sorted.
     ///
     /// # Errors
-    /// `InvalidArgument` for one without `=`, or a key that is given twice.
+    /// `InvalidArgument` for a parameter without `=`, or a duplicate key.
     pub fn pairs(&self) -> Result<Map<String, Value>> {
         let mut pairs = Map::new();
         for parameter in &self.parameters {
             let (key, value) = parameter.split_once('=').ok_or_else(|| {
-                Error::invalid_argument("--parameter takes KEY=VALUE, such as scheduler=DDIMScheduler")
+                Error::invalid_argument("--parameter: expected KEY=VALUE, such as scheduler=DDIMScheduler")
             })?;
             if pairs.insert(key.to_owned(), value.into()).is_some() {
                 return Err(Error::invalid_argument(format!("--parameter {key} is given twice")));
@@ -35,7 +35,7 @@ impl ParameterArguments {
         Ok(pairs)
     }
 
-    /// The parameters as the server reads them. An unknown key, which the server only warns of, is an error here.
+    /// Parses the parameters like the server. An unknown key is an error here; the server only warns.
     ///
     /// # Errors
     /// `InvalidArgument` that names the key.
@@ -53,27 +53,27 @@ impl ParameterArguments {
     }
 }
 
-/// A folder that the server would load.
-pub struct Loadable {
-    /// The scheduler that a request gets if it asks for none.
+/// A folder that the server loads.
+pub struct CheckedFolder {
+    /// The default scheduler of a request.
     pub scheduler: &'static str,
-    /// What the server would log.
+    /// The warnings that the server would log.
     pub warnings: Vec<String>,
 }
 
-/// Loads the folder as the server does and lets it go again. `dtype` is that of the weights, for which nothing need be
-/// converted; what is checked does not depend on it.
+/// Loads the folder like the server and drops the model. `dtype` is that of the weights, so nothing is converted; the checks do
+/// not depend on it.
 ///
 /// # Errors
-/// The server's.
-pub fn check(folder: &Path, parameters: &ModelParameters, dtype: Dtype) -> Result<Loadable> {
+/// The server's error.
+pub fn check(folder: &Path, parameters: &ModelParameters, dtype: Dtype) -> Result<CheckedFolder> {
     let parameters = ModelParameters {
         dtype,
         ..parameters.clone()
     };
     let (components, warnings) = Components::load(folder, &parameters, Device::Cpu)?;
     RequestContext::new(components.capabilities(), &parameters)?;
-    Ok(Loadable {
+    Ok(CheckedFolder {
         scheduler: components.scheduler_name(),
         warnings,
     })

@@ -18,7 +18,7 @@ pub struct ComponentSpec {
     pub files: &'static [&'static str],
 }
 
-/// Every component that the server knows.
+/// The components that the server knows.
 pub const COMPONENTS: [ComponentSpec; 9] = [
     model("text_encoder", "model"),
     model("unet", "diffusion_pytorch_model"),

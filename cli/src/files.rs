@@ -1,4 +1,4 @@
-//! Reading and writing files, with errors that name them.
+//! Files, with errors that name them.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use diffusion_core::{Error, Result};
 use tempfile::{NamedTempFile, TempDir};
 
-/// The error of an operation on a file.
+/// Makes the error of an operation on a file.
 pub fn failed(path: &Path, error: &std::io::Error) -> Error {
     let text = format!("{}: {error}", path.display());
     if error.kind() == std::io::ErrorKind::NotFound {
@@ -18,35 +18,35 @@ pub fn failed(path: &Path, error: &std::io::Error) -> Error {
     }
 }
 
-/// The length of a file, links followed.
+/// Returns the length of a file; follows links.
 ///
 /// # Errors
-/// It is not there.
+/// `NotFound` if the file is missing.
 pub fn length(path: &Path) -> Result<u64> {
     fs::metadata(path)
         .map(|metadata| metadata.len())
         .map_err(|error| failed(path, &error))
 }
 
-/// Makes a folder and those above it.
+/// Makes a folder and its parents.
 ///
 /// # Errors
-/// The system's.
+/// Errors of the file system.
 pub fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|error| failed(path, &error))
 }
 
-/// Writes a file under a temporary name beside its own, and renames it: nobody sees half of it.
+/// Writes a file under a temporary name in the same folder and renames it, so readers never see an incomplete file.
 ///
 /// # Errors
-/// The system's.
+/// Errors of the file system.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = temporary_file(&folder_of(path))?;
     file.write_all(bytes).map_err(|error| failed(path, &error))?;
     persist(file, path)
 }
 
-/// The folder that a file is in.
+/// Returns the folder of a file.
 pub fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
@@ -54,10 +54,10 @@ pub fn folder_of(path: &Path) -> PathBuf {
     }
 }
 
-/// A file in `folder` that goes away unless [`persist`] names it, with the permissions that any new file gets.
+/// Makes a file in `folder` that is deleted unless [`persist`] names it, with the permissions of a new file.
 ///
 /// # Errors
-/// The system's.
+/// Errors of the file system.
 pub fn temporary_file(folder: &Path) -> Result<NamedTempFile> {
     tempfile::Builder::new()
         .prefix(".triton-diffusion-")
@@ -66,10 +66,10 @@ pub fn temporary_file(folder: &Path) -> Result<NamedTempFile> {
         .map_err(|error| failed(folder, &error))
 }
 
-/// A folder in `folder` that goes away with what is in it.
+/// Makes a folder in `folder` that is deleted with its contents.
 ///
 /// # Errors
-/// The system's.
+/// Errors of the file system.
 pub fn temporary_folder(folder: &Path) -> Result<TempDir> {
     tempfile::Builder::new()
         .prefix(".triton-diffusion-")
@@ -81,15 +81,26 @@ pub fn temporary_folder(folder: &Path) -> Result<TempDir> {
 /// Gives a temporary file its name.
 ///
 /// # Errors
-/// The system's.
+/// Errors of the file system.
 pub fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
     file.persist(path).map(drop).map_err(|error| failed(path, &error.error))
+}
+
+/// Checks that nothing exists at a path.
+///
+/// # Errors
+/// `InvalidArgument` that names the path.
+pub fn require_absent(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Err(Error::invalid_argument(format!("{}: already exists", path.display())));
+    }
+    Ok(())
 }
 
 /// Opens a file to read.
 ///
 /// # Errors
-/// The system's.
+/// Errors of the file system.
 pub fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| failed(path, &error))
 }

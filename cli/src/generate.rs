@@ -1,4 +1,4 @@
-//! `generate`: an image without a server, by the code that the server runs.
+//! `generate`: generates an image without a server, with the code of the server.
 
 use std::path::PathBuf;
 
@@ -17,14 +17,14 @@ use crate::dtype::Float;
 use crate::inputs::RequestArguments;
 use crate::{output, progress};
 
-/// Makes an image without a server: the bytes are those that the server answers
+/// Generates an image without a server, with the same bytes as the server
 #[derive(Args)]
 pub struct Arguments {
     /// The diffusers folder, with model_index.json
     folder: PathBuf,
     #[command(flatten)]
     request: RequestArguments,
-    /// Compute in this dtype [default: float32 on the CPU, float16 on a GPU]
+    /// The dtype of the computation [default: float32 on the CPU, float16 on a GPU]
     #[arg(long)]
     dtype: Option<Float>,
     /// cpu, or cuda:N for GPU N
@@ -72,14 +72,14 @@ impl Arguments {
     }
 }
 
-/// Makes the image, or images.
+/// Generates the images.
 ///
 /// # Errors
-/// Those that the server answers a request with, or fails the load with.
+/// The server's errors for the model and the request.
 pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.request.check_out()?;
-    let row = arguments.request.row()?;
-    let bytes = |name: &str| row.get(name).map(str::as_bytes);
+    let element = arguments.request.read()?;
+    let bytes = |name: &str| element.get(name).map(str::as_bytes);
     let parameters = arguments.parameters()?;
 
     let spinner = progress::spinner("loading");
@@ -87,7 +87,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     spinner.finish_and_clear();
     let (components, warnings) = loaded?;
     for warning in warnings {
-        output::aside(format_args!("warning: {warning}"));
+        output::status(format_args!("warning: {warning}"));
     }
     let context = RequestContext::new(components.capabilities(), &parameters)?;
     let request = resolve(
@@ -101,7 +101,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         },
         &context,
     )?;
-    let generated = make(components, request.clone())?;
+    let generated = generate(components, request.clone())?;
 
     let model = arguments.model_name();
     let images = generated
@@ -113,15 +113,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             encode(image, &request.output, &metadata.to_json())
         })
         .collect::<Result<Vec<_>>>()?;
-    tell(&request, &generated);
+    print_parameters(&request, &generated);
     for path in arguments.request.write(&images)? {
-        output::line(path.display());
+        output::print(path.display());
     }
     Ok(())
 }
 
-/// The pipeline's three parts, with a bar over its steps.
-fn make(components: Components, request: GenerateRequest) -> Result<PipelineOutput> {
+/// Runs the pipeline, with a progress bar over its steps.
+fn generate(components: Components, request: GenerateRequest) -> Result<PipelineOutput> {
     let mut pipeline = DiffusionPipeline::new(components);
     pipeline.init_thread()?;
     let mut job = pipeline.prepare(request)?;
@@ -135,19 +135,21 @@ fn make(components: Components, request: GenerateRequest) -> Result<PipelineOutp
     pipeline.finish(job)
 }
 
-/// What the server puts into the response's parameters.
-fn tell(request: &GenerateRequest, generated: &PipelineOutput) {
-    output::line(format_args!("seed: {}", request.seed));
-    output::line(format_args!("steps_run: {}", generated.steps_run));
-    output::line(format_args!("scheduler: {}", generated.scheduler));
+/// Prints the parameters of the server's response.
+fn print_parameters(request: &GenerateRequest, generated: &PipelineOutput) {
+    output::print(format_args!("seed: {}", request.seed));
+    output::print(format_args!("steps_run: {}", generated.steps_run));
+    output::print(format_args!("scheduler: {}", generated.scheduler));
     if generated.prompt_truncated {
-        output::aside(format_args!(
-            "warning: a prompt has more tokens than the text encoder takes, and was cut off"
+        output::status(format_args!(
+            "warning: a prompt has more tokens than the text encoder reads and was truncated"
         ));
     }
     let flagged = generated.nsfw_content_detected.iter().flatten();
     for (index, _) in flagged.enumerate().filter(|(_, flagged)| **flagged) {
-        output::aside(format_args!("warning: the safety checker made image {index} black"));
+        output::status(format_args!(
+            "warning: the safety checker replaced image {index} by a black image"
+        ));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The inputs of a request, as `generate` and `invoke` take them from the command line.
+//! The inputs of a request, from the command line of `generate` and `invoke`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,51 +12,51 @@ use serde_json::{Map, Value};
 
 use crate::files;
 
-/// Largest image file that is read, in bytes; a server's own limit is lower.
+/// Largest image file that is read, in bytes; the limit of a server is lower.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
-/// What an image is made from, and where it goes.
+/// The inputs of a request and the output file.
 #[derive(Args)]
 pub struct RequestArguments {
     /// The prompt
     #[arg(long)]
     prompt: String,
-    /// What is not to be seen
+    /// What the image should not show
     #[arg(long)]
     negative_prompt: Option<String>,
-    /// The image that is changed, repainted or enlarged
+    /// The image to change, repaint or enlarge
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// What of it is repainted: white is, black is kept
+    /// The mask: white is repainted, black is kept
     #[arg(long, value_name = "FILE")]
     mask_image: Option<PathBuf>,
-    /// The depth that is kept
+    /// The depth map to keep
     #[arg(long, value_name = "FILE")]
     depth_map: Option<PathBuf>,
     /// The gen_args, a JSON object such as {"num_inference_steps": 20}
     #[arg(long, value_name = "JSON")]
     gen_args: Option<String>,
-    /// One key of gen_args, such as guidance_scale=9; takes the place of that in --gen-args; may be given several times
+    /// One key of gen_args, such as guidance_scale=9; wins over --gen-args; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// The same as --set seed=N
     #[arg(long)]
     seed: Option<u64>,
-    /// The image's file. Its ending decides output_format if nothing else does: png, jpg, jpeg or webp. Several images
-    /// get numbers: image-0.png
+    /// The output file. Its extension (png, jpg, jpeg, webp) sets output_format unless gen_args do. Several images get
+    /// numbers: image-0.png
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }
 
-/// The elements of one batch row. Images are in base64.
+/// The inputs of one batch element. Images are in base64.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Row {
-    /// The elements by the names of the input tensors, in the order of the command line's options.
+pub struct ElementInputs {
+    /// The names of the inputs and their values, in the order of the options.
     pub inputs: Vec<(&'static str, String)>,
 }
 
-impl Row {
-    /// The element of an input.
+impl ElementInputs {
+    /// Returns the value of an input.
     pub fn get(&self, name: &str) -> Option<&str> {
         let input = self.inputs.iter().find(|(own, _)| *own == name);
         input.map(|(_, element)| element.as_str())
@@ -64,11 +64,11 @@ impl Row {
 }
 
 impl RequestArguments {
-    /// The inputs, with the files read.
+    /// Reads the files and returns all inputs.
     ///
     /// # Errors
-    /// A file that cannot be read, `--gen-args` that is no JSON object, a key that is given twice.
-    pub fn row(&self) -> Result<Row> {
+    /// A file that cannot be read, `--gen-args` that are not a JSON object, a duplicate key.
+    pub fn read(&self) -> Result<ElementInputs> {
         let mut inputs = vec![("prompt", self.prompt.clone())];
         inputs.extend(self.negative_prompt.clone().map(|text| ("negative_prompt", text)));
         for (name, path) in [
@@ -81,17 +81,17 @@ impl RequestArguments {
             }
         }
         inputs.extend(self.gen_args()?.map(|text| ("gen_args", text)));
-        Ok(Row { inputs })
+        Ok(ElementInputs { inputs })
     }
 
-    /// The text of `gen_args`: the user's own where nothing is added to it.
+    /// Returns the text of `gen_args`, unchanged if nothing is added.
     fn gen_args(&self) -> Result<Option<String>> {
         let mut own = Map::new();
         for set in &self.set {
             let (key, value) = set
                 .split_once('=')
-                .ok_or_else(|| Error::invalid_argument("--set takes KEY=VALUE, such as guidance_scale=9"))?;
-            // What is no JSON is a text: scheduler=DDIMScheduler.
+                .ok_or_else(|| Error::invalid_argument("--set: expected KEY=VALUE, such as guidance_scale=9"))?;
+            // A value that is not JSON is a string: scheduler=DDIMScheduler.
             let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
             add(&mut own, key, value)?;
         }
@@ -101,7 +101,7 @@ impl RequestArguments {
         let given = self.gen_args.as_deref().map(str::trim).filter(|text| !text.is_empty());
         let pairs = match given {
             Some(text) => serde_json::from_str::<Pairs>(text)
-                .map_err(|error| Error::invalid_argument(format!("--gen-args is not one JSON object: {error}")))?,
+                .map_err(|error| Error::invalid_argument(format!("--gen-args: expected one JSON object: {error}")))?,
             None => Pairs(Vec::new()),
         };
         let has = |key: &str| own.contains_key(key) || pairs.0.iter().any(|(name, _)| name == key);
@@ -122,10 +122,10 @@ impl RequestArguments {
         Ok(Some(Value::Object(all).to_string()))
     }
 
-    /// Writes the images and gives the names of their files.
+    /// Writes the images and returns the paths.
     ///
     /// # Errors
-    /// The system's.
+    /// Errors of the file system.
     pub fn write(&self, images: &[Vec<u8>]) -> Result<Vec<PathBuf>> {
         let mut paths = Vec::new();
         for (index, image) in images.iter().enumerate() {
@@ -139,7 +139,7 @@ impl RequestArguments {
         Ok(paths)
     }
 
-    /// Says so before time is spent: the folder of the image is not there.
+    /// Checks early that the folder of the output file exists.
     ///
     /// # Errors
     /// `NotFound` with the folder's name.
@@ -159,12 +159,12 @@ fn add(args: &mut Map<String, Value>, key: &str, value: Value) -> Result<()> {
     }
 }
 
-/// An image file in base64.
+/// Reads an image file as base64.
 fn image(path: &Path) -> Result<String> {
     let length = files::length(path)?;
     if length > MAX_IMAGE_BYTES {
         return Err(Error::invalid_argument(format!(
-            "{}: {length} bytes, more than {MAX_IMAGE_BYTES}",
+            "{}: the file has {length} bytes, the limit is {MAX_IMAGE_BYTES}",
             path.display()
         )));
     }
@@ -172,7 +172,7 @@ fn image(path: &Path) -> Result<String> {
     Ok(BASE64_STANDARD.encode(bytes))
 }
 
-/// The format that a file's name speaks of.
+/// Returns the format of a file's extension.
 fn format_of(path: &Path) -> Option<Format> {
     let ending = path.extension()?.to_str()?.to_ascii_lowercase();
     match ending.as_str() {
@@ -183,7 +183,7 @@ fn format_of(path: &Path) -> Option<Format> {
     }
 }
 
-/// `a/image.png` as `a/image-3.png`.
+/// Adds a number to a path: `a/image.png` becomes `a/image-3.png`.
 fn numbered(path: &Path, index: usize) -> PathBuf {
     let mut name = path.file_stem().unwrap_or_default().to_owned();
     name.push(format!("-{index}"));
@@ -212,14 +212,14 @@ mod tests {
     }
 
     #[test]
-    fn gen_args_that_nothing_is_added_to_stay_as_they_are() {
+    fn gen_args_without_additions_do_not_change() {
         let text = r#"{ "seed":1,"seed":2 }"#;
         assert_eq!(gen_args(&["--out", "p", "--gen-args", text]).unwrap().unwrap(), text);
         assert_eq!(gen_args(&["--out", "p"]).unwrap(), None);
     }
 
     #[test]
-    fn single_keys_take_the_place_of_those_in_gen_args() {
+    fn set_replaces_a_key_of_gen_args() {
         let given = r#"{"guidance_scale": 7.5, "num_inference_steps": 3}"#;
         let text = gen_args(&[
             "--out",
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_twice_is_an_error() {
+    fn gen_args_with_a_duplicate_key_are_refused() {
         for arguments in [
             ["--set", "seed=1", "--seed", "2"],
             ["--seed", "1", "--gen-args", r#"{"eta": 0, "eta": 1}"#],
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ending_decides_the_format_unless_something_else_does() {
+    fn output_format_follows_the_extension_unless_it_is_set() {
         assert_eq!(
             gen_args(&["--out", "a.JPG"]).unwrap().unwrap(),
             r#"{"output_format":"jpeg"}"#
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn several_images_get_numbers() {
+    fn numbered_adds_the_index_before_the_extension() {
         assert_eq!(numbered(Path::new("a/b.c.png"), 2), Path::new("a/b.c-2.png"));
         assert_eq!(numbered(Path::new("b"), 0), Path::new("b-0"));
     }

@@ -1,7 +1,6 @@
-//! The command `triton-diffusion`: looks at checkpoints as the server does, packs and converts them, and makes images.
+//! The command `triton-diffusion`: inspects, packs and converts checkpoints, and generates images.
 //!
-//! What decides whether a folder can be served, and what makes images, is the server's own code: this program is a
-//! caller of the library.
+//! The program calls the library of the server to check folders and to generate images.
 
 mod check;
 mod checkpoint;
@@ -18,12 +17,13 @@ mod pack;
 mod progress;
 mod repo;
 mod tensors;
+mod verify;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Inspects, packs and converts Stable Diffusion checkpoints for Triton's backend `diffusion`, and makes images.
+/// Inspects, packs and converts Stable Diffusion checkpoints for Triton's backend `diffusion`, and generates images.
 #[derive(Parser)]
 #[command(name = "triton-diffusion", version)]
 struct Arguments {
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            output::aside(format_args!("error: {error:#}"));
+            output::status(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

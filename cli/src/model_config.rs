@@ -1,27 +1,27 @@
-//! `config.pbtxt` of a model.
+//! The `config.pbtxt` of a model.
 
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 
-/// Where the instances of a model are.
+/// The device of a model's instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
-    /// One on each GPU.
+    /// One instance on each GPU.
     Gpu,
-    /// One on the CPU.
+    /// One instance on the CPU.
     Cpu,
 }
 
-/// The file `config.pbtxt`: what `model_repository/` has, with the parameters that are given.
+/// Makes the file `config.pbtxt`, like those in `model_repository/`, with these parameters.
 ///
-/// Inputs, outputs and shapes are left to the backend, which completes them from the checkpoint's pipeline.
+/// The backend adds inputs, outputs and shapes from the checkpoint's pipeline.
 pub fn config_pbtxt(pipeline: &str, kind: Kind, parameters: &Map<String, Value>) -> String {
     let (instances, kind) = match kind {
-        Kind::Gpu => ("One instance on each GPU; it keeps the weights in float16", "KIND_GPU"),
-        Kind::Cpu => ("One instance on the CPU; it keeps the weights in float32", "KIND_CPU"),
+        Kind::Gpu => ("One instance on each GPU; weights are stored as float16", "KIND_GPU"),
+        Kind::Cpu => ("One instance on the CPU; weights are stored as float32", "KIND_CPU"),
     };
     let unless = if parameters.contains_key("dtype") {
-        " if `dtype` did not say otherwise"
+        " unless `dtype` is set"
     } else {
         ""
     };
@@ -44,14 +44,14 @@ pub fn config_pbtxt(pipeline: &str, kind: Kind, parameters: &Map<String, Value>)
     text
 }
 
-/// The file `configs/cpu.pbtxt`: the same model on the CPU, for `--model-config-name=cpu`.
+/// Makes the file `configs/cpu.pbtxt`: the same model on the CPU, for `--model-config-name=cpu`.
 pub fn cpu_pbtxt(pipeline: &str, parameters: &Map<String, Value>) -> String {
     let mut text = "# The same model on the CPU: tritonserver --model-config-name=cpu ...\n".to_owned();
     text.push_str(&config_pbtxt(pipeline, Kind::Cpu, parameters));
     text
 }
 
-/// A string of the text format of protocol buffers.
+/// Quotes a string for the text format of protocol buffers.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for byte in text.bytes() {
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn strings_are_quoted_as_protobuf_reads_them() {
+    fn quoted_escapes_like_protobuf() {
         assert_eq!(quoted("{\"a\": 1}"), r#""{\"a\": 1}""#);
         assert_eq!(quoted("a\\b\n\u{e9}"), r#""a\\b\012\303\251""#);
     }

@@ -1,14 +1,14 @@
-//! What the program says. A reader that has gone away (`| head`) is no reason to fail.
+//! The output of the program. A closed pipe (`| head`) is not an error.
 
 use std::fmt::Display;
 use std::io::{Write, stderr, stdout};
 
-/// A line of the result, to standard output.
-pub fn line(text: impl Display) {
+/// Prints a line of the result to standard output.
+pub fn print(text: impl Display) {
     let _ = writeln!(stdout(), "{text}");
 }
 
-/// A line that is not the result, to standard error.
-pub fn aside(text: impl Display) {
+/// Prints a status line to standard error.
+pub fn status(text: impl Display) {
     let _ = writeln!(stderr(), "{text}");
 }

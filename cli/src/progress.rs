@@ -1,10 +1,10 @@
-//! Progress bars. They go to standard error, and are silent where that is no terminal.
+//! Progress bars on standard error; hidden if that is not a terminal.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar over bytes.
+/// Makes a bar over bytes.
 pub fn bytes(total: u64, what: &str) -> ProgressBar {
     bar(
         total,
@@ -13,12 +13,12 @@ pub fn bytes(total: u64, what: &str) -> ProgressBar {
     )
 }
 
-/// A bar over steps.
+/// Makes a bar over steps.
 pub fn steps(total: u64, what: &str) -> ProgressBar {
     bar(total, what, "{msg:24} {wide_bar} {pos}/{len} {per_sec} {eta}")
 }
 
-/// Something that takes a while, nobody knows how long.
+/// Makes a spinner for work of unknown length.
 pub fn spinner(what: &str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
     spinner.enable_steady_tick(Duration::from_millis(100));
@@ -27,7 +27,7 @@ pub fn spinner(what: &str) -> ProgressBar {
 
 fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(total).with_message(what.to_owned());
-    // A template that indicatif does not take would leave its own style.
+    // An invalid template would leave the default style.
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,

@@ -1,4 +1,4 @@
-//! `repo`: a model repository that links to checkpoints.
+//! `repo`: makes a model repository of links to checkpoints.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,8 @@ use diffusion_core::{Context, Error, Result};
 use crate::check::ParameterArguments;
 use crate::inspect::Report;
 use crate::model_config::{Kind, config_pbtxt, cpu_pbtxt};
-use crate::pack::{CHECKPOINT, model_name, refused};
+use crate::pack::{CHECKPOINT, model_name};
+use crate::verify::refused;
 use crate::{files, output};
 
 /// Makes a model repository that links to checkpoints, for a server on this machine
@@ -23,36 +24,31 @@ pub struct Arguments {
     /// The model repository
     #[arg(long, default_value = "model_repository")]
     out: PathBuf,
-    /// Where config.pbtxt puts the models; configs/cpu.pbtxt for --model-config-name=cpu is there with either
+    /// The device in config.pbtxt; configs/cpu.pbtxt for --model-config-name=cpu is always written
     #[arg(long, value_enum, default_value_t = Kind::Gpu)]
     kind: Kind,
     #[command(flatten)]
     parameters: ParameterArguments,
 }
 
-/// A model that is to be made.
+/// A model of the new repository.
 struct Model {
     folder: PathBuf,
     pipeline: String,
 }
 
-/// Makes the repository, or adds to one; nothing is made if one of the folders cannot be served.
+/// Makes the repository, or adds models to it; makes nothing if the server would refuse one of the folders.
 ///
 /// # Errors
-/// What is wrong with a folder, as the server would say it; a name that is taken; the system's.
+/// The server's error for a folder; a name that exists; errors of files.
 pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.parameters.read()?;
     let parameters = arguments.parameters.pairs()?;
     let mut models = BTreeMap::new();
     for argument in &arguments.folders {
-        let (name, folder) = named(argument)?;
+        let (name, folder) = with_name(argument)?;
         let target = arguments.out.join(&name);
-        if target.exists() {
-            return Err(Error::invalid_argument(format!(
-                "{}: there is something of this name already",
-                target.display()
-            )));
-        }
+        files::require_absent(&target)?;
         let model = read(&folder)?;
         if models.insert(name.clone(), model).is_some() {
             return Err(Error::invalid_argument(format!(
@@ -74,7 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         symlink(&model.folder, &link).map_err(|error| files::failed(&link, &error))?;
         let target = arguments.out.join(&name);
         fs::rename(&staged, &target).map_err(|error| files::failed(&target, &error))?;
-        output::line(format_args!(
+        output::print(format_args!(
             "{}: {}, {}",
             target.display(),
             model.pipeline,
@@ -84,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The folder, if nothing that serving needs is missing in it.
+/// Checks that the folder has everything that serving needs.
 fn read(folder: &Path) -> Result<Model> {
     let report = Report::of(folder, false)?;
     if let Some(problem) = report.problems.into_iter().next() {
@@ -96,8 +92,8 @@ fn read(folder: &Path) -> Result<Model> {
     })
 }
 
-/// Name and folder of an argument.
-fn named(argument: &str) -> Result<(String, PathBuf)> {
+/// Splits an argument into the name of the model and its folder.
+fn with_name(argument: &str) -> Result<(String, PathBuf)> {
     if let Some((name, folder)) = argument.split_once('=')
         && !Path::new(argument).exists()
     {
@@ -109,7 +105,7 @@ fn named(argument: &str) -> Result<(String, PathBuf)> {
     Ok((name.to_owned(), folder))
 }
 
-/// What a folder is called: in the Hugging Face cache (`models--ORG--NAME/snapshots/COMMIT`) the repository's name.
+/// Returns the name of a folder: in the Hugging Face cache (`models--ORG--NAME/snapshots/COMMIT`) the repository's name.
 fn folder_name(folder: &Path) -> Option<String> {
     let whole = fs::canonicalize(folder).ok()?;
     let mut parts = whole.iter().rev().filter_map(|part| part.to_str());
@@ -119,7 +115,7 @@ fn folder_name(folder: &Path) -> Option<String> {
     {
         return name.rsplit("--").next().map(str::to_owned);
     }
-    // The name that the user sees, where it is a link.
+    // If it is a link, the name of the link.
     let seen = folder.file_name().and_then(|name| name.to_str());
     Some(seen.unwrap_or(own).to_owned())
 }
@@ -130,12 +126,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_of_the_cache_has_its_repositorys_name() {
+    fn name_of_a_folder_in_the_cache_is_that_of_its_repository() {
         let root = tempfile::tempdir().unwrap();
         let snapshot = root.path().join("models--org--stable-diffusion/snapshots/0123abcd");
         fs::create_dir_all(&snapshot).unwrap();
         let text = snapshot.display().to_string();
-        assert_eq!(named(&text).unwrap(), ("stable-diffusion".to_owned(), snapshot.clone()));
-        assert_eq!(named(&format!("base={text}")).unwrap(), ("base".to_owned(), snapshot));
+        assert_eq!(
+            with_name(&text).unwrap(),
+            ("stable-diffusion".to_owned(), snapshot.clone())
+        );
+        assert_eq!(
+            with_name(&format!("base={text}")).unwrap(),
+            ("base".to_owned(), snapshot)
+        );
     }
 }

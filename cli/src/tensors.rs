@@ -1,4 +1,4 @@
-//! safetensors files, read and written tensor by tensor: a file of any size needs the memory of one piece.
+//! Reads and writes safetensors files in chunks, so a file of any size needs little memory.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -16,9 +16,9 @@ use triton_diffusion::weights::{TensorFile, convert};
 use crate::files;
 
 /// Elements that are converted at a time.
-const PIECE: usize = 1 << 20;
-/// The data begins at a multiple of this, and so do all tensors whose length is one: as the server's memory would have them, which
-/// can then use them in the file (`src/weights/materialize.rs`).
+const CHUNK: usize = 1 << 20;
+/// The data begins at a multiple of this, and so do all tensors whose length is a multiple: the server can then map them instead of
+/// copying them (`src/weights/materialize.rs`).
 const ALIGNMENT: usize = 64;
 
 /// A safetensors file whose tensors are read one by one.
@@ -26,15 +26,15 @@ pub struct Source {
     path: PathBuf,
     file: File,
     metadata: Metadata,
-    /// Where the tensors' bytes begin.
+    /// The offset of the tensors' bytes.
     data: u64,
 }
 
 impl Source {
-    /// Opens a file once the server's own reader has found it whole.
+    /// Opens a file and checks it with the server's reader.
     ///
     /// # Errors
-    /// What [`TensorFile::open`] says of it.
+    /// Those of [`TensorFile::open`].
     pub fn open(path: &Path) -> Result<Self> {
         TensorFile::open(path)?;
         let file = files::open(path)?;
@@ -46,7 +46,7 @@ impl Source {
         read(&mut length, 0)?;
         let length = u64::from_le_bytes(length);
         let invalid = |why: &dyn std::fmt::Display| Error::invalid_argument(format!("{}: {why}", path.display()));
-        // The header was read whole a moment ago.
+        // `TensorFile::open` has checked this length.
         let mut header = vec![0; usize::try_from(length).map_err(|error| invalid(&error))?];
         read(&mut header, size_of::<u64>() as u64)?;
         let metadata = serde_json::from_slice(&header).map_err(|error| invalid(&error))?;
@@ -58,51 +58,51 @@ impl Source {
         })
     }
 
-    /// Every tensor's name, in the order of the file.
+    /// Returns the names of all tensors, in the order of the file.
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }
 
-    /// Shape and dtype of a tensor.
+    /// Returns the shape and the dtype of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.metadata.info(name)
     }
 
-    /// The file's own notes.
+    /// Returns the file's metadata.
     pub fn notes(&self) -> BTreeMap<String, String> {
         let notes = self.metadata.metadata().clone().unwrap_or_default();
         notes.into_iter().collect()
     }
 
-    /// Hands the bytes `from..to` of a tensor to `take`, in pieces of whole elements.
+    /// Passes the bytes `from..to` of a tensor to `take`, in chunks of whole elements.
     ///
     /// # Errors
-    /// The tensor is not there, the file cannot be read, and those of `take`.
+    /// The tensor is missing, the file cannot be read; the errors of `take`.
     pub fn read(&self, name: &str, (from, to): (u64, u64), mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let info = self
             .info(name)
             .ok_or_else(|| Error::not_found(format!("{}: has no tensor {name}", self.path.display())))?;
         let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         if from > to || to > end - start {
-            return Err(Error::internal(format!("{name}: a part outside of the tensor")));
+            return Err(Error::internal(format!("{name}: range outside of the tensor")));
         }
-        let mut buffer = vec![0; PIECE * size_of::<f64>()];
+        let mut buffer = vec![0; CHUNK * size_of::<f64>()];
         let mut at = self.data + start + from;
         let end = self.data + start + to;
         while at < end {
             let length = usize::try_from(end - at).map_or(buffer.len(), |n| n.min(buffer.len()));
-            let piece = &mut buffer[..length];
+            let chunk = &mut buffer[..length];
             self.file
-                .read_exact_at(piece, at)
+                .read_exact_at(chunk, at)
                 .map_err(|error| files::failed(&self.path, &error))?;
-            take(piece)?;
+            take(chunk)?;
             at += length as u64;
         }
         Ok(())
     }
 }
 
-/// A tensor of a file that is to be written: where its values come from, and what it is to be.
+/// A tensor of a new file, and the tensor of the source that it comes from.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Its name in the new file.
@@ -113,12 +113,12 @@ pub struct Entry {
     pub dtype: Dtype,
     /// Its name in the source.
     pub from: String,
-    /// The bytes of the source's tensor that it is.
+    /// Its bytes in the source's tensor.
     pub range: (u64, u64),
 }
 
 impl Entry {
-    /// The whole of a source's tensor under a name of its own.
+    /// Makes an entry for a whole tensor of the source, under a new name.
     pub fn whole(name: impl Into<String>, from: &str, info: &TensorInfo, dtype: Dtype) -> Self {
         let bytes = info.data_offsets.1 - info.data_offsets.0;
         Self {
@@ -130,18 +130,18 @@ impl Entry {
         }
     }
 
-    /// Bytes in the new file.
+    /// Returns the bytes in the new file.
     fn bytes(&self) -> u64 {
         let elements: u64 = self.shape.iter().map(|&n| n as u64).product();
         elements * (self.dtype.bitsize() as u64 / 8)
     }
 }
 
-/// Writes a file of tensors that come from `source`, each converted if its dtype differs. `done` hears of the bytes that were
-/// read. The same tensors make the same file.
+/// Writes a file of tensors from `source` and converts those whose dtype differs. `done` gets the number of bytes of each chunk that
+/// was read. The same tensors give the same file.
 ///
 /// # Errors
-/// Those of reading, of writing and of [`convert`], with the tensor's name.
+/// Errors of the files and of [`convert`], with the name of the tensor.
 pub fn write(
     path: &Path,
     source: &Source,
@@ -149,8 +149,8 @@ pub fn write(
     notes: &BTreeMap<String, String>,
     done: impl Fn(u64),
 ) -> Result<()> {
-    // As the safetensors crate orders them: wide elements first, so that each lies aligned to its own width. Odd lengths last, so that
-    // the others keep their alignment.
+    // The order of the safetensors crate: wide elements first, so each tensor is aligned to its elements. Odd lengths come last, to keep
+    // the alignment of the others.
     entries.sort_by_cached_key(|entry| {
         let odd = !entry.bytes().is_multiple_of(ALIGNMENT as u64);
         (Reverse(entry.dtype.bitsize()), odd, entry.name.clone())
@@ -164,11 +164,11 @@ pub fn write(
     for entry in &entries {
         let from = source.info(&entry.from).map(|info| info.dtype);
         source
-            .read(&entry.from, entry.range, |piece| {
-                done(piece.len() as u64);
+            .read(&entry.from, entry.range, |chunk| {
+                done(chunk.len() as u64);
                 match from {
-                    Some(from) if from != entry.dtype => file.write_all(&convert(piece, from, entry.dtype)?),
-                    _ => file.write_all(piece),
+                    Some(from) if from != entry.dtype => file.write_all(&convert(chunk, from, entry.dtype)?),
+                    _ => file.write_all(chunk),
                 }
                 .map_err(failed)
             })
@@ -192,7 +192,7 @@ fn header(entries: &[Entry], notes: &BTreeMap<String, String>) -> String {
         offset = end;
     }
     let mut text = Value::Object(header).to_string();
-    // The header's own length stands before it, in eight bytes.
+    // The length of the header is before it, in eight bytes.
     let before = size_of::<u64>() + text.len();
     let padding = before.next_multiple_of(ALIGNMENT) - before;
     text.extend(std::iter::repeat_n(' ', padding));

@@ -1,15 +1,14 @@
-//! CUDA, found at run time.
+//! CUDA, loaded at run time.
 //!
-//! The library links libtorch's CPU half alone, so that one file serves machines with and without
-//! a GPU. When an instance asks for a GPU, `libtorch_cuda.so` is opened; its static initialisers
-//! register the CUDA kernels with the dispatcher that is already in the process.
+//! The backend links only the CPU libraries of libtorch, so one file works on machines with and without a GPU. The first GPU
+//! instance opens `libtorch_cuda.so`, whose static initialisers register the CUDA kernels with the dispatcher in the process.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::generator::take;
+use super::generator::check_status;
 use diffusion_core::{Error, Result};
 
 unsafe extern "C" {
@@ -24,14 +23,13 @@ pub const LIBRARY_PATH_VARIABLE: &str = "TRITON_DIFFUSION_CUDA_PATH";
 
 const LIBRARY: &str = "libtorch_cuda.so";
 
-/// The device `index`, once libtorch's CUDA library is in the process and sees that device.
+/// Loads libtorch's CUDA library and returns the device `index`.
 ///
-/// The library is looked for in the folder of [`LIBRARY_PATH_VARIABLE`], beside this backend's own
-/// file, in `cuda/` beside it, and then where the system's loader looks.
+/// The library is searched in the folder of [`LIBRARY_PATH_VARIABLE`], in `cuda/` next to this backend's file, next to that file, and
+/// in the paths of the system's loader.
 ///
 /// # Errors
-/// `Unsupported` if the library or a library that it needs is not found, or if the driver shows no
-/// such device; the message names what was tried.
+/// `Unsupported` if the library or one of its dependencies is missing, or if the device does not exist; the message names the paths.
 pub fn device(index: u32) -> Result<tch::Device> {
     load()?;
     let count = tch::Cuda::device_count();
@@ -43,16 +41,16 @@ pub fn device(index: u32) -> Result<tch::Device> {
     )))
 }
 
-/// Makes the device current on this thread; nothing for the CPU.
+/// Makes the device current on this thread; does nothing for the CPU.
 ///
 /// # Errors
-/// CUDA's own, as `Internal`.
+/// Errors of CUDA, as `Internal`.
 pub fn make_current(device: tch::Device) -> Result<()> {
     match device {
         tch::Device::Cuda(index) => {
             let index = c_int::try_from(index).map_err(|_| Error::internal("a CUDA device index out of range"))?;
             // SAFETY: takes a number; libtorch checks it and throws into the shim.
-            take(unsafe { td_cuda_set_device(index) })
+            check_status(unsafe { td_cuda_set_device(index) })
         }
         _ => Ok(()),
     }
@@ -61,29 +59,28 @@ pub fn make_current(device: tch::Device) -> Result<()> {
 /// Frees libtorch's cache of device memory; does nothing on the CPU, or if CUDA was never loaded.
 ///
 /// # Errors
-/// CUDA's own, as `Internal`.
+/// Errors of CUDA, as `Internal`.
 pub fn empty_cache(device: tch::Device) -> Result<()> {
     match device {
         // SAFETY: takes nothing; libtorch's CUDA library is in the process.
-        tch::Device::Cuda(_) if is_linked() => take(unsafe { td_cuda_empty_cache() }),
+        tch::Device::Cuda(_) if is_linked() => check_status(unsafe { td_cuda_empty_cache() }),
         _ => Ok(()),
     }
 }
 
-/// Free memory of a device that [`device`] has given, in bytes. What libtorch keeps for the next request of a loaded model is not among
-/// it, and stays theirs.
+/// Returns the free memory of a device from [`device`] in bytes, without the memory that libtorch caches for loaded models.
 ///
 /// # Errors
-/// CUDA's own, as `Internal`.
+/// Errors of CUDA, as `Internal`.
 pub fn free_memory(index: usize) -> Result<u64> {
     let index = c_int::try_from(index).map_err(|_| Error::internal("a CUDA device index out of range"))?;
     let (mut free, mut total) = (0usize, 0usize);
     // SAFETY: a number and places for two; libtorch's CUDA library is in the process, since there is a device.
-    take(unsafe { td_cuda_memory(index, &mut free, &mut total) })?;
+    check_status(unsafe { td_cuda_memory(index, &mut free, &mut total) })?;
     Ok(free as u64)
 }
 
-/// True if libtorch's CUDA library has registered itself in this process.
+/// Returns whether libtorch's CUDA library is registered in this process.
 pub fn is_linked() -> bool {
     // SAFETY: reads an atomic of libtorch's.
     unsafe { td_cuda_is_linked() }
@@ -105,7 +102,7 @@ fn load() -> Result<()> {
         }
     }
     Err(Error::unsupported(format!(
-        "a GPU was asked for, but libtorch's CUDA library cannot be loaded (set {LIBRARY_PATH_VARIABLE} to its folder): {}",
+        "a GPU needs libtorch's CUDA library, which cannot be loaded (set {LIBRARY_PATH_VARIABLE} to its folder): {}",
         tried.join("; ")
     )))
 }
@@ -128,7 +125,7 @@ fn candidates() -> Vec<PathBuf> {
     candidates
 }
 
-/// The folder of the file that this code was loaded from.
+/// Returns the folder of the file with this code.
 fn own_folder() -> Option<PathBuf> {
     let mut info = libc::Dl_info {
         dli_fname: std::ptr::null(),
@@ -148,7 +145,7 @@ fn own_folder() -> Option<PathBuf> {
     path.parent().map(Path::to_path_buf)
 }
 
-/// Opens a library for good: what it registers stays referenced.
+/// Opens a library and never closes it, since its registrations stay referenced.
 fn open(path: &Path) -> std::result::Result<(), String> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path with a NUL".to_owned())?;
     // SAFETY: a NUL-terminated path; the initialisers of libtorch's library run once, under LOADING.
@@ -172,7 +169,7 @@ mod tests {
     use diffusion_core::ErrorKind;
 
     #[test]
-    fn a_machine_without_the_library_says_what_it_tried() {
+    fn device_without_the_library_names_the_variable() {
         let outcome = device(0);
         if is_linked() {
             return; // Nothing is missing.
@@ -183,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_needs_nothing() {
+    fn cpu_needs_no_library() {
         make_current(tch::Device::Cpu).unwrap();
         empty_cache(tch::Device::Cpu).unwrap();
     }

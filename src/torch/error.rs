@@ -1,4 +1,4 @@
-//! The errors of libtorch are converted by `diffusion_core`, which owns the error type.
+//! The conversion of libtorch's errors, which is in `diffusion_core` with the error type.
 
 pub use diffusion_core::libtorch::{from_message, is_out_of_memory};
 
@@ -8,7 +8,7 @@ mod tests {
     use diffusion_core::Error;
 
     #[test]
-    fn a_real_allocation_failure_is_recognised() {
+    fn failed_allocation_is_out_of_memory() {
         let failed = tch::Tensor::f_empty([1 << 50], (tch::Kind::Float, tch::Device::Cpu));
         let error = Error::from(failed.expect_err("four petabytes cannot be had"));
         assert!(matches!(error, Error::OutOfMemory(_)), "{error}");

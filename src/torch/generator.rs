@@ -1,8 +1,7 @@
-//! A random generator of one's own.
+//! Random generators, seeded per request.
 //!
-//! tch knows only libtorch's process-wide generator, which would tie every request to every
-//! other. Here each request owns one and draws what diffusers draws from
-//! `torch.Generator("cpu").manual_seed(seed)`.
+//! tch has only the process-wide generator of libtorch, which all requests would share. Here each request has a generator with the
+//! numbers of `torch.Generator("cpu").manual_seed(seed)`, as in diffusers.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
@@ -30,13 +29,12 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Takes a message of the shim and frees it; null is success.
-pub(super) fn take(message: *mut c_char) -> Result<()> {
+/// Converts a message of the shim to a `Result` and frees the message; null is success.
+pub(super) fn check_status(message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
     }
-    // SAFETY: a message of the shim is a NUL-terminated string from malloc that is ours to free,
-    // and nothing else holds it.
+    // SAFETY: a message of the shim is a NUL-terminated string from malloc that the caller frees, and nothing else refers to it.
     let text = unsafe {
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
         td_message_free(message);
@@ -45,7 +43,7 @@ pub(super) fn take(message: *mut c_char) -> Result<()> {
     Err(from_message(&text))
 }
 
-/// The number of a floating dtype in `c10/core/ScalarType.h`; tch keeps its own copy private.
+/// Returns the number of a float dtype in `c10/core/ScalarType.h`, which tch does not export.
 pub(super) fn scalar_type(kind: Kind) -> Option<c_int> {
     match kind {
         Kind::Half => Some(5),
@@ -66,34 +64,34 @@ pub struct Generator {
 unsafe impl Send for Generator {}
 
 impl Generator {
-    /// A generator in the state that `torch.Generator("cpu").manual_seed(seed)` leaves.
+    /// Makes a generator in the state of `torch.Generator("cpu").manual_seed(seed)`.
     ///
     /// # Errors
     /// Out of memory.
     pub fn new(seed: u64) -> Result<Self> {
         let mut inner = ptr::null_mut();
         // SAFETY: `inner` is a place for one pointer, which the call fills on success.
-        take(unsafe { td_generator_new(seed, &mut inner) })?;
+        check_status(unsafe { td_generator_new(seed, &mut inner) })?;
         NonNull::new(inner)
             .map(|inner| Self { inner })
-            .ok_or_else(|| Error::internal("libtorch gave no generator"))
+            .ok_or_else(|| Error::internal("libtorch returned no generator"))
     }
 
-    /// Standard normal noise of `shape` and `kind` on the CPU.
+    /// Draws standard normal noise on the CPU.
     ///
-    /// The dtype is part of the draw: half-precision noise is another stream than float32 noise,
-    /// not its rounding.
+    /// The dtype changes the numbers: half-precision noise is not rounded float32 noise.
     ///
     /// # Errors
     /// Out of memory, or a shape that libtorch refuses.
     pub fn randn(&mut self, shape: &[i64], kind: Kind) -> Result<Tensor> {
-        let dtype = scalar_type(kind).ok_or_else(|| Error::internal(format!("no normal noise of dtype {kind:?}")))?;
+        let dtype =
+            scalar_type(kind).ok_or_else(|| Error::internal(format!("noise of dtype {kind:?} is not supported")))?;
         let mut out = ptr::null_mut();
-        // SAFETY: the generator is alive and borrowed for ourselves alone; `shape` is read for
+        // SAFETY: the generator is alive and borrowed exclusively; `shape` is read for
         // `shape.len()` values; `out` is a place for one pointer.
-        take(unsafe { td_randn(self.inner.as_ptr(), shape.as_ptr(), shape.len(), dtype, &mut out) })?;
+        check_status(unsafe { td_randn(self.inner.as_ptr(), shape.as_ptr(), shape.len(), dtype, &mut out) })?;
         if out.is_null() {
-            return Err(Error::internal("libtorch gave no noise"));
+            return Err(Error::internal("libtorch returned no noise"));
         }
         // SAFETY: on success `out` is a new `at::Tensor*` that nobody else owns, which is what a
         // `C_tensor` is.
@@ -123,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn draws_equal_the_global_generator_of_the_same_seed() {
+    fn randn_equals_the_global_generator_of_the_same_seed() {
         let mut own = Generator::new(7).unwrap();
         let ours = own.randn(&[1, 4, 8, 8], Kind::Float).unwrap();
         let again = own.randn(&[3], Kind::Float).unwrap();
@@ -135,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn generators_do_not_disturb_each_other() {
+    fn generators_are_independent() {
         let mut a = Generator::new(1).unwrap();
         let mut b = Generator::new(1).unwrap();
         let mut other = Generator::new(2).unwrap();
@@ -146,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_shape_is_an_error() {
+    fn randn_of_an_invalid_shape_is_an_error() {
         assert!(Generator::new(0).unwrap().randn(&[-1], Kind::Float).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Memory: how much there is, and giving it back.
+//! Available memory, and the return of freed memory to the system.
 
 use std::path::Path;
 
@@ -7,8 +7,7 @@ use tch::Device;
 use super::cuda;
 use diffusion_core::Result;
 
-/// Gives memory that was freed back to the system, which keeps it for the process otherwise: after many tensors of
-/// middling size that is several hundred megabytes.
+/// Returns freed memory to the system. The C library keeps it otherwise: several hundred megabytes after many tensors of middle size.
 #[cfg(target_env = "gnu")]
 pub fn trim() {
     // SAFETY: takes no pointer and may be called at any time, from any thread.
@@ -17,11 +16,11 @@ pub fn trim() {
     }
 }
 
-/// Size of a huge page, and the least length for which one is worth asking for.
+/// Size of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Asks the system to back new memory by huge pages, before it is first written: a gigabyte is then 512 page faults instead of 262,144,
-/// which take longer than reading the weights. A wish only; nothing is said if the system has none.
+/// Asks the system to back new memory by huge pages, before it is first written: a gigabyte then needs 512 page faults instead of
+/// 262,144, which would take longer than reading the weights. Does nothing if the system has none.
 pub fn prefer_huge_pages(data: *mut u8, bytes: usize) {
     let offset = data.align_offset(HUGE_PAGE);
     let Some(rest) = bytes.checked_sub(offset) else {
@@ -38,18 +37,18 @@ pub fn prefer_huge_pages(data: *mut u8, bytes: usize) {
     }
 }
 
-/// Only the GNU C library keeps it so.
+/// Does nothing: only the GNU C library keeps freed memory.
 #[cfg(not(target_env = "gnu"))]
 pub fn trim() {}
 
-/// Bytes that may still be had on a device, as far as can be told: `None` where the system does not say.
+/// Returns the available memory of a device in bytes; `None` if it is unknown.
 ///
-/// On the host that is the least of what the system, the control group at `/sys/fs/cgroup` (a container's own) and the limit of its
-/// address space (`ulimit -v`) leave, page cache that nobody has mapped counted as free; on a GPU what the driver says. `mapped` bytes of what
-/// is to be had lie in this process's maps already, and take nothing more of its address space.
+/// On the host it is the minimum of what the system, the control group at `/sys/fs/cgroup` (of a container) and the limit of the address
+/// space (`ulimit -v`) leave; page cache that is not mapped counts as free. On a GPU it is the free memory of the driver. `mapped` bytes
+/// of the memory that will be used are in maps of this process, and need no more of its address space.
 ///
 /// # Errors
-/// CUDA's own, as `Internal`.
+/// Errors of CUDA, as `Internal`.
 pub fn available(device: Device, mapped: u64) -> Result<Option<u64>> {
     match device {
         Device::Cuda(index) => cuda::free_memory(index).map(Some),
@@ -64,7 +63,7 @@ pub fn available(device: Device, mapped: u64) -> Result<Option<u64>> {
     }
 }
 
-/// `MemAvailable` of `/proc/meminfo` (proc_meminfo(5)).
+/// Reads `MemAvailable` of `/proc/meminfo` (proc_meminfo(5)).
 fn system() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
@@ -72,7 +71,7 @@ fn system() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// What `RLIMIT_AS` leaves, if there is such a limit; the address space in use is the first number of `/proc/self/statm`, in pages.
+/// Returns what `RLIMIT_AS` leaves, if there is such a limit; the address space in use is the first number of `/proc/self/statm`, in pages.
 fn address_space() -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -90,7 +89,7 @@ fn address_space() -> Option<u64> {
     Some(limit.rlim_cur.saturating_sub(pages.saturating_mul(page)))
 }
 
-/// What the limit of the control group mounted at `root` leaves (Linux, `Documentation/admin-guide/cgroup-v2.rst`, and `cgroup-v1/memory.rst`).
+/// Returns what the limit of the control group mounted at `root` leaves (Linux, `Documentation/admin-guide/cgroup-v2.rst`, and `cgroup-v1/memory.rst`).
 fn control_group(root: &Path) -> Option<u64> {
     let number = |path: &str| -> Option<u64> { std::fs::read_to_string(root.join(path)).ok()?.trim().parse().ok() };
     let figure = |path: &str, key: &str| -> u64 {
@@ -99,12 +98,12 @@ fn control_group(root: &Path) -> Option<u64> {
             .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
             .unwrap_or(0)
     };
-    // What is mapped is in use: the weights of loaded models are.
+    // Mapped cache is in use: the weights of loaded models are mapped.
     let cache = |path: &str, prefix: &str, mapped: &str| -> u64 {
         let figure = |name: &str| figure(path, &format!("{prefix}{name} "));
         (figure("inactive_file") + figure("active_file")).saturating_sub(figure(mapped))
     };
-    // "max" is no number: no limit.
+    // "max" is not a number: there is no limit.
     let (limit, used, cache) = if let Some(limit) = number("memory.max") {
         let cache = cache("memory.stat", "", "file_mapped");
         (limit, number("memory.current")?, cache)
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_containers_limit_counts_page_cache_as_free() {
+    fn control_group_counts_unmapped_page_cache_as_free() {
         let two = group(&[
             ("memory.max", "1000\n"),
             ("memory.current", "700\n"),
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_says_what_it_has() {
+    fn available_on_the_host_is_known() {
         assert!(available(Device::Cpu, 0).unwrap().unwrap() > 1 << 20);
     }
 }

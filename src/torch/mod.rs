@@ -1,4 +1,4 @@
-//! What tch lacks of libtorch: generators of one's own, CUDA found at run time, its errors sorted.
+//! The functions of libtorch that tch lacks: generators, CUDA at run time, tensors over foreign memory, pinned memory.
 //!
 //! The only C++ of the project is `shim.cpp` in this folder.
 
@@ -12,6 +12,6 @@ mod upload;
 
 pub use device::Device;
 pub use error::is_out_of_memory;
-pub use from_blob::{Memory, borrow};
+pub use from_blob::{TensorStorage, from_blob};
 pub use generator::Generator;
-pub use upload::Upload;
+pub use upload::PinnedUploader;

@@ -80,7 +80,7 @@ char *td_randn(td_generator *generator, const int64_t *sizes, size_t rank,
   });
 }
 
-char *td_borrow(void *data, const int64_t *sizes, size_t rank, int dtype,
+char *td_from_blob(void *data, const int64_t *sizes, size_t rank, int dtype,
                 int device, void *owner, void (*release)(void *),
                 void **out) noexcept {
   return guarded([&] {

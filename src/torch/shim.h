@@ -28,7 +28,7 @@ char *td_randn(td_generator *generator, const int64_t *sizes, size_t rank,
 // `release(owner)` is called once: when the last tensor over the memory is gone,
 // or before this returns a message. `*out` receives a new at::Tensor* that the
 // caller owns.
-char *td_borrow(void *data, const int64_t *sizes, size_t rank, int dtype,
+char *td_from_blob(void *data, const int64_t *sizes, size_t rank, int dtype,
                 int device, void *owner, void (*release)(void *),
                 void **out) noexcept;
 

@@ -1,8 +1,7 @@
-//! Copies to a device that do not wait for each other.
+//! Asynchronous copies from pinned memory to a device.
 //!
-//! A copy from ordinary memory goes through the driver's own staging buffer, and its thread waits for it. From pinned memory, on a
-//! stream apart, the next tensor is read and hashed while the last one crosses the bus, and the copies do not queue behind what other
-//! models compute on the device's default stream.
+//! A copy from ordinary memory goes through a buffer of the driver, and its thread waits. A copy from pinned memory on a separate stream
+//! runs while the next tensor is read and hashed, and does not wait for models that compute on the default stream of the device.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -12,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
-use super::generator::{scalar_type, take};
+use super::generator::{check_status, scalar_type};
 use diffusion_core::{Error, Result};
 
 unsafe extern "C" {
@@ -23,27 +22,27 @@ unsafe extern "C" {
     fn td_stream_synchronize(index: c_int, stream: i64) -> *mut c_char;
 }
 
-/// Bytes under way at which a thread waits for the bus: what is staged is pinned, and taken from everybody on the host.
-const MOST_UNDER_WAY: u64 = 256 << 20;
+/// Bytes in flight above which a thread waits, since pinned memory is not available to other processes.
+const MAX_IN_FLIGHT: u64 = 256 << 20;
 
-/// Where a load puts its tensors: the CPU, or a CUDA device. Threads may share it.
-pub struct Upload(Option<CopyStream>);
+/// Copies the tensors of a load to its device: the CPU, or a CUDA device. Threads may share it.
+pub struct PinnedUploader(Option<CopyStream>);
 
-/// A stream apart on a CUDA device.
+/// A separate stream on a CUDA device.
 struct CopyStream {
     index: c_int,
-    /// libtorch's number for it.
+    /// The number of the stream in libtorch.
     id: i64,
-    /// Bytes that were sent since somebody waited last.
-    under_way: AtomicU64,
+    /// Bytes that were copied since the last wait.
+    in_flight: AtomicU64,
 }
 
-impl Upload {
-    /// To a device.
+impl PinnedUploader {
+    /// Makes an uploader for a device.
     ///
     /// # Errors
-    /// CUDA's own, as `Internal`; another kind of device.
-    pub fn to(device: Device) -> Result<Self> {
+    /// Errors of CUDA, as `Internal`; another kind of device.
+    pub fn new(device: Device) -> Result<Self> {
         match device {
             Device::Cpu => Ok(Self(None)),
             Device::Cuda(index) => {
@@ -51,7 +50,7 @@ impl Upload {
                 let stream = CopyStream {
                     index,
                     id: stream_of(index)?,
-                    under_way: AtomicU64::new(0),
+                    in_flight: AtomicU64::new(0),
                 };
                 Ok(Self(Some(stream)))
             }
@@ -59,16 +58,16 @@ impl Upload {
         }
     }
 
-    /// An unwritten, contiguous tensor on the host, from which [`Upload::send`] copies: pinned where that helps, as long as the
-    /// system lets memory be pinned.
+    /// Makes an unwritten, contiguous tensor on the host for [`PinnedUploader::copy_to_device`]: pinned for a CUDA device, if the system
+    /// allows it.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn staging(&self, shape: &[i64], kind: Kind) -> Result<Tensor> {
+    pub fn buffer(&self, shape: &[i64], kind: Kind) -> Result<Tensor> {
         if let (Some(_), Some(dtype)) = (&self.0, scalar_type(kind)) {
             let mut out = ptr::null_mut();
             // SAFETY: `shape` is read for its length, `out` is a place for one pointer.
-            let pinned = take(unsafe { td_pinned_empty(shape.as_ptr(), shape.len(), dtype, &mut out) });
+            let pinned = check_status(unsafe { td_pinned_empty(shape.as_ptr(), shape.len(), dtype, &mut out) });
             if pinned.is_ok() && !out.is_null() {
                 // SAFETY: on success `out` is a new `at::Tensor*` that nobody else owns, which is what a `C_tensor` is.
                 return Ok(unsafe { Tensor::from_ptr(out.cast()) });
@@ -77,64 +76,63 @@ impl Upload {
         Ok(Tensor::f_empty(shape, (kind, Device::Cpu))?)
     }
 
-    /// The tensor on the device. On a GPU its values are there once [`Upload::finish`] has returned; the host's memory is kept
-    /// until they are.
+    /// Copies a tensor to the device. On a GPU its values are valid after [`PinnedUploader::finish`]; the host's memory lives until then.
     ///
     /// # Errors
-    /// Out of memory; CUDA's own, as `Internal`.
-    pub fn send(&self, host: Tensor) -> Result<Tensor> {
+    /// Out of memory; errors of CUDA, as `Internal`.
+    pub fn copy_to_device(&self, host: Tensor) -> Result<Tensor> {
         let Some(stream) = &self.0 else {
             return Ok(host);
         };
         let mut out = ptr::null_mut();
-        // SAFETY: `host` is a live `at::Tensor`, of which libtorch takes a count of its own as long as it copies; `out` is a place
+        // SAFETY: `host` is a live `at::Tensor`, which libtorch also counts while it copies; `out` is a place
         // for one pointer.
-        take(unsafe { td_upload(host.as_ptr().cast(), stream.index, stream.id, &mut out) })?;
+        check_status(unsafe { td_upload(host.as_ptr().cast(), stream.index, stream.id, &mut out) })?;
         if out.is_null() {
-            return Err(Error::internal("libtorch gave no tensor"));
+            return Err(Error::internal("libtorch returned no tensor"));
         }
         // SAFETY: as in `staging`.
         let tensor = unsafe { Tensor::from_ptr(out.cast()) };
         let bytes = (host.numel() * host.kind().elt_size_in_bytes()) as u64;
         drop(host);
-        if stream.under_way.fetch_add(bytes, Ordering::Relaxed) + bytes > MOST_UNDER_WAY {
-            stream.under_way.store(0, Ordering::Relaxed);
+        if stream.in_flight.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_IN_FLIGHT {
+            stream.in_flight.store(0, Ordering::Relaxed);
             stream.wait()?;
         }
         Ok(tensor)
     }
 
-    /// Waits until all that was sent is there.
+    /// Waits for all copies.
     ///
     /// # Errors
-    /// CUDA's own, as `Internal`: then what was sent is not there.
+    /// Errors of CUDA, as `Internal`: the copies are then invalid.
     pub fn finish(&self) -> Result<()> {
         self.0.as_ref().map_or(Ok(()), CopyStream::wait)
     }
 }
 
-/// Also what a load that failed has staged goes back.
-impl Drop for Upload {
+/// Frees the pinned memory of a load that failed.
+impl Drop for PinnedUploader {
     fn drop(&mut self) {
         if let Some(stream) = &self.0 {
-            // Whoever needs to know has called `finish`.
+            // A load that succeeds has called `finish` and got its error.
             let _ = stream.wait();
         }
     }
 }
 
 impl CopyStream {
-    /// Waits for all that was put on the stream, and gives the pinned memory that nothing uses back.
+    /// Waits for all copies on the stream and frees unused pinned memory.
     fn wait(&self) -> Result<()> {
         // SAFETY: takes numbers.
-        take(unsafe { td_stream_synchronize(self.index, self.id) })?;
+        check_status(unsafe { td_stream_synchronize(self.index, self.id) })?;
         // SAFETY: takes nothing.
-        take(unsafe { td_pinned_empty_cache() })
+        check_status(unsafe { td_pinned_empty_cache() })
     }
 }
 
-/// The stream on which this process copies to the device: one, since libtorch's allocator keeps the memory of each stream apart, so that
-/// what is freed after one load serves the next.
+/// Returns the stream on which this process copies to the device. There is only one, because libtorch's allocator caches memory for each
+/// stream: a load reuses the memory that an earlier load freed.
 fn stream_of(index: c_int) -> Result<i64> {
     static STREAMS: Mutex<BTreeMap<c_int, i64>> = Mutex::new(BTreeMap::new());
     let mut streams = STREAMS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,7 +141,7 @@ fn stream_of(index: c_int) -> Result<i64> {
     }
     let mut id = 0;
     // SAFETY: a number and a place for one; there is a CUDA device, so that its library is in the process.
-    take(unsafe { td_copy_stream(index, &mut id) })?;
+    check_status(unsafe { td_copy_stream(index, &mut id) })?;
     streams.insert(index, id);
     Ok(id)
 }
@@ -154,29 +152,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_the_cpu_a_tensor_stays_where_it_was_made() {
-        let upload = Upload::to(Device::Cpu).unwrap();
-        let staged = upload.staging(&[2, 3], Kind::Half).unwrap();
+    fn copy_to_device_on_the_cpu_keeps_the_tensor() {
+        let upload = PinnedUploader::new(Device::Cpu).unwrap();
+        let staged = upload.buffer(&[2, 3], Kind::Half).unwrap();
         assert_eq!((staged.size(), staged.kind()), (vec![2, 3], Kind::Half));
         let address = staged.data_ptr();
-        assert_eq!(upload.send(staged).unwrap().data_ptr(), address);
+        assert_eq!(upload.copy_to_device(staged).unwrap().data_ptr(), address);
         upload.finish().unwrap();
     }
 
     #[test]
-    fn without_cuda_its_calls_are_errors_and_ordinary_memory_is_staged() {
+    fn uploader_without_cuda_returns_errors() {
         if crate::torch::cuda::is_linked() {
             return; // Nothing is missing.
         }
-        assert!(Upload::to(Device::Cuda(0)).is_err());
-        let upload = Upload(Some(CopyStream {
+        assert!(PinnedUploader::new(Device::Cuda(0)).is_err());
+        let upload = PinnedUploader(Some(CopyStream {
             index: 0,
             id: 0,
-            under_way: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
         }));
-        let staged = upload.staging(&[4], Kind::Float).unwrap();
+        let staged = upload.buffer(&[4], Kind::Float).unwrap();
         assert_eq!(staged.device(), Device::Cpu);
-        assert!(upload.send(staged).is_err());
+        assert!(upload.copy_to_device(staged).is_err());
         assert!(upload.finish().is_err());
     }
 }

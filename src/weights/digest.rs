@@ -1,29 +1,29 @@
-//! What tensors hold, told by a hash, and remembered by the identity of their file.
+//! Digests of tensors, cached by the identity of their file.
 
 use std::collections::HashMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// BLAKE3 of a tensor's bytes, as they lie in the file.
+/// The BLAKE3 hash of a tensor's bytes in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The digest of these bytes.
+    /// Computes the digest of bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
-    /// The digest of all that the hasher was given.
+    /// Returns the digest of all input of a hasher.
     pub fn of_all(hasher: &blake3::Hasher) -> Self {
         Self(*hasher.finalize().as_bytes())
     }
 }
 
-/// What tells a file from every other, and from what it was before.
+/// The identity of a file and of its contents.
 ///
-/// The time of its last change (ctime) is among it: unlike the time of its last modification nobody but the system sets it.
+/// It includes the time of the last change (ctime), which only the system sets, unlike the time of the last modification.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FileIdentity {
     device: u64,
@@ -34,7 +34,7 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
-    /// Of an open file.
+    /// Makes the identity of an open file.
     pub fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -49,33 +49,33 @@ impl FileIdentity {
 /// The digests of a file's tensors, by name.
 pub type Digests = Arc<HashMap<String, Digest>>;
 
-/// The digests of files that were read before: a second load of a file need not read what is in the store.
+/// The digests of files that were read before, so a second load of a file does not read tensors that are in the store.
 ///
-/// They say where to look: a tensor that is in the store under a remembered digest is taken without reading the file, on the word of
-/// the file's identity. What enters the store was hashed by the load that put it there.
-pub struct Memory {
+/// A cached digest only finds a tensor in the store, and relies on the identity of the file. A tensor that is added to the store is
+/// hashed by the load that adds it.
+pub struct DigestCache {
     files: Mutex<HashMap<FileIdentity, Digests>>,
 }
 
-/// Files whose digests are remembered. One takes some hundred kilobytes; beyond this all are forgotten.
+/// Largest number of files. One needs some hundred kilobytes; the cache is cleared when it is full.
 const MAX_FILES: usize = 256;
 
-impl Memory {
-    /// One that remembers nothing.
+impl DigestCache {
+    /// Makes an empty cache.
     pub fn new() -> Self {
         Self {
             files: Mutex::default(),
         }
     }
 
-    /// The digests of a file, if it was read before and has not changed since.
-    pub fn of(&self, file: &FileIdentity) -> Option<Digests> {
+    /// Returns the digests of a file that has not changed since it was read.
+    pub fn get(&self, file: &FileIdentity) -> Option<Digests> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.get(file).map(Arc::clone)
     }
 
-    /// Remembers the digests of a file.
-    pub fn remember(&self, file: FileIdentity, digests: Digests) {
+    /// Adds the digests of a file.
+    pub fn insert(&self, file: FileIdentity, digests: Digests) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if files.len() >= MAX_FILES {
             files.clear();
@@ -83,8 +83,8 @@ impl Memory {
         files.insert(file, digests);
     }
 
-    /// Forgets a file, since what was read last was not what is remembered.
-    pub fn forget(&self, file: &FileIdentity) {
+    /// Removes a file whose contents did not match.
+    pub fn remove(&self, file: &FileIdentity) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.remove(file);
     }

@@ -1,4 +1,4 @@
-//! One safetensors file, mapped.
+//! A mapped safetensors file.
 
 use std::fs::File;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 use super::digest::FileIdentity;
 use diffusion_core::{Error, Result};
 
-/// A file and its map, which stays until the last tensor in it is gone.
+/// A file and its map, which lives until the last tensor in it is dropped.
 pub struct MappedFile {
     map: Mmap,
     file: File,
@@ -21,32 +21,32 @@ pub struct MappedFile {
 }
 
 impl MappedFile {
-    /// All bytes of the file.
+    /// Returns all bytes of the file.
     pub fn bytes(&self) -> &[u8] {
         &self.map
     }
 
-    /// What the file was when it was mapped.
+    /// Returns the identity of the file when it was mapped.
     pub fn identity(&self) -> &FileIdentity {
         &self.identity
     }
 
-    /// What it is now: somebody may have written into it, and then the map shows that. `None` if it has become shorter, so that
-    /// reading the map would end the process.
+    /// Returns the current identity of the file: a process may have written to it, which the map shows. `None` if the file is shorter than
+    /// the map, since reading the map would then end the process.
     pub fn identity_now(&self) -> Option<FileIdentity> {
-        let about = self.file.metadata().ok()?;
-        (about.len() >= self.map.len() as u64).then(|| FileIdentity::of(&about))
+        let metadata = self.file.metadata().ok()?;
+        (metadata.len() >= self.map.len() as u64).then(|| FileIdentity::of(&metadata))
     }
 }
 
 /// A mapped safetensors file whose header has been read and checked.
 ///
-/// The map lives as long as this value, and as tensors that lie in it.
+/// The map lives as long as this value and the tensors in it.
 pub struct TensorFile {
     path: PathBuf,
     mapped: Arc<MappedFile>,
     metadata: Metadata,
-    /// Where the tensors' bytes begin.
+    /// The offset of the tensors' bytes.
     data: usize,
 }
 
@@ -54,11 +54,11 @@ impl TensorFile {
     /// Maps the file and checks its header against its length.
     ///
     /// # Errors
-    /// `NotFound` if there is no such file; `InvalidArgument` if it is not a whole safetensors file
-    /// (a header that is no JSON, offsets past the end, a file that was cut short).
+    /// `NotFound` without the file; `InvalidArgument` for a damaged safetensors file (a header that is not JSON, offsets beyond
+    /// the end, a truncated file).
     pub fn open(path: &Path) -> Result<Self> {
         let cannot_read = |error| Error::not_found(format!("{}: {error}", path.display()));
-        // To open a pipe would wait for somebody who writes.
+        // Opening a pipe would wait for a writer.
         if !std::fs::metadata(path).map_err(cannot_read)?.is_file() {
             return Err(Error::invalid_argument(format!("{}: not a file", path.display())));
         }
@@ -80,44 +80,43 @@ impl TensorFile {
             .ok_or_else(|| invalid(&"its header is too long"))?;
         if map.len().checked_sub(data) != Some(metadata.data_len()) {
             return Err(invalid(&format_args!(
-                "{} bytes, but its header asks for {}",
+                "the file has {} bytes, its header needs {}",
                 map.len(),
                 data.saturating_add(metadata.data_len())
             )));
         }
-        let about = file.metadata().map_err(cannot_read)?;
+        let identity = file.metadata().map_err(cannot_read)?;
         Ok(Self {
             path: path.to_owned(),
             mapped: Arc::new(MappedFile {
                 map,
                 file,
-                identity: FileIdentity::of(&about),
+                identity: FileIdentity::of(&identity),
             }),
             metadata,
             data,
         })
     }
 
-    /// The file's path, for messages.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Every tensor's name, in the order of the data.
+    /// Returns the names of all tensors, in the order of the data.
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }
 
-    /// Shape and dtype of a tensor, if the file has it.
+    /// Returns the shape and the dtype of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.metadata.info(name)
     }
 
-    /// A copy of a tensor on the CPU, in the dtype of the file.
+    /// Copies a tensor to the CPU, in the dtype of the file.
     ///
     /// # Errors
-    /// `NotFound` for a name that the file lacks, `Unsupported` for a dtype that libtorch or we do
-    /// not know.
+    /// `NotFound` for a missing tensor, `Unsupported` for a dtype that is not read.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let info = self
             .info(name)
@@ -126,40 +125,40 @@ impl TensorFile {
         Ok(Tensor::f_from_data_size(self.bytes(info)?, &shape(info)?, kind)?)
     }
 
-    /// The dtype of a tensor, as libtorch's.
+    /// Returns the dtype of a tensor for libtorch.
     ///
     /// # Errors
-    /// `Unsupported` for one that libtorch or we do not know.
+    /// `Unsupported` for a dtype that is not read.
     pub fn kind(&self, name: &str, info: &TensorInfo) -> Result<Kind> {
         kind(info.dtype).ok_or_else(|| {
             Error::unsupported(format!(
-                "{}: tensor {name} has dtype {:?}; float32, float16, bfloat16, float64 and integers are read",
+                "{}: tensor {name} has dtype {:?}, expected float32, float16, bfloat16, float64 or an integer",
                 self.path.display(),
                 info.dtype
             ))
         })
     }
 
-    /// What tells this file from others.
+    /// Returns the identity of the file when it was opened.
     pub fn identity(&self) -> &FileIdentity {
         self.mapped.identity()
     }
 
-    /// The file and its map.
+    /// Returns the file and its map.
     pub fn mapped(&self) -> &Arc<MappedFile> {
         &self.mapped
     }
 
-    /// Where the bytes of a tensor lie in the map.
+    /// Returns the range of a tensor's bytes in the map.
     pub fn range(&self, info: &TensorInfo) -> Range<usize> {
         let (start, end) = info.data_offsets;
         self.data + start..self.data + end
     }
 
-    /// The bytes of a tensor, little-endian, rows first.
+    /// Returns the bytes of a tensor, little-endian and in row-major order.
     ///
     /// # Errors
-    /// A range that the file does not have, which [`TensorFile::open`] has ruled out.
+    /// `Internal` for a range outside of the file, which [`TensorFile::open`] rules out.
     pub fn bytes(&self, info: &TensorInfo) -> Result<&[u8]> {
         self.mapped
             .bytes()
@@ -168,10 +167,10 @@ impl TensorFile {
     }
 }
 
-/// A tensor's shape as libtorch takes it.
+/// Returns the shape of a tensor for libtorch.
 ///
 /// # Errors
-/// A dimension beyond 2^63.
+/// `InvalidArgument` for a dimension beyond 2^63.
 pub fn shape(info: &TensorInfo) -> Result<Vec<i64>> {
     info.shape
         .iter()
@@ -179,7 +178,7 @@ pub fn shape(info: &TensorInfo) -> Result<Vec<i64>> {
         .collect()
 }
 
-/// A file's dtype as libtorch's.
+/// Returns the dtype for libtorch; `None` for a dtype that is not read.
 pub fn kind(dtype: Dtype) -> Option<Kind> {
     match dtype {
         Dtype::F32 => Some(Kind::Float),
@@ -215,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_come_back() {
+    fn tensor_of_a_file_has_its_values() {
         let written = written(&one_tensor());
         let file = TensorFile::open(written.path()).unwrap();
         assert_eq!(file.names(), ["a"]);
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_is_refused() {
+    fn open_of_a_truncated_file_is_refused() {
         let whole = one_tensor();
         for length in 0..whole.len() {
             let cut = written(&whole[..length]);

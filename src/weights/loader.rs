@@ -1,4 +1,4 @@
-//! A model's weights, read in parallel and looked up in the store.
+//! Loads the weights of a model in parallel, over the store.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,39 +14,38 @@ use super::file::{TensorFile, shape};
 use super::materialize::{can_map, materialize};
 use super::parallel::in_parallel;
 use super::path::Weights;
-use super::store::{Held, Key, STORE};
-use crate::torch::{Upload, memory};
+use super::store::{Key, STORE, StoredTensor};
+use crate::torch::{PinnedUploader, memory};
 use diffusion_core::{Error, Result};
 
-/// Left free on the host beside the weights: a load that takes the last of it harms what runs.
+/// Host memory that a load leaves free, for models that run.
 const HOST_RESERVE: u64 = 256 << 20;
-/// A tensor of at least as many bytes in its file stays in half precision on the CPU, if it is a matrix; so the small models lose no time
-/// by being widened in every call.
-const LEAST_NARROW: u64 = 1 << 20;
-/// Time between two words on how far a load is.
+/// A half-precision matrix of at least this many bytes is upcast at each use on the CPU, not at load. Small matrices are upcast at load,
+/// because their upcast would cost more time than it saves memory.
+const MIN_LAZY_UPCAST_BYTES: u64 = 1 << 20;
+/// Time between two progress reports.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 
-/// The weights of a model, to be loaded together onto one device.
+/// Collects the components of a model and loads their weights together onto one device.
 ///
-/// A large matrix in half precision that is asked for in float32 on the CPU stays as it is, in its file: widened at load it would take
-/// three times the memory traffic and twice the memory, which is what bounds the models of a machine and the time of a load. It is
-/// widened where it is used ([`WeightPath::held`](super::WeightPath::held)), some per cent of a denoising step.
+/// A large half-precision matrix that is requested in float32 on the CPU stays in its file: an upcast at load would need three times the
+/// memory traffic and twice the memory, which limit the time of a load and the number of models. It is upcast at each use ([`WeightPath::stored`](super::WeightPath::stored)), for some per cent of a denoising step.
 pub struct Loader {
     device: Device,
     components: Vec<(Component, Kind)>,
-    least_narrow: u64,
+    min_lazy_upcast_bytes: u64,
 }
 
 /// One component of a [`Loader`].
 #[derive(Clone, Copy)]
 pub struct ComponentId(usize);
 
-/// How far a load is.
+/// The progress of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
-    /// Bytes of the files that were dealt with up to now: hashed, and placed or found.
+    /// Bytes of the files that are loaded or found in the store.
     pub done: u64,
-    /// All of them.
+    /// Bytes of all files.
     pub total: u64,
 }
 
@@ -55,7 +54,7 @@ pub struct Progress {
 pub struct WeightMemory {
     /// Bytes of the model's tensors on the device.
     pub total: u64,
-    /// How many of them were there already, for other models.
+    /// Bytes that other models had loaded before.
     pub shared: u64,
 }
 
@@ -67,10 +66,10 @@ pub struct LoadedWeights {
 }
 
 impl LoadedWeights {
-    /// The tensors of a component.
+    /// Takes the tensors of a component.
     ///
     /// # Errors
-    /// A component that was taken before.
+    /// `Internal` for a component that was taken before.
     pub fn take(&mut self, part: ComponentId) -> Result<Weights> {
         self.weights
             .get_mut(part.0)
@@ -88,8 +87,8 @@ struct Item<'a> {
     shape: Vec<i64>,
     kind: Kind,
     length: u64,
-    /// What its file is remembered to hold, if it is.
-    remembered: Option<Digest>,
+    /// The cached digest.
+    cached: Option<Digest>,
 }
 
 impl Item<'_> {
@@ -112,30 +111,30 @@ impl Item<'_> {
         let info = self
             .file
             .info(&self.name)
-            .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
+            .ok_or_else(|| Error::internal("a tensor that is not in its file"))?;
         self.file.bytes(info)
     }
 }
 
 impl Loader {
-    /// For a device.
+    /// Makes an empty loader for a device.
     pub fn new(device: Device) -> Self {
         Self {
             device,
             components: Vec::new(),
-            least_narrow: LEAST_NARROW,
+            min_lazy_upcast_bytes: MIN_LAZY_UPCAST_BYTES,
         }
     }
 
-    /// With another limit than [`LEAST_NARROW`].
+    /// Replaces [`MIN_LAZY_UPCAST_BYTES`].
     #[cfg(test)]
     #[must_use]
-    pub fn least_narrow(mut self, bytes: u64) -> Self {
-        self.least_narrow = bytes;
+    pub fn min_lazy_upcast_bytes(mut self, bytes: u64) -> Self {
+        self.min_lazy_upcast_bytes = bytes;
         self
     }
 
-    /// Opens the weight files of `folder`, whose tensors are to be had as `kind`; see [`Component::open`] for `stem`.
+    /// Opens the weight files of `folder`, to be loaded as `kind`; see [`Component::open`] for `stem`.
     ///
     /// # Errors
     /// Those of [`Component::open`].
@@ -145,73 +144,72 @@ impl Loader {
         Ok(ComponentId(self.components.len() - 1))
     }
 
-    /// Loads what is not in the store, in parallel. `report` is called as tensors are done, at most every two
-    /// seconds.
+    /// Loads all tensors that are not in the store, in parallel. Calls `report` with the progress, at most every two seconds.
     ///
     /// # Errors
-    /// Out of memory, before anything is loaded, if the device has no room for it; a dtype that is not read (`Unsupported`); what
-    /// CUDA says.
+    /// Out of memory, before anything is loaded, if the device has too little memory; an unsupported dtype (`Unsupported`); those of
+    /// CUDA.
     pub fn load(self, report: &(dyn Fn(Progress) + Sync)) -> Result<LoadedWeights> {
         let device = self.device;
-        let items = items(&self.components, device, self.least_narrow)?;
+        let items = items(&self.components, device, self.min_lazy_upcast_bytes)?;
         let progress = Reporter::new(&items, report);
 
         let digests = in_parallel(&items, |item| {
-            let digest = item.remembered.map_or_else(|| item.digest(), Ok);
+            let digest = item.cached.map_or_else(|| item.digest(), Ok);
             progress.add(item.length / 2);
             digest
         })?;
-        remember(&items, &digests);
+        cache_digests(&items, &digests);
 
         let keys: Vec<Key> = std::iter::zip(&items, &digests)
             .map(|(item, &digest)| item.key(digest, device))
             .collect();
-        // From the look at what is free until it is taken, one load on a device: two would both be promised the same memory.
-        let placing = STORE.placing(device);
-        let one_at_a_time = placing.lock().unwrap_or_else(PoisonError::into_inner);
+        // One load per device, from the check of free memory until the memory is allocated: two loads would count the same memory.
+        let lock = STORE.load_lock(device);
+        let one_at_a_time = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let used = weight_memory(&keys);
-        let mapped = in_place(&items, &keys)?;
-        check_room(used.total - used.shared, mapped, device)?;
+        let mapped = mapped_bytes(&items, &keys)?;
+        check_available(used.total - used.shared, mapped, device)?;
 
-        let upload = Upload::to(device)?;
-        let numbered: Vec<usize> = (0..items.len()).collect();
-        let held = in_parallel(&numbered, |&n| {
-            let (item, key) = (&items[n], &keys[n]);
-            let held = STORE
-                .get(key, || {
-                    let hashed = item.remembered.is_none();
-                    materialize(item.file, &item.name, key.clone(), hashed, &upload)
+        let uploader = PinnedUploader::new(device)?;
+        let keyed: Vec<_> = std::iter::zip(&items, &keys).collect();
+        let tensors = in_parallel(&keyed, |&(item, key)| {
+            let tensor = STORE
+                .get_or_insert(key, || {
+                    let hashed = item.cached.is_none();
+                    materialize(item.file, &item.name, key.clone(), hashed, &uploader)
                 })
-                .inspect_err(|_| STORE.memory.forget(item.file.identity()))?;
+                .inspect_err(|_| STORE.digests.remove(item.file.identity()))?;
             progress.add(item.length - item.length / 2);
-            Ok(held)
+            Ok(tensor)
         })?;
 
-        // Before anybody may read them.
-        upload.finish()?;
+        // Before any thread reads the tensors.
+        uploader.finish()?;
         drop(one_at_a_time);
 
-        let mut placed: Vec<HashMap<String, Arc<Held>>> = self.components.iter().map(|_| HashMap::new()).collect();
-        for (item, held) in std::iter::zip(&items, held) {
-            if let Some(component) = placed.get_mut(item.component) {
-                component.insert(item.name.clone(), held);
+        let mut loaded: Vec<HashMap<String, Arc<StoredTensor>>> =
+            self.components.iter().map(|_| HashMap::new()).collect();
+        for (item, tensor) in std::iter::zip(&items, tensors) {
+            if let Some(component) = loaded.get_mut(item.component) {
+                component.insert(item.name.clone(), tensor);
             }
         }
         drop(items);
-        let weights = std::iter::zip(self.components, placed)
-            .map(|((component, kind), placed)| Some(Weights::new(component, placed, device, kind)))
+        let weights = std::iter::zip(self.components, loaded)
+            .map(|((component, kind), tensors)| Some(Weights::new(component, tensors, device, kind)))
             .collect();
         Ok(LoadedWeights { weights, memory: used })
     }
 }
 
-/// All floating-point tensors of the components, the largest first, so that no thread is left with one at the end. (Integers are
-/// positions and the like, which models do not load.)
-fn items(components: &[(Component, Kind)], device: Device, least_narrow: u64) -> Result<Vec<Item<'_>>> {
+/// Lists the float tensors of all components. The largest come first, so no thread begins one at the end. Models do not load integers,
+/// such as positions.
+fn items(components: &[(Component, Kind)], device: Device, min_lazy_upcast_bytes: u64) -> Result<Vec<Item<'_>>> {
     let mut items = Vec::new();
     for (number, (component, target)) in components.iter().enumerate() {
         for file in component.files() {
-            let remembered: Option<Digests> = STORE.memory.of(file.identity());
+            let cached: Option<Digests> = STORE.digests.get(file.identity());
             for name in file.names() {
                 let Some(info) = file.info(&name) else {
                     continue;
@@ -226,7 +224,7 @@ fn items(components: &[(Component, Kind)], device: Device, least_narrow: u64) ->
                     && *target == Kind::Float
                     && matches!(from, Kind::Half | Kind::BFloat16)
                     && shape.len() > 1
-                    && bytes >= least_narrow;
+                    && bytes >= min_lazy_upcast_bytes;
                 items.push(Item {
                     component: number,
                     file,
@@ -234,7 +232,7 @@ fn items(components: &[(Component, Kind)], device: Device, least_narrow: u64) ->
                     shape,
                     kind: if narrow { from } else { *target },
                     length: bytes,
-                    remembered: remembered.as_ref().and_then(|digests| digests.get(&name).copied()),
+                    cached: cached.as_ref().and_then(|digests| digests.get(&name).copied()),
                     name,
                 });
             }
@@ -244,11 +242,11 @@ fn items(components: &[(Component, Kind)], device: Device, least_narrow: u64) ->
     Ok(items)
 }
 
-/// Remembers what files hold that were hashed now.
-fn remember(items: &[Item<'_>], digests: &[Digest]) {
+/// Caches the digests of the files that were hashed now.
+fn cache_digests(items: &[Item<'_>], digests: &[Digest]) {
     let mut files: HashMap<*const TensorFile, (&TensorFile, HashMap<String, Digest>)> = HashMap::new();
     for (item, &digest) in std::iter::zip(items, digests) {
-        if item.remembered.is_none() {
+        if item.cached.is_none() {
             let (_, names) = files
                 .entry(std::ptr::from_ref(item.file))
                 .or_insert_with(|| (item.file, HashMap::new()));
@@ -256,11 +254,11 @@ fn remember(items: &[Item<'_>], digests: &[Digest]) {
         }
     }
     for (file, digests) in files.into_values() {
-        STORE.memory.remember(file.identity().clone(), Arc::new(digests));
+        STORE.digests.insert(file.identity().clone(), Arc::new(digests));
     }
 }
 
-/// The memory of the tensors with these keys, each counted once.
+/// Adds up the memory of the tensors with these keys, each counted once.
 fn weight_memory(keys: &[Key]) -> WeightMemory {
     let mut seen = std::collections::HashSet::new();
     let mut memory = WeightMemory::default();
@@ -273,8 +271,8 @@ fn weight_memory(keys: &[Key]) -> WeightMemory {
     memory
 }
 
-/// How many bytes of what is not there yet are to be used in the maps of their files.
-fn in_place(items: &[Item<'_>], keys: &[Key]) -> Result<u64> {
+/// Adds up the bytes of tensors that are not in the store and will be used in the maps of their files.
+fn mapped_bytes(items: &[Item<'_>], keys: &[Key]) -> Result<u64> {
     let mut seen = std::collections::HashSet::new();
     let mut bytes = 0;
     for (item, key) in std::iter::zip(items, keys) {
@@ -285,9 +283,9 @@ fn in_place(items: &[Item<'_>], keys: &[Key]) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Whether the device has room for that many bytes more, `mapped` of which lie in files that are mapped already.
-fn check_room(needed: u64, mapped: u64, device: Device) -> Result<()> {
-    // What is there already takes nothing, however full the device is.
+/// Checks that the device has `needed` more bytes, of which `mapped` are in files that are already mapped.
+fn check_available(needed: u64, mapped: u64, device: Device) -> Result<()> {
+    // A model that is in the store loads on a full device.
     if needed == 0 {
         return Ok(());
     }
@@ -297,19 +295,22 @@ fn check_room(needed: u64, mapped: u64, device: Device) -> Result<()> {
     };
     if needed > free.saturating_sub(reserve) {
         return Err(Error::out_of_memory(format!(
-            "the weights take {needed} bytes more on {device:?}, where {free} are free and {reserve} of them kept so"
+            "loading the weights needs {} MiB on {device:?}, but only {} MiB are available (with {} MiB in reserve)",
+            needed.div_ceil(1 << 20),
+            free.saturating_sub(reserve) >> 20,
+            reserve >> 20
         )));
     }
     Ok(())
 }
 
-/// Says how far a load is, now and then.
+/// Reports the progress of a load.
 struct Reporter<'a> {
     done: AtomicU64,
     total: u64,
     started: Instant,
-    /// Reports up to now.
-    said: AtomicU64,
+    /// Number of reports.
+    sent: AtomicU64,
     report: &'a (dyn Fn(Progress) + Sync),
 }
 
@@ -319,7 +320,7 @@ impl<'a> Reporter<'a> {
             done: AtomicU64::new(0),
             total: items.iter().map(|item| item.length).sum(),
             started: Instant::now(),
-            said: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             report,
         }
     }
@@ -327,11 +328,11 @@ impl<'a> Reporter<'a> {
     fn add(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let due = (self.started.elapsed().as_millis() / REPORT_EVERY.as_millis()) as u64;
-        let said = self.said.load(Ordering::Relaxed);
-        if due > said
+        let sent = self.sent.load(Ordering::Relaxed);
+        if due > sent
             && self
-                .said
-                .compare_exchange(said, due, Ordering::Relaxed, Ordering::Relaxed)
+                .sent
+                .compare_exchange(sent, due, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
         {
             (self.report)(Progress {
@@ -348,9 +349,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_refused() {
-        let error = check_room(u64::MAX, 0, Device::Cpu).unwrap_err();
+    fn check_available_beyond_free_memory_is_out_of_memory() {
+        let error = check_available(u64::MAX, 0, Device::Cpu).unwrap_err();
         assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
-        check_room(0, 0, Device::Cpu).unwrap();
+        check_available(0, 0, Device::Cpu).unwrap();
     }
 }

@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use super::convert::convert_into;
 use super::digest::Digest;
 use super::file::TensorFile;
-use super::store::{Held, Key};
-use crate::torch::{Upload, memory};
+use super::store::{Key, StoredTensor};
+use crate::torch::{PinnedUploader, memory};
 use diffusion_core::{Error, Result};
 
 /// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`). The sums of MKL may depend on the alignment of its
@@ -27,7 +27,13 @@ const CHUNK: usize = 16384;
 ///
 /// # Errors
 /// `Unavailable` if the bytes do not have the key's digest; out of memory; those of CUDA.
-pub fn materialize(file: &TensorFile, name: &str, key: Key, hashed: bool, upload: &Upload) -> Result<Held> {
+pub fn materialize(
+    file: &TensorFile,
+    name: &str,
+    key: Key,
+    hashed: bool,
+    uploader: &PinnedUploader,
+) -> Result<StoredTensor> {
     let info = file
         .info(name)
         .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;
@@ -40,7 +46,7 @@ pub fn materialize(file: &TensorFile, name: &str, key: Key, hashed: bool, upload
     };
     if can_map(&key, bytes) {
         let digest = key.digest;
-        let held = Held::mapped(key, Arc::clone(file.mapped()), file.range(info))?;
+        let held = StoredTensor::mapped(key, Arc::clone(file.mapped()), file.range(info))?;
         let same = hashed || Digest::of(bytes) == digest;
         if !same || file.mapped().identity_now().as_ref() != Some(file.identity()) {
             return Err(changed());
@@ -49,13 +55,13 @@ pub fn materialize(file: &TensorFile, name: &str, key: Key, hashed: bool, upload
     }
     // Hashes the bytes that are converted, since the file may change at any moment, and other models may get the tensor.
     let mut hasher = blake3::Hasher::new();
-    let mut tensor = upload.staging(&key.shape, key.kind)?;
+    let mut tensor = uploader.buffer(&key.shape, key.kind)?;
     fill(&mut tensor, bytes, key.from, &mut hasher)?;
     if Digest::of_all(&hasher) != key.digest {
         return Err(changed());
     }
     // Converts before the copy: half-precision tensors then need half of the bus, and diffusers also rounds on the CPU.
-    Ok(Held::owned(key, upload.send(tensor)?))
+    Ok(StoredTensor::owned(key, uploader.copy_to_device(tensor)?))
 }
 
 /// Returns whether a tensor with these bytes is used in the map of its file.

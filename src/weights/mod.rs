@@ -1,9 +1,8 @@
 //! From safetensors files to tensors on a device.
 //!
-//! [`Component`] finds and maps the files. [`Loader`] reads them in parallel and puts their tensors into the store, where equal
-//! ones are one, whichever models they are of. [`Weights`] hands them out by the names that the
-//! checkpoint uses and keeps account of them: a tensor that is missing, has another shape, or is
-//! left over fails the load by name.
+//! [`WeightFiles`] finds the files of a component and [`Component`] maps them. [`Loader`] loads their tensors in parallel into
+//! the store, which has one copy of equal tensors of all models. [`Weights`] returns tensors by their names in the
+//! checkpoint: a missing tensor, another shape or an unexpected tensor fails the load with the name of the tensor.
 
 mod component;
 mod convert;
@@ -35,12 +34,12 @@ pub use path::{WeightPath, Weights};
 pub use shared::{Frozen, SharedModel};
 pub use weight_files::{Variant, WeightFiles};
 
-/// The bytes that the weights of all models in the process take on a device, equal ones counted once.
+/// Returns the memory of the weights of all models on a device in bytes; equal tensors count once.
 pub fn resident_bytes(device: torch::Device) -> u64 {
     store::STORE.bytes(device.into())
 }
 
-/// The weights of one component; see [`Component::open`] for `stem`.
+/// Loads the weights of one component; see [`Component::open`] for `stem`.
 ///
 /// # Errors
 /// Those of [`Loader::open`] and [`Loader::load`].
@@ -50,21 +49,19 @@ pub fn load_component(folder: &Path, stem: &str, device: Device, kind: Kind) -> 
     loader.load(&|_| {})?.take(part)
 }
 
-/// The longest configuration file that is read, in bytes. The longest of the supported folders is
-/// a tokenizer's `vocab.json` of 1 MB.
+/// Largest JSON file that is read, in bytes. The largest in supported folders is the `vocab.json` of a tokenizer with 1 MB.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// Reads a JSON file of a model folder.
 ///
 /// # Errors
-/// `NotFound` if it cannot be read, `InvalidArgument` if it is not the JSON that is wanted; both
-/// name the file.
+/// `NotFound` if the file cannot be read, `InvalidArgument` if it does not have the expected JSON; both name the file.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let cannot_read = |error| Error::not_found(format!("{}: {error}", path.display()));
     let length = std::fs::metadata(path).map_err(cannot_read)?.len();
     if length > MAX_JSON_BYTES {
         return Err(Error::invalid_argument(format!(
-            "{}: {length} bytes, more than {MAX_JSON_BYTES}",
+            "{}: the file has {length} bytes, the limit is {MAX_JSON_BYTES}",
             path.display()
         )));
     }

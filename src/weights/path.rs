@@ -1,4 +1,4 @@
-//! Tensors by name.
+//! The weights of a component, by name.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -8,33 +8,38 @@ use tch::{Device, Kind, Tensor};
 
 use super::component::Component;
 use super::file::shape;
-use super::store::Held;
+use super::store::StoredTensor;
 use diffusion_core::{Error, Result};
 
-/// The tensors of a component on a device in one dtype, handed out by name.
+/// The loaded tensors of a component on one device.
 pub struct Weights {
     component: Component,
     /// By the name in the file.
-    held: HashMap<String, Arc<Held>>,
+    stored: HashMap<String, Arc<StoredTensor>>,
     device: Device,
     kind: Kind,
-    /// Our name (diffusers' current one) to the name in the file, where they differ.
+    /// The current name in diffusers to the name in the file, where they differ.
     renamed: HashMap<String, String>,
-    /// Names in the files that were asked for.
+    /// The names in the files of the tensors that were read.
     used: RefCell<HashSet<String>>,
 }
 
 impl Weights {
-    /// The dtype that the model computes in.
+    /// Returns the dtype that the model computes in.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The tensors of `component`, which `held` has on `device` as `kind`.
-    pub(super) fn new(component: Component, held: HashMap<String, Arc<Held>>, device: Device, kind: Kind) -> Self {
+    /// Makes the weights from the tensors of `component`.
+    pub(super) fn new(
+        component: Component,
+        stored: HashMap<String, Arc<StoredTensor>>,
+        device: Device,
+        kind: Kind,
+    ) -> Self {
         Self {
             component,
-            held,
+            stored,
             device,
             kind,
             renamed: HashMap::new(),
@@ -42,9 +47,9 @@ impl Weights {
         }
     }
 
-    /// Lets tensors go by newer names than the files use.
+    /// Renames tensors of old files.
     ///
-    /// `rename` gives the current name for a name of the file, or `None` where it stays.
+    /// `rename` returns the current name for a name in the file, or `None` if it has not changed.
     #[must_use]
     pub fn renamed(mut self, rename: impl Fn(&str) -> Option<String>) -> Self {
         self.renamed = self
@@ -55,7 +60,7 @@ impl Weights {
         self
     }
 
-    /// Takes tensors that a checkpoint may carry and no model needs as used.
+    /// Marks tensors as used that a checkpoint may have and no model needs.
     #[must_use]
     pub fn ignoring(self, unneeded: impl Fn(&str) -> bool) -> Self {
         self.used
@@ -64,7 +69,7 @@ impl Weights {
         self
     }
 
-    /// The place from which tensors are named.
+    /// Returns the path without prefix.
     pub fn root(&self) -> WeightPath<'_> {
         WeightPath {
             weights: self,
@@ -72,15 +77,15 @@ impl Weights {
         }
     }
 
-    /// Whether the files hold a tensor of this (current) name.
+    /// Returns whether the files have a tensor of this (current) name.
     pub fn contains(&self, name: &str) -> bool {
         self.component.file_of(self.name_in_file(name)).is_some()
     }
 
-    /// To be called once the model is built.
+    /// Checks that the model has read all tensors. Call it after the model is built.
     ///
     /// # Errors
-    /// `InvalidArgument` naming the first tensors that the model has no place for.
+    /// `InvalidArgument` that names the first unexpected tensors.
     pub fn finish(self) -> Result<()> {
         let used = self.used.borrow();
         let mut left: Vec<&str> = self.component.names().filter(|name| !used.contains(*name)).collect();
@@ -90,7 +95,7 @@ impl Weights {
         left.sort_unstable();
         let shown = left.iter().take(3).copied().collect::<Vec<_>>().join(", ");
         Err(Error::invalid_argument(format!(
-            "{}: {} tensor(s) that the configured model has no place for: {shown}{}",
+            "{}: {} unexpected tensors: {shown}{}",
             self.component.folder().display(),
             left.len(),
             if left.len() > 3 { ", ..." } else { "" }
@@ -101,7 +106,7 @@ impl Weights {
         self.renamed.get(name).map_or(name, String::as_str)
     }
 
-    fn held(&self, name: &str, wanted: &[i64]) -> Result<Tensor> {
+    fn stored(&self, name: &str, wanted: &[i64]) -> Result<Tensor> {
         let in_file = self.name_in_file(name);
         let Some(file) = self.component.file_of(in_file) else {
             return Err(Error::not_found(format!(
@@ -113,19 +118,19 @@ impl Weights {
             let found = shape(info)?;
             if found != wanted {
                 return Err(Error::invalid_argument(format!(
-                    "{}: tensor {in_file} has shape {found:?}, the configuration asks for {wanted:?}",
+                    "{}: tensor {in_file} has shape {found:?}, the configuration needs {wanted:?}",
                     file.path().display()
                 )));
             }
         }
         self.used.borrow_mut().insert(in_file.to_owned());
-        let held = self.held.get(in_file).ok_or_else(|| {
+        let stored = self.stored.get(in_file).ok_or_else(|| {
             Error::unsupported(format!(
-                "{}: tensor {in_file} holds no floating-point numbers",
+                "{}: tensor {in_file} has no float dtype",
                 file.path().display()
             ))
         })?;
-        held.tensor()
+        stored.tensor()
     }
 }
 
@@ -137,7 +142,7 @@ pub struct WeightPath<'a> {
 }
 
 impl WeightPath<'_> {
-    /// The path one level down.
+    /// Returns the path one level below.
     #[must_use]
     pub fn sub(&self, name: impl std::fmt::Display) -> Self {
         Self {
@@ -146,35 +151,34 @@ impl WeightPath<'_> {
         }
     }
 
-    /// The tensor `name` below this path.
+    /// Returns the tensor `name` below this path.
     ///
     /// # Errors
-    /// `NotFound` if it is missing, `InvalidArgument` if its shape is not `shape`; the message has
-    /// the whole name.
+    /// `NotFound` for a missing tensor, `InvalidArgument` for another shape; the message has the whole name.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        Ok(self.held(name, shape)?.f_to_kind(self.kind())?)
+        Ok(self.stored(name, shape)?.f_to_kind(self.kind())?)
     }
 
-    /// As [`WeightPath::tensor`], but perhaps in half precision where that was asked in float32: a large matrix on the CPU stays as it
-    /// lies in its file (see [`Loader`](super::Loader)), to be widened where it is used.
+    /// Returns the tensor `name` in its stored dtype. A large matrix on the CPU may be stored in half precision though the model computes
+    /// in float32, and is upcast at each use (see [`Loader`](super::Loader)).
     ///
     /// # Errors
     /// Those of [`WeightPath::tensor`].
-    pub fn held(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        self.weights.held(&self.name(name), shape)
+    pub fn stored(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        self.weights.stored(&self.name(name), shape)
     }
 
-    /// The dtype that the model computes in.
+    /// Returns the dtype that the model computes in.
     pub fn kind(&self) -> Kind {
         self.weights.kind
     }
 
-    /// Whether there is a tensor `name` below this path.
+    /// Returns whether there is a tensor `name` below this path.
     pub fn contains(&self, name: &str) -> bool {
         self.weights.contains(&self.name(name))
     }
 
-    /// The device that tensors are placed on.
+    /// Returns the device of the tensors.
     pub fn device(&self) -> Device {
         self.weights.device
     }

@@ -1,4 +1,4 @@
-//! LoadedWeights models, shared between instances.
+//! Models that instances share.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ pub unsafe trait Frozen: Send {}
 
 /// A loaded model that several threads read.
 ///
-/// tch's tensors may be sent to another thread but not shared between threads, since any tensor can
-/// be written through a shared reference. A [`Frozen`] model writes to none.
+/// Tensors of tch are `Send` but not `Sync`, since any tensor can be written through a shared reference. A [`Frozen`] model writes to
+/// none.
 pub struct SharedModel<T: Frozen>(Arc<T>);
 
 // SAFETY: `T` is reached by shared reference only and, being `Frozen`, reads only; libtorch permits
@@ -23,7 +23,7 @@ unsafe impl<T: Frozen> Send for SharedModel<T> {}
 unsafe impl<T: Frozen> Sync for SharedModel<T> {}
 
 impl<T: Frozen> SharedModel<T> {
-    /// Shares a model.
+    /// Makes a model shareable.
     pub fn new(model: T) -> Self {
         Self(Arc::new(model))
     }

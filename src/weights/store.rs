@@ -1,4 +1,4 @@
-//! One copy of equal weights.
+//! The store of weights, with one copy of equal tensors.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -6,28 +6,28 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError, Wea
 
 use tch::{Device, Kind, Tensor};
 
-use super::digest::{Digest, FileIdentity, Memory};
+use super::digest::{Digest, DigestCache, FileIdentity};
 use super::file::MappedFile;
 use crate::torch;
 use diffusion_core::{Error, Result};
 
-/// What makes two tensors one: their bytes, how these are to be read, and what they were made into.
+/// The identity of a stored tensor. Tensors with equal keys are shared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// Of the bytes in the file.
+    /// The digest of the bytes in the file.
     pub digest: Digest,
     /// The dtype in the file.
     pub from: Kind,
-    /// Sides, in the file and here: weights are laid out contiguously.
+    /// The shape, in the file and in the store: weights are contiguous.
     pub shape: Vec<i64>,
-    /// The dtype here.
+    /// The dtype in the store.
     pub kind: Kind,
-    /// Where it is.
+    /// The device of the tensor.
     pub device: Device,
 }
 
 impl Key {
-    /// The tensor's length here, in bytes.
+    /// Returns the bytes of the tensor in the store.
     pub fn bytes(&self) -> u64 {
         let elements = self.shape.iter().fold(1u64, |product, &side| {
             product.saturating_mul(u64::try_from(side).unwrap_or(0))
@@ -36,33 +36,33 @@ impl Key {
     }
 }
 
-/// Where a tensor's values lie.
-enum Values {
-    /// In the file itself, mapped, and what the file was when it held them for certain.
+/// The memory of a tensor.
+enum Storage {
+    /// In the map of its file, with the identity of the file when its contents were last verified.
     Mapped(Arc<MappedFile>, Range<usize>, Mutex<FileIdentity>),
-    /// In memory of libtorch's.
+    /// In memory of libtorch.
     Owned(Tensor),
 }
 
-/// A tensor in the store. Every tensor that was handed out over it keeps it alive.
-pub struct Held {
+/// A tensor in the store. The tensors over it, which models hold, keep it alive.
+pub struct StoredTensor {
     key: Key,
     bytes: usize,
-    values: Values,
+    values: Storage,
 }
 
-// SAFETY: we never write to a map, and what others do to the file is ruled out by `TensorFile::open`. The tensor is never handed out: its
-// address is all that is read of it here, until it is dropped, by the one owner that is left. On a GPU its values may still be on
-// their way when it comes here, and nobody reads them before `Loader::load` has waited for them, which other loads on the device wait
-// for in turn. libtorch's storage may be freed on any thread.
-unsafe impl Sync for Held {}
+// SAFETY: a map is never written, and `TensorFile::open` says why other processes do not write to the file. An owned tensor is never handed
+// out: only its address is read, until its last owner drops it. On a GPU its values may still be in a copy when it is stored; nobody
+// reads them before `Loader::load` has waited for the copy, and other loads on the device wait for that load. libtorch may free its
+// storage on any thread.
+unsafe impl Sync for StoredTensor {}
 
-// SAFETY: both kinds of values stay where they are, as long as they are and unwritten while `self` lives.
-unsafe impl torch::Memory for Held {
+// SAFETY: both kinds of storage keep their address, their length and their contents while `self` lives.
+unsafe impl torch::TensorStorage for StoredTensor {
     fn data(&self) -> *const u8 {
         match &self.values {
-            Values::Mapped(file, range, _) => file.bytes()[range.clone()].as_ptr(),
-            Values::Owned(tensor) => tensor.data_ptr().cast_const().cast(),
+            Storage::Mapped(file, range, _) => file.bytes()[range.clone()].as_ptr(),
+            Storage::Owned(tensor) => tensor.data_ptr().cast_const().cast(),
         }
     }
 
@@ -75,11 +75,11 @@ unsafe impl torch::Memory for Held {
     }
 }
 
-impl Held {
-    /// Values in a mapped file.
+impl StoredTensor {
+    /// Makes a tensor in a mapped file.
     ///
     /// # Errors
-    /// A range outside of the file.
+    /// `Internal` for a range outside of the file.
     pub fn mapped(key: Key, file: Arc<MappedFile>, range: Range<usize>) -> Result<Self> {
         let bytes = file
             .bytes()
@@ -89,82 +89,82 @@ impl Held {
         Ok(Self {
             key,
             bytes,
-            values: Values::Mapped(Arc::clone(&file), range, Mutex::new(file.identity().clone())),
+            values: Storage::Mapped(Arc::clone(&file), range, Mutex::new(file.identity().clone())),
         })
     }
 
-    /// Values in a tensor of the key's shape, dtype and device that nothing else refers to.
+    /// Makes a tensor from one with the key's shape, dtype and device that has no other owner.
     pub fn owned(key: Key, tensor: Tensor) -> Self {
         Self {
             key,
             bytes: tensor.numel() * tensor.kind().elt_size_in_bytes(),
-            values: Values::Owned(tensor),
+            values: Storage::Owned(tensor),
         }
     }
 
-    /// Whether the values are what was put here: those in a file may have been written over. A file that is another by its size or
-    /// times is read again, once: its model may just have been deleted, which changes its time too.
+    /// Returns whether the contents are still those of the key: a process may have written into the file. A file with another size or
+    /// times is hashed again, once, because deleting the model also changes the times.
     pub fn is_unchanged(&self) -> bool {
-        let Values::Mapped(file, range, held_them) = &self.values else {
+        let Storage::Mapped(file, range, verified) = &self.values else {
             return true;
         };
-        let mut held_them = held_them.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut verified = verified.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(now) = file.identity_now() else {
             return false;
         };
-        if *held_them == now {
+        if *verified == now {
             return true;
         }
         let bytes = file.bytes().get(range.clone()).unwrap_or_default();
         let same = Digest::of(bytes) == self.key.digest && file.identity_now().as_ref() == Some(&now);
         if same {
-            *held_them = now;
+            *verified = now;
         }
         same
     }
 
-    /// A tensor over the values, for reading only: other models read them too.
+    /// Returns a read-only tensor over the storage, which other models share.
     ///
     /// # Errors
     /// Out of memory.
     pub fn tensor(self: &Arc<Self>) -> Result<Tensor> {
-        // SAFETY: weights are handed to models alone, which are `Frozen`: nothing writes to them.
-        unsafe { torch::borrow(Arc::clone(self), &self.key.shape, self.key.kind) }
+        // SAFETY: only models get weights, and they are `Frozen`: they do not write to them.
+        unsafe { torch::from_blob(Arc::clone(self), &self.key.shape, self.key.kind) }
     }
 }
 
-impl Drop for Held {
+impl Drop for StoredTensor {
     fn drop(&mut self) {
         STORE.forget(&self.key);
     }
 }
 
-/// The place of one key: locked while its tensor is made, so that it is made once.
-type Slot = Arc<Mutex<Weak<Held>>>;
+/// The slot of one key, locked while its tensor is made, so it is made once.
+type Slot = Arc<Mutex<Weak<StoredTensor>>>;
 
 /// The weights of all models in the process.
 pub struct Store {
     slots: Mutex<HashMap<Key, Slot>>,
-    /// Held by the load that places tensors on a device.
-    placing: Mutex<HashMap<Device, Arc<Mutex<()>>>>,
-    /// The digests of files that were read.
-    pub memory: Memory,
+    /// One lock per device, which a load holds while it allocates.
+    loading: Mutex<HashMap<Device, Arc<Mutex<()>>>>,
+    /// The digests of files that were read before.
+    pub digests: DigestCache,
 }
 
 /// The store of this process.
 pub static STORE: LazyLock<Store> = LazyLock::new(|| Store {
     slots: Mutex::default(),
-    placing: Mutex::default(),
-    memory: Memory::new(),
+    loading: Mutex::default(),
+    digests: DigestCache::new(),
 });
 
 impl Store {
-    /// The tensor of this key, made by `make` if it is not there, or if its file was written into since: then whoever has it keeps
-    /// it, and nobody else gets it.
+    /// Returns the tensor of a key. Calls `make` if there is none, or if its file has been written to; models that have the old tensor
+    /// keep it.
     ///
     /// # Errors
     /// Those of `make`.
-    pub fn get(&self, key: &Key, make: impl FnOnce() -> Result<Held>) -> Result<Arc<Held>> {
+    pub fn get_or_insert(&self, key: &Key, make: impl FnOnce() -> Result<StoredTensor>) -> Result<Arc<StoredTensor>> {
         let slot = Arc::clone(self.slots().entry(key.clone()).or_default());
         let mut weak = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = weak.upgrade()
@@ -187,13 +187,13 @@ impl Store {
         }
     }
 
-    /// To be locked by a load from the moment that it looks at what is free on the device until it has taken it.
-    pub fn placing(&self, device: Device) -> Arc<Mutex<()>> {
-        let mut placing = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(placing.entry(device).or_default())
+    /// Returns the lock of a device. A load holds it from the check of free memory until the memory is allocated.
+    pub fn load_lock(&self, device: Device) -> Arc<Mutex<()>> {
+        let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(loading.entry(device).or_default())
     }
 
-    /// Whether [`Store::get`] would find a tensor of this key now, or one that is being made.
+    /// Returns whether the store has a tensor of this key, or one is being made.
     pub fn has(&self, key: &Key) -> bool {
         let Some(slot) = self.slots().get(key).map(Arc::clone) else {
             return false;
@@ -203,7 +203,7 @@ impl Store {
             Err(TryLockError::Poisoned(weak)) => weak.into_inner().upgrade(),
             Err(TryLockError::WouldBlock) => return true,
         };
-        // Before the tensor: if it is the last of its kind it takes the slot away, which another count would keep.
+        // Dropped before the tensor: if this is its last owner, the drop removes the slot, unless there is another count.
         drop(slot);
         let Some(held) = held else {
             self.forget(key);
@@ -212,22 +212,22 @@ impl Store {
         held.is_unchanged()
     }
 
-    /// The bytes of all tensors on `device`, each counted once.
+    /// Returns the bytes of all tensors on `device`, each counted once.
     pub fn bytes(&self, device: Device) -> u64 {
         let slots = self.slots();
         let here = slots
             .iter()
-            .filter(|(key, slot)| key.device == device && is_taken(slot));
+            .filter(|(key, slot)| key.device == device && is_filled(slot));
         here.map(|(key, _)| key.bytes()).sum()
     }
 
-    /// Takes the place of a tensor away that is gone, unless somebody is about to fill it again or has done so.
+    /// Removes the slot of a dropped tensor, unless it is filled again or about to be.
     fn forget(&self, key: &Key) {
         let mut slots = self.slots();
-        // One count is the table's own; whoever is about to fill the slot has another, and got it under the table's lock.
+        // One count is that of the table. A thread that is about to fill the slot has another, which it got under the lock of the table.
         if slots
             .get(key)
-            .is_some_and(|slot| Arc::strong_count(slot) == 1 && !is_taken(slot))
+            .is_some_and(|slot| Arc::strong_count(slot) == 1 && !is_filled(slot))
         {
             slots.remove(key);
         }
@@ -238,8 +238,8 @@ impl Store {
     }
 }
 
-/// Never waits: a slot that is locked is being filled. (To wait would be to hold the table's lock against the one who fills it.)
-fn is_taken(slot: &Slot) -> bool {
+/// Returns whether a slot has a tensor. Does not wait: a locked slot is being filled, and its thread may need the lock of the table.
+fn is_filled(slot: &Slot) -> bool {
     match slot.try_lock() {
         Ok(weak) => weak.strong_count() > 0,
         Err(TryLockError::Poisoned(weak)) => weak.into_inner().strong_count() > 0,

@@ -1,4 +1,4 @@
-//! What the store keeps, shares, reads and lets go.
+//! The store: what is kept, shared, read and freed.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -59,7 +59,7 @@ fn load(folder: &Path, kind: Kind) -> (LoadedWeights, ComponentId) {
     (loader.load(&|_| {}).unwrap(), part)
 }
 
-/// All tensors that the names say, and what they took.
+/// Loads the tensors with these names; also returns their memory.
 fn tensors(folder: &Path, kind: Kind, names: &[(&str, i64)]) -> (Vec<Tensor>, WeightMemory) {
     let (mut loaded, part) = load(folder, kind);
     let weights = loaded.take(part).unwrap();
@@ -81,7 +81,7 @@ fn key(values: &[f32], kind: Kind) -> Key {
 }
 
 #[test]
-fn equal_tensors_of_two_folders_are_one_until_both_are_gone() {
+fn equal_tensors_of_two_folders_are_shared_until_both_are_dropped() {
     let (same, other) = ([1.5f32; 40], [2.5f32; 40]);
     let one = folder(&[("a", &same)], true);
     let two = folder(&[("renamed", &same), ("own", &other)], true);
@@ -105,7 +105,7 @@ fn equal_tensors_of_two_folders_are_one_until_both_are_gone() {
 }
 
 #[test]
-fn another_dtype_or_shape_is_another_tensor() {
+fn tensor_of_another_dtype_is_not_shared() {
     let values: Vec<f32> = (0..64u8).map(|n| f32::from(n) + 0.25).collect();
     let folder = folder(&[("a", &values)], false);
     let (full, _) = tensors(folder.path(), Kind::Float, &[("a", 64)]);
@@ -116,7 +116,7 @@ fn another_dtype_or_shape_is_another_tensor() {
 }
 
 #[test]
-fn float32_is_used_in_its_file_where_it_lies_aligned() {
+fn aligned_float32_is_used_in_its_file() {
     let values = vec![3.25f32; 1 << 18];
     for aligned in [true, false] {
         let folder = folder(&[("a", &values)], aligned);
@@ -141,9 +141,9 @@ fn float32_is_used_in_its_file_where_it_lies_aligned() {
     }
 }
 
-/// A model in whose file somebody writes shows that; others that load later must not.
+/// A write to a mapped file changes its model, but not models that load later.
 #[test]
-fn a_file_that_was_written_into_is_shared_no_more() {
+fn tensor_of_a_changed_file_is_not_shared() {
     let values = vec![6.5f32; 1 << 18];
     let one = folder(&[("a", &values)], true);
     let two = folder(&[("a", &values)], true);
@@ -162,9 +162,9 @@ fn a_file_that_was_written_into_is_shared_no_more() {
     assert!(STORE.has(&key(&values, Kind::Float)));
 }
 
-/// An endpoint deletes the files of a model that it unloads, which changes their times; whoever shares their tensors goes on sharing.
+/// An endpoint deletes the files of a model that it unloads, which changes their times; other models still share the tensors.
 #[test]
-fn a_file_that_was_deleted_is_shared_further() {
+fn tensor_of_a_deleted_file_is_still_shared() {
     let values = vec![8.5f32; 1 << 18];
     let names = [("a", 1 << 18)];
     let one = folder(&[("a", &values)], true);
@@ -181,7 +181,7 @@ fn a_file_that_was_deleted_is_shared_further() {
 }
 
 #[test]
-fn every_dtype_is_converted_as_libtorch_does() {
+fn loaded_dtypes_equal_the_conversion_of_libtorch() {
     let numbers: Vec<u16> = (0..=u16::MAX).collect();
     let bytes: Vec<u8> = numbers.iter().flat_map(|bits| bits.to_le_bytes()).collect();
     for (dtype, kind) in [(Dtype::F16, Kind::Half), (Dtype::BF16, Kind::BFloat16)] {
@@ -202,7 +202,7 @@ fn every_dtype_is_converted_as_libtorch_does() {
 }
 
 #[test]
-fn a_file_that_was_replaced_is_read_anew() {
+fn replaced_file_is_read_again() {
     let place = folder(&[("a", &[1.0f32; 16])], true);
     let (before, _) = tensors(place.path(), Kind::Float, &[("a", 16)]);
     fill(place.path(), &[("a", &[7.0f32; 16])], true);
@@ -213,13 +213,13 @@ fn a_file_that_was_replaced_is_read_anew() {
 }
 
 #[test]
-fn what_enters_the_store_is_hashed_then() {
+fn new_tensor_with_a_wrong_cached_digest_is_refused() {
     let place = folder(&[("a", &[4.0f32; 16])], true);
     let identity = Component::open(place.path(), "model").unwrap().files()[0]
         .identity()
         .clone();
     let lie = std::collections::HashMap::from([("a".to_owned(), Digest::of(b"another tenant's"))]);
-    STORE.memory.remember(identity, std::sync::Arc::new(lie));
+    STORE.digests.insert(identity, std::sync::Arc::new(lie));
     let mut loader = Loader::new(Device::Cpu);
     loader.open(place.path(), "model", Kind::Float).unwrap();
     assert!(matches!(loader.load(&|_| {}), Err(Error::Unavailable(_))));
@@ -228,7 +228,7 @@ fn what_enters_the_store_is_hashed_then() {
 }
 
 #[test]
-fn many_threads_that_want_one_tensor_make_it_once() {
+fn concurrent_loads_make_a_tensor_once() {
     let values = [9.75f32; 4096];
     let place = folder(&[("a", &values)], false);
     for _ in 0..20 {
@@ -245,7 +245,7 @@ fn many_threads_that_want_one_tensor_make_it_once() {
 }
 
 #[test]
-fn a_large_matrix_of_half_precision_stays_in_its_file() {
+fn large_half_precision_matrix_stays_in_its_file() {
     let values: Vec<f32> = (0..1 << 19).map(|n: u32| (n % 1000) as f32 * 0.25 - 9.0).collect();
     let matrix = Tensor::from_slice(&values).reshape([512, 1024]);
     for (kind, dtype) in [(Kind::Half, Dtype::F16), (Kind::BFloat16, Dtype::BF16)] {
@@ -270,14 +270,14 @@ fn a_large_matrix_of_half_precision_stays_in_its_file() {
         assert_eq!(loaded.memory.total, (1 << 20) + 128);
         let weights = loaded.take(part).unwrap();
         let root = weights.root();
-        let held = root.held("matrix", &[512, 1024]).unwrap();
+        let held = root.stored("matrix", &[512, 1024]).unwrap();
         assert_eq!(held, narrow);
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         assert!(maps.contains(&*place.path().to_string_lossy()));
-        // Whoever does not know of it gets what was asked for.
+        // `tensor` returns the dtype of the model.
         let wide = root.tensor("matrix", &[512, 1024]).unwrap();
         assert_eq!(wide, narrow.to_kind(Kind::Float));
-        assert_eq!(root.held("vector", &[32]).unwrap().kind(), Kind::Float);
+        assert_eq!(root.stored("vector", &[32]).unwrap().kind(), Kind::Float);
         drop((loaded, held));
 
         let (mut loaded, part) = load(place.path(), kind);

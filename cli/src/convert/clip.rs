@@ -1,35 +1,34 @@
-//! The text encoder's names: transformers' own in Stable Diffusion 1, OpenCLIP's in 2.
+//! Names of the text encoder: those of transformers in Stable Diffusion 1, of OpenCLIP in 2.
 
-use super::layout::{Fate, Place};
-use super::unet::indexed;
+use super::types::{Mapping, TargetTensor, strip_index};
 
 /// Layers of OpenCLIP's ViT-H/14 that Stable Diffusion 2 uses: all but the last (`layer: penultimate`).
 const SD2_LAYERS: usize = 23;
 
-const NOT_USED: &str = "of the text encoder, which images do not use";
+const NOT_USED: &str = "not used to generate images, from the text encoder";
 
-/// Where a tensor of transformers' CLIP goes; `None` for one that it does not have.
-pub fn fate(name: &str, shape: &[usize]) -> Option<Fate> {
-    // Early programs wrote the names without their first part.
+/// Maps a tensor of transformers' CLIP; `None` for one that it does not have.
+pub fn map_tensor(name: &str, shape: &[usize]) -> Option<Mapping> {
+    // Early programs wrote the names without their prefix.
     let begins = ["embeddings.", "encoder.", "final_layer_norm."];
     let own = match name.strip_prefix("text_model.") {
         Some(own) => own,
         None if begins.iter().any(|begin| name.starts_with(begin)) => name,
-        // The projection is for comparing texts with images.
-        None if name == "text_projection.weight" => return Some(Fate::LeftOut(NOT_USED)),
+        // The projection compares texts with images.
+        None if name == "text_projection.weight" => return Some(Mapping::Skipped(NOT_USED)),
         None => return None,
     };
     if own == "embeddings.position_ids" {
-        // 0, 1, 2, ...: transformers makes them itself.
-        return Some(Fate::LeftOut(NOT_USED));
+        // 0, 1, 2, ...: transformers computes them.
+        return Some(Mapping::Skipped(NOT_USED));
     }
     let known = begins.iter().any(|begin| own.starts_with(begin));
-    known.then(|| Fate::Kept(vec![Place::whole(format!("text_model.{own}"), shape)]))
+    known.then(|| Mapping::Mapped(vec![TargetTensor::whole(format!("text_model.{own}"), shape)]))
 }
 
-/// Where a tensor of OpenCLIP's text model goes; `None` for one that it does not have.
-pub fn open_clip_fate(name: &str, shape: &[usize]) -> Option<Fate> {
-    let whole = |name: String| Some(Fate::Kept(vec![Place::whole(name, shape)]));
+/// Maps a tensor of OpenCLIP's text model; `None` for one that it does not have.
+pub fn map_open_clip_tensor(name: &str, shape: &[usize]) -> Option<Mapping> {
+    let whole = |name: String| Some(Mapping::Mapped(vec![TargetTensor::whole(name, shape)]));
     match name {
         "positional_embedding" => {
             return whole("text_model.embeddings.position_embedding.weight".into());
@@ -37,13 +36,13 @@ pub fn open_clip_fate(name: &str, shape: &[usize]) -> Option<Fate> {
         "token_embedding.weight" => {
             return whole("text_model.embeddings.token_embedding.weight".into());
         }
-        "text_projection" | "logit_scale" | "attn_mask" => return Some(Fate::LeftOut(NOT_USED)),
+        "text_projection" | "logit_scale" | "attn_mask" => return Some(Mapping::Skipped(NOT_USED)),
         _ => {}
     }
     if let Some(rest) = name.strip_prefix("ln_final.") {
         return whole(format!("text_model.final_layer_norm.{rest}"));
     }
-    let (layer, rest) = indexed(name.strip_prefix("transformer.resblocks.")?)?;
+    let (layer, rest) = strip_index(name.strip_prefix("transformer.resblocks.")?)?;
     let layer_name = format!("text_model.encoder.layers.{layer}");
     let renamed = [
         ("ln_1.", "layer_norm1."),
@@ -53,31 +52,31 @@ pub fn open_clip_fate(name: &str, shape: &[usize]) -> Option<Fate> {
         ("attn.out_proj.", "self_attn.out_proj."),
     ];
     let fate = if let Some(end) = rest.strip_prefix("attn.in_proj_") {
-        thirds(&layer_name, end, shape)?
+        split_qkv(&layer_name, end, shape)?
     } else {
         let own = renamed
             .iter()
             .find_map(|(from, to)| Some(format!("{to}{}", rest.strip_prefix(from)?)))?;
-        Fate::Kept(vec![Place::whole(format!("{layer_name}.{own}"), shape)])
+        Mapping::Mapped(vec![TargetTensor::whole(format!("{layer_name}.{own}"), shape)])
     };
     Some(if layer < SD2_LAYERS {
         fate
     } else {
-        Fate::LeftOut(NOT_USED)
+        Mapping::Skipped(NOT_USED)
     })
 }
 
-/// Query, key and value, which lie one below the other.
-fn thirds(layer: &str, end: &str, shape: &[usize]) -> Option<Fate> {
-    let (rows, rest) = shape.split_first()?;
-    if !matches!(end, "weight" | "bias") || rows % 3 != 0 {
+/// Splits query, key and value, which are stacked along the first dimension.
+fn split_qkv(layer: &str, end: &str, shape: &[usize]) -> Option<Mapping> {
+    let (lines, rest) = shape.split_first()?;
+    if !matches!(end, "weight" | "bias") || lines % 3 != 0 {
         return None;
     }
-    let shape: Vec<usize> = std::iter::once(rows / 3).chain(rest.iter().copied()).collect();
+    let shape: Vec<usize> = std::iter::once(lines / 3).chain(rest.iter().copied()).collect();
     let places = ["q_proj", "k_proj", "v_proj"].iter().zip(0..);
-    Some(Fate::Kept(
+    Some(Mapping::Mapped(
         places
-            .map(|(own, part)| Place {
+            .map(|(own, part)| TargetTensor {
                 name: format!("{layer}.self_attn.{own}.{end}"),
                 shape: shape.clone(),
                 part: (part, 3),
@@ -92,16 +91,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_layer_that_stable_diffusion_2_does_not_use_is_left_out() {
-        let fate = |layer: usize| open_clip_fate(&format!("transformer.resblocks.{layer}.ln_1.weight"), &[1024]);
-        assert!(matches!(fate(22), Some(Fate::Kept(_))));
-        assert!(matches!(fate(23), Some(Fate::LeftOut(_))));
+    fn map_open_clip_tensor_skips_the_last_layer() {
+        let mapping =
+            |layer: usize| map_open_clip_tensor(&format!("transformer.resblocks.{layer}.ln_1.weight"), &[1024]);
+        assert!(matches!(mapping(22), Some(Mapping::Mapped(_))));
+        assert!(matches!(mapping(23), Some(Mapping::Skipped(_))));
     }
 
     #[test]
-    fn names_of_early_programs_are_known() {
-        let Some(Fate::Kept(places)) = fate("encoder.layers.0.mlp.fc1.bias", &[4]) else {
-            panic!("not kept");
+    fn map_tensor_accepts_names_of_early_programs() {
+        let Some(Mapping::Mapped(places)) = map_tensor("encoder.layers.0.mlp.fc1.bias", &[4]) else {
+            panic!("not mapped");
         };
         assert_eq!(places[0].name, "text_model.encoder.layers.0.mlp.fc1.bias");
     }

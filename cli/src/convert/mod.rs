@@ -1,9 +1,10 @@
-//! `convert`: a single file in the layout of the original code as a diffusers folder.
+//! `convert`: converts a single file in the layout of the original code to a diffusers folder.
 
 mod clip;
 mod config;
-mod layout;
+mod key_map;
 mod settings;
+mod types;
 mod unet;
 mod vae;
 
@@ -17,30 +18,30 @@ use diffusion_core::config::ModelParameters;
 use diffusion_core::{Error, Result};
 use serde_json::Value;
 
-use crate::check::check;
 use crate::dtype::{Float, target};
-use crate::inspect::Report;
 use crate::tensors::{self, Source};
+use crate::verify::verify;
 use crate::{files, output, progress};
 
-use config::{Prediction, Wanted};
-use layout::{Component, Layout};
+use config::{InferOptions, Prediction};
+use key_map::KeyMap;
+use types::Component;
 
-/// Converts a single-file checkpoint of Stable Diffusion 1 or 2 (the layout of A1111 and ComfyUI) into a diffusers folder
+/// Converts a single-file checkpoint of Stable Diffusion 1 or 2 (the layout of A1111 and ComfyUI) to a diffusers folder
 #[derive(Args)]
 pub struct Arguments {
     /// The checkpoint, a safetensors file
     file: PathBuf,
-    /// The diffusers folder that is made
+    /// The diffusers folder to make
     #[arg(long)]
     out: PathBuf,
-    /// A folder with vocab.json and merges.txt, or a diffusers folder with tokenizer/ in it: the file holds no tokenizer
+    /// A folder with vocab.json and merges.txt, or a diffusers folder with tokenizer/: the file has no tokenizer
     #[arg(long, value_name = "FOLDER")]
     tokenizer: Option<PathBuf>,
-    /// A diffusers folder whose configurations are taken, and the tokenizer too, instead of such as the shapes tell
+    /// A diffusers folder whose configurations and tokenizer are used, instead of configurations inferred from the shapes
     #[arg(long, value_name = "FOLDER")]
     config: Option<PathBuf>,
-    /// What the UNet predicts; no shape tells, so that it must be said for Stable Diffusion 2
+    /// What the UNet predicts; required for Stable Diffusion 2, since it cannot be inferred
     #[arg(long, value_enum, conflicts_with = "config")]
     prediction_type: Option<Prediction>,
     /// Pixels along a side of the images that the model was trained on [default: 512; 768 with v_prediction]
@@ -51,26 +52,21 @@ pub struct Arguments {
     dtype: Option<Float>,
 }
 
-/// Converts the file, and lets the server's code load the result.
+/// Converts the file and loads the result like the server.
 ///
 /// # Errors
-/// The file is none of the layout, lacks a part, or has one too many; the folder could not be served.
+/// The file has another layout, or missing or unexpected tensors; the server would refuse the folder.
 pub fn run(arguments: &Arguments) -> Result<()> {
     refuse_pickle(&arguments.file)?;
-    if arguments.out.exists() {
-        return Err(Error::invalid_argument(format!(
-            "{}: there is something of this name already",
-            arguments.out.display()
-        )));
-    }
+    files::require_absent(&arguments.out)?;
     let tokenizer = settings::tokenizer(arguments.tokenizer.as_deref(), arguments.config.as_deref())?;
     let source = Source::open(&arguments.file)?;
-    let layout = Layout::of(&source)?;
+    let key_map = KeyMap::from_file(&source)?;
     let configs = match &arguments.config {
         Some(folder) => settings::configs(folder)?,
         None => config::infer(
-            &layout,
-            Wanted {
+            &key_map,
+            InferOptions {
                 prediction: arguments.prediction_type,
                 image_size: arguments.image_size,
             },
@@ -85,21 +81,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         write_json(&folder.join(path), value)?;
     }
     settings::copy_tokenizer(&tokenizer, &folder.join("tokenizer"))?;
-    write_weights(&source, &layout, &folder, arguments.dtype)?;
-    verify(&folder)?;
+    write_weights(&source, &key_map, &folder, arguments.dtype)?;
+    verify(&folder, &arguments.out, &ModelParameters::default())?;
     fs::rename(&folder, &arguments.out).map_err(|error| files::failed(&arguments.out, &error))?;
-    for (why, count) in layout.left_out() {
-        output::line(format_args!("left out: {count} tensor(s), {why}"));
+    for (reason, count) in key_map.skipped() {
+        output::print(format_args!("skipped {count} tensors: {reason}"));
     }
-    output::line(arguments.out.display());
+    output::print(arguments.out.display());
     Ok(())
 }
 
-fn write_weights(source: &Source, layout: &Layout, folder: &Path, dtype: Option<Float>) -> Result<()> {
-    let bar = progress::bytes(layout.bytes(), "weights");
+fn write_weights(source: &Source, key_map: &KeyMap, folder: &Path, dtype: Option<Float>) -> Result<()> {
+    let bar = progress::bytes(key_map.bytes(), "weights");
     let notes = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     for component in Component::ALL {
-        let mut entries = layout.entries(component);
+        let mut entries = key_map.entries(component);
         for entry in &mut entries {
             entry.dtype = target(entry.dtype, dtype);
         }
@@ -111,23 +107,8 @@ fn write_weights(source: &Source, layout: &Layout, folder: &Path, dtype: Option<
     Ok(())
 }
 
-/// Loads the new folder as the server would.
-fn verify(folder: &Path) -> Result<()> {
-    let report = Report::of(folder, false)?;
-    let spinner = progress::spinner("checking");
-    let outcome = match report.problems.first() {
-        Some(problem) => Err(Error::invalid_argument(problem.clone())),
-        None => check(folder, &ModelParameters::default(), report.dtype()).map(drop),
-    };
-    spinner.finish_and_clear();
-    outcome.map_err(|error| {
-        let text = error.to_string().replace(&format!("{}/", folder.display()), "");
-        Error::invalid_argument(format!("the server would refuse the converted folder: {text}"))
-    })
-}
-
-/// Pickles (`.ckpt`, `.pt`, `.bin`) can run code when they are read. They are known by their contents, whatever they are called:
-/// torch's are zip archives, older ones begin with the pickle itself.
+/// Refuses pickles (`.ckpt`, `.pt`, `.bin`), which can run code when they are read. Their contents identify them: those of torch are
+/// zip archives, older ones begin with the pickle itself.
 fn refuse_pickle(path: &Path) -> Result<()> {
     let mut begin = Vec::new();
     files::open(path)?

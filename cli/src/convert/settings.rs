@@ -1,4 +1,4 @@
-//! What a single file does not hold: the tokenizer, and configurations that the user has.
+//! The tokenizer and the configurations from a folder of the user, which a single file does not contain.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use super::config::Configs;
 use crate::checkpoint::COMPONENTS;
 use crate::files;
 
-/// The folder of the tokenizer's files.
+/// Finds the folder of the tokenizer's files.
 ///
 /// # Errors
-/// Neither option names one.
+/// No option is given, or the folder has no tokenizer.
 pub fn tokenizer(tokenizer: Option<&Path>, config: Option<&Path>) -> Result<PathBuf> {
     let Some(given) = tokenizer.or(config) else {
         return Err(Error::invalid_argument(
             "a single file holds no tokenizer: give --tokenizer with a folder that has vocab.json and merges.txt, such as \
-             tokenizer/ of any folder of the same Stable Diffusion, or --config with such a folder",
+             tokenizer/ of a diffusers folder of the same Stable Diffusion, or --config with such a diffusers folder",
         ));
     };
     let inside = given.join("tokenizer");
@@ -30,7 +30,7 @@ pub fn tokenizer(tokenizer: Option<&Path>, config: Option<&Path>) -> Result<Path
         }
     }
     Err(Error::not_found(format!(
-        "{}: no tokenizer_config.json, vocab.json and merges.txt, neither there nor in tokenizer/",
+        "{}: no tokenizer_config.json, vocab.json and merges.txt, and none in tokenizer/",
         given.display()
     )))
 }
@@ -38,7 +38,7 @@ pub fn tokenizer(tokenizer: Option<&Path>, config: Option<&Path>) -> Result<Path
 /// Copies the tokenizer's files.
 ///
 /// # Errors
-/// The system's.
+/// Errors of the file system.
 pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     files::make_folder(to)?;
     let names = COMPONENTS.iter().filter(|spec| spec.name == "tokenizer");
@@ -51,10 +51,10 @@ pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The configurations of a diffusers folder. Of its components only those stay that a single file holds.
+/// Reads the configurations of a diffusers folder, and removes the components that a single file does not contain.
 ///
 /// # Errors
-/// One is missing, or is no JSON.
+/// A file is missing or not JSON.
 pub fn configs(folder: &Path) -> Result<Configs> {
     let mut configs = Configs::new();
     for path in [

@@ -1,16 +1,16 @@
-//! The UNet's names: `input_blocks`, `middle_block` and `output_blocks` of `openaimodel.py` as diffusers' blocks.
+//! Names of the UNet: `input_blocks`, `middle_block` and `output_blocks` of `openaimodel.py` to the blocks of diffusers.
 
-use super::layout::{Fate, Place};
+use super::types::{Mapping, TargetTensor, strip_index};
 
-/// What must be known of the whole to name its parts.
-pub struct Blocks {
-    /// Resnets of a down block; with the downsampler behind them that many `input_blocks`.
+/// The sizes that decide the names of blocks.
+pub struct BlockNames {
+    /// Resnets of a down block. With its downsampler, the block has one more `input_blocks` than that.
     layers_per_block: usize,
 }
 
-impl Blocks {
-    /// From the names of all tensors.
-    pub fn of<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Self {
+impl BlockNames {
+    /// Detects the sizes from the names of all tensors.
+    pub fn detect<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Self {
         let number = |name: &str| -> Option<usize> {
             let rest = name.strip_prefix("input_blocks.")?;
             rest.split('.').next()?.parse().ok()
@@ -30,9 +30,9 @@ impl Blocks {
         }
     }
 
-    /// Where a tensor goes; `None` for one that a UNet does not have.
-    pub fn fate(&self, name: &str, shape: &[usize]) -> Option<Fate> {
-        Some(Fate::Kept(vec![Place::whole(self.name(name)?, shape)]))
+    /// Maps a tensor; `None` for one that a UNet does not have.
+    pub fn map_tensor(&self, name: &str, shape: &[usize]) -> Option<Mapping> {
+        Some(Mapping::Mapped(vec![TargetTensor::whole(self.name(name)?, shape)]))
     }
 
     fn name(&self, name: &str) -> Option<String> {
@@ -41,19 +41,19 @@ impl Blocks {
             "input_blocks" => self.input(rest),
             "output_blocks" => self.output(rest),
             "middle_block" => {
-                let (index, rest) = indexed(rest)?;
+                let (index, rest) = strip_index(rest)?;
                 match index {
                     0 | 2 => Some(format!("mid_block.resnets.{}.{}", index / 2, resnet(rest)?)),
                     1 => Some(format!("mid_block.attentions.0.{}", attention(rest)?)),
                     _ => None,
                 }
             }
-            "time_embed" => match indexed(rest)? {
+            "time_embed" => match strip_index(rest)? {
                 (0, rest) => Some(format!("time_embedding.linear_1.{rest}")),
                 (2, rest) => Some(format!("time_embedding.linear_2.{rest}")),
                 _ => None,
             },
-            "out" => match indexed(rest)? {
+            "out" => match strip_index(rest)? {
                 (0, rest) => Some(format!("conv_norm_out.{rest}")),
                 (2, rest) => Some(format!("conv_out.{rest}")),
                 _ => None,
@@ -63,8 +63,8 @@ impl Blocks {
     }
 
     fn input(&self, rest: &str) -> Option<String> {
-        let (block, rest) = indexed(rest)?;
-        let (part, rest) = indexed(rest)?;
+        let (block, rest) = strip_index(rest)?;
+        let (part, rest) = strip_index(rest)?;
         let Some(index) = block.checked_sub(1) else {
             return (part == 0).then(|| format!("conv_in.{rest}"));
         };
@@ -81,24 +81,18 @@ impl Blocks {
     }
 
     fn output(&self, rest: &str) -> Option<String> {
-        let (index, rest) = indexed(rest)?;
-        let (part, rest) = indexed(rest)?;
+        let (index, rest) = strip_index(rest)?;
+        let (part, rest) = strip_index(rest)?;
         let length = self.layers_per_block + 1;
         let (block, layer) = (index / length, index % length);
         match (part, rest.strip_prefix("conv.")) {
             (0, _) => Some(format!("up_blocks.{block}.resnets.{layer}.{}", resnet(rest)?)),
-            // Behind the attention, or in its place.
+            // After the attention, or instead of it.
             (1 | 2, Some(rest)) => Some(format!("up_blocks.{block}.upsamplers.0.conv.{rest}")),
             (1, None) => Some(format!("up_blocks.{block}.attentions.{layer}.{}", attention(rest)?)),
             _ => None,
         }
     }
-}
-
-/// `3.rest` as 3 and `rest`.
-pub fn indexed(name: &str) -> Option<(usize, &str)> {
-    let (index, rest) = name.split_once('.')?;
-    Some((index.parse().ok()?, rest))
 }
 
 fn resnet(name: &str) -> Option<String> {
@@ -115,7 +109,7 @@ fn resnet(name: &str) -> Option<String> {
         .find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
 }
 
-/// The names within a transformer are the same.
+/// Names inside a transformer do not change.
 fn attention(name: &str) -> Option<&str> {
     let known = ["norm.", "proj_in.", "proj_out.", "transformer_blocks."];
     known.iter().any(|begin| name.starts_with(begin)).then_some(name)

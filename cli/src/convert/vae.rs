@@ -1,37 +1,36 @@
-//! The VAE's names: those of `ldm/modules/diffusionmodules/model.py` as diffusers'.
+//! Names of the VAE: those of `ldm/modules/diffusionmodules/model.py` to those of diffusers.
 
-use super::layout::{Fate, Place};
-use super::unet::indexed;
+use super::types::{Mapping, TargetTensor, strip_index};
 
-/// What must be known of the whole to name its parts.
-pub struct Blocks {
-    /// Levels of the decoder, which diffusers counts from the other end.
+/// The sizes that decide the names of blocks.
+pub struct BlockNames {
+    /// Levels of the decoder. diffusers counts them from the other end.
     levels: usize,
 }
 
-impl Blocks {
-    /// From the names of all tensors.
-    pub fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        let level = |name: &str| Some(indexed(name.strip_prefix("decoder.up.")?)?.0);
+impl BlockNames {
+    /// Detects the sizes from the names of all tensors.
+    pub fn detect<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let level = |name: &str| Some(strip_index(name.strip_prefix("decoder.up.")?)?.0);
         Self {
             levels: names.filter_map(level).max().map_or(0, |last| last + 1),
         }
     }
 
-    /// Where a tensor goes; `None` for one that a VAE does not have.
-    pub fn fate(&self, name: &str, shape: &[usize]) -> Option<Fate> {
+    /// Maps a tensor; `None` for one that a VAE does not have.
+    pub fn map_tensor(&self, name: &str, shape: &[usize]) -> Option<Mapping> {
         if name.starts_with("loss.") || name.starts_with("model_ema.") {
-            return Some(Fate::LeftOut("of the VAE's training"));
+            return Some(Mapping::Skipped("from the training of the VAE"));
         }
         if name.starts_with("quant_conv.") || name.starts_with("post_quant_conv.") {
-            return Some(Fate::Kept(vec![Place::whole(name, shape)]));
+            return Some(Mapping::Mapped(vec![TargetTensor::whole(name, shape)]));
         }
         let (half, rest) = name.split_once('.')?;
         if !matches!(half, "encoder" | "decoder") {
             return None;
         }
         let own = self.name(half, rest)?;
-        // 1x1 convolutions there, layers over tokens here: the same numbers.
+        // 1x1 convolutions in the file, linear layers in diffusers: the same values.
         let is_projection = own.contains(".attentions.") && own.ends_with(".weight") && shape.len() > 2;
         let shape = match shape {
             [outputs, inputs, ones @ ..] if is_projection => {
@@ -42,7 +41,10 @@ impl Blocks {
             }
             shape => shape,
         };
-        Some(Fate::Kept(vec![Place::whole(format!("{half}.{own}"), shape)]))
+        Some(Mapping::Mapped(vec![TargetTensor::whole(
+            format!("{half}.{own}"),
+            shape,
+        )]))
     }
 
     fn name(&self, half: &str, rest: &str) -> Option<String> {
@@ -53,7 +55,7 @@ impl Blocks {
             return Some(format!("conv_norm_out.{rest}"));
         }
         if let Some(rest) = rest.strip_prefix("mid.block_") {
-            let (number, rest) = indexed(rest)?;
+            let (number, rest) = strip_index(rest)?;
             let index = number.checked_sub(1).filter(|index| *index < 2)?;
             return Some(format!("mid_block.resnets.{index}.{}", resnet(rest)?));
         }
@@ -62,16 +64,16 @@ impl Blocks {
         }
         let (block, rest) = match half {
             "encoder" => {
-                let (level, rest) = indexed(rest.strip_prefix("down.")?)?;
+                let (level, rest) = strip_index(rest.strip_prefix("down.")?)?;
                 (format!("down_blocks.{level}"), rest)
             }
             _ => {
-                let (level, rest) = indexed(rest.strip_prefix("up.")?)?;
+                let (level, rest) = strip_index(rest.strip_prefix("up.")?)?;
                 (format!("up_blocks.{}", self.levels.checked_sub(level + 1)?), rest)
             }
         };
         if let Some(rest) = rest.strip_prefix("block.") {
-            let (layer, rest) = indexed(rest)?;
+            let (layer, rest) = strip_index(rest)?;
             return Some(format!("{block}.resnets.{layer}.{}", resnet(rest)?));
         }
         let sampler = match half {

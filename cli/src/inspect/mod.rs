@@ -1,4 +1,4 @@
-//! `inspect`: what a folder holds, and what the server would say of it.
+//! `inspect`: reports the contents of a folder, and whether the server would load it.
 
 mod report;
 mod text;
@@ -13,7 +13,7 @@ use crate::output;
 
 pub use report::Report;
 
-/// Says what a diffusers folder holds, and what the server would say of it
+/// Reports the contents of a diffusers folder, and whether the server would load it
 #[derive(Args)]
 pub struct Arguments {
     /// The folder with model_index.json
@@ -21,23 +21,23 @@ pub struct Arguments {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Read configurations and the headers of weight files only, and do not load the model
+    /// Read only configurations and the headers of weight files; do not load the model
     #[arg(long)]
     quick: bool,
 }
 
-/// Prints the report; fails if the folder cannot be served.
+/// Prints the report; fails if the server would refuse the folder.
 ///
 /// # Errors
-/// The folder cannot be read at all.
+/// The folder cannot be read.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let report = Report::of(&arguments.folder, !arguments.quick)?;
     if arguments.json {
         let json =
             serde_json::to_string_pretty(&report).map_err(|error| Error::internal(format!("the report: {error}")))?;
-        output::line(json);
+        output::print(json);
     } else {
-        output::line(text::text(&report).trim_end());
+        output::print(text::text(&report).trim_end());
     }
     Ok(if report.problems.is_empty() {
         ExitCode::SUCCESS

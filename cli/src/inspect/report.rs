@@ -1,4 +1,4 @@
-//! What there is to say of a folder.
+//! The report about a folder.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,31 +16,31 @@ use crate::checkpoint::{self, ComponentSpec, served_files};
 use crate::files;
 use crate::progress;
 
-/// How deep folders are looked into for files that serving does not need.
+/// Depth of the search for files that serving does not need.
 const MAX_DEPTH: usize = 4;
 
-/// What a folder holds, and what the server would say of it.
+/// The contents of a folder, and whether the server would load it.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The folder.
     pub folder: PathBuf,
     /// `_class_name` of `model_index.json`.
     pub pipeline: Option<String>,
-    /// The tensors that requests have; those in brackets may be left out.
+    /// The inputs of a request; those in brackets are optional.
     pub inputs: Vec<String>,
     /// The components that the server reads.
     pub components: Vec<ComponentReport>,
-    /// The scheduler that a request gets if it asks for none.
+    /// The default scheduler of a request.
     pub scheduler: Option<String>,
-    /// All weights.
+    /// The weights of all components.
     pub total: Weights,
     /// Files that serving does not need, with their sizes in bytes.
     pub not_served: BTreeMap<PathBuf, u64>,
-    /// What the server would log.
+    /// The warnings that the server would log.
     pub warnings: Vec<String>,
-    /// Why the server would refuse the folder; none if it can be served.
+    /// The reasons why the server would refuse the folder.
     pub problems: Vec<String>,
-    /// Whether the model was loaded to find out, or only looked at.
+    /// Whether the model was loaded.
     pub loaded: bool,
 }
 
@@ -55,20 +55,20 @@ pub struct ComponentReport {
     pub class: String,
     /// The files that the server reads, with their sizes in bytes; relative to the folder.
     pub files: BTreeMap<PathBuf, u64>,
-    /// Its weights, if it has any.
+    /// Its weights, if it has weights.
     pub weights: Option<Weights>,
 }
 
-/// Weights, counted.
+/// Counts of weights.
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct Weights {
-    /// Tensors.
+    /// Number of tensors.
     pub tensors: usize,
-    /// Their elements.
+    /// Number of elements.
     pub parameters: u64,
-    /// Their bytes.
+    /// Number of bytes.
     pub bytes: u64,
-    /// Elements by dtype.
+    /// Number of elements of each dtype.
     pub dtypes: BTreeMap<String, u64>,
 }
 
@@ -95,7 +95,7 @@ impl Weights {
     }
 }
 
-/// A dtype as torch calls it, where it does.
+/// Returns torch's name of a dtype, or that of safetensors.
 fn dtype_name(dtype: Dtype) -> String {
     let name = match dtype {
         Dtype::F64 => "float64",
@@ -114,10 +114,10 @@ fn dtype_name(dtype: Dtype) -> String {
 }
 
 impl Report {
-    /// Looks at a folder; with `load`, loads the model as the server does.
+    /// Inspects a folder; with `load`, loads the model like the server.
     ///
     /// # Errors
-    /// There is no folder, or no `model_index.json` in it that can be read.
+    /// The folder or its `model_index.json` cannot be read.
     pub fn of(folder: &Path, load: bool) -> Result<Self> {
         if !folder.is_dir() {
             return Err(Error::not_found(format!("{}: no such folder", folder.display())));
@@ -152,14 +152,14 @@ impl Report {
         }
         report.scheduler = read_class(&folder.join("scheduler/scheduler_config.json"));
         report.find_not_served(folder);
-        // What is missing is known by now; loading finds the rest.
+        // Missing files are known; loading finds other problems.
         if load && report.problems.is_empty() {
             report.load(folder);
         }
         Ok(report)
     }
 
-    /// The dtype that most of the weights have.
+    /// Returns the dtype of most weights.
     pub fn dtype(&self) -> config::Dtype {
         let most = self.total.dtypes.iter().max_by_key(|(_, elements)| **elements);
         match most.map(|(name, _)| name.as_str()) {
@@ -182,9 +182,9 @@ impl Report {
         spinner.finish_and_clear();
         self.loaded = true;
         match outcome {
-            Ok(loadable) => {
-                self.scheduler = Some(loadable.scheduler.to_owned());
-                self.warnings.extend(loadable.warnings);
+            Ok(checked) => {
+                self.scheduler = Some(checked.scheduler.to_owned());
+                self.warnings.extend(checked.warnings);
             }
             Err(error) => self.problem(&error),
         }
@@ -231,7 +231,7 @@ impl Report {
     fn find_not_served(&mut self, folder: &Path) {
         let served = match served_files(folder, Variant::Main) {
             Ok(served) => served,
-            // It has been told of already, with the component.
+            // Reported with the component.
             Err(_) => return,
         };
         let mut found = BTreeMap::new();
@@ -241,13 +241,13 @@ impl Report {
     }
 }
 
-/// `_class_name` of a configuration.
+/// Reads `_class_name` of a configuration.
 fn read_class(path: &Path) -> Option<String> {
     let config: serde_json::Value = read_json(path).ok()?;
     Some(config.get("_class_name")?.as_str()?.to_owned())
 }
 
-/// The files below a folder, links followed, hidden ones left out.
+/// Lists the files below a folder; follows links and skips hidden files.
 fn walk(root: &Path, folder: &Path, depth: usize, found: &mut BTreeMap<PathBuf, u64>) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     for entry in entries {

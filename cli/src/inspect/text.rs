@@ -1,4 +1,4 @@
-//! The report for people.
+//! The report as text.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use indicatif::{HumanBytes, HumanCount};
 
 use super::report::{ComponentReport, Report, Weights};
 
-/// The report in lines.
+/// Formats the report.
 pub fn text(report: &Report) -> String {
     let mut text = String::new();
     // Writing to a String does not fail.
@@ -40,7 +40,7 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
     }
     match (report.problems.is_empty(), report.loaded) {
         (true, true) => writeln!(text, "The server loads this folder."),
-        (true, false) => writeln!(text, "Nothing is missing. The model was not loaded."),
+        (true, false) => writeln!(text, "No file is missing. The model was not loaded."),
         (false, _) => writeln!(text, "The server refuses this folder."),
     }
 }

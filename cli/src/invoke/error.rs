@@ -1,49 +1,48 @@
-//! Why a request to a server failed.
+//! The errors of a request to a server.
 
 use serde::Deserialize;
 
-/// What `invoke` returns.
+/// The result of `invoke`.
 pub type Result<T, E = InvokeError> = std::result::Result<T, E>;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum InvokeError {
-    /// Something on this side: a file, the arguments.
+    /// An error of a file or of the arguments.
     #[error(transparent)]
     Local(#[from] diffusion_core::Error),
-    /// No answer came.
+    /// The server cannot be reached.
     #[error("{url}")]
     Unreachable {
-        /// Where the request went.
+        /// The address of the request.
         url: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<ureq::Error>,
     },
-    /// The server answered an error.
+    /// The server returned an error.
     #[error("HTTP {status}: {message}")]
     Refused {
         /// The status code.
         status: u16,
-        /// The server's words.
+        /// The server's message.
         message: String,
     },
-    /// The model takes other inputs.
-    #[error("the model takes no input `{given}`; it takes {taken}")]
+    /// The model does not have this input.
+    #[error("the model has no input `{given}`, expected one of {expected}")]
     Input {
-        /// What is not taken.
+        /// The unknown input.
         given: &'static str,
-        /// What is.
-        taken: String,
+        /// The inputs of the model.
+        expected: String,
     },
-    /// What came is not what Triton answers.
-    #[error("the answer is not one of Triton's: {0}")]
-    Answer(String),
+    /// The response is not a response of Triton.
+    #[error("invalid response: {0}")]
+    Response(String),
 }
 
 impl InvokeError {
-    /// The error of an answer with a status other than 200: `{"error": "..."}` from Triton, and anything from what may be in
-    /// between.
+    /// Makes the error of a response with a status other than 200: `{"error": "..."}` from Triton, or any text from a proxy.
     pub fn refused(status: u16, answer: &[u8]) -> Self {
         #[derive(Deserialize)]
         struct Failure {
@@ -62,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_servers_words_and_its_status_are_told() {
+    fn refused_has_the_status_and_the_message_of_the_server() {
         let error = InvokeError::refused(400, br#"{"error":"gen_args: no"}"#);
         assert_eq!(error.to_string(), "HTTP 400: gen_args: no");
         let error = InvokeError::refused(502, b"<html>bad gateway");

@@ -1,4 +1,4 @@
-//! `invoke`: a request to a running server.
+//! `invoke`: sends a request to a running server.
 
 mod error;
 mod protocol;
@@ -15,27 +15,27 @@ use crate::{output, progress};
 pub use error::{InvokeError, Result};
 use protocol::{Answer, body, ranks};
 
-/// Largest answer that is read, in bytes.
+/// Largest response that is read, in bytes.
 const MAX_ANSWER_BYTES: u64 = 1 << 30;
 /// What is escaped in a segment of a URL's path: everything but the unreserved characters of RFC 3986.
 const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// How long a server may take to accept a connection.
+/// Time limit for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends a request to a running Triton over HTTP, and writes the image, or images
+/// Sends a request to a running Triton over HTTP and writes the images
 #[derive(Args)]
 pub struct Arguments {
     /// The model's name
     model: String,
     #[command(flatten)]
     request: RequestArguments,
-    /// Where Triton listens for HTTP
+    /// The HTTP address of Triton
     #[arg(long, default_value = "http://127.0.0.1:8000")]
     url: String,
     /// The model's version [default: the server decides]
     #[arg(long)]
     model_version: Option<u64>,
-    /// Give up after so many seconds [default: never]
+    /// The time limit in seconds [default: none]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
 }
@@ -43,30 +43,30 @@ pub struct Arguments {
 /// Sends the request and prints the response's parameters.
 ///
 /// # Errors
-/// The server cannot be reached, refuses the request, or answers what it should not.
+/// The server cannot be reached, refuses the request, or sends an invalid response.
 pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.request.check_out()?;
-    let row = arguments.request.row()?;
+    let element = arguments.request.read()?;
     let client = Client::new(arguments);
     let ranks = ranks(&client.call(None, "")?)?;
-    let body = body(&row, &ranks)?;
+    let body = body(&element, &ranks)?;
     let spinner = progress::spinner("waiting");
     let answer = client.call(Some(&body), "/infer");
     spinner.finish_and_clear();
     let answer = Answer::read(&answer?)?;
     for (name, value) in &answer.parameters {
         match value {
-            Value::String(text) => output::line(format_args!("{name}: {text}")),
-            other => output::line(format_args!("{name}: {other}")),
+            Value::String(text) => output::print(format_args!("{name}: {text}")),
+            other => output::print(format_args!("{name}: {other}")),
         }
     }
     for path in arguments.request.write(&answer.images)? {
-        output::line(path.display());
+        output::print(path.display());
     }
     Ok(())
 }
 
-/// The model behind an address.
+/// A client of one model.
 struct Client {
     agent: ureq::Agent,
     address: String,
@@ -78,7 +78,7 @@ impl Client {
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(arguments.timeout.map(Duration::from_secs))
-            // The server is one's own.
+            // The server is local or in the same network.
             .proxy(None)
             .user_agent(concat!("triton-diffusion/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -95,7 +95,7 @@ impl Client {
         }
     }
 
-    /// POSTs the body, or GETs without one, and gives what is answered.
+    /// Sends a POST with the body, or a GET without one, and returns the body of the response.
     fn call(&self, body: Option<&[u8]>, path: &str) -> Result<Vec<u8>> {
         let url = format!("{}{path}", self.address);
         let outcome = match body {

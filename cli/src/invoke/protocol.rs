@@ -1,4 +1,4 @@
-//! The bodies of the KServe protocol, version 2, as Triton speaks it.
+//! Requests and responses of the KServe protocol, version 2.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::{InvokeError, Result};
-use crate::inputs::Row;
+use crate::inputs::ElementInputs;
 
-/// Dimensions of each input that the model takes.
+/// The number of dimensions of each input of the model.
 pub type Ranks = BTreeMap<String, usize>;
 
-/// The model's inputs, from its metadata.
+/// Reads the inputs from the model's metadata.
 ///
 /// # Errors
-/// The answer is no metadata.
+/// The response is not metadata.
 pub fn ranks(metadata: &[u8]) -> Result<Ranks> {
     #[derive(Deserialize)]
     struct Metadata {
@@ -32,16 +32,16 @@ pub fn ranks(metadata: &[u8]) -> Result<Ranks> {
     Ok(inputs.map(|input| (input.name, input.shape.len())).collect())
 }
 
-/// The request's body: each input is one element, with or without a batch dimension, as the model has it.
+/// Makes the body of the request: one element for each input, with a batch dimension if the model has one.
 ///
 /// # Errors
-/// The model does not take one of the inputs.
-pub fn body(row: &Row, ranks: &Ranks) -> Result<Vec<u8>> {
+/// The model does not have one of the inputs.
+pub fn body(element: &ElementInputs, ranks: &Ranks) -> Result<Vec<u8>> {
     let mut inputs = Vec::new();
-    for (name, element) in &row.inputs {
+    for (name, element) in &element.inputs {
         let rank = ranks.get(*name).ok_or_else(|| InvokeError::Input {
             given: name,
-            taken: ranks.keys().cloned().collect::<Vec<_>>().join(", "),
+            expected: ranks.keys().cloned().collect::<Vec<_>>().join(", "),
         })?;
         inputs.push(json!({
             "name": name,
@@ -54,7 +54,7 @@ pub fn body(row: &Row, ranks: &Ranks) -> Result<Vec<u8>> {
     Ok(body.to_string().into_bytes())
 }
 
-/// What the server answers.
+/// The response of the server.
 #[derive(Debug, PartialEq)]
 pub struct Answer {
     /// The response's parameters, sorted.
@@ -67,7 +67,7 @@ impl Answer {
     /// Reads the body of a response.
     ///
     /// # Errors
-    /// It has no images in base64.
+    /// The body has no images in base64.
     pub fn read(answer: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct Response {
@@ -82,13 +82,13 @@ impl Answer {
         }
         let response: Response = parse(answer)?;
         let output = response.outputs.into_iter().find(|output| output.name == OUTPUT_NAME);
-        let output = output.ok_or_else(|| InvokeError::Answer(format!("no output `{OUTPUT_NAME}`")))?;
+        let output = output.ok_or_else(|| InvokeError::Response(format!("no output `{OUTPUT_NAME}`")))?;
         let images = output
             .data
             .iter()
             .map(|text| {
                 let bytes = BASE64_STANDARD.decode(text);
-                bytes.map_err(|error| InvokeError::Answer(format!("`{OUTPUT_NAME}`: {error}")))
+                bytes.map_err(|error| InvokeError::Response(format!("`{OUTPUT_NAME}`: {error}")))
             })
             .collect::<Result<_>>()?;
         Ok(Self {
@@ -99,7 +99,7 @@ impl Answer {
 }
 
 fn parse<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T> {
-    serde_json::from_slice(text).map_err(|error| InvokeError::Answer(error.to_string()))
+    serde_json::from_slice(text).map_err(|error| InvokeError::Response(error.to_string()))
 }
 
 #[cfg(test)]
@@ -108,25 +108,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_has_the_shapes_that_the_model_has() {
+    fn body_has_the_shapes_of_the_model() {
         let metadata = br#"{"name": "sd", "inputs": [
             {"name": "prompt", "datatype": "BYTES", "shape": [-1, 1]},
             {"name": "gen_args", "datatype": "BYTES", "shape": [1]}]}"#;
         let ranks = ranks(metadata).unwrap();
-        let mut row = Row {
+        let mut element = ElementInputs {
             inputs: vec![("prompt", "a cat".into()), ("gen_args", "{}".into())],
         };
-        let sent: Value = serde_json::from_slice(&body(&row, &ranks).unwrap()).unwrap();
+        let sent: Value = serde_json::from_slice(&body(&element, &ranks).unwrap()).unwrap();
         assert_eq!(sent["inputs"][0]["shape"], json!([1, 1]));
         assert_eq!(sent["inputs"][0]["data"], json!(["a cat"]));
         assert_eq!(sent["inputs"][1]["shape"], json!([1]));
-        row.inputs.push(("image", String::new()));
-        let error = body(&row, &ranks).unwrap_err().to_string();
-        assert_eq!(error, "the model takes no input `image`; it takes gen_args, prompt");
+        element.inputs.push(("image", String::new()));
+        let error = body(&element, &ranks).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the model has no input `image`, expected one of gen_args, prompt"
+        );
     }
 
     #[test]
-    fn answers_are_read_and_others_refused() {
+    fn read_refuses_responses_without_images() {
         let answer = br#"{"model_name": "sd", "parameters": {"seed": 7},
             "outputs": [{"name": "generated_image", "datatype": "BYTES", "shape": [1, 2], "data": ["AAE=", "Ag=="]}]}"#;
         let answer = Answer::read(answer).unwrap();

@@ -1,4 +1,4 @@
-//! A folder as `.tar.gz`: the same files make the same bytes.
+//! A folder as a `.tar.gz`; the same files give the same bytes.
 
 use std::fs;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -10,11 +10,10 @@ use tar::{Builder, EntryType, Header};
 
 use crate::{files, progress};
 
-/// Writes the folder `model` as an archive that holds one folder, `name`; links are followed. The archive gets its name once
-/// it is whole.
+/// Writes the folder `model` as an archive of one folder, `name`; follows links. The archive gets its name when it is complete.
 ///
 /// # Errors
-/// The system's.
+/// Errors of the file system.
 pub fn write(out: &Path, model: &Path, name: &str, compression: u32) -> Result<()> {
     let failed = |error: std::io::Error| files::failed(out, &error);
     let mut paths = Vec::new();
@@ -39,7 +38,7 @@ pub fn write(out: &Path, model: &Path, name: &str, compression: u32) -> Result<(
     files::persist(file, out)
 }
 
-/// Everything below a folder and itself, sorted, with the names in the archive.
+/// Lists a folder and everything below it, sorted, with the names in the archive.
 fn list(path: &Path, name: &Path, paths: &mut Vec<(PathBuf, PathBuf)>) -> Result<()> {
     paths.push((path.to_owned(), name.to_owned()));
     if !path.is_dir() {
@@ -57,7 +56,7 @@ fn list(path: &Path, name: &Path, paths: &mut Vec<(PathBuf, PathBuf)>) -> Result
     Ok(())
 }
 
-/// Header and contents of a file or folder: without time and owner, and with the permissions that any reader needs.
+/// Makes the header and the contents of a file or folder, without time and owner, readable for everybody.
 fn entry(path: &Path) -> Result<(Header, Box<dyn Read>)> {
     let mut header = Header::new_gnu();
     header.set_mtime(0);

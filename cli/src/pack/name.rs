@@ -5,10 +5,11 @@ use diffusion_core::{Error, Result};
 /// Longest name, in bytes.
 const MAX_NAME: usize = 128;
 
-/// A name that a folder, an archive, a URL and Triton take: letters, digits, `.`, `_` and `-`, and no `.` first.
+/// Checks a name that is valid for a folder, an archive, a URL and Triton: letters, digits, `.`, `_` and `-`; the first is a letter
+/// or a digit.
 ///
 /// # Errors
-/// `InvalidArgument` that says so.
+/// `InvalidArgument` with this rule.
 pub fn model_name(name: &str) -> Result<&str> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let fits =
@@ -17,7 +18,7 @@ pub fn model_name(name: &str) -> Result<&str> {
         return Ok(name);
     }
     Err(Error::invalid_argument(format!(
-        "a model's name has 1 to {MAX_NAME} letters, digits, `.`, `_` and `-`, the first a letter or a digit"
+        "a model's name must have 1 to {MAX_NAME} letters, digits, `.`, `_` or `-`, and begin with a letter or a digit"
     )))
 }
 
@@ -26,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_are_paths_or_hidden_are_refused() {
+    fn model_name_that_is_a_path_or_hidden_is_refused() {
         for good in ["sd_base", "sd2.1-base", "1"] {
             assert!(model_name(good).is_ok(), "{good}");
         }

@@ -1,4 +1,4 @@
-//! The model's folder as it is going to be packed.
+//! The model's folder before it is packed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,13 +16,13 @@ use crate::model_config::{Kind, config_pbtxt, cpu_pbtxt};
 use crate::tensors::{self, Entry, Source};
 use crate::{files, progress};
 
-/// Where a model's checkpoint lies in its folder: version 1, and the place where the backend looks for it.
+/// The path of the checkpoint in the model's folder: version 1, and the backend's default.
 pub const CHECKPOINT: &str = "1/checkpoint";
 
-/// The configuration files.
+/// Writes the configuration files.
 ///
 /// # Errors
-/// The system's.
+/// Errors of the file system.
 pub fn configuration(model: &Path, pipeline: &str, kind: Kind, parameters: &Map<String, Value>) -> Result<()> {
     files::make_folder(&model.join("configs"))?;
     let config = config_pbtxt(pipeline, kind, parameters);
@@ -31,12 +31,12 @@ pub fn configuration(model: &Path, pipeline: &str, kind: Kind, parameters: &Map<
     files::write(&model.join("configs/cpu.pbtxt"), cpu.as_bytes())
 }
 
-/// The files of `folder` that serving needs, below `model`: links to them, or copies, and new ones where weights are converted.
+/// Stages the files that serving needs below `model`: links or copies, and new files for converted weights.
 ///
 /// # Errors
-/// The folder's, the system's, and a value that the dtype does not reach.
+/// Errors of the folder and of files; a value beyond the range of the dtype.
 pub fn checkpoint(folder: &Path, model: &Path, prefer: Variant, dtype: Option<Float>, copies: bool) -> Result<()> {
-    // Links are relative to where they are, and this one is somewhere else.
+    // The links are in another folder, so a relative path would not work.
     let folder = fs::canonicalize(folder).map_err(|error| files::failed(folder, &error))?;
     let served = served_files(&folder, prefer)?;
     let mut total = 0;
@@ -58,7 +58,7 @@ pub fn checkpoint(folder: &Path, model: &Path, prefer: Variant, dtype: Option<Fl
         }
     }
     bar.finish_and_clear();
-    let lists = served.iter().filter(|path| is_list_of_shards(path));
+    let lists = served.iter().filter(|path| is_shard_index(path));
     for path in lists.filter(|path| path.parent().is_some_and(|own| changed.contains(own))) {
         correct_total_size(&model.join(CHECKPOINT).join(path))?;
     }
@@ -69,12 +69,12 @@ fn is_weights(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "safetensors")
 }
 
-fn is_list_of_shards(path: &Path) -> bool {
+fn is_shard_index(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     name.ends_with(b".json") && name.windows(17).any(|part| part == b"safetensors.index")
 }
 
-/// Writes the file anew if one of its tensors has another dtype than is wanted; says whether it did.
+/// Writes a new file if the dtype of a tensor changes; returns whether it did.
 fn convert(from: &Path, to: &Path, dtype: Option<Float>, bar: &ProgressBar) -> Result<bool> {
     if dtype.is_none() {
         return Ok(false);
@@ -93,7 +93,7 @@ fn convert(from: &Path, to: &Path, dtype: Option<Float>, bar: &ProgressBar) -> R
     Ok(true)
 }
 
-/// `metadata.total_size` of a list of shards, in which some were converted: the bytes of their tensors.
+/// Updates `metadata.total_size` in the index of converted shards: the bytes of their tensors.
 fn correct_total_size(path: &Path) -> Result<()> {
     let mut list: Value = read_json(path)?;
     let mut shards: BTreeSet<PathBuf> = BTreeSet::new();
@@ -116,6 +116,6 @@ fn correct_total_size(path: &Path) -> Result<()> {
     *total = bytes.into();
     let text =
         serde_json::to_string_pretty(&list).map_err(|error| Error::internal(format!("{}: {error}", path.display())))?;
-    // In place of the link or copy.
+    // Replaces the link or the copy.
     files::write(path, text.as_bytes())
 }

@@ -55,7 +55,7 @@ fn image(folder: &Path, model: &str, out: &str) -> Vec<u8> {
 }
 
 #[test]
-fn there_and_back_again() {
+fn convert_of_an_original_file_restores_the_folder() {
     for (name, open_clip) in [("sd1", false), ("sd2_base", true), ("sd2_inpaint", true)] {
         let folder = temporary();
         let model = checkpoint(name);
@@ -66,7 +66,7 @@ fn there_and_back_again() {
             folder.path(),
             &["convert", "model.safetensors", "--config", &path, "--out", "converted"],
         );
-        assert!(told.contains("left out: 2 tensor(s), running means"), "{told}");
+        assert!(told.contains("skipped 2 tensors: running means"), "{told}");
         let converted = folder.path().join("converted");
         for weights in WEIGHTS {
             let (before, after) = (read(&model.join(weights)), read(&converted.join(weights)));
@@ -89,7 +89,7 @@ fn there_and_back_again() {
 }
 
 #[test]
-fn weights_are_converted_when_asked() {
+fn convert_with_dtype_converts_the_weights() {
     let folder = temporary();
     let model = checkpoint("sd1");
     let path = model.display().to_string();
@@ -112,7 +112,7 @@ fn weights_are_converted_when_asked() {
 }
 
 #[test]
-fn pickles_are_known_by_their_contents() {
+fn convert_refuses_pickles_by_their_contents() {
     let folder = temporary();
     let tokenizer = checkpoint("sd1").display().to_string();
     for begin in [&b"PK\x03\x04rest of an archive"[..], b"\x80\x02}q\x00."] {
@@ -131,7 +131,7 @@ fn pickles_are_known_by_their_contents() {
 }
 
 #[test]
-fn what_no_shape_tells_must_be_said() {
+fn convert_without_required_options_is_refused() {
     let folder = temporary();
     let model = checkpoint("sd2_base");
     let path = model.display().to_string();
@@ -149,7 +149,7 @@ fn what_no_shape_tells_must_be_said() {
         (&["--tokenizer", &path, "--prediction-type", "epsilon"], "give --config"),
         (
             &["--config", &checkpoint("sd1").display().to_string()],
-            "would refuse the converted folder",
+            "would refuse this model",
         ),
     ] {
         let error = refused(arguments);
@@ -175,7 +175,7 @@ fn what_no_shape_tells_must_be_said() {
 }
 
 #[test]
-fn a_part_that_is_missing_is_named() {
+fn convert_names_a_missing_component() {
     let folder = temporary();
     let model = checkpoint("sd1");
     let path = model.display().to_string();

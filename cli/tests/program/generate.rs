@@ -39,7 +39,7 @@ fn expected(model: &str, row: &RowInputs<'_>) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn text_becomes_the_images_that_the_server_answers() {
+fn generate_from_text_gives_the_images_of_the_server() {
     let folder = temporary();
     let model = checkpoint("sd1").display().to_string();
     let told = succeed(
@@ -74,7 +74,7 @@ fn text_becomes_the_images_that_the_server_answers() {
 }
 
 #[test]
-fn a_image_goes_in_and_the_ending_decides_what_comes_out() {
+fn generate_from_an_image_uses_the_format_of_the_extension() {
     let folder = temporary();
     let model = checkpoint("sd1").display().to_string();
     let make = |arguments: &[&str]| {
@@ -104,7 +104,7 @@ fn a_image_goes_in_and_the_ending_decides_what_comes_out() {
 }
 
 #[test]
-fn errors_are_those_of_the_server() {
+fn generate_returns_the_errors_of_the_server() {
     let folder = temporary();
     let model = checkpoint("sd1").display().to_string();
     let refused = |arguments: &[&str]| {

@@ -16,7 +16,7 @@ fn report(folder: &std::path::Path) -> Value {
 }
 
 #[test]
-fn every_committed_checkpoint_loads() {
+fn inspect_loads_every_checkpoint() {
     for (name, class) in [
         ("sd1", "StableDiffusionPipeline"),
         ("sd1_safety", "StableDiffusionPipeline"),
@@ -34,7 +34,7 @@ fn every_committed_checkpoint_loads() {
 }
 
 #[test]
-fn parameters_and_bytes_are_those_of_the_files() {
+fn inspect_counts_the_parameters_and_bytes_of_the_files() {
     let report = report(&checkpoint("sd1"));
     let part = |name: &str| {
         let parts = report["components"].as_array().unwrap();
@@ -56,7 +56,7 @@ fn parameters_and_bytes_are_those_of_the_files() {
 }
 
 #[test]
-fn all_that_is_missing_is_told() {
+fn inspect_reports_all_problems() {
     let folder = temporary();
     let model = copy("sd1", folder.path());
     fs::remove_file(model.join("unet/diffusion_pytorch_model.safetensors")).unwrap();
@@ -78,7 +78,7 @@ fn all_that_is_missing_is_told() {
 }
 
 #[test]
-fn what_only_loading_finds_is_told_unless_it_is_to_be_quick() {
+fn inspect_quick_does_not_load_the_model() {
     let folder = temporary();
     let model = copy("sd2_base", folder.path());
     let path = model.join("unet/config.json");
@@ -100,7 +100,7 @@ fn what_only_loading_finds_is_told_unless_it_is_to_be_quick() {
 }
 
 #[test]
-fn a_folder_that_is_none_is_an_error() {
+fn inspect_of_a_folder_without_a_model_is_an_error() {
     let folder = temporary();
     let error = fail(folder.path(), &["inspect", "nowhere"]);
     assert!(error.contains("nowhere: no such folder"), "{error}");
@@ -114,7 +114,7 @@ fn a_folder_that_is_none_is_an_error() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn inspect_into_a_closed_pipe_succeeds() {
     let mut program = Command::new(env!("CARGO_BIN_EXE_triton-diffusion"))
         .args(["inspect", ".", "--quick"])
         .current_dir(checkpoint("sd1"))

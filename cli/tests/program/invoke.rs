@@ -70,7 +70,7 @@ fn metadata() -> Value {
 }
 
 #[test]
-fn a_request_goes_out_and_images_come_in() {
+fn invoke_sends_the_request_and_writes_the_images() {
     let folder = temporary();
     fs::write(folder.path().join("in.png"), "image").unwrap();
     let answer = json!({
@@ -116,7 +116,7 @@ fn a_request_goes_out_and_images_come_in() {
 }
 
 #[test]
-fn errors_are_told_with_their_status() {
+fn invoke_reports_errors_with_their_status() {
     let folder = temporary();
     let refused = json!({"error": "model 'sd': gen_args: unknown key `stesp`"});
     let (url, server) = serve(vec![(200, metadata()), (400, refused)]);

@@ -65,7 +65,7 @@ fn to_float32(path: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn the_archive_holds_one_folder_with_all_that_serving_needs() {
+fn pack_writes_one_folder_with_the_served_files() {
     let folder = temporary();
     let model = linked("sd1", folder.path());
     let before = files(&model);
@@ -113,7 +113,7 @@ fn pack_follows_links_to_components() {
 }
 
 #[test]
-fn the_same_folder_makes_the_same_bytes() {
+fn pack_of_the_same_folder_gives_the_same_bytes() {
     let folder = temporary();
     let model = copy("sd2_base", folder.path());
     succeed(folder.path(), &["pack", "sd2_base", "--name", "m", "--out", "a.tar.gz"]);
@@ -126,7 +126,7 @@ fn the_same_folder_makes_the_same_bytes() {
 }
 
 #[test]
-fn weights_are_converted_and_whole_numbers_are_not() {
+fn pack_with_dtype_converts_only_floats() {
     let folder = temporary();
     let model = copy("sd1", folder.path());
     let half = fs::read(model.join(UNET)).unwrap();
@@ -157,7 +157,7 @@ fn weights_are_converted_and_whole_numbers_are_not() {
 
 /// The server uses a tensor in its file where it lies at a multiple of 64 bytes.
 #[test]
-fn converted_tensors_lie_where_they_can_be_used() {
+fn pack_aligns_converted_tensors() {
     let work = temporary();
     let folder = linked("sd2_base", work.path());
     let folder = folder.to_str().unwrap();
@@ -179,7 +179,7 @@ fn converted_tensors_lie_where_they_can_be_used() {
 }
 
 #[test]
-fn the_fp16_variant_is_taken_for_float16() {
+fn pack_as_float16_uses_the_fp16_variant() {
     let folder = temporary();
     let model = copy("sd1", folder.path());
     let variant = model.join("unet/diffusion_pytorch_model.fp16.safetensors");
@@ -201,7 +201,7 @@ fn the_fp16_variant_is_taken_for_float16() {
 }
 
 #[test]
-fn shards_are_converted_with_their_list() {
+fn pack_converts_shards_and_their_index() {
     let folder = temporary();
     let model = copy("sd1", folder.path());
     let whole = fs::read(model.join(UNET)).unwrap();
@@ -244,7 +244,7 @@ fn shards_are_converted_with_their_list() {
 }
 
 #[test]
-fn what_the_server_would_refuse_is_not_packed() {
+fn pack_refuses_what_the_server_would_refuse() {
     let folder = temporary();
     let model = copy("sd1", folder.path());
     let config = model.join("text_encoder/config.json");
@@ -261,7 +261,7 @@ fn what_the_server_would_refuse_is_not_packed() {
 }
 
 #[test]
-fn bad_arguments_are_refused() {
+fn pack_refuses_bad_arguments() {
     let folder = temporary();
     let model = checkpoint("sd1").display().to_string();
     let refused = |arguments: &[&str]| {

@@ -5,7 +5,7 @@ use std::fs;
 use crate::support::{checkpoint, copy, fail, linked, succeed, temporary};
 
 #[test]
-fn models_are_links_with_configurations() {
+fn repo_makes_links_and_configurations() {
     let folder = temporary();
     let cached = linked("sd2_base", folder.path()).display().to_string();
     let depth = format!("deep={}", checkpoint("sd2_depth").display());
@@ -33,7 +33,7 @@ fn models_are_links_with_configurations() {
 }
 
 #[test]
-fn nothing_is_made_if_one_folder_cannot_be_served() {
+fn repo_makes_nothing_if_one_folder_is_refused() {
     let folder = temporary();
     let good = copy("sd1", folder.path()).display().to_string();
     let bad = copy("sd2_base", folder.path());

@@ -7,7 +7,7 @@ use diffusion_core::Result;
 
 /// A table of vectors.
 pub struct Embedding {
-    /// Perhaps in half precision; see [`WeightPath::held`].
+    /// Perhaps in half precision; see [`WeightPath::stored`].
     weight: Tensor,
     kind: Kind,
 }
@@ -16,7 +16,7 @@ impl Embedding {
     /// Reads `weight` of shape `[entries, size]`.
     pub fn new(path: &WeightPath<'_>, entries: i64, size: i64) -> Result<Self> {
         Ok(Self {
-            weight: path.held("weight", &[entries, size])?,
+            weight: path.stored("weight", &[entries, size])?,
             kind: path.kind(),
         })
     }

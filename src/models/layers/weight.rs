@@ -23,7 +23,7 @@ fn upcast_buffers() -> MutexGuard<'static, Vec<Tensor>> {
 
 /// The matrix of a linear layer or the kernel of a convolution.
 ///
-/// On the CPU a large weight is mapped from its file in half precision (see [`WeightPath::held`]), which needs half of
+/// On the CPU a large weight is mapped from its file in half precision (see [`WeightPath::stored`]), which needs half of
 /// the memory and no work at load. It is upcast at each use. Every half-precision number is a float32 number too, so the
 /// results equal those of a weight that was upcast at load.
 pub struct Weight(Tensor);
@@ -31,7 +31,7 @@ pub struct Weight(Tensor);
 impl Weight {
     /// Reads `weight` below `path`.
     pub fn new(path: &WeightPath<'_>, shape: &[i64]) -> Result<Self> {
-        Ok(Self(path.held("weight", shape)?))
+        Ok(Self(path.stored("weight", shape)?))
     }
 
     /// Calls `f` with the weight as `kind`. `f` must not keep the tensor: its memory is used for other weights later.

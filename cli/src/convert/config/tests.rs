@@ -1,4 +1,4 @@
-//! The published sizes, as the shapes of their files.
+//! Configurations of the published sizes, from the shapes of their files.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -78,7 +78,7 @@ fn tensors(in_channels: usize, sd2: bool) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-fn inferred(tensors: &[(String, Vec<usize>)], wanted: Wanted) -> Result<Configs> {
+fn inferred(tensors: &[(String, Vec<usize>)], wanted: InferOptions) -> Result<Configs> {
     let infos: Vec<(&str, TensorInfo)> = tensors
         .iter()
         .map(|(name, shape)| {
@@ -91,10 +91,10 @@ fn inferred(tensors: &[(String, Vec<usize>)], wanted: Wanted) -> Result<Configs>
         })
         .collect();
     let infos: Vec<(&str, &TensorInfo)> = infos.iter().map(|(name, info)| (*name, info)).collect();
-    infer(&Layout::of_tensors(&infos)?, wanted)
+    infer(&KeyMap::from_tensors(&infos)?, wanted)
 }
 
-const NOTHING: Wanted = Wanted {
+const NOTHING: InferOptions = InferOptions {
     prediction: None,
     image_size: None,
 };
@@ -107,7 +107,7 @@ fn has(config: &Value, expected: Value) {
 }
 
 #[test]
-fn stable_diffusion_1_5() {
+fn infer_of_stable_diffusion_1_5_gives_its_configs() {
     let configs = inferred(&tensors(4, false), NOTHING).unwrap();
     has(
         &configs["unet/config.json"],
@@ -152,8 +152,8 @@ fn stable_diffusion_1_5() {
 }
 
 #[test]
-fn stable_diffusion_2_1() {
-    let wanted = Wanted {
+fn infer_of_stable_diffusion_2_1_gives_its_configs() {
+    let wanted = InferOptions {
         prediction: Some(Prediction::VPrediction),
         image_size: None,
     };
@@ -185,18 +185,18 @@ fn stable_diffusion_2_1() {
 }
 
 #[test]
-fn inpainting_has_nine_channels_and_others_are_refused() {
+fn infer_accepts_nine_channels_for_inpainting_and_refuses_eight() {
     let configs = inferred(&tensors(9, false), NOTHING).unwrap();
     assert_eq!(
         configs["model_index.json"]["_class_name"],
         "StableDiffusionInpaintPipeline"
     );
     let error = inferred(&tensors(8, false), NOTHING).unwrap_err().to_string();
-    assert!(error.contains("takes 8 channels"), "{error}");
+    assert!(error.contains("has 8 input channels"), "{error}");
 }
 
 #[test]
-fn files_of_other_models_are_named() {
+fn from_tensors_names_the_model_of_an_unsupported_file() {
     let with = |name: &str| {
         let mut all = tensors(4, false);
         all.push((name.to_owned(), vec![1]));
@@ -206,8 +206,8 @@ fn files_of_other_models_are_named() {
         ("conditioner.embedders.0.transformer.x", "Stable Diffusion XL"),
         ("control_model.x", "a ControlNet"),
         ("model.diffusion_model.label_emb.weight", "the upscaler"),
-        ("model.diffusion_model.input_blocks.1.0.gate", "no place"),
-        ("first_stage_model.encoder.mid.attn_1.gate", "no place"),
+        ("model.diffusion_model.input_blocks.1.0.gate", "unexpected tensor"),
+        ("first_stage_model.encoder.mid.attn_1.gate", "unexpected tensor"),
         ("cond_stage_model.model.ln_final.bias", "Stable Diffusion 1 and of 2"),
     ] {
         let error = with(name);

@@ -50,7 +50,7 @@ fn forward_half_precision_weights_give_the_bytes_of_upcast_ones() {
     let folder = test_support::checkpoint("sd2_base");
     let _no_grad = tch::no_grad_guard();
     let outputs = [0, u64::MAX].map(|least| {
-        let mut loader = Loader::new(Device::Cpu).least_narrow(least);
+        let mut loader = Loader::new(Device::Cpu).min_lazy_upcast_bytes(least);
         let [text, unet] = [("text_encoder", "model"), ("unet", "diffusion_pytorch_model")]
             .map(|(name, stem)| loader.open(&folder.join(name), stem, Kind::Float).unwrap());
         let mut loaded = loader.load(&|_| {}).unwrap();

@@ -13,7 +13,7 @@ use crate::pipelines::{DiffusionPipeline, Place};
 use crate::request::tensors::decode;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{Engine, Task};
-use diffusion_request::validate::RequestContext;
+use diffusion_request::RequestValidator;
 
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
@@ -21,7 +21,7 @@ pub struct ModelInstanceState {
     // sends those answers before its thread ends.
     engine: Engine<DiffusionPipeline>,
     responder: Responder,
-    context: RequestContext,
+    validator: RequestValidator,
     model: Arc<ModelState>,
 }
 
@@ -51,7 +51,7 @@ impl ModelInstanceState {
         if let Err(error) = context.report_memory_usage(&[usage]) {
             log_warn!("instance '{}': memory not reported: {error}", context.name());
         }
-        let request_context = RequestContext::new(components.capabilities(), model.parameters())?;
+        let validator = RequestValidator::new(components.model_info(), model.parameters())?;
         let observer = EngineObserver {
             instance: context.name().to_owned(),
             counters: model.counters(),
@@ -60,12 +60,12 @@ impl ModelInstanceState {
         Ok(Self {
             engine: Engine::start(
                 "diffusion-engine",
-                DiffusionPipeline::new(components),
-                request_context.limits().max_unet_batch_size as usize,
+                DiffusionPipeline::new(components, validator.limits().max_pixels),
+                validator.limits().max_unet_batch_size as usize,
                 Box::new(observer),
             )?,
             responder: Responder::start()?,
-            context: request_context,
+            validator,
             model: Arc::clone(model),
         })
     }
@@ -76,7 +76,7 @@ impl ModelInstanceState {
             &slot.request(),
             self.model.inputs(),
             self.model.max_batch_size(),
-            &self.context,
+            &self.validator,
         );
         let rows = match rows {
             Ok(rows) => rows,
@@ -86,7 +86,7 @@ impl ModelInstanceState {
         let model: Arc<str> = self.model.name().into();
         let reply = Reply::new(slot, rows.len(), self.model.max_batch_size() > 0);
         let tasks = rows.into_iter().enumerate().map(|(row, request)| Task {
-            rows: request.rows(),
+            rows: request.unet_batch_size(),
             client: Box::new(RowClient {
                 reply: Arc::clone(&reply),
                 row,

@@ -7,13 +7,12 @@ use triton_api::{OutputTensor, Slot};
 use super::encoder_thread::Sender;
 use super::error::to_triton;
 use crate::backend::metrics::Counters;
-use crate::pipelines::{Pieces, PipelineOutput};
+use crate::pipelines::{PipelineOutput, TileCounts};
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
 use diffusion_engine::Client;
-use diffusion_image::encode::{encode, to_base64};
-use diffusion_request::generate_request::GenerateRequest;
-use diffusion_request::metadata::Metadata;
+use diffusion_image::{encode, to_base64};
+use diffusion_request::{GenerateRequest, Metadata};
 
 /// What one row came to.
 struct Row {
@@ -27,8 +26,8 @@ struct Row {
     prompt_truncated: bool,
     /// For each image whether the safety checker made it black.
     nsfw_content_detected: Option<Vec<bool>>,
-    /// In how many pieces the images were made.
-    pieces: Option<Pieces>,
+    /// The number of tiles and chunks of each image.
+    tiles: Option<TileCounts>,
 }
 
 struct State {
@@ -129,9 +128,9 @@ fn set_parameters(slot: &mut Slot, rows: &[Row]) -> Result<(), triton_api::Error
     };
     numbers("seed", rows.iter().map(|row| row.seed).collect())?;
     numbers("steps_run", rows.iter().map(|row| row.steps_run as u64).collect())?;
-    let pieces = || rows.iter().filter_map(|row| row.pieces);
-    numbers("unet_tiles", pieces().map(|pieces| pieces.unet as u64).collect())?;
-    numbers("vae_chunks", pieces().map(|pieces| pieces.vae as u64).collect())?;
+    let tiles = || rows.iter().filter_map(|row| row.tiles);
+    numbers("unet_tiles", tiles().map(|tiles| tiles.unet as u64).collect())?;
+    numbers("vae_chunks", tiles().map(|tiles| tiles.vae as u64).collect())?;
     let flags: Vec<bool> = rows
         .iter()
         .filter_map(|row| row.nsfw_content_detected.clone())
@@ -204,7 +203,7 @@ impl RowClient {
             steps_run: generated.steps_run,
             prompt_truncated: generated.prompt_truncated,
             nsfw_content_detected: generated.nsfw_content_detected.clone(),
-            pieces: generated.pieces,
+            tiles: generated.tiles,
         })
     }
 }

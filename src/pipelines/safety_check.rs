@@ -1,4 +1,4 @@
-//! A folder's safety checker with the image processor before it.
+//! The safety checker of a model folder with its image processor.
 //!
 //! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py`
 //! (`run_safety_checker`).
@@ -12,9 +12,9 @@ use crate::models::safety_checker::{SafetyChecker, SafetyCheckerConfig};
 use crate::processors::ClipImageProcessor;
 use crate::weights::{Shared, Weights, read_json};
 use diffusion_core::{Error, Result};
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 
-/// Says which finished images are not to be shown. A clone shares the weights.
+/// Detects images that must not be shown. A clone shares the weights.
 #[derive(Clone)]
 pub struct SafetyCheck {
     processor: Arc<ClipImageProcessor>,
@@ -22,10 +22,10 @@ pub struct SafetyCheck {
 }
 
 impl SafetyCheck {
-    /// Puts the two together.
+    /// Combines a processor and a checker.
     ///
     /// # Errors
-    /// `Unsupported` if the processor does not make images of the size that the checker takes.
+    /// `Unsupported` if the output size of the processor is not the input size of the checker.
     pub fn new(processor: ClipImageProcessor, checker: SafetyChecker) -> Result<Self> {
         let side = checker.config().vision_config.image_size;
         let fits = |(height, width): (u32, u32)| i64::from(height) == side && i64::from(width) == side;
@@ -36,7 +36,7 @@ impl SafetyCheck {
             });
         }
         Err(Error::unsupported(format!(
-            "feature_extractor/preprocessor_config.json: its images must have {side}x{side} \
+            "feature_extractor/preprocessor_config.json: expected an output size of {side}x{side} \
              pixels, the image_size of safety_checker/config.json"
         )))
     }
@@ -44,8 +44,8 @@ impl SafetyCheck {
     /// Loads `safety_checker/` and `feature_extractor/` of a model folder.
     ///
     /// # Errors
-    /// A missing file or tensor (`NotFound`), a damaged one (`InvalidArgument`), one that we do not
-    /// do (`Unsupported`), each by name; out of memory.
+    /// `NotFound` for a missing file or tensor, `InvalidArgument` for a damaged one, `Unsupported` for an unsupported one,
+    /// each with its name; out of memory.
     pub fn load(folder: &Path, weights: Weights) -> Result<Self> {
         let processor = ClipImageProcessor::open(&folder.join("feature_extractor"))?;
         let folder = folder.join("safety_checker");
@@ -54,18 +54,18 @@ impl SafetyCheck {
         Self::new(processor, SafetyChecker::new(config, weights)?)
     }
 
-    /// Checks that an image of this size can be looked at, which is worth knowing before it is made.
+    /// Checks that the processor accepts images of this size. Called before they are generated.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming height and width.
+    /// `InvalidArgument` that names height and width.
     pub fn check_size(&self, width: u32, height: u32) -> Result<()> {
         self.processor.check_size(width, height)
     }
 
-    /// Which of the images of one job are flagged. diffusers shows black ones in their place.
+    /// Returns a flag for each image. diffusers replaces flagged images by black ones.
     ///
     /// # Errors
-    /// What [`SafetyCheck::check_size`] says; out of memory.
+    /// Those of [`SafetyCheck::check_size`]; out of memory.
     pub fn flags(&self, images: &[RgbImage]) -> Result<Vec<bool>> {
         if images.is_empty() {
             return Ok(Vec::new());
@@ -99,8 +99,7 @@ mod tests {
         SafetyCheck::load(folder, weights)
     }
 
-    /// What a copy of the committed folder loads as, with its tensors under the names that `rename`
-    /// gives them (none: left out) and its files as `change` leaves them.
+    /// Loads a copy of the committed folder after renaming its tensors (`None` drops a tensor) and changing its files.
     fn changed(name: &str, rename: impl Fn(&str) -> Option<String>, change: impl FnOnce(&Path)) -> Result<SafetyCheck> {
         let folder = std::env::temp_dir().join(format!("td-safety-check-{}-{name}", std::process::id()));
         for file in [
@@ -153,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_newer_transformers_are_the_same_checker() {
+    fn tensor_names_of_newer_transformers_load() {
         let flags = load(&committed()).unwrap().flags(&stripes()).unwrap();
         let newer = |name: &str| Some(name.replace("vision_model.vision_model", "vision_model"));
         let newer = changed("newer", newer, |_| ()).unwrap();
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_are_accounted_for() {
+    fn missing_or_unknown_tensor_fails_the_load() {
         let kept = |name: &str| (name != "special_care_embeds_weights").then(|| name.to_owned());
         let text = message(changed("missing", kept, |_| ()));
         assert!(text.contains("special_care_embeds_weights is missing"), "{text}");
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_processor_must_fit_the_checker() {
+    fn processor_of_another_size_is_refused() {
         let text = message(changed("crop", same, |folder| {
             let path = folder.join("feature_extractor/preprocessor_config.json");
             fs::write(path, r#"{"crop_size": 31, "size": 32}"#).unwrap();
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn pickles_are_refused() {
+    fn pickle_is_refused() {
         let text = message(changed("pickle", same, |folder| {
             let weights = folder.join("safety_checker/model.safetensors");
             fs::rename(&weights, weights.with_file_name("pytorch_model.bin")).unwrap();
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn ribbons_are_refused_beforehand() {
+    fn extreme_image_size_is_refused() {
         let check = load(&committed()).unwrap();
         assert!(check.check_size(512, 512).is_ok());
         assert!(check.check_size(1 << 22, 1).is_err());

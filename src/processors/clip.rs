@@ -11,7 +11,7 @@ use tch::Tensor;
 
 use crate::weights::read_json;
 use diffusion_core::{Context, Error, Result};
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 use diffusion_image::resize::{self, Filter};
 
 /// Most pixels of an image once it is resized; of a very long one, whose short side grows to

@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use crate::weights::read_json;
 use diffusion_core::{Error, Result};
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 use diffusion_image::resize::{self, Filter};
 
 /// The longest side that an image is resized to, in pixels.

@@ -309,17 +309,17 @@ fn gen_args() {
         (
             r#"{"strength": 0.5}"#,
             INVALID,
-            &["`strength` is not taken by StableDiffusionPipeline"],
+            &["`strength` is not supported by StableDiffusionPipeline"],
         ),
         (
             r#"{"noise_level": 20}"#,
             INVALID,
-            &["`noise_level` is not taken by StableDiffusionPipeline"],
+            &["`noise_level` is not supported by StableDiffusionPipeline"],
         ),
         (
             r#"{"keep_unmasked": true}"#,
             INVALID,
-            &["`keep_unmasked` is not taken by"],
+            &["`keep_unmasked` is not supported by"],
         ),
         (
             r#"{"output_format": "zebra"}"#,

@@ -1,7 +1,7 @@
 //! Depth-to-image's way from an image to what the UNet sees of its depth.
 
 use diffusion_core::ErrorKind;
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};

@@ -12,10 +12,10 @@ mod region;
 pub use self::overlay::{apply_overlay, keep_unmasked};
 pub use self::region::{Region, crop_region};
 
-use super::encode::RgbImage;
-use super::mask::Mask;
 use super::raster::Raster;
 use super::resize::{Filter, Part};
+use crate::Mask;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
 /// How the pipelines' `VaeImageProcessor` resizes.

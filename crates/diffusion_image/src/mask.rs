@@ -1,6 +1,6 @@
 //! An image of one 8-bit channel: what a mask is.
 
-use super::encode::RgbImage;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
 /// A grayscale image: 8 bits a pixel, rows from top to bottom without padding. Pillow's mode `L`.

@@ -1,8 +1,8 @@
 //! What colour images and masks have in common, so that cutting and pasting is written once.
 
-use super::encode::RgbImage;
-use super::mask::Mask;
 use super::resize::{self, Filter, Part};
+use crate::Mask;
+use crate::RgbImage;
 use diffusion_core::Result;
 
 /// An image of 8-bit samples, `CHANNELS` a pixel, rows from top to bottom without padding.

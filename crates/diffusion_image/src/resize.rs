@@ -10,9 +10,9 @@
 mod coefficients;
 
 use self::coefficients::{Coefficients, PRECISION_BITS, Span};
-use super::depth_map::DepthMap;
-use super::encode::RgbImage;
-use super::mask::Mask;
+use crate::DepthMap;
+use crate::Mask;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
 /// How an image is sampled anew; the names are Pillow's.

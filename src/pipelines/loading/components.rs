@@ -19,7 +19,7 @@ use crate::torch::cuda;
 use crate::weights::{Footprint, Loader, Progress, Shared, read_json};
 use diffusion_core::config::{Dtype, ModelParameters, Numerics, PipelineClass};
 use diffusion_core::{Context, Error, Result};
-use diffusion_request::validate::Capabilities;
+use diffusion_request::ModelInfo;
 
 /// `scaling_factor` of the x4 upscaler's VAE (`pipeline_stable_diffusion_upscale.py`).
 const UPSCALE_SCALING_FACTOR: f64 = 0.08333;
@@ -224,12 +224,12 @@ impl Components {
         Ok((components, warnings))
     }
 
-    /// What of the model decides its requests.
-    pub fn capabilities(&self) -> Capabilities {
+    /// Returns the facts that decide the model's requests.
+    pub fn model_info(&self) -> ModelInfo {
         let (height, width) = self.unet.config().sample_sides();
         let factor = self.vae.config().scale_factor();
         let pixels = |side: i64| u32::try_from(side.saturating_mul(factor)).unwrap_or(u32::MAX);
-        Capabilities {
+        ModelInfo {
             class: self.class,
             default_height: pixels(height),
             default_width: pixels(width),

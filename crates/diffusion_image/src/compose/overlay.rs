@@ -1,8 +1,8 @@
 //! A generated image and the one that it was made from, put together.
 
 use super::{Canvas, Region, resize_and_crop};
-use crate::encode::RgbImage;
-use crate::mask::Mask;
+use crate::Mask;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
 /// A mask of this value and above is repainted: diffusers binarizes at one half.

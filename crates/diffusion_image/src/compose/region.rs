@@ -1,6 +1,6 @@
 //! The part of an image that a mask is about.
 
-use crate::mask::Mask;
+use crate::Mask;
 use diffusion_core::{Error, Result};
 
 /// A rectangle in whole pixels, from `left` and `top` up to and without `right` and `bottom`.

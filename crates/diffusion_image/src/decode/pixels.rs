@@ -2,8 +2,8 @@
 
 use image::DynamicImage;
 
-use crate::depth_map::DepthMap;
-use crate::encode::RgbImage;
+use crate::DepthMap;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
 /// `image` in 8-bit RGB: 16 bits lose their lower 8, and alpha is laid over white.

@@ -4,9 +4,9 @@ use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgba, RgbaImage};
 use proptest::prelude::*;
 
 use super::*;
-use crate::encode::to_base64;
+use crate::to_base64;
 
-const LIMITS: Limits = Limits {
+const LIMITS: ImageLimits = ImageLimits {
     max_base64_bytes: 1 << 20,
     max_pixels: 10_000,
     max_side: 400,
@@ -38,6 +38,18 @@ fn file(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
     file
 }
 
+fn rgb(text: &[u8], limits: &ImageLimits) -> Result<RgbImage> {
+    EncodedImage::new("image", text, limits)?.rgb()
+}
+
+fn mask(file: &[u8]) -> Mask {
+    encoded(file).unwrap().mask().unwrap()
+}
+
+fn encoded(file: &[u8]) -> Result<EncodedImage> {
+    EncodedImage::new("image", to_base64(file).as_bytes(), &LIMITS)
+}
+
 fn read(file: &[u8]) -> Result<RgbImage> {
     rgb(to_base64(file).as_bytes(), &LIMITS)
 }
@@ -52,7 +64,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T>) -> String {
 }
 
 #[test]
-fn every_lossless_format_keeps_every_pixel() {
+fn lossless_formats_keep_every_pixel() {
     for format in FORMATS.into_iter().filter(|format| *format != ImageFormat::Jpeg) {
         let made = read(&file(image(), format)).unwrap();
         assert_eq!((made.width(), made.height()), (12, 9));
@@ -61,7 +73,7 @@ fn every_lossless_format_keeps_every_pixel() {
 }
 
 #[test]
-fn a_image_that_we_made_comes_back() {
+fn jpeg_of_high_quality_is_close() {
     let rgb: Vec<u8> = (0..64 * 48 * 3).map(|index| (index / 97) as u8).collect();
     let image = RgbImage::new(64, 48, rgb).unwrap();
     let mut jpeg = Vec::new();
@@ -76,7 +88,7 @@ fn a_image_that_we_made_comes_back() {
 }
 
 #[test]
-fn the_format_is_told_by_the_content() {
+fn format_is_detected_from_the_content() {
     let text = format!("data:image/jpeg;base64,{}", to_base64(&file(image(), ImageFormat::Png)));
     assert_eq!(rgb(text.as_bytes(), &LIMITS).unwrap().rgb(), image().as_raw());
     for content in [
@@ -96,12 +108,12 @@ fn the_format_is_told_by_the_content() {
 
 #[test]
 fn cheap_checks_come_first() {
-    let tight = |bytes, pixels, side| Limits {
+    let tight = |bytes, pixels, side| ImageLimits {
         max_base64_bytes: bytes,
         max_pixels: pixels,
         max_side: side,
     };
-    let text = |limits: Limits| refused(rgb(b"!!! not base64 !!!", &limits));
+    let text = |limits: ImageLimits| refused(rgb(b"!!! not base64 !!!", &limits));
     assert!(text(tight(5, 1, 1)).contains("the limit is 5"));
     assert!(text(tight(50, 1, 1)).contains("not base64"));
     assert!(refused(rgb(b" \n", &LIMITS)).contains("empty"));
@@ -124,7 +136,7 @@ fn cheap_checks_come_first() {
 }
 
 #[test]
-fn a_file_that_breaks_off_is_refused() {
+fn truncated_file_is_refused() {
     for format in FORMATS {
         let file = file(image(), format);
         // The last bytes of some formats say no more than that the file ends here.
@@ -135,7 +147,25 @@ fn a_file_that_breaks_off_is_refused() {
 }
 
 #[test]
-fn an_unknown_kind_is_refused() {
+fn truncated_pixels_behind_a_whole_header_fail_when_decoded() {
+    for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp] {
+        let file = file(image(), format);
+        let image = encoded(&file[..file.len() - 20]).unwrap();
+        assert_eq!((image.width(), image.height()), (12, 9));
+        let error = refused(image.rgb());
+        assert!(error.starts_with("input `image`: the "), "{error}");
+        assert!(error.ends_with(" is damaged or truncated"), "{error}");
+    }
+}
+
+#[test]
+fn clones_share_the_file() {
+    let image = encoded(&file(image(), ImageFormat::Png)).unwrap();
+    assert!(Arc::ptr_eq(&image.file, &image.clone().file));
+}
+
+#[test]
+fn floating_point_pixels_are_refused() {
     let floats = image::Rgb32FImage::from_pixel(3, 3, image::Rgb([0.5; 3]));
     let error = refused(read(&file(floats, ImageFormat::Tiff)));
     assert!(error.contains("floating point"), "{error}");
@@ -153,7 +183,7 @@ fn oriented(value: u8) -> Vec<u8> {
 }
 
 #[test]
-fn images_are_turned_upright() {
+fn orientation_turns_images_upright() {
     // Where the white corner goes, and whether the sides are exchanged. Source: Exif 2.3, tag 0x0112.
     for (value, right, bottom, turned) in [
         (1, false, false, false),
@@ -168,9 +198,11 @@ fn images_are_turned_upright() {
         (9, false, false, false),
         (0, false, false, false),
     ] {
-        let made = mask(to_base64(&oriented(value)).as_bytes(), &LIMITS).unwrap();
+        let made = mask(&oriented(value));
         let (width, height) = if turned { (16, 32) } else { (32, 16) };
         assert_eq!((made.width(), made.height()), (width, height), "{value}");
+        let header = encoded(&oriented(value)).unwrap();
+        assert_eq!((header.width(), header.height()), (width, height), "{value}");
         let x = if right { width - 4 } else { 3 };
         let y = if bottom { height - 4 } else { 3 };
         let at = |x: u32, y: u32| made.values()[(y * width + x) as usize];
@@ -183,16 +215,16 @@ fn images_are_turned_upright() {
 #[test]
 fn masks_are_converted_to_luma() {
     let image = image::RgbImage::from_fn(2, 1, |x, _| image::Rgb(if x == 0 { [255, 0, 0] } else { [9; 3] }));
-    let made = mask(to_base64(&file(image, ImageFormat::Png)).as_bytes(), &LIMITS).unwrap();
+    let made = mask(&file(image, ImageFormat::Png));
     assert_eq!(made.values(), [76, 9]);
     let image = RgbaImage::from_pixel(1, 1, Rgba([0, 0, 0, 0]));
-    let made = mask(to_base64(&file(image, ImageFormat::Png)).as_bytes(), &LIMITS).unwrap();
+    let made = mask(&file(image, ImageFormat::Png));
     assert_eq!(made.values(), [255]);
 }
 
 #[test]
-fn depth_maps_of_either_depth() {
-    let read = |file: &[u8]| depth_map(to_base64(file).as_bytes(), &LIMITS);
+fn depth_maps_of_8_and_16_bits_keep_their_values() {
+    let read = |file: &[u8]| encoded(file)?.depth_map();
     let wide = image::ImageBuffer::<Luma<u16>, _>::from_raw(2, 1, vec![1_u16, 65_535]).unwrap();
     for format in [ImageFormat::Png, ImageFormat::Tiff] {
         let made = read(&file(wide.clone(), format)).unwrap();
@@ -209,7 +241,7 @@ fn depth_maps_of_either_depth() {
 /// The decoder of animated WebPs walks out of its buffer where a lossy frame is larger than its alpha. It panics, and the
 /// panic stays here.
 #[test]
-fn a_decoder_that_panics_is_an_error() {
+fn decoder_panic_is_an_error() {
     let simple = ::webp::Encoder::from_rgb(&[99; 16 * 16 * 3], 16, 16)
         .encode(50.0)
         .to_vec();

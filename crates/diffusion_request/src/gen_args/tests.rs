@@ -99,7 +99,7 @@ fn wrong_values_name_the_key_and_its_limits() {
         let key = KEYS.iter().find(|key| key.name == name).unwrap();
         for value in values.split(' ').filter(|v| *v != "null_") {
             let text = format!(r#"{{"{name}": {value}}}"#);
-            let expected = format!("`{name}` must be {}", key.takes());
+            let expected = format!("`{name}` must be {}", key.expects());
             assert_eq!(message(&text), expected, "{text}");
         }
     }
@@ -123,7 +123,7 @@ fn the_words_of_the_limits() {
         ("sigmas", "a list of 1 to 1000 numbers above 0 and at most 10000"),
     ] {
         let key = KEYS.iter().find(|key| key.name == name).unwrap();
-        assert_eq!(key.takes(), takes);
+        assert_eq!(key.expects(), takes);
     }
 }
 
@@ -140,7 +140,7 @@ fn keys() {
     assert_eq!(message(&format!(r#"{{"{}": 5}}"#, "a".repeat(41))), "an unknown key");
     assert_eq!(
         message(r#"{"prompt": "a cat"}"#),
-        "`prompt` is an input tensor and not a key of gen_args"
+        "`prompt` is an input tensor, not a key of gen_args"
     );
     assert_eq!(message(r#"{"seed": 5, "seed": 5}"#), "`seed` is given twice");
     assert_eq!(message(r#"{"seed": null, "s\u0065ed": 5}"#), "`seed` is given twice");
@@ -170,7 +170,7 @@ fn text_that_is_no_object() {
     assert!(message(&deep).starts_with("not valid JSON"));
     assert!(GenArgs::parse(b"{\"scheduler\": \"\xff\"}", MAX).is_err());
     let long = format!("{}{{}}", " ".repeat(MAX));
-    assert_eq!(message(&long), "65538 bytes are more than the 65536 that are allowed");
+    assert_eq!(message(&long), "65538 bytes exceed the limit of 65536");
     assert!(parse(&long[2..]).is_ok());
 }
 
@@ -207,19 +207,19 @@ fn each_pipeline_has_its_keys() {
     for (class, refused) in cases {
         let not_taken: Vec<_> = KEYS
             .iter()
-            .filter(|key| !key.is_taken_by(class))
+            .filter(|key| !key.is_supported_by(class))
             .map(|key| key.name)
             .collect();
         assert_eq!(not_taken.join(" "), refused, "{class}");
     }
     let args = parse(r#"{"strength": 0.5}"#).unwrap();
     assert_eq!(
-        args.check_taken_by(&[StableDiffusion]),
+        args.check_supported_by(&[StableDiffusion]),
         Err(Error::invalid_argument(
-            "`strength` is not taken by StableDiffusionPipeline"
+            "`strength` is not supported by StableDiffusionPipeline"
         ))
     );
-    args.check_taken_by(&[Depth2Img]).unwrap();
+    args.check_supported_by(&[Depth2Img]).unwrap();
 }
 
 #[test]
@@ -227,7 +227,9 @@ fn defaults_fill_what_is_not_given() {
     let defaults =
         parse(r#"{"num_inference_steps": 25, "guidance_scale": 5, "seed": 7, "output_format": "jpeg", "quality": 60}"#)
             .unwrap();
-    let filled = parse(r#"{"seed": 8, "guidance_scale": null}"#).unwrap().or(&defaults);
+    let filled = parse(r#"{"seed": 8, "guidance_scale": null}"#)
+        .unwrap()
+        .with_defaults(&defaults);
     assert_eq!(
         filled,
         GenArgs {
@@ -236,11 +238,11 @@ fn defaults_fill_what_is_not_given() {
         }
     );
     let own = parse(r#"{"timesteps": [9, 3], "output_format": "png"}"#).unwrap();
-    let filled = own.or(&defaults);
+    let filled = own.with_defaults(&defaults);
     assert_eq!(filled.num_inference_steps, None);
     assert_eq!(filled.quality, None);
     assert_eq!(filled.guidance_scale, Some(5.0));
-    let same = parse(r#"{"output_format": "jpeg"}"#).unwrap().or(&defaults);
+    let same = parse(r#"{"output_format": "jpeg"}"#).unwrap().with_defaults(&defaults);
     assert_eq!(same.quality, Some(60));
 }
 

@@ -3,20 +3,24 @@ use super::*;
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 
+fn parse_weighted(prompt: &str) -> Result<Vec<(String, f64)>> {
+    WeightedPrompt::parse(prompt.to_owned()).map(|parsed| parsed.fragments)
+}
+
 fn parsed(prompt: &str) -> Vec<(String, f64)> {
     parse_weighted(prompt).unwrap()
 }
 
-fn pieces(expected: &[(&str, f64)]) -> Vec<(String, f64)> {
+fn fragments(expected: &[(&str, f64)]) -> Vec<(String, f64)> {
     expected
         .iter()
         .map(|&(text, weight)| (text.to_owned(), weight))
         .collect()
 }
 
-/// What `parse_prompt_attention` answers, to the last bit.
+/// Results of `parse_prompt_attention`, to the last bit.
 #[test]
-fn as_in_diffusers() {
+fn weights_equal_those_of_diffusers() {
     let cases: &[(&str, &[(&str, f64)])] = &[
         ("", &[("", 1.0)]),
         ("normal text", &[("normal text", 1.0)]),
@@ -72,7 +76,7 @@ fn as_in_diffusers() {
         ("(a:\u{661})", &[("a:\u{661}", 1.1)]),
     ];
     for (prompt, expected) in cases {
-        assert_eq!(parsed(prompt), pieces(expected), "{prompt}");
+        assert_eq!(parsed(prompt), fragments(expected), "{prompt}");
     }
 }
 
@@ -96,12 +100,12 @@ fn weights_are_limited() {
         assert!(message.contains("from -10 to 10"), "{message}");
         assert!(!message.contains("secret"), "{message}");
     }
-    assert_eq!(parsed("(a:10)(b:-10)"), pieces(&[("a", 10.0), ("b", -10.0)]));
-    assert_eq!(parsed("((a:20):0.5)"), pieces(&[("a", 10.0)]));
+    assert_eq!(parsed("(a:10)(b:-10)"), fragments(&[("a", 10.0), ("b", -10.0)]));
+    assert_eq!(parsed("((a:20):0.5)"), fragments(&[("a", 10.0)]));
     // A weight of nothing harms nobody.
-    assert_eq!(parsed("a(:99999)"), pieces(&[("a", 1.0)]));
+    assert_eq!(parsed("a(:99999)"), fragments(&[("a", 1.0)]));
     // Without an open bracket it is text, whatever its number.
-    assert_eq!(parsed("a:1.2.3)"), pieces(&[("a:1.2.3)", 1.0)]));
+    assert_eq!(parsed("a:1.2.3)"), fragments(&[("a:1.2.3)", 1.0)]));
 }
 
 #[test]
@@ -202,9 +206,9 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
 }
 
 /// Neighbours of equal weight put together.
-fn merged(pieces: Vec<(String, f64)>) -> Vec<(String, f64)> {
+fn merged(fragments: Vec<(String, f64)>) -> Vec<(String, f64)> {
     let mut merged: Vec<(String, f64)> = Vec::new();
-    for (text, weight) in pieces {
+    for (text, weight) in fragments {
         match merged.last_mut() {
             Some(last) if last.1 == weight => last.0.push_str(&text),
             _ => merged.push((text, weight)),
@@ -223,7 +227,7 @@ proptest! {
         }
         let mut expected = merged(expected);
         if expected.is_empty() {
-            expected = pieces(&[("", 1.0)]);
+            expected = fragments(&[("", 1.0)]);
         }
         prop_assert_eq!(parse_weighted(&prompt), Ok(expected));
     }
@@ -234,11 +238,11 @@ proptest! {
             text.chars().filter(|c| !r"()[]\:+-.".contains(*c) && !c.is_ascii_digit()).collect()
         };
         match parse_weighted(&prompt) {
-            Ok(pieces) => {
-                let text: String = pieces.iter().map(|(text, _)| text.as_str()).collect();
+            Ok(fragments) => {
+                let text: String = fragments.iter().map(|(text, _)| text.as_str()).collect();
                 prop_assert_eq!(letters(&text), letters(&prompt));
-                prop_assert!(pieces.iter().all(|(_, weight)| weight.abs() <= MAX_WEIGHT));
-                prop_assert!(pieces.windows(2).all(|pair| pair[0].1 != pair[1].1));
+                prop_assert!(fragments.iter().all(|(_, weight)| weight.abs() <= MAX_WEIGHT));
+                prop_assert!(fragments.windows(2).all(|pair| pair[0].1 != pair[1].1));
             }
             Err(error) => prop_assert!(matches!(error, Error::InvalidArgument(_))),
         }
@@ -246,6 +250,6 @@ proptest! {
 
     #[test]
     fn text_without_syntax_stays_as_it_is(prompt in "[^()\\[\\]\\\\]{0,60}") {
-        prop_assert_eq!(parse_weighted(&prompt), Ok(pieces(&[(&prompt, 1.0)])));
+        prop_assert_eq!(parse_weighted(&prompt), Ok(fragments(&[(&prompt, 1.0)])));
     }
 }

@@ -74,12 +74,12 @@ mod tests {
     #[test]
     fn depth_maps_are_scaled_one_by_one() {
         let maps = Tensor::arange(2 * 5 * 7, tch::kind::FLOAT_CPU).view([2, 5, 7]);
-        let made = depth_map(&maps, 3, 4).unwrap();
-        assert_eq!(made.size(), [2, 1, 3, 4]);
-        for row in 0..2 {
-            let row = made.get(row);
-            assert_eq!(row.min().double_value(&[]), -1.0);
-            assert_eq!(row.max().double_value(&[]), 1.0);
+        let result = depth_map(&maps, 3, 4).unwrap();
+        assert_eq!(result.size(), [2, 1, 3, 4]);
+        for map in 0..2 {
+            let map = result.get(map);
+            assert_eq!(map.min().double_value(&[]), -1.0);
+            assert_eq!(map.max().double_value(&[]), 1.0);
         }
     }
 
@@ -88,9 +88,9 @@ mod tests {
         // With 0.1 the bicubic weights do not add up to 1 everywhere.
         let flat = Tensor::full([1, 5, 7], 0.1, tch::kind::FLOAT_CPU);
         let slope = Tensor::arange(35, tch::kind::FLOAT_CPU).view([1, 5, 7]);
-        let made = depth_map(&Tensor::cat(&[&flat, &slope], 0), 16, 24).unwrap();
-        assert_eq!(made.get(0).abs().max().double_value(&[]), 0.0);
-        assert_eq!(made.get(1), depth_map(&slope, 16, 24).unwrap().get(0));
+        let result = depth_map(&Tensor::cat(&[&flat, &slope], 0), 16, 24).unwrap();
+        assert_eq!(result.get(0).abs().max().double_value(&[]), 0.0);
+        assert_eq!(result.get(1), depth_map(&slope, 16, 24).unwrap().get(0));
         // One latent has no range either.
         let one = depth_map(&slope, 1, 1).unwrap();
         assert_eq!(one.double_value(&[0, 0, 0, 0]), 0.0);

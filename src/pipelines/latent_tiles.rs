@@ -18,13 +18,13 @@ const MULTIPLE: i64 = 8;
 
 /// The tiles along one side.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct TileGrid {
+struct TileAxis {
     starts: Vec<i64>,
     length: i64,
     whole: i64,
 }
 
-impl TileGrid {
+impl TileAxis {
     /// Spreads tiles of at most `length` evenly over `whole`.
     fn new(whole: i64, length: i64) -> Self {
         if length >= whole {
@@ -67,8 +67,8 @@ impl TileGrid {
 /// The tiles of one job's latents and the blended prediction so far.
 #[derive(Debug)]
 pub struct LatentTiles {
-    vertical: TileGrid,
-    horizontal: TileGrid,
+    vertical: TileAxis,
+    horizontal: TileAxis,
     next: usize,
     prediction: Option<Blend>,
 }
@@ -91,8 +91,8 @@ impl LatentTiles {
             (square, square)
         };
         Some(Self {
-            vertical: TileGrid::new(height, tile_height),
-            horizontal: TileGrid::new(width, tile_width),
+            vertical: TileAxis::new(height, tile_height),
+            horizontal: TileAxis::new(width, tile_width),
             next: 0,
             prediction: None,
         })
@@ -110,10 +110,10 @@ impl LatentTiles {
 
     /// Returns the top and left edge of tile `index`, in latents.
     fn position(&self, index: usize) -> Result<(i64, i64)> {
-        let horizontal = self.horizontal.starts.len();
-        let at = |grid: &TileGrid, index: usize| grid.starts.get(index).copied();
-        at(&self.vertical, index / horizontal)
-            .zip(at(&self.horizontal, index % horizontal))
+        let columns = self.horizontal.starts.len();
+        let at = |axis: &TileAxis, index: usize| axis.starts.get(index).copied();
+        at(&self.vertical, index / columns)
+            .zip(at(&self.horizontal, index % columns))
             .ok_or_else(|| Error::internal("a tile beyond the last"))
     }
 
@@ -210,12 +210,12 @@ mod tests {
             prop_assert!(height * width > max_area);
             let (tile_height, tile_width) = tiles.tile_size();
             prop_assert!(tile_height * tile_width <= max_area);
-            for grid in [&tiles.vertical, &tiles.horizontal] {
-                prop_assert_eq!(grid.starts[0], 0);
-                prop_assert_eq!(grid.starts[grid.starts.len() - 1] + grid.length, grid.whole);
-                for pair in grid.starts.windows(2) {
+            for axis in [&tiles.vertical, &tiles.horizontal] {
+                prop_assert_eq!(axis.starts[0], 0);
+                prop_assert_eq!(axis.starts[axis.starts.len() - 1] + axis.length, axis.whole);
+                for pair in axis.starts.windows(2) {
                     prop_assert!(pair[0] < pair[1]);
-                    prop_assert!(pair[1] + grid.length / OVERLAP <= pair[0] + grid.length);
+                    prop_assert!(pair[1] + axis.length / OVERLAP <= pair[0] + axis.length);
                 }
             }
         }
@@ -245,11 +245,11 @@ mod tests {
     /// Edge effects of the network stay out of the image.
     #[test]
     fn inner_edge_has_no_weight() {
-        let grid = TileGrid::new(100, 40);
-        let inner = grid.window(grid.starts[1]);
+        let axis = TileAxis::new(100, 40);
+        let inner = axis.window(axis.starts[1]);
         assert!(inner[0] < 1e-3 && inner[1] < 1e-3 && inner[39] < 1e-3);
         assert_eq!(inner[20], 1.0);
-        let first = grid.window(0);
+        let first = axis.window(0);
         assert_eq!(first[0], 1.0);
         assert!(first[39] < 1e-3);
     }

@@ -97,13 +97,13 @@ mod tests {
             0.2,
         ];
         let tensor = Tensor::from_slice(&values).view([1, 3, 2, 2]);
-        let made = images(&tensor).unwrap();
-        assert_eq!(made.len(), 1);
+        let result = images(&tensor).unwrap();
+        assert_eq!(result.len(), 1);
         // Pixel (0, 0) has the first value of each channel.
-        assert_eq!(made[0].rgb()[..3], [0, 128, 153]);
-        assert_eq!((made[0].width(), made[0].height()), (2, 2));
-        assert_eq!(made[0].rgb()[3..6], [255, 0, 153]);
-        assert_eq!(made[0].rgb()[9..12], [255, 0, 153]);
+        assert_eq!(result[0].rgb()[..3], [0, 128, 153]);
+        assert_eq!((result[0].width(), result[0].height()), (2, 2));
+        assert_eq!(result[0].rgb()[3..6], [255, 0, 153]);
+        assert_eq!(result[0].rgb()[9..12], [255, 0, 153]);
     }
 
     #[test]

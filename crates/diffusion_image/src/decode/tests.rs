@@ -66,9 +66,9 @@ fn refused<T: std::fmt::Debug>(result: Result<T>) -> String {
 #[test]
 fn lossless_formats_keep_every_pixel() {
     for format in FORMATS.into_iter().filter(|format| *format != ImageFormat::Jpeg) {
-        let made = read(&file(image(), format)).unwrap();
-        assert_eq!((made.width(), made.height()), (12, 9));
-        assert_eq!(made.rgb(), image().as_raw(), "{format:?}");
+        let result = read(&file(image(), format)).unwrap();
+        assert_eq!((result.width(), result.height()), (12, 9));
+        assert_eq!(result.rgb(), image().as_raw(), "{format:?}");
     }
 }
 
@@ -80,9 +80,9 @@ fn jpeg_of_high_quality_is_close() {
     image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 95)
         .encode(image.rgb(), 64, 48, image::ExtendedColorType::Rgb8)
         .unwrap();
-    let made = read(&jpeg).unwrap();
-    assert_eq!((made.width(), made.height()), (64, 48));
-    for (a, b) in made.rgb().iter().zip(image.rgb()) {
+    let result = read(&jpeg).unwrap();
+    assert_eq!((result.width(), result.height()), (64, 48));
+    for (a, b) in result.rgb().iter().zip(image.rgb()) {
         assert!(a.abs_diff(*b) < 25, "{a} {b}");
     }
 }
@@ -114,7 +114,7 @@ fn cheap_checks_come_first() {
         max_side: side,
     };
     let text = |limits: ImageLimits| refused(rgb(b"!!! not base64 !!!", &limits));
-    assert!(text(tight(5, 1, 1)).contains("the limit is 5"));
+    assert!(text(tight(5, 1, 1)).contains("the limit of 5"));
     assert!(text(tight(50, 1, 1)).contains("not base64"));
     assert!(refused(rgb(b" \n", &LIMITS)).contains("empty"));
     for format in FORMATS {
@@ -139,7 +139,7 @@ fn cheap_checks_come_first() {
 fn truncated_file_is_refused() {
     for format in FORMATS {
         let file = file(image(), format);
-        // The last bytes of some formats say no more than that the file ends here.
+        // The last bytes of some formats only mark the end.
         for length in 1..file.len() - 5 {
             refused(read(&file[..length]));
         }
@@ -168,7 +168,7 @@ fn clones_share_the_file() {
 fn floating_point_pixels_are_refused() {
     let floats = image::Rgb32FImage::from_pixel(3, 3, image::Rgb([0.5; 3]));
     let error = refused(read(&file(floats, ImageFormat::Tiff)));
-    assert!(error.contains("floating point"), "{error}");
+    assert!(error.contains("floating-point"), "{error}");
 }
 
 /// A JPEG with an orientation in it.
@@ -198,14 +198,14 @@ fn orientation_turns_images_upright() {
         (9, false, false, false),
         (0, false, false, false),
     ] {
-        let made = mask(&oriented(value));
+        let result = mask(&oriented(value));
         let (width, height) = if turned { (16, 32) } else { (32, 16) };
-        assert_eq!((made.width(), made.height()), (width, height), "{value}");
+        assert_eq!((result.width(), result.height()), (width, height), "{value}");
         let header = encoded(&oriented(value)).unwrap();
         assert_eq!((header.width(), header.height()), (width, height), "{value}");
         let x = if right { width - 4 } else { 3 };
         let y = if bottom { height - 4 } else { 3 };
-        let at = |x: u32, y: u32| made.values()[(y * width + x) as usize];
+        let at = |x: u32, y: u32| result.values()[(y * width + x) as usize];
         assert!(at(x, y) > 200, "{value}");
         assert!(at(width - 1 - x, height - 1 - y) < 50, "{value}");
         assert!(at(width - 1 - x, y) < 50 && at(x, height - 1 - y) < 50, "{value}");
@@ -215,11 +215,11 @@ fn orientation_turns_images_upright() {
 #[test]
 fn masks_are_converted_to_luma() {
     let image = image::RgbImage::from_fn(2, 1, |x, _| image::Rgb(if x == 0 { [255, 0, 0] } else { [9; 3] }));
-    let made = mask(&file(image, ImageFormat::Png));
-    assert_eq!(made.values(), [76, 9]);
+    let result = mask(&file(image, ImageFormat::Png));
+    assert_eq!(result.values(), [76, 9]);
     let image = RgbaImage::from_pixel(1, 1, Rgba([0, 0, 0, 0]));
-    let made = mask(&file(image, ImageFormat::Png));
-    assert_eq!(made.values(), [255]);
+    let result = mask(&file(image, ImageFormat::Png));
+    assert_eq!(result.values(), [255]);
 }
 
 #[test]
@@ -227,13 +227,13 @@ fn depth_maps_of_8_and_16_bits_keep_their_values() {
     let read = |file: &[u8]| encoded(file)?.depth_map();
     let wide = image::ImageBuffer::<Luma<u16>, _>::from_raw(2, 1, vec![1_u16, 65_535]).unwrap();
     for format in [ImageFormat::Png, ImageFormat::Tiff] {
-        let made = read(&file(wide.clone(), format)).unwrap();
-        assert_eq!((made.bits(), made.values()), (16, &[1.0, 65_535.0][..]));
+        let result = read(&file(wide.clone(), format)).unwrap();
+        assert_eq!((result.bits(), result.values()), (16, &[1.0, 65_535.0][..]));
     }
     let narrow = GrayImage::from_raw(2, 1, vec![1, 255]).unwrap();
     for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Tiff] {
-        let made = read(&file(narrow.clone(), format)).unwrap();
-        assert_eq!((made.bits(), made.values()), (8, &[1.0, 255.0][..]), "{format:?}");
+        let result = read(&file(narrow.clone(), format)).unwrap();
+        assert_eq!((result.bits(), result.values()), (8, &[1.0, 255.0][..]), "{format:?}");
     }
     assert!(refused(read(&file(image(), ImageFormat::Png))).contains("grayscale"));
 }
@@ -253,13 +253,13 @@ fn decoder_panic_is_an_error() {
     let animation = chunk(b"ANIM", &[0; 6]);
     let place = [0, 0, 0, 0, 0, 0, 7, 0, 0, 7, 0, 0, 1, 0, 0, 0];
     let alpha = chunk(b"ALPH", &[0; 65]);
-    // The chunk of the image, as it stands in the simple file.
+    // The chunk of the image, as in the simple file.
     let frame = chunk(b"ANMF", &[&place[..], &alpha, &simple[12..]].concat());
     let file = chunk(b"RIFF", &[&b"WEBP"[..], &canvas, &animation, &frame].concat());
     let bare = || image::load_from_memory_with_format(&file, ImageFormat::WebP).is_ok();
     assert!(
         catch_unwind(bare).is_err(),
-        "it panics no more: the file is of no use here"
+        "the decoder no longer panics: this test needs another file"
     );
     assert!(refused(read(&file)).contains("the WebP is damaged"));
 }
@@ -281,7 +281,7 @@ proptest! {
             file.truncate(kept.index(file.len()));
         }
         match read(&file) {
-            Ok(made) => prop_assert!(made.width() <= LIMITS.max_side && made.height() <= LIMITS.max_side),
+            Ok(result) => prop_assert!(result.width() <= LIMITS.max_side && result.height() <= LIMITS.max_side),
             Err(error) => prop_assert!(matches!(error, Error::InvalidArgument(_)), "{:?}", error),
         }
     }

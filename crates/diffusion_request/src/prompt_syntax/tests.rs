@@ -109,7 +109,7 @@ fn weights_are_limited() {
 }
 
 #[test]
-fn depth_is_limited_where_there_is_text() {
+fn text_in_too_many_brackets_is_refused() {
     let nested = |depth: usize| {
         let half = depth / 2;
         format!("{}{}secret", "(".repeat(half), "[".repeat(depth - half))
@@ -121,9 +121,9 @@ fn depth_is_limited_where_there_is_text() {
     assert!(!message.contains("secret"), "{message}");
 }
 
-/// A megabyte of each: time in proportion to the square of it would be hours.
+/// A megabyte of each pattern: quadratic time would be hours.
 #[test]
-fn time_is_in_proportion_to_the_text() {
+fn parse_time_is_linear() {
     let start = Instant::now();
     let count = 1 << 20;
     for pattern in [
@@ -142,7 +142,7 @@ fn time_is_in_proportion_to_the_text() {
     assert!(start.elapsed() < Duration::from_secs(30));
 }
 
-/// A prompt as a tree, with what it must come to.
+/// A prompt as a tree, with the expected fragments.
 #[derive(Clone, Debug)]
 enum Node {
     Text(String),
@@ -172,7 +172,7 @@ impl Node {
         prompt.push_str(&close);
     }
 
-    /// Each text with its weight; `around` holds the factors of the brackets around, innermost last.
+    /// Adds each text with its weight; `around` has the factors of the enclosing brackets, innermost last.
     fn expect(&self, around: &[f64], expected: &mut Vec<(String, f64)>) {
         let (nodes, factor) = match self {
             Self::Text(text) => {
@@ -205,7 +205,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
     prop::collection::vec(node, 0..6)
 }
 
-/// Neighbours of equal weight put together.
+/// Merges neighbours of equal weight.
 fn merged(fragments: Vec<(String, f64)>) -> Vec<(String, f64)> {
     let mut merged: Vec<(String, f64)> = Vec::new();
     for (text, weight) in fragments {
@@ -219,7 +219,7 @@ fn merged(fragments: Vec<(String, f64)>) -> Vec<(String, f64)> {
 
 proptest! {
     #[test]
-    fn a_tree_comes_back(nodes in nodes()) {
+    fn fragments_equal_those_of_the_tree(nodes in nodes()) {
         let (mut prompt, mut expected) = (String::new(), Vec::new());
         for node in &nodes {
             node.write(&mut prompt);
@@ -233,7 +233,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_keeps_its_letters(prompt in "(\\PC|[()\\[\\]\\\\:.+1-]){0,60}") {
+    fn parse_keeps_the_letters_of_any_text(prompt in "(\\PC|[()\\[\\]\\\\:.+1-]){0,60}") {
         let letters = |text: &str| -> String {
             text.chars().filter(|c| !r"()[]\:+-.".contains(*c) && !c.is_ascii_digit()).collect()
         };
@@ -249,7 +249,7 @@ proptest! {
     }
 
     #[test]
-    fn text_without_syntax_stays_as_it_is(prompt in "[^()\\[\\]\\\\]{0,60}") {
+    fn text_without_syntax_is_one_fragment(prompt in "[^()\\[\\]\\\\]{0,60}") {
         prop_assert_eq!(parse_weighted(&prompt), Ok(fragments(&[(&prompt, 1.0)])));
     }
 }

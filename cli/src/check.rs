@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Args;
 use diffusion_core::config::{Dtype, ModelParameters};
 use diffusion_core::{Error, Result};
-use diffusion_request::validate::RequestContext;
+use diffusion_request::RequestValidator;
 use serde_json::{Map, Value, json};
 use triton_diffusion::pipelines::{Components, Device};
 
@@ -72,7 +72,7 @@ pub fn check(folder: &Path, parameters: &ModelParameters, dtype: Dtype) -> Resul
         ..parameters.clone()
     };
     let (components, warnings) = Components::load(folder, &parameters, Device::Cpu)?;
-    RequestContext::new(components.capabilities(), &parameters)?;
+    RequestValidator::new(components.model_info(), &parameters)?;
     Ok(CheckedFolder {
         scheduler: components.scheduler_name(),
         warnings,

@@ -6,10 +6,8 @@ use clap::Args;
 use diffusion_core::Result;
 use diffusion_core::config::{Dtype, ModelParameters};
 use diffusion_engine::Pipeline;
-use diffusion_image::encode::encode;
-use diffusion_request::generate_request::GenerateRequest;
-use diffusion_request::metadata::Metadata;
-use diffusion_request::validate::{RequestContext, RowInputs, resolve};
+use diffusion_image::encode;
+use diffusion_request::{ElementInputs, GenerateRequest, Metadata, RequestValidator};
 use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, PipelineOutput};
 
 use crate::check::ParameterArguments;
@@ -89,19 +87,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for warning in warnings {
         output::status(format_args!("warning: {warning}"));
     }
-    let context = RequestContext::new(components.capabilities(), &parameters)?;
-    let request = resolve(
-        &RowInputs {
-            prompt: bytes("prompt").unwrap_or_default(),
-            negative_prompt: bytes("negative_prompt"),
-            image: bytes("image"),
-            mask_image: bytes("mask_image"),
-            depth_map: bytes("depth_map"),
-            gen_args: bytes("gen_args"),
-        },
-        &context,
-    )?;
-    let generated = generate(components, request.clone())?;
+    let validator = RequestValidator::new(components.model_info(), &parameters)?;
+    let request = validator.validate(&ElementInputs {
+        prompt: bytes("prompt").unwrap_or_default(),
+        negative_prompt: bytes("negative_prompt"),
+        image: bytes("image"),
+        mask_image: bytes("mask_image"),
+        depth_map: bytes("depth_map"),
+        gen_args: bytes("gen_args"),
+    })?;
+    let pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
+    let generated = generate(pipeline, request.clone())?;
 
     let model = arguments.model_name();
     let images = generated
@@ -121,8 +117,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Runs the pipeline, with a progress bar over its steps.
-fn generate(components: Components, request: GenerateRequest) -> Result<PipelineOutput> {
-    let mut pipeline = DiffusionPipeline::new(components);
+fn generate(mut pipeline: DiffusionPipeline, request: GenerateRequest) -> Result<PipelineOutput> {
     pipeline.init_thread()?;
     let mut job = pipeline.prepare(request)?;
     let (_, steps) = job.progress();

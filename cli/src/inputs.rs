@@ -7,7 +7,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use clap::Args;
 use diffusion_core::config::Format;
 use diffusion_core::{Context, Error, Result};
-use diffusion_request::gen_args::Pairs;
+use diffusion_request::gen_args::JsonObject;
 use serde_json::{Map, Value};
 
 use crate::files;
@@ -100,9 +100,9 @@ impl RequestArguments {
         }
         let given = self.gen_args.as_deref().map(str::trim).filter(|text| !text.is_empty());
         let pairs = match given {
-            Some(text) => serde_json::from_str::<Pairs>(text)
+            Some(text) => serde_json::from_str::<JsonObject>(text)
                 .map_err(|error| Error::invalid_argument(format!("--gen-args: expected one JSON object: {error}")))?,
-            None => Pairs(Vec::new()),
+            None => JsonObject(Vec::new()),
         };
         let has = |key: &str| own.contains_key(key) || pairs.0.iter().any(|(name, _)| name == key);
         let format = format_of(&self.out).filter(|_| !has("output_format"));

@@ -13,14 +13,14 @@ use crate::pipelines::{Device, DiffusionPipeline};
 use crate::request::tensors::decode;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{Engine, QueuedRequest};
-use diffusion_request::validate::RequestContext;
+use diffusion_request::RequestValidator;
 
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
     // Dropped in this order: the engine answers its jobs, and the encoder thread sends these responses before it ends.
     engine: Engine<DiffusionPipeline>,
     encoder: EncoderThread,
-    context: RequestContext,
+    validator: RequestValidator,
     model: Arc<ModelState>,
 }
 
@@ -52,7 +52,7 @@ impl ModelInstanceState {
         if let Err(error) = context.report_memory_usage(&[usage]) {
             log_warn!("instance '{}': cannot report its memory: {error}", context.name());
         }
-        let request_context = RequestContext::new(components.capabilities(), model.parameters())?;
+        let validator = RequestValidator::new(components.model_info(), model.parameters())?;
         let observer = EngineObserver {
             instance: context.name().to_owned(),
             counters: model.counters(),
@@ -61,12 +61,12 @@ impl ModelInstanceState {
         Ok(Self {
             engine: Engine::start(
                 "diffusion-engine",
-                DiffusionPipeline::new(components),
-                request_context.limits().max_unet_batch_size as usize,
+                DiffusionPipeline::new(components, validator.limits().max_pixels),
+                validator.limits().max_unet_batch_size as usize,
                 Box::new(observer),
             )?,
             encoder: EncoderThread::start()?,
-            context: request_context,
+            validator,
             model: Arc::clone(model),
         })
     }
@@ -77,7 +77,7 @@ impl ModelInstanceState {
             &slot.request(),
             self.model.inputs(),
             self.model.max_batch_size(),
-            &self.context,
+            &self.validator,
         );
         let elements = match elements {
             Ok(elements) => elements,
@@ -87,7 +87,7 @@ impl ModelInstanceState {
         let model: Arc<str> = self.model.name().into();
         let response = PendingResponse::new(slot, elements.len(), self.model.max_batch_size() > 0);
         let requests = elements.into_iter().enumerate().map(|(index, request)| QueuedRequest {
-            batch_size: request.rows(),
+            batch_size: request.unet_batch_size(),
             handler: Box::new(ElementResponder {
                 response: Arc::clone(&response),
                 index,

@@ -5,15 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
 use diffusion_engine::ResponseHandler;
-use diffusion_image::encode::{encode, to_base64};
-use diffusion_request::generate_request::GenerateRequest;
-use diffusion_request::metadata::Metadata;
+use diffusion_image::{encode, to_base64};
+use diffusion_request::{GenerateRequest, Metadata};
 use triton_api::{OutputTensor, Slot};
 
 use super::encoder_thread::EncoderHandle;
 use super::error::to_triton;
 use super::metrics::Counters;
-use crate::pipelines::{Pieces, PipelineOutput};
+use crate::pipelines::{PipelineOutput, TileCounts};
 
 /// The result of one batch element.
 struct ElementResult {
@@ -27,8 +26,8 @@ struct ElementResult {
     prompt_truncated: bool,
     /// For each image whether the safety checker made it black.
     nsfw_content_detected: Option<Vec<bool>>,
-    /// The numbers of tiles and chunks, for a pipeline that can use them.
-    tiles: Option<Pieces>,
+    /// The number of tiles and chunks of each image.
+    tiles: Option<TileCounts>,
 }
 
 struct State {
@@ -214,7 +213,7 @@ impl ElementResponder {
             steps_run: output.steps_run,
             prompt_truncated: output.prompt_truncated,
             nsfw_content_detected: output.nsfw_content_detected.clone(),
-            tiles: output.pieces,
+            tiles: output.tiles,
         })
     }
 }

@@ -1,63 +1,63 @@
-//! Where a job starts: its latents, and what the UNet is shown beside them.
+//! The state of the denoising loop, and what pipelines prepare it with.
 
 use tch::{Kind, Tensor};
 
-use super::latent_tiles::Tiles;
+use super::latent_tiles::LatentTiles;
 use super::loading::Components;
 use crate::schedulers::Scheduler;
 use crate::torch::Generator;
 use diffusion_core::{Error, Result};
-use diffusion_request::generate_request::GenerateRequest;
+use diffusion_request::GenerateRequest;
 
-/// What a pipeline's own part of `prepare` comes to.
-pub struct Start {
-    /// `[images, channels, height, width]`.
+/// The latents of a job and the further inputs of its UNet calls.
+pub struct DenoisingState {
+    /// The current latents, `[images, channels, height, width]`.
     pub latents: Tensor,
-    /// Shown to the UNet as further channels, `[images, channels, height, width]`.
+    /// Further channels of the UNet's input, `[images, channels, height, width]`.
     pub conditioning: Option<Tensor>,
     /// int64 `[1]`, for a UNet with classes.
     pub class_label: Option<Tensor>,
-    /// What is put back after each step, where only a part is repainted.
-    pub keep: Option<Keep>,
-    /// The pieces of the latents that the UNet is shown one by one.
-    pub tiles: Option<Tiles>,
-    /// Whether the UNet is shown one row at a time, for images so large that a row is enough for its memory.
-    pub row_by_row: bool,
+    /// The kept part of an inpainted image, blended into the latents after each step.
+    pub unmasked: Option<UnmaskedLatents>,
+    /// The tiles of a large image; each is a UNet call.
+    pub tiles: Option<LatentTiles>,
+    /// Whether the UNet computes one batch entry at a time, to save memory on large images.
+    pub one_by_one: bool,
 }
 
-impl Start {
-    /// A start from latents alone.
-    pub fn from(latents: Tensor) -> Self {
+impl DenoisingState {
+    /// Creates a state of latents alone.
+    pub fn new(latents: Tensor) -> Self {
         Self {
             latents,
             conditioning: None,
             class_label: None,
-            keep: None,
+            unmasked: None,
             tiles: None,
-            row_by_row: false,
+            one_by_one: false,
         }
     }
 }
 
-/// The part of an image that a UNet without channels for a mask must not change.
+/// The image for the part that must not change, for a UNet without channels for a mask.
 ///
 /// Source: the end of the loop in diffusers' `pipeline_stable_diffusion_inpaint.py`.
-pub struct Keep {
-    /// 1 where the image is repainted, `[images, 1, height, width]`.
+pub struct UnmaskedLatents {
+    /// 1 in the repainted part, 0 elsewhere, `[images, 1, height, width]`.
     pub mask: Tensor,
     /// The image's latents, `[images, channels, height, width]`.
     pub image_latents: Tensor,
-    /// The noise that the job started from, of the same shape.
+    /// The initial noise, of the same shape.
     pub noise: Tensor,
 }
 
-impl Keep {
-    /// `latents` with the kept part as noisy as the scheduler's present timestep has it; clean after the
-    /// last step.
+impl UnmaskedLatents {
+    /// Replaces the kept part of `latents` by the image with the noise of the scheduler's current timestep, or without
+    /// noise after the last step.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn put_back(&self, latents: &Tensor, scheduler: &dyn Scheduler, last: bool) -> Result<Tensor> {
+    pub fn blend(&self, latents: &Tensor, scheduler: &dyn Scheduler, last: bool) -> Result<Tensor> {
         let kept = if last {
             self.image_latents.shallow_clone()
         } else {
@@ -68,24 +68,26 @@ impl Keep {
     }
 }
 
-/// What a pipeline's own part of `prepare` works with.
-pub struct Setup<'a> {
-    /// The model's parts.
+/// What a pipeline prepares a job with.
+pub struct PrepareContext<'a> {
+    /// The components of the model.
     pub components: &'a Components,
-    /// What is asked for.
+    /// The request.
     pub request: &'a GenerateRequest,
-    /// Images of the job.
+    /// The number of images of the job.
     pub images: i64,
     /// The dtype of latents.
     pub kind: Kind,
-    /// The job's scheduler, at its start.
+    /// Pixels up to which an enlarged image is generated whole.
+    pub max_chunk_pixels: u64,
+    /// The job's scheduler, at its first step.
     pub scheduler: &'a mut dyn Scheduler,
-    /// The job's generator, from which nothing has been drawn.
+    /// The job's generator, freshly seeded.
     pub generator: &'a mut Generator,
 }
 
-impl Setup<'_> {
-    /// Standard normal noise of that shape, drawn on the CPU and brought to the device.
+impl PrepareContext<'_> {
+    /// Draws standard normal noise of that shape on the CPU and copies it to the device.
     ///
     /// # Errors
     /// Out of memory.
@@ -96,7 +98,7 @@ impl Setup<'_> {
             .f_to_device(self.components.device)?)
     }
 
-    /// Height and width of the latents of what is generated.
+    /// Returns the height and width of the latents.
     pub fn latent_size(&self) -> (i64, i64) {
         let factor = self.components.vae.config().scale_factor();
         (
@@ -105,49 +107,49 @@ impl Setup<'_> {
         )
     }
 
-    /// The shape of the latents.
+    /// Returns the shape of the latents.
     pub fn latent_shape(&self) -> [i64; 4] {
         let (height, width) = self.latent_size();
         let channels = self.components.vae.config().latent_channels;
         [self.images, channels, height, width]
     }
 
-    /// Leaves out the steps that a `strength` below 1 does not take (`get_timesteps` of diffusers'
+    /// Skips the first steps for a `strength` below 1 (`get_timesteps` of diffusers'
     /// `pipeline_stable_diffusion_img2img.py`).
     ///
     /// # Errors
     /// InvalidArgument if no step is left.
-    pub fn begin(&mut self, strength: f64) -> Result<()> {
+    pub fn apply_strength(&mut self, strength: f64) -> Result<()> {
         let steps = self.request.num_inference_steps;
         let taken = ((steps as f64 * strength) as usize).min(steps);
         self.scheduler.set_begin_index((steps - taken) * self.scheduler.order());
         if self.scheduler.timesteps().is_empty() {
             return Err(Error::invalid_argument(format!(
-                "gen_args: `strength` {strength} of {steps} steps leaves no step to take"
+                "gen_args: `strength` {strength} with {steps} steps results in no denoising step; increase either"
             )));
         }
         Ok(())
     }
 
-    /// A tensor on the device, in the dtype of latents.
+    /// Copies a tensor to the device, in the dtype of latents.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn place(&self, tensor: &Tensor) -> Result<Tensor> {
+    pub fn to_device(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.f_to_device(self.components.device)?.f_to_kind(self.kind)?)
     }
 
-    /// Latents of an image `[1, 3, height, width]` of -1 to 1, drawn from the distribution that the VAE
-    /// gives and scaled for the UNet: `[1, channels, height/f, width/f]`.
+    /// Encodes an image `[1, 3, height, width]` of -1 to 1: a sample of the VAE's distribution, scaled for the UNet,
+    /// `[1, channels, height/f, width/f]`.
     ///
     /// # Errors
     /// Out of memory.
     pub fn encode(&mut self, image: &Tensor) -> Result<Tensor> {
-        let image = self.place(image)?;
+        let image = self.to_device(image)?;
         let vae = &self.components.vae;
         let moments = vae.encode(&image)?;
-        let parts = moments.f_chunk(2, 1)?;
-        let [mean, log_variance] = parts.as_slice() else {
+        let halves = moments.f_chunk(2, 1)?;
+        let [mean, log_variance] = halves.as_slice() else {
             return Err(Error::internal("the VAE's moments are not two halves"));
         };
         // DiagonalGaussianDistribution of diffusers' `models/autoencoders/vae.py`.
@@ -160,11 +162,11 @@ impl Setup<'_> {
         Ok(sample.f_mul_scalar(vae.config().scaling_factor)?)
     }
 
-    /// One image's tensor for each of the job's images, if there are more than one.
+    /// Repeats the tensor of one image for each image of the job.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn for_each_image(&self, one: Tensor) -> Result<Tensor> {
+    pub fn repeat_per_image(&self, one: Tensor) -> Result<Tensor> {
         if self.images == 1 {
             return Ok(one);
         }

@@ -1,4 +1,4 @@
-//! The depth that the UNet of depth-to-image sees beside the latents.
+//! The depth channel of the UNet of depth-to-image.
 //!
 //! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion_depth2img.py`
 //! (`prepare_depth_map`).
@@ -7,15 +7,13 @@ use tch::{Device, Kind, Tensor};
 
 use diffusion_core::{Error, Result};
 
-/// An estimate or a given map at the size of the latents, from -1 (the least of each map) to 1 (the
-/// most).
+/// Resizes depth maps to the latents and scales each map to -1 (its minimum) to 1 (its maximum).
 ///
-/// `predicted_depth` is `[rows, any height, any width]` of a floating dtype, which is computed in
-/// and kept; `height` and `width` are those of the latents, at least 1. The result is
-/// `[rows, 1, height, width]`.
+/// `predicted_depth` is `[images, any height, any width]` of a floating dtype, which is the dtype of the result; `height`
+/// and `width` are those of the latents, at least 1. The result is `[images, 1, height, width]`.
 ///
-/// A map that is the same everywhere becomes zeros: diffusers makes 0/0 of it, or spreads the
-/// rounding of the interpolation over the whole range.
+/// A constant map becomes zeros. diffusers computes 0/0, or scales the rounding errors of the interpolation to the whole
+/// range.
 ///
 /// # Errors
 /// Out of memory.
@@ -35,31 +33,29 @@ pub fn depth_map(predicted_depth: &Tensor, height: i64, width: i64) -> Result<Te
     Ok(normalised.f_masked_fill(&flat, 0.0)?)
 }
 
-/// [`depth_map`] of a map that the user gives instead of an estimate: `[any height, any width]`, where
-/// more is nearer, in any unit.
+/// Applies [`depth_map`] to a map of the request, `[any height, any width]`: larger is nearer, in any unit.
 ///
-/// It is taken to `device` and `kind`, the model's, as diffusers does; the result is
-/// `[1, 1, height, width]`.
+/// The map is first converted to the model's `device` and `kind`, as in diffusers. The result is `[1, 1, height, width]`.
 ///
 /// # Errors
 /// `InvalidArgument` if it is not two-dimensional, empty, or holds a number that is not finite in
 /// `kind`; out of memory.
 pub fn given_depth_map(map: &Tensor, height: i64, width: i64, device: Device, kind: Kind) -> Result<Tensor> {
-    let [rows, columns] = map.size()[..] else {
+    let [lines, columns] = map.size()[..] else {
         return Err(Error::invalid_argument(format!(
-            "depth_map must have 2 dimensions (height and width), it has {}",
+            "depth_map: expected 2 dimensions (height and width), got {}",
             map.dim()
         )));
     };
-    if rows == 0 || columns == 0 {
+    if lines == 0 || columns == 0 {
         return Err(Error::invalid_argument(format!(
-            "depth_map has no pixels: it is {columns}x{rows}"
+            "depth_map is empty: {columns}x{lines} pixels"
         )));
     }
     let map = map.f_to_kind(kind)?.f_to_device(device)?;
     if map.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
         return Err(Error::invalid_argument(
-            "depth_map holds a value that is not finite in the model's dtype",
+            "depth_map has a value that is not finite in the model's dtype",
         ));
     }
     depth_map(&map.f_unsqueeze(0)?, height, width)
@@ -76,32 +72,32 @@ mod tests {
     }
 
     #[test]
-    fn each_map_takes_the_whole_range() {
+    fn depth_maps_are_scaled_one_by_one() {
         let maps = Tensor::arange(2 * 5 * 7, tch::kind::FLOAT_CPU).view([2, 5, 7]);
-        let made = depth_map(&maps, 3, 4).unwrap();
-        assert_eq!(made.size(), [2, 1, 3, 4]);
-        for row in 0..2 {
-            let row = made.get(row);
-            assert_eq!(row.min().double_value(&[]), -1.0);
-            assert_eq!(row.max().double_value(&[]), 1.0);
+        let result = depth_map(&maps, 3, 4).unwrap();
+        assert_eq!(result.size(), [2, 1, 3, 4]);
+        for map in 0..2 {
+            let map = result.get(map);
+            assert_eq!(map.min().double_value(&[]), -1.0);
+            assert_eq!(map.max().double_value(&[]), 1.0);
         }
     }
 
     #[test]
-    fn a_flat_map_is_zero_and_its_neighbour_is_not() {
-        // 0.1 is one of those that bicubic weights do not add up to everywhere.
+    fn constant_map_is_zero_and_its_neighbour_is_not() {
+        // With 0.1 the bicubic weights do not add up to 1 everywhere.
         let flat = Tensor::full([1, 5, 7], 0.1, tch::kind::FLOAT_CPU);
         let slope = Tensor::arange(35, tch::kind::FLOAT_CPU).view([1, 5, 7]);
-        let made = depth_map(&Tensor::cat(&[&flat, &slope], 0), 16, 24).unwrap();
-        assert_eq!(made.get(0).abs().max().double_value(&[]), 0.0);
-        assert_eq!(made.get(1), depth_map(&slope, 16, 24).unwrap().get(0));
+        let result = depth_map(&Tensor::cat(&[&flat, &slope], 0), 16, 24).unwrap();
+        assert_eq!(result.get(0).abs().max().double_value(&[]), 0.0);
+        assert_eq!(result.get(1), depth_map(&slope, 16, 24).unwrap().get(0));
         // One latent has no range either.
         let one = depth_map(&slope, 1, 1).unwrap();
         assert_eq!(one.double_value(&[0, 0, 0, 0]), 0.0);
     }
 
     #[test]
-    fn a_given_map_is_checked() {
+    fn given_map_is_checked() {
         let map = Tensor::arange(12, tch::kind::FLOAT_CPU).view([3, 4]);
         assert_eq!(given(&map).unwrap().size(), [1, 1, 3, 4]);
         let half = given_depth_map(&map, 3, 4, Device::Cpu, Kind::Half).unwrap();

@@ -1,88 +1,87 @@
-//! The pipelines as the engine drives them: prepare, step, finish.
+//! The pipeline of a model folder, as the engine drives it: prepare, step, finish.
 
 use tch::{Device, Kind, Tensor};
 
-use super::denoising_state::{Setup, Start};
+use super::denoising_state::PrepareContext;
 use super::job::Job;
-use super::latent_tiles::Tiles;
+use super::latent_tiles::LatentTiles;
 use super::loading::Components;
 use super::prompt_encoder::PromptEncoder;
 use super::safety_check::SafetyCheck;
-use super::stable_diffusion::inpaint::Inpaint;
-use super::stable_diffusion::{depth2img, img2img, text2img, upscale};
+use super::stable_diffusion::steps_of;
 use crate::models::layers::{BatchSplit, ChunkSize};
 use crate::models::unet::{UNetInput, guidance_scale_embedding};
 use crate::processors::vae::images;
 use crate::schedulers::SamplingOptions;
 use crate::torch::{Generator, cuda, memory};
-use diffusion_core::config::{Numerics, PipelineClass};
+use diffusion_core::config::Numerics;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
-use diffusion_request::generate_request::{GenerateRequest, Source};
+use diffusion_request::GenerateRequest;
 
-/// How large an image's maps are cut for the UNet's convolutions.
-const CONVOLUTION_STRIPS: ChunkSize = ChunkSize { values: 1 << 14 };
+/// Chunks of the UNet's convolutions for large images.
+const CONVOLUTION_CHUNKS: ChunkSize = ChunkSize { values: 1 << 14 };
 
-/// What a request comes to.
+/// The images of a request and facts about their generation.
 pub struct PipelineOutput {
     /// As many as `num_images_per_prompt`.
     pub images: Vec<RgbImage>,
-    /// UNet calls that the request took part in.
+    /// UNet calls of the request.
     pub steps_run: usize,
-    /// Whether the prompt or the negative prompt had more tokens than the text encoder takes.
+    /// Whether the prompt or the negative prompt was truncated.
     pub prompt_truncated: bool,
-    /// The scheduler that was used, as diffusers names it.
+    /// The class name of the scheduler.
     pub scheduler: &'static str,
     /// For each image whether the safety checker made it black; `None` without one.
     pub nsfw_content_detected: Option<Vec<bool>>,
-    /// In how many pieces the images were made; `None` for a pipeline that makes them whole.
-    pub pieces: Option<Pieces>,
+    /// The number of tiles and chunks of each image; `None` for a pipeline that has none.
+    pub tiles: Option<TileCounts>,
 }
 
-/// In how many pieces an enlarged image was made.
+/// The number of tiles and chunks of an enlarged image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pieces {
-    /// Overlapping pieces that the UNet saw.
+pub struct TileCounts {
+    /// Overlapping tiles of the UNet.
     pub unet: usize,
-    /// Chunks that the VAE ended with.
+    /// Chunks of the VAE decoder's last layers.
     pub vae: usize,
 }
 
-/// The pipeline that a model folder is, over its loaded parts. Which of diffusers' pipelines a job follows is
-/// decided by its [`Source`].
+/// The pipelines of a model folder. The inputs of a request select one of them.
 pub struct DiffusionPipeline {
     components: Components,
     prompt_encoder: PromptEncoder,
+    max_chunk_pixels: u64,
 }
 
 impl DiffusionPipeline {
-    /// The pipeline over loaded components.
-    pub fn new(components: Components) -> Self {
+    /// Creates a pipeline from loaded components. The upscaler generates images of more than `max_chunk_pixels` pixels in
+    /// tiles and decodes them in chunks.
+    pub fn new(components: Components, max_chunk_pixels: u64) -> Self {
         Self {
             prompt_encoder: components.prompt_encoder(),
             components,
+            max_chunk_pixels,
         }
     }
 
-    /// The rows without the prompt and those with it, `[rows, tokens, size]`, and whether a text was cut.
+    /// Encodes the prompts: `[batch size, tokens, size]`, the entries without the prompt first, and whether a prompt was
+    /// truncated.
     fn prompt_embeds(&self, request: &GenerateRequest, images: i64) -> Result<(Tensor, bool)> {
         let guided = request.do_classifier_free_guidance();
-        let embeds = self.prompt_encoder.encode(
-            &request.prompt,
-            guided.then_some(request.negative_prompt.as_str()),
-            request.prompt_syntax,
-            request.clip_skip.unwrap_or(0),
-        )?;
+        let embeds = self
+            .prompt_encoder
+            .encode(&request.prompts, guided, request.clip_skip.unwrap_or(0))?;
         let prompt = embeds.prompt.f_repeat([images, 1, 1])?;
-        let rows = match embeds.negative {
+        let embeddings = match embeds.negative {
             Some(negative) => Tensor::f_cat(&[negative.f_repeat([images, 1, 1])?, prompt], 0)?,
             None => prompt,
         };
-        Ok((rows, embeds.truncated))
+        Ok((embeddings, embeds.truncated))
     }
 
-    /// The guidance scale as a UNet takes it that does, `[images, time_cond_proj_dim]`.
+    /// Returns the guidance scale for a UNet that takes it as an input, `[images, time_cond_proj_dim]`.
     fn timestep_cond(&self, request: &GenerateRequest, images: i64, kind: Kind) -> Result<Option<Tensor>> {
         let Some(size) = self.components.unet.config().time_cond_proj_dim else {
             return Ok(None);
@@ -92,46 +91,24 @@ impl DiffusionPipeline {
         Ok(Some(embedding.f_to_device(self.components.device)?))
     }
 
-    /// The request's own part of `prepare`.
-    fn start(setup: Setup<'_>) -> Result<Start> {
-        match &setup.request.source {
-            Source::Text => text2img::start(setup),
-            Source::Image { image, strength } => img2img::start(setup, image, *strength),
-            Source::Depth {
-                image,
-                depth_map,
-                strength,
-            } => depth2img::start(setup, image, depth_map.as_deref(), *strength),
-            source @ Source::Inpaint { .. } => match Inpaint::of(source) {
-                Some(inpaint) => inpaint.start(setup),
-                None => Err(Error::internal("not a request to inpaint")),
-            },
-            Source::Upscale {
-                image,
-                noise_level,
-                max_piece_pixels,
-            } => upscale::start(setup, image, *noise_level, *max_piece_pixels),
-        }
-    }
-
-    /// Whether each job's rows are computed as if they were alone. On a GPU, and with fast numerics,
-    /// the bytes may depend on who shares the call, and one wide call is faster than narrow ones.
-    fn keeps_rows_apart(&self) -> bool {
+    /// Returns whether each job is computed as in a batch of its own size. On a GPU and with fast numerics, the bytes may
+    /// depend on the other jobs of a batch; one large batch is faster there.
+    fn is_batch_invariant(&self) -> bool {
         self.components.numerics == Numerics::Exact && self.components.device == Device::Cpu
     }
 
-    /// The UNet's prediction for the rows of all jobs, in their order.
+    /// Returns the UNet's prediction for the batch entries of all jobs, in their order.
     fn predict(&self, jobs: &[&mut Job]) -> Result<Tensor> {
-        let sizes: Vec<i64> = jobs.iter().map(|job| job.rows()).collect();
+        let sizes: Vec<i64> = jobs.iter().map(|job| job.batch_size()).collect();
         let mut samples = Vec::with_capacity(jobs.len());
         let mut timesteps = Vec::new();
         let mut labels = Vec::new();
         let mut conds = Vec::new();
-        for (job, &rows) in jobs.iter().zip(&sizes) {
+        for (job, &size) in jobs.iter().zip(&sizes) {
             samples.push(job.input()?);
-            timesteps.extend(std::iter::repeat_n(job.timestep()?, rows as usize));
+            timesteps.extend(std::iter::repeat_n(job.timestep()?, size as usize));
             if let Some(label) = &job.state.class_label {
-                labels.push(label.f_repeat([rows])?);
+                labels.push(label.f_repeat([size])?);
             }
             conds.extend(&job.timestep_cond);
         }
@@ -151,11 +128,11 @@ impl DiffusionPipeline {
             class_labels: labels.as_ref(),
             timestep_cond: conds.as_ref(),
         };
-        // Jobs that share a call have one shape, so that all of them are large or none.
-        if jobs.iter().any(|job| job.state.row_by_row) {
-            return self.row_by_row(&input);
+        // Jobs of a call have one shape: all of them are large or none.
+        if jobs.iter().any(|job| job.state.one_by_one) {
+            return self.one_by_one(&input);
         }
-        let split = if self.keeps_rows_apart() {
+        let split = if self.is_batch_invariant() {
             BatchSplit::PerJob(&sizes)
         } else {
             BatchSplit::Joint
@@ -163,30 +140,30 @@ impl DiffusionPipeline {
         self.components.unet.forward(&input, split, None)
     }
 
-    /// The UNet's predictions, of one row after the other: in the memory of one.
-    fn row_by_row(&self, input: &UNetInput<'_>) -> Result<Tensor> {
-        let rows = input.sample.size().first().copied().unwrap_or(0);
-        let predictions = (0..rows)
-            .map(|row| {
-                let own = |tensor: &Tensor| tensor.f_narrow(0, row, 1);
-                let labels = input.class_labels.map(own).transpose()?;
-                let cond = input.timestep_cond.map(own).transpose()?;
+    /// Returns the UNet's predictions, computed one batch entry at a time to save memory.
+    fn one_by_one(&self, input: &UNetInput<'_>) -> Result<Tensor> {
+        let batch_size = input.sample.size().first().copied().unwrap_or(0);
+        let predictions = (0..batch_size)
+            .map(|entry| {
+                let select = |tensor: &Tensor| tensor.f_narrow(0, entry, 1);
+                let labels = input.class_labels.map(select).transpose()?;
+                let cond = input.timestep_cond.map(select).transpose()?;
                 let one = UNetInput {
-                    sample: &own(input.sample)?,
-                    timesteps: &own(input.timesteps)?,
-                    encoder_hidden_states: &own(input.encoder_hidden_states)?,
+                    sample: &select(input.sample)?,
+                    timesteps: &select(input.timesteps)?,
+                    encoder_hidden_states: &select(input.encoder_hidden_states)?,
                     class_labels: labels.as_ref(),
                     timestep_cond: cond.as_ref(),
                 };
                 self.components
                     .unet
-                    .forward(&one, BatchSplit::Joint, Some(CONVOLUTION_STRIPS))
+                    .forward(&one, BatchSplit::Joint, Some(CONVOLUTION_CHUNKS))
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&predictions, 0)?)
     }
 
-    /// Latents to an image tensor.
+    /// Decodes latents to an image tensor.
     fn decode(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
         let vae = &self.components.vae;
         let latents = latents
@@ -202,8 +179,8 @@ impl DiffusionPipeline {
     }
 }
 
-/// Makes those images black that the safety checker flags, and says which they are.
-fn blacken(check: &SafetyCheck, images: &mut [RgbImage]) -> Result<Vec<bool>> {
+/// Makes the images black that the safety checker flags, and returns the flags.
+fn run_safety_checker(check: &SafetyCheck, images: &mut [RgbImage]) -> Result<Vec<bool>> {
     let flags = check.flags(images)?;
     for (image, &flagged) in images.iter_mut().zip(&flags) {
         if flagged {
@@ -221,14 +198,13 @@ impl Pipeline for DiffusionPipeline {
 
     fn init_thread(&mut self) -> Result<()> {
         cuda::make_current(self.components.device)?;
-        // For the whole life of the thread: nothing that runs on it is ever differentiated.
+        // For the life of the thread: no gradients are computed on it.
         std::mem::forget(tch::no_grad_guard());
         Ok(())
     }
 
     fn prepare(&mut self, request: GenerateRequest) -> Result<Job> {
-        let images = i64::try_from(request.num_images_per_prompt)
-            .map_err(|_| Error::internal("more images than can be counted"))?;
+        let images = i64::try_from(request.num_images_per_prompt).map_err(|_| Error::internal("too many images"))?;
         if let Some(check) = &self.components.safety_check {
             check.check_size(request.width, request.height)?;
         }
@@ -245,11 +221,12 @@ impl Pipeline for DiffusionPipeline {
             eta: request.eta,
         })?;
         let mut generator = Generator::new(request.seed)?;
-        let state = Self::start(Setup {
+        let (state, postprocess) = steps_of(&request.inputs).prepare(PrepareContext {
             components: &self.components,
             request: &request,
             images,
             kind: prompt_embeds.kind(),
+            max_chunk_pixels: self.max_chunk_pixels,
             scheduler: scheduler.as_mut(),
             generator: &mut generator,
         })?;
@@ -257,15 +234,17 @@ impl Pipeline for DiffusionPipeline {
             images,
             guided: request.do_classifier_free_guidance(),
             timestep_cond: self.timestep_cond(&request, images, prompt_embeds.kind())?,
+            guidance_scale: request.guidance_scale,
+            guidance_rescale: request.guidance_rescale,
             prompt_embeds,
             state,
+            postprocess,
             scheduler,
             scheduler_name: config.class_name(),
             generator,
             prompt_truncated,
             index: 0,
             calls: 0,
-            request,
         })
     }
 
@@ -273,7 +252,7 @@ impl Pipeline for DiffusionPipeline {
         let mut shape = job.input_shape();
         shape.extend(job.prompt_embeds.size().get(1));
         BatchEntries {
-            count: job.rows() as usize,
+            count: job.batch_size() as usize,
             shape,
         }
     }
@@ -287,47 +266,38 @@ impl Pipeline for DiffusionPipeline {
         let mut start = 0;
         let mut outcome = Vec::with_capacity(jobs.len());
         for job in jobs {
-            let rows = job.rows();
+            let size = job.batch_size();
             outcome.push(
                 prediction
-                    .f_narrow(0, start, rows)
+                    .f_narrow(0, start, size)
                     .map_err(Error::from)
-                    .and_then(|own| job.advance(&own)),
+                    .and_then(|prediction| job.advance(&prediction)),
             );
-            start += rows;
+            start += size;
         }
         Ok(outcome)
     }
 
     fn finish(&mut self, job: Job) -> Result<PipelineOutput> {
-        let (height, width) = (job.request.height, job.request.width);
-        let chunks = match job.request.source {
-            Source::Upscale { max_piece_pixels, .. } => upscale::chunks(height, width, max_piece_pixels),
-            _ => None,
-        };
-        let mut images = images(&self.decode(&job.state.latents, chunks)?)?;
+        let decoded = self.decode(&job.state.latents, job.postprocess.chunk_size())?;
+        let mut images = images(&decoded)?;
         let nsfw_content_detected = match &self.components.safety_check {
-            Some(check) => Some(blacken(check, &mut images)?),
+            Some(check) => Some(run_safety_checker(check, &mut images)?),
             None => None,
         };
-        if let Some(inpaint) = Inpaint::of(&job.request.source) {
-            let flags = nsfw_content_detected.clone().unwrap_or_default();
-            let flags = flags.into_iter().chain(std::iter::repeat(false));
-            images = std::iter::zip(images, flags)
-                .map(|(image, flagged)| inpaint.finish(image, flagged))
-                .collect::<Result<_>>()?;
-        }
-        let pieces = (job.request.source.class() == PipelineClass::Upscale).then(|| Pieces {
-            unet: job.state.tiles.as_ref().map_or(1, Tiles::count),
-            vae: chunks.map_or(1, |size| size.count(height.into(), width.into())),
-        });
+        let flags = nsfw_content_detected.iter().flatten().copied();
+        let images = std::iter::zip(images, flags.chain(std::iter::repeat(false)))
+            .map(|(image, nsfw)| job.postprocess.finish(image, nsfw))
+            .collect::<Result<_>>()?;
         Ok(PipelineOutput {
             images,
             steps_run: job.calls,
             prompt_truncated: job.prompt_truncated,
             scheduler: job.scheduler_name,
             nsfw_content_detected,
-            pieces,
+            tiles: job
+                .postprocess
+                .tile_counts(job.state.tiles.as_ref().map_or(1, LatentTiles::count)),
         })
     }
 

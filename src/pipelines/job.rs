@@ -2,49 +2,49 @@
 
 use tch::Tensor;
 
-use super::denoising_state::Start;
+use super::denoising_state::DenoisingState;
+use super::stable_diffusion::Postprocess;
 use crate::schedulers::Scheduler;
 use crate::torch::Generator;
 use diffusion_core::{Error, Result};
-use diffusion_request::generate_request::GenerateRequest;
 
-/// A request in flight: what each UNet call needs of it, and where it stands.
+/// A request in flight: the inputs of its UNet calls and its progress.
 pub struct Job {
-    /// What was asked for.
-    pub(super) request: GenerateRequest,
-    /// Images.
+    /// The number of images.
     pub(super) images: i64,
-    /// Two rows an image: without the prompt, then with it.
+    /// Whether each image has two batch entries: without the prompt, then with it.
     pub(super) guided: bool,
-    /// `[rows, tokens, size]`, the rows without the prompt first.
+    pub(super) guidance_scale: f64,
+    pub(super) guidance_rescale: f64,
+    /// `[batch size, tokens, size]`, the entries without the prompt first.
     pub(super) prompt_embeds: Tensor,
-    /// The guidance scale for a UNet that takes it, `[rows, time_cond_proj_dim]`.
+    /// The guidance scale for a UNet that takes it, `[batch size, time_cond_proj_dim]`.
     pub(super) timestep_cond: Option<Tensor>,
-    /// Where it started; `latents` in there are the present ones.
-    pub(super) state: Start,
+    pub(super) state: DenoisingState,
+    pub(super) postprocess: Box<dyn Postprocess>,
     pub(super) scheduler: Box<dyn Scheduler>,
     pub(super) scheduler_name: &'static str,
     pub(super) generator: Generator,
     pub(super) prompt_truncated: bool,
-    /// Scheduler steps that are done.
+    /// Completed scheduler steps.
     pub(super) index: usize,
-    /// UNet calls that the job took part in; more than steps if it is made in pieces.
+    /// UNet calls of the job; more than steps with tiles.
     pub(super) calls: usize,
 }
 
 impl Job {
-    /// Rows that the job adds to a UNet call.
-    pub fn rows(&self) -> i64 {
+    /// Returns the number of entries that the job adds to a UNet batch.
+    pub fn batch_size(&self) -> i64 {
         if self.guided { self.images * 2 } else { self.images }
     }
 
-    /// Channels, height and width of what it shows the UNet.
+    /// Returns channels, height and width of the UNet's input.
     pub fn input_shape(&self) -> Vec<i64> {
         let latents = self.state.latents.size();
         let conditioning = self.state.conditioning.as_ref().map(Tensor::size);
         let channels = |size: &[i64]| size.get(1).copied().unwrap_or(0);
         let (height, width) = match &self.state.tiles {
-            Some(tiles) => tiles.piece(),
+            Some(tiles) => tiles.tile_size(),
             None => (
                 latents.get(2).copied().unwrap_or(0),
                 latents.get(3).copied().unwrap_or(0),
@@ -54,20 +54,20 @@ impl Job {
         vec![all, height, width]
     }
 
-    /// Scheduler steps that are done, and those that there are.
+    /// Returns the number of completed scheduler steps and of all steps.
     pub fn progress(&self) -> (usize, usize) {
         (self.index, self.scheduler.timesteps().len())
     }
 
-    /// Whether all steps are behind it.
+    /// Returns whether all steps are completed.
     pub fn is_done(&self) -> bool {
         self.index >= self.scheduler.timesteps().len()
     }
 
-    /// The timestep of the next call.
+    /// Returns the timestep of the next UNet call.
     ///
     /// # Errors
-    /// None is left.
+    /// Internal if no step is left.
     pub fn timestep(&self) -> Result<f32> {
         self.scheduler
             .timesteps()
@@ -76,7 +76,7 @@ impl Job {
             .ok_or_else(|| Error::internal("a job was stepped past its end"))
     }
 
-    /// What it shows the UNet next, `[rows, channels, height, width]`.
+    /// Returns the input of the next UNet call, `[batch size, channels, height, width]`.
     ///
     /// # Errors
     /// Out of memory.
@@ -93,19 +93,19 @@ impl Job {
             input = Tensor::f_cat(&[input, twice(conditioning)?], 1)?;
         }
         match &self.state.tiles {
-            Some(tiles) => tiles.next_of(&input),
+            Some(tiles) => tiles.next_tile(&input),
             None => Ok(input),
         }
     }
 
-    /// Takes the UNet's prediction for what it showed, and steps on once it has that of every piece.
+    /// Takes the UNet's prediction for [`Job::input`] and makes a scheduler step once every tile has its prediction.
     ///
     /// # Errors
     /// Out of memory.
     pub fn advance(&mut self, prediction: &Tensor) -> Result<()> {
         self.calls += 1;
         match &mut self.state.tiles {
-            Some(tiles) => match tiles.take(prediction)? {
+            Some(tiles) => match tiles.add(prediction)? {
                 Some(whole) => self.step(&whole),
                 None => Ok(()),
             },
@@ -113,15 +113,15 @@ impl Job {
         }
     }
 
-    /// From the prediction for the job's rows to the next latents.
+    /// Computes the next latents from the prediction for the job's batch entries.
     fn step(&mut self, prediction: &Tensor) -> Result<()> {
         let noise_pred = if self.guided {
             let uncond = prediction.f_narrow(0, 0, self.images)?;
             let text = prediction.f_narrow(0, self.images, self.images)?;
             let difference = text.f_sub(&uncond)?;
-            let guided = uncond.f_add(&difference.f_mul_scalar(self.request.guidance_scale)?)?;
-            if self.request.guidance_rescale > 0.0 {
-                rescale_noise_cfg(&guided, &text, self.request.guidance_rescale)?
+            let guided = uncond.f_add(&difference.f_mul_scalar(self.guidance_scale)?)?;
+            if self.guidance_rescale > 0.0 {
+                rescale_noise_cfg(&guided, &text, self.guidance_rescale)?
             } else {
                 guided
             }
@@ -132,14 +132,14 @@ impl Job {
             .scheduler
             .step(&noise_pred, &self.state.latents, &mut self.generator)?;
         self.index += 1;
-        if let Some(keep) = &self.state.keep {
-            self.state.latents = keep.put_back(&self.state.latents, self.scheduler.as_ref(), self.is_done())?;
+        if let Some(unmasked) = &self.state.unmasked {
+            self.state.latents = unmasked.blend(&self.state.latents, self.scheduler.as_ref(), self.is_done())?;
         }
         Ok(())
     }
 }
 
-/// Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2023), section 3.4.
+/// Rescales the guided prediction. Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2023), section 3.4.
 fn rescale_noise_cfg(guided: &Tensor, text: &Tensor, guidance_rescale: f64) -> Result<Tensor> {
     let over: &[i64] = &[1, 2, 3];
     let std_text = text.f_std_dim(over, true, true)?;

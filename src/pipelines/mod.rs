@@ -1,9 +1,8 @@
 //! The pipelines, each as prepare, step and finish.
 //!
-//! What diffusers does in one call is cut at the UNet, so that the engine can put the steps of
-//! several requests into one call: `prepare` makes a job of a request, `step` moves jobs on by one
-//! UNet call, `finish` turns a job's latents into images. The pipelines differ in where a job
-//! starts and in what is done with its images; the steps between are the same for all.
+//! One call of a diffusers pipeline is split at the UNet, which lets the engine batch the steps of several requests:
+//! `prepare` creates a job from a request, `step` advances jobs by one UNet call, `finish` decodes the latents of a job.
+//! Pipelines differ in `prepare` and in the postprocessing of images (`stable_diffusion`); the steps are the same for all.
 
 mod denoising_state;
 mod depth_map;
@@ -21,7 +20,7 @@ use diffusion_core::Result;
 
 pub use crate::torch::Device;
 pub use depth_map::{depth_map, given_depth_map};
-pub use diffusion_pipeline::{DiffusionPipeline, Pieces, PipelineOutput};
+pub use diffusion_pipeline::{DiffusionPipeline, PipelineOutput, TileCounts};
 pub use job::Job;
 pub use loading::{Components, ModelIndex};
 pub use prompt_encoder::{MAX_CHUNKS, PromptEmbeds, PromptEncoder};

@@ -1,4 +1,4 @@
-//! From prompts to the text embeddings that the UNet attends to.
+//! Encoding of prompts as the text embeddings that the UNet attends to.
 //!
 //! Sources: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py` (`encode_prompt`) for plain prompts,
 //! `examples/community/lpw_stable_diffusion.py` (`get_weighted_text_embeddings`) for weighted ones.
@@ -10,10 +10,10 @@ use tch::{Device, Kind, Tensor};
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
 use crate::weights::SharedModel;
 use diffusion_core::Result;
-use diffusion_request::prompt_syntax::{PromptSyntax, parse_weighted};
+use diffusion_request::{Prompts, WeightedPrompt};
 
-/// The most calls of the text encoder for one weighted prompt (`max_embeddings_multiples` of the source), 225 tokens
-/// with CLIP's 77. What is longer is cut off.
+/// Most calls of the text encoder for one weighted prompt (`max_embeddings_multiples` of the source): 225 tokens with
+/// CLIP's 77. Longer prompts are truncated.
 pub const MAX_CHUNKS: usize = 3;
 
 /// The embeddings of a prompt and, with guidance, of its negative prompt.
@@ -21,9 +21,9 @@ pub struct PromptEmbeds {
     /// `[1, tokens, hidden_size]` in the text encoder's dtype, on its device. `tokens` is the tokenizer's `max_length`
     /// for plain prompts, and 1 to [`MAX_CHUNKS`] times that for weighted ones.
     pub prompt: Tensor,
-    /// Of the same shape.
+    /// Of the same shape as `prompt`.
     pub negative: Option<Tensor>,
-    /// Whether one of the two had more tokens than were encoded.
+    /// Whether one of the two was truncated.
     pub truncated: bool,
 }
 
@@ -35,8 +35,8 @@ pub struct PromptEncoder {
 }
 
 impl PromptEncoder {
-    /// `device` is the one that the text encoder's weights are on; `tokenizer` makes ids of its vocabulary, no more
-    /// than it has positions for.
+    /// Creates an encoder. `device` has the text encoder's weights; `tokenizer` has the text encoder's vocabulary and at
+    /// most as many tokens as the text encoder has positions.
     pub fn new(tokenizer: Arc<ClipTokenizer>, text_encoder: SharedModel<ClipTextModel>, device: Device) -> Self {
         Self {
             tokenizer,
@@ -45,27 +45,27 @@ impl PromptEncoder {
         }
     }
 
-    /// Encodes one prompt, and the negative prompt of a request with guidance.
+    /// Encodes the prompt and, if `guided`, the negative prompt.
     ///
-    /// `clip_skip` is the number of the text encoder's last layers that are left out. As in the two sources, it is for
-    /// the prompt alone if plain and for both if weighted.
+    /// `clip_skip` is the number of the text encoder's last layers to skip. As in the two sources, it applies to the
+    /// prompt only if plain and to both prompts if weighted.
     ///
     /// # Errors
-    /// Those of [`parse_weighted`] for weighted prompts; out of memory; a tokenizer that fails.
-    pub fn encode(
-        &self,
-        prompt: &str,
-        negative: Option<&str>,
-        syntax: PromptSyntax,
-        clip_skip: usize,
-    ) -> Result<PromptEmbeds> {
-        match syntax {
-            PromptSyntax::Plain => self.encode_plain(prompt, negative, clip_skip),
-            PromptSyntax::Weighted => self.encode_weighted(prompt, negative, clip_skip),
+    /// Out of memory; a tokenizer that fails.
+    pub fn encode(&self, prompts: &Prompts, guided: bool, clip_skip: usize) -> Result<PromptEmbeds> {
+        match prompts {
+            Prompts::Plain {
+                prompt,
+                negative_prompt,
+            } => self.encode_plain(prompt, guided.then_some(negative_prompt), clip_skip),
+            Prompts::Weighted {
+                prompt,
+                negative_prompt,
+            } => self.encode_weighted(prompt, guided.then_some(negative_prompt), clip_skip),
         }
     }
 
-    fn encode_plain(&self, prompt: &str, negative: Option<&str>, clip_skip: usize) -> Result<PromptEmbeds> {
+    fn encode_plain(&self, prompt: &str, negative: Option<&String>, clip_skip: usize) -> Result<PromptEmbeds> {
         let prompt = self.tokenizer.encode(prompt)?;
         let negative = negative.map(|text| self.tokenizer.encode(text)).transpose()?;
         Ok(PromptEmbeds {
@@ -75,15 +75,20 @@ impl PromptEncoder {
         })
     }
 
-    fn encode_weighted(&self, prompt: &str, negative: Option<&str>, clip_skip: usize) -> Result<PromptEmbeds> {
+    fn encode_weighted(
+        &self,
+        prompt: &WeightedPrompt,
+        negative: Option<&WeightedPrompt>,
+        clip_skip: usize,
+    ) -> Result<PromptEmbeds> {
         let prompt = self.weighted_tokens(prompt)?;
         let negative = negative.map(|text| self.weighted_tokens(text)).transpose()?;
-        // The UNet takes both in one call, so the longer one decides.
+        // Both are in one UNet call: the longer one decides.
         let longest = negative
             .as_ref()
             .map_or(0, |tokens| tokens.ids.len())
             .max(prompt.ids.len());
-        let chunks = longest.div_ceil(self.room()).max(1);
+        let chunks = longest.div_ceil(self.tokens_per_chunk()).max(1);
         Ok(PromptEmbeds {
             prompt: self.weighted_states(&prompt, chunks, clip_skip)?,
             truncated: prompt.truncated || negative.as_ref().is_some_and(|tokens| tokens.truncated),
@@ -93,8 +98,8 @@ impl PromptEncoder {
         })
     }
 
-    /// Tokens of text in one call of the text encoder: all but begin and end.
-    fn room(&self) -> usize {
+    /// Returns the tokens of text in one call of the text encoder: all but begin and end.
+    fn tokens_per_chunk(&self) -> usize {
         self.tokenizer.max_length() - 2
     }
 
@@ -104,14 +109,14 @@ impl PromptEncoder {
         self.text_encoder.forward(&ids, clip_skip)
     }
 
-    /// The tokens of a prompt, each with the weight of the piece that it comes from. Pieces are tokenized one by one, so
-    /// that a word that changes its weight in the middle is two words.
-    fn weighted_tokens(&self, prompt: &str) -> Result<WeightedTokens> {
-        let limit = self.room() * MAX_CHUNKS;
+    /// Tokenizes a prompt; each token has the weight of its fragment. Fragments are tokenized one by one: a word that
+    /// changes its weight in the middle is two words.
+    fn weighted_tokens(&self, prompt: &WeightedPrompt) -> Result<WeightedTokens> {
+        let limit = self.tokens_per_chunk() * MAX_CHUNKS;
         let mut tokens = WeightedTokens::default();
-        for (text, weight) in parse_weighted(prompt)? {
-            let ids = self.tokenizer.encode_unpadded(&text)?;
-            let weights = std::iter::repeat_n(weight as f32, ids.len());
+        for (text, weight) in &prompt.fragments {
+            let ids = self.tokenizer.encode_unpadded(text)?;
+            let weights = std::iter::repeat_n(*weight as f32, ids.len());
             tokens.weights.extend(weights);
             tokens.ids.extend(ids);
             if tokens.ids.len() > limit {
@@ -124,23 +129,23 @@ impl PromptEncoder {
         Ok(tokens)
     }
 
-    /// The hidden states of each chunk one behind the other, times the weights, times what brings the mean back to what
-    /// it was without the weights.
+    /// Returns the hidden states of all chunks, one after the other, times the weights, scaled to the mean that they have
+    /// without weights.
     fn weighted_states(&self, tokens: &WeightedTokens, chunks: usize, clip_skip: usize) -> Result<Tensor> {
-        let room = self.room();
+        let size = self.tokens_per_chunk();
         let mut states = Vec::with_capacity(chunks);
         let mut weights: Vec<f32> = Vec::with_capacity(chunks * self.tokenizer.max_length());
         for chunk in 0..chunks {
-            let own = |of: usize| (chunk * room).min(of)..((chunk + 1) * room).min(of);
-            // Each chunk begins and ends as a text does; padding comes before the end, also where it is another token.
+            let range = |of: usize| (chunk * size).min(of)..((chunk + 1) * size).min(of);
+            // Each chunk begins and ends as a text does. Padding is before the end, also if the padding token differs.
             let mut ids = vec![self.tokenizer.bos()];
-            ids.extend(tokens.ids.get(own(tokens.ids.len())).unwrap_or_default());
-            ids.resize(room + 1, self.tokenizer.pad());
+            ids.extend(tokens.ids.get(range(tokens.ids.len())).unwrap_or_default());
+            ids.resize(size + 1, self.tokenizer.pad());
             ids.push(self.tokenizer.eos());
             states.push(self.hidden_states(&ids, clip_skip)?);
             weights.push(1.0);
-            weights.extend(tokens.weights.get(own(tokens.weights.len())).unwrap_or_default());
-            weights.resize((chunk + 1) * (room + 2), 1.0);
+            weights.extend(tokens.weights.get(range(tokens.weights.len())).unwrap_or_default());
+            weights.resize((chunk + 1) * (size + 2), 1.0);
         }
         let states = Tensor::f_cat(&states, 1)?;
         let kind = states.kind();

@@ -1,4 +1,4 @@
-//! A folder's safety checker with the image processor before it.
+//! The safety checker of a model folder with its image processor.
 //!
 //! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py`
 //! (`run_safety_checker`).
@@ -11,9 +11,9 @@ use crate::models::safety_checker::SafetyChecker;
 use crate::processors::ClipImageProcessor;
 use crate::weights::SharedModel;
 use diffusion_core::{Error, Result};
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 
-/// Says which finished images are not to be shown. A clone shares the weights.
+/// Detects images that must not be shown. A clone shares the weights.
 #[derive(Clone)]
 pub struct SafetyCheck {
     processor: Arc<ClipImageProcessor>,
@@ -21,10 +21,10 @@ pub struct SafetyCheck {
 }
 
 impl SafetyCheck {
-    /// Puts the two together.
+    /// Combines a processor and a checker.
     ///
     /// # Errors
-    /// `Unsupported` if the processor does not make images of the size that the checker takes.
+    /// `Unsupported` if the output size of the processor is not the input size of the checker.
     pub fn new(processor: ClipImageProcessor, checker: SafetyChecker) -> Result<Self> {
         let side = checker.config().vision_config.image_size;
         let fits = |(height, width): (u32, u32)| i64::from(height) == side && i64::from(width) == side;
@@ -35,23 +35,23 @@ impl SafetyCheck {
             });
         }
         Err(Error::unsupported(format!(
-            "feature_extractor/preprocessor_config.json: its images must have {side}x{side} \
+            "feature_extractor/preprocessor_config.json: expected an output size of {side}x{side} \
              pixels, the image_size of safety_checker/config.json"
         )))
     }
 
-    /// Checks that an image of this size can be looked at, which is worth knowing before it is made.
+    /// Checks that the processor accepts images of this size. Called before they are generated.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming height and width.
+    /// `InvalidArgument` that names height and width.
     pub fn check_size(&self, width: u32, height: u32) -> Result<()> {
         self.processor.check_size(width, height)
     }
 
-    /// Which of the images of one job are flagged. diffusers shows black ones in their place.
+    /// Returns a flag for each image. diffusers replaces flagged images by black ones.
     ///
     /// # Errors
-    /// What [`SafetyCheck::check_size`] says; out of memory.
+    /// Those of [`SafetyCheck::check_size`]; out of memory.
     pub fn flags(&self, images: &[RgbImage]) -> Result<Vec<bool>> {
         if images.is_empty() {
             return Ok(Vec::new());
@@ -89,8 +89,7 @@ mod tests {
         SafetyCheck::new(processor, SafetyChecker::new(config, weights)?)
     }
 
-    /// What a copy of the generated folder loads as, with its tensors under the names that `rename`
-    /// gives them (none: left out) and its files as `change` leaves them.
+    /// Loads a copy of the generated folder after renaming its tensors (`None` drops a tensor) and changing its files.
     fn changed(rename: impl Fn(&str) -> Option<String>, change: impl FnOnce(&Path)) -> Result<SafetyCheck> {
         let folder = test_support::temporary_folder();
         let folder = folder.path();
@@ -142,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_newer_transformers_are_the_same_checker() {
+    fn tensor_names_of_newer_transformers_load() {
         let flags = load(&generated()).unwrap().flags(&stripes()).unwrap();
         let newer = |name: &str| Some(name.replace("vision_model.vision_model", "vision_model"));
         let newer = changed(newer, |_| ()).unwrap();
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_are_accounted_for() {
+    fn missing_or_unknown_tensor_fails_the_load() {
         let kept = |name: &str| (name != "special_care_embeds_weights").then(|| name.to_owned());
         let text = message(changed(kept, |_| ()));
         assert!(text.contains("special_care_embeds_weights is missing"), "{text}");
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_processor_must_fit_the_checker() {
+    fn processor_of_another_size_is_refused() {
         let text = message(changed(same, |folder| {
             let path = folder.join("feature_extractor/preprocessor_config.json");
             fs::write(path, r#"{"crop_size": 31, "size": 32}"#).unwrap();
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn pickles_are_refused() {
+    fn pickle_is_refused() {
         let text = message(changed(same, |folder| {
             let weights = folder.join("safety_checker/model.safetensors");
             fs::rename(&weights, weights.with_file_name("pytorch_model.bin")).unwrap();
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn ribbons_are_refused_beforehand() {
+    fn extreme_image_size_is_refused() {
         let check = load(&generated()).unwrap();
         assert!(check.check_size(512, 512).is_ok());
         assert!(check.check_size(1 << 22, 1).is_err());

@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::common::{PerChannel, PixelValues, Size, check_side, filter};
 use crate::weights::read_json;
 use diffusion_core::{Context, Error, Result};
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 use diffusion_image::resize::{self, Filter};
 
 /// Largest number of pixels of a resized image. A very long image would exceed it when its short side grows to `size`.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use diffusion_core::{Error, Result};
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 use diffusion_image::resize::Filter;
 
 /// Largest side of a size in a configuration, in pixels.

@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::common::{MAX_SIDE, PerChannel, PixelValues, Size, check_side, filter};
 use crate::weights::read_json;
 use diffusion_core::{Error, Result};
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 use diffusion_image::resize::{self, Filter};
 
 /// `feature_extractor/preprocessor_config.json`, with transformers' names and defaults.

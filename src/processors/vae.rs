@@ -1,23 +1,21 @@
-//! From bytes to tensors, and from a decoded tensor to bytes.
+//! diffusers' `VaeImageProcessor`: images and masks to tensors, decoded tensors to images.
 
 use tch::{Device, Kind, Tensor};
 
 use diffusion_core::{Error, Result};
-use diffusion_image::encode::RgbImage;
-use diffusion_image::mask::Mask;
+use diffusion_image::{Mask, RgbImage};
 
-/// Images of `[rows, 3, height, width]` and about -1 to 1, clamped and rounded to 8-bit RGB.
+/// Converts `[images, 3, height, width]` of about -1 to 1 to 8-bit RGB images. Values are clamped; halves round to even.
 ///
-/// Source: diffusers `image_processor.py` (`denormalize`, `pt_to_numpy`, `numpy_to_pil`): halves
-/// round to even.
+/// Source: diffusers `image_processor.py` (`denormalize`, `pt_to_numpy`, `numpy_to_pil`).
 ///
 /// # Errors
-/// Out of memory, or a tensor that is no image.
+/// Internal for a tensor of another shape; out of memory.
 pub fn images(decoded: &Tensor) -> Result<Vec<RgbImage>> {
-    let (rows, channels, height, width) = decoded.size4()?;
+    let (count, channels, height, width) = decoded.size4()?;
     if channels != 3 {
         return Err(Error::internal(format!(
-            "the VAE made {channels} channels where RGB was expected"
+            "the VAE decoder: expected 3 channels, got {channels}"
         )));
     }
     let bytes = decoded
@@ -29,44 +27,44 @@ pub fn images(decoded: &Tensor) -> Result<Vec<RgbImage>> {
         .f_to_kind(Kind::Float)?
         .f_mul_scalar(255.0)?
         .f_round()?
-        // A sample that is not a number becomes 0, as numpy's cast makes it on this architecture.
+        // numpy's cast turns NaN into 0 on this architecture.
         .f_nan_to_num(0.0, None, None)?
         .f_to_kind(Kind::Uint8)?
         .f_contiguous()?;
     let side = |n: i64| u32::try_from(n).map_err(|_| Error::internal(format!("an image with a side of {n} pixels")));
     let (height_u32, width_u32) = (side(height)?, side(width)?);
     let size = usize::try_from(height * width * 3).map_err(|_| Error::internal("an image beyond the address space"))?;
-    (0..rows)
-        .map(|row| {
+    (0..count)
+        .map(|index| {
             let mut rgb = vec![0u8; size];
-            bytes.f_get(row)?.f_copy_data_u8(&mut rgb, size)?;
+            bytes.f_get(index)?.f_copy_data_u8(&mut rgb, size)?;
             RgbImage::new(width_u32, height_u32, rgb)
         })
         .collect()
 }
 
-/// An image as `[1, 3, height, width]` float32 of -1 to 1.
+/// Converts an image to `[1, 3, height, width]` float32 of -1 to 1.
 ///
-/// The layout in memory is that of the image, channels last, as diffusers leaves it (`pil_to_numpy`, `numpy_to_pt`
-/// and `normalize` of `image_processor.py`); the bytes of what convolutions make depend on it.
-///
-/// # Errors
-/// Out of memory.
-pub fn tensor(image: &RgbImage) -> Result<Tensor> {
-    let shares = shares(image.rgb(), image.height(), image.width(), 3)?;
-    Ok(shares.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
-}
-
-/// A grey image as `[1, 1, height, width]` float32 of 0 to 1.
+/// The memory layout stays channels-last, as in diffusers (`pil_to_numpy`, `numpy_to_pt` and `normalize` of
+/// `image_processor.py`); the bytes of convolutions depend on the layout.
 ///
 /// # Errors
 /// Out of memory.
-pub fn mask_tensor(image: &Mask) -> Result<Tensor> {
-    shares(image.values(), image.height(), image.width(), 1)
+pub fn image_to_tensor(image: &RgbImage) -> Result<Tensor> {
+    let values = unit_range(image.rgb(), image.height(), image.width(), 3)?;
+    Ok(values.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
 }
 
-/// Bytes `[height, width, channels]` as shares of 255.
-fn shares(bytes: &[u8], height: u32, width: u32, channels: i64) -> Result<Tensor> {
+/// Converts a mask to `[1, 1, height, width]` float32 of 0 to 1.
+///
+/// # Errors
+/// Out of memory.
+pub fn mask_to_tensor(image: &Mask) -> Result<Tensor> {
+    unit_range(image.values(), image.height(), image.width(), 1)
+}
+
+/// Scales bytes `[height, width, channels]` to 0 to 1, `[1, channels, height, width]`.
+fn unit_range(bytes: &[u8], height: u32, width: u32, channels: i64) -> Result<Tensor> {
     let shape = [1, i64::from(height), i64::from(width), channels];
     Ok(Tensor::f_from_slice(bytes)?
         .f_view(shape)?
@@ -81,8 +79,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_round_half_to_even_and_clamp() {
-        // -1 to 0, 1 to 255, beyond clamps; 0.5 steps of 1/255 sit on halves.
+    fn values_are_clamped_and_halves_round_to_even() {
+        // -1 is 0 and 1 is 255; `half` is between two bytes.
         let half = |n: f32| (n + 0.5) / 255.0 * 2.0 - 1.0;
         let values = [
             -1.0,
@@ -99,17 +97,17 @@ mod tests {
             0.2,
         ];
         let tensor = Tensor::from_slice(&values).view([1, 3, 2, 2]);
-        let made = images(&tensor).unwrap();
-        assert_eq!(made.len(), 1);
+        let result = images(&tensor).unwrap();
+        assert_eq!(result.len(), 1);
         // Pixel (0, 0) has the first value of each channel.
-        assert_eq!(made[0].rgb()[..3], [0, 128, 153]);
-        assert_eq!((made[0].width(), made[0].height()), (2, 2));
-        assert_eq!(made[0].rgb()[3..6], [255, 0, 153]);
-        assert_eq!(made[0].rgb()[9..12], [255, 0, 153]);
+        assert_eq!(result[0].rgb()[..3], [0, 128, 153]);
+        assert_eq!((result[0].width(), result[0].height()), (2, 2));
+        assert_eq!(result[0].rgb()[3..6], [255, 0, 153]);
+        assert_eq!(result[0].rgb()[9..12], [255, 0, 153]);
     }
 
     #[test]
-    fn only_rgb_is_a_image() {
+    fn tensor_without_three_channels_is_an_error() {
         assert!(images(&Tensor::zeros([1, 4, 2, 2], (Kind::Float, Device::Cpu))).is_err());
     }
 }

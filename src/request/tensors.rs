@@ -4,8 +4,7 @@ use triton_api::{DataType, Input, Request, decode_bytes};
 
 use diffusion_core::config::TensorSpec;
 use diffusion_core::{Error, Result};
-use diffusion_request::generate_request::GenerateRequest;
-use diffusion_request::validate::{RequestContext, RowInputs, resolve};
+use diffusion_request::{ElementInputs, GenerateRequest, RequestValidator};
 
 /// Bytes before each element of a BYTES tensor, which say its length.
 const LENGTH_PREFIX: usize = 4;
@@ -21,14 +20,14 @@ pub fn decode(
     request: &Request<'_>,
     inputs: &[TensorSpec],
     max_batch_size: u32,
-    context: &RequestContext,
+    validator: &RequestValidator,
 ) -> Result<Vec<GenerateRequest>> {
     let given = request.inputs().map_err(from_triton)?;
     for input in &given {
         if !inputs.iter().any(|spec| spec.name == input.name()) {
             return Err(Error::invalid_argument(format!(
                 "unknown input tensor; {} takes {}",
-                context.class(),
+                validator.class(),
                 inputs.iter().map(|spec| spec.name).collect::<Vec<_>>().join(", ")
             )));
         }
@@ -37,7 +36,7 @@ pub fn decode(
     let Some(prompt) = find("prompt") else {
         return Err(Error::invalid_argument("input `prompt` is missing"));
     };
-    let limits = context.limits();
+    let limits = validator.limits();
     let prompts = elements(prompt, max_batch_size, limits.max_prompt_bytes)?;
     let count = prompts.len();
     let optional = |name: &str, limit: usize| -> Result<Option<Vec<Vec<u8>>>> {
@@ -69,7 +68,7 @@ pub fn decode(
         .iter()
         .enumerate()
         .map(|(index, prompt)| {
-            let inputs = RowInputs {
+            let inputs = ElementInputs {
                 prompt,
                 negative_prompt: at(&negative_prompts, index),
                 image: at(&images, index),
@@ -77,7 +76,7 @@ pub fn decode(
                 depth_map: at(&depth_maps, index),
                 gen_args: at(&gen_args, index),
             };
-            resolve(&inputs, context).map_err(|error| {
+            validator.validate(&inputs).map_err(|error| {
                 if count == 1 {
                     error
                 } else {

@@ -1,6 +1,7 @@
 //! Bad input of every kind: refused with the right code, by the name of what is wrong, without the
 //! user's text, and alone.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 use triton_api::{DataType, ErrorCode, MemoryType};
 use triton_fake::{FakeInstance, FakeServer, RequestBuilder};
@@ -214,6 +215,30 @@ fn tensors() {
     });
 }
 
+/// Validation reads the header only; the pixels are decoded when the job is prepared.
+#[test]
+fn truncated_pixels_name_their_input() {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, 64, 64);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&[9; 64 * 64 * 3]).unwrap();
+    writer.finish().unwrap();
+    let whole = BASE64_STANDARD.encode(&file);
+    let truncated = BASE64_STANDARD.encode(&file[..file.len() - 20]);
+    serve(|server, instance| {
+        for (input, image, mask_image) in [("image", &truncated, &whole), ("mask_image", &whole, &truncated)] {
+            let builder = server
+                .request()
+                .bytes_input("prompt", &[1, 1], &[MARKER])
+                .bytes_input("image", &[1, 1], &[image])
+                .bytes_input("mask_image", &[1, 1], &[mask_image]);
+            let words = &[&*format!("input `{input}`"), "the PNG is damaged or truncated"];
+            assert_refused(server, instance, input, builder, ErrorCode::InvalidArg, words);
+        }
+    });
+}
+
 #[test]
 fn gen_args() {
     const INVALID: ErrorCode = ErrorCode::InvalidArg;
@@ -309,17 +334,17 @@ fn gen_args() {
         (
             r#"{"strength": 0.5}"#,
             INVALID,
-            &["`strength` is not taken by StableDiffusionPipeline"],
+            &["`strength` is not supported by StableDiffusionPipeline"],
         ),
         (
             r#"{"noise_level": 20}"#,
             INVALID,
-            &["`noise_level` is not taken by StableDiffusionPipeline"],
+            &["`noise_level` is not supported by StableDiffusionPipeline"],
         ),
         (
             r#"{"keep_unmasked": true}"#,
             INVALID,
-            &["`keep_unmasked` is not taken by"],
+            &["`keep_unmasked` is not supported by"],
         ),
         (
             r#"{"output_format": "zebra"}"#,

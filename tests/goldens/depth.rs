@@ -1,7 +1,7 @@
 //! Depth to image: from an image to the UNet's depth channel.
 
 use diffusion_core::ErrorKind;
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};

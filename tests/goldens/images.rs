@@ -3,7 +3,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use diffusion_core::config::{ModelParameters, Numerics};
 use diffusion_engine::Pipeline;
-use diffusion_request::validate::{RequestContext, RowInputs, resolve};
+use diffusion_request::{ElementInputs, RequestValidator};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, PipelineOutput};
@@ -50,7 +50,7 @@ fn input(goldens: &Goldens, name: &str) -> Vec<u8> {
 fn generate(
     goldens: &Goldens,
     pipeline: &mut DiffusionPipeline,
-    context: &RequestContext,
+    validator: &RequestValidator,
     rows: &[Row],
 ) -> Vec<PipelineOutput> {
     let mut jobs: Vec<_> = rows
@@ -60,7 +60,7 @@ fn generate(
             let read = |name: &Option<String>| name.as_deref().map(|name| input(goldens, name));
             let (image, mask_image) = (read(&row.image), read(&row.mask_image));
             let depth_map = read(&row.depth_map);
-            let inputs = RowInputs {
+            let inputs = ElementInputs {
                 prompt: row.prompt.as_bytes(),
                 negative_prompt: row.negative_prompt.as_deref().map(str::as_bytes),
                 image: image.as_deref(),
@@ -68,7 +68,7 @@ fn generate(
                 depth_map: depth_map.as_deref(),
                 gen_args: Some(gen_args.as_bytes()),
             };
-            let request = resolve(&inputs, context).unwrap();
+            let request = validator.validate(&inputs).unwrap();
             pipeline.prepare(request).unwrap()
         })
         .collect();
@@ -87,10 +87,11 @@ fn generate(
     jobs.into_iter().map(|job| pipeline.finish(job).unwrap()).collect()
 }
 
-fn pipeline(name: &str, parameters: &ModelParameters) -> (DiffusionPipeline, RequestContext) {
+fn pipeline(name: &str, parameters: &ModelParameters) -> (DiffusionPipeline, RequestValidator) {
     let (components, _) = Components::load(&checkpoint(name), parameters, Device::Cpu).unwrap();
-    let context = RequestContext::new(components.capabilities(), parameters).unwrap();
-    (DiffusionPipeline::new(components), context)
+    let validator = RequestValidator::new(components.model_info(), parameters).unwrap();
+    let pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
+    (pipeline, validator)
 }
 
 /// Compares every image of a group.
@@ -100,8 +101,8 @@ fn compare(group: &'static str) {
     let _no_grad = tch::no_grad_guard();
     let mut exact = 0;
     for case in cases.cases {
-        let (mut pipeline, context) = pipeline(&case.checkpoint, &ModelParameters::default());
-        let rows = generate(&goldens, &mut pipeline, &context, &case.rows);
+        let (mut pipeline, validator) = pipeline(&case.checkpoint, &ModelParameters::default());
+        let rows = generate(&goldens, &mut pipeline, &validator, &case.rows);
         for (index, generated) in rows.iter().enumerate() {
             let name = format!("{}/{index}", case.name);
             let flags = &generated.nsfw_content_detected;
@@ -162,8 +163,8 @@ fn fast_numerics_shared_call_stays_above_50_db() {
     };
     let mut compared = 0;
     for case in cases.cases.iter().filter(|case| case.rows.len() > 1) {
-        let (mut pipeline, context) = pipeline(&case.checkpoint, &parameters);
-        let rows = generate(&goldens, &mut pipeline, &context, &case.rows);
+        let (mut pipeline, validator) = pipeline(&case.checkpoint, &parameters);
+        let rows = generate(&goldens, &mut pipeline, &validator, &case.rows);
         for (index, generated) in rows.iter().enumerate() {
             let theirs = goldens.tensor(&format!("{}/{index}", case.name));
             for (image, theirs) in generated.images.iter().zip(theirs.split(1, 0)) {

@@ -2,11 +2,8 @@
 //! be equal to the committed goldens too.
 
 use diffusion_image::compose::{self, Region};
-use diffusion_image::decode::{self, Limits};
-use diffusion_image::depth_map::DepthMap;
-use diffusion_image::encode::{RgbImage, to_base64};
-use diffusion_image::mask::Mask;
 use diffusion_image::resize::{self, Filter};
+use diffusion_image::{DepthMap, EncodedImage, ImageLimits, Mask, RgbImage, to_base64};
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
@@ -223,7 +220,7 @@ fn mask_from_rgb_equals_pillow() {
 
 #[test]
 fn decode_equals_pillow() {
-    const LIMITS: Limits = Limits {
+    const LIMITS: ImageLimits = ImageLimits {
         max_base64_bytes: 1 << 16,
         max_pixels: 1 << 12,
         max_side: 64,
@@ -232,12 +229,14 @@ fn decode_equals_pillow() {
     let cases: Manifest = goldens.manifest();
     for Decode { name, bits } in cases.decode {
         let text = to_base64(&bytes(&goldens.tensor(&format!("{name}/file"))));
-        let made = decode::rgb(text.as_bytes(), &LIMITS).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let file = EncodedImage::new("image", text.as_bytes(), &LIMITS).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let made = file.rgb().unwrap();
+        assert_eq!((file.width(), file.height()), (made.width(), made.height()), "{name}");
         goldens.equal_image(&format!("{name}/rgb"), &made);
-        let mask = decode::mask(text.as_bytes(), &LIMITS).unwrap();
+        let mask = file.mask().unwrap();
         goldens.equal(&name, &mask, &Mask::from_rgb(&made));
         if let Some(bits) = bits {
-            let map = decode::depth_map(text.as_bytes(), &LIMITS).unwrap();
+            let map = file.depth_map().unwrap();
             assert_eq!(map.bits(), bits, "{name}");
             goldens.equal_depth(&format!("{name}/depth"), &map);
         }

@@ -1,6 +1,6 @@
 //! The safety checker and its image processor.
 
-use diffusion_image::encode::RgbImage;
+use diffusion_image::RgbImage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};

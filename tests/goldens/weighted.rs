@@ -1,7 +1,7 @@
 //! Prompts with weighted words.
 
 use diffusion_core::config::ModelParameters;
-use diffusion_request::prompt_syntax::PromptSyntax;
+use diffusion_request::{PromptSyntax, Prompts};
 use serde::Deserialize;
 use triton_diffusion::pipelines::{Components, Device, MAX_CHUNKS};
 
@@ -25,14 +25,12 @@ fn prompt_encoder_weighted_embeddings_match() {
     for case in cases.cases {
         let folder = checkpoint(&case.checkpoint);
         let (components, _) = Components::load(&folder, &ModelParameters::default(), Device::Cpu).unwrap();
+        let guided = case.negative_prompt.is_some();
+        let negative_prompt = case.negative_prompt.unwrap_or_default();
+        let prompts = Prompts::parse(PromptSyntax::Weighted, case.prompt, negative_prompt).unwrap();
         let embeds = components
             .prompt_encoder()
-            .encode(
-                &case.prompt,
-                case.negative_prompt.as_deref(),
-                PromptSyntax::Weighted,
-                case.clip_skip.unwrap_or(0),
-            )
+            .encode(&prompts, guided, case.clip_skip.unwrap_or(0))
             .unwrap();
         assert_eq!(embeds.truncated, case.truncated, "{}", case.name);
         goldens.compare(&format!("{}/prompt", case.name), &embeds.prompt);

@@ -7,8 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use diffusion_core::{Error, Result};
-use diffusion_image::decode::{self, Limits};
-use diffusion_image::encode::{RgbImage, to_base64};
+use diffusion_image::{EncodedImage, ImageLimits, RgbImage, to_base64};
 use image::{DynamicImage, ImageFormat};
 use test_support::peak_memory;
 
@@ -16,7 +15,7 @@ const MAX_TIME: Duration = Duration::from_millis(100);
 const MAX_MEMORY: u64 = 50 << 20;
 
 /// Generous limits: they alone do not reject the files.
-const LIMITS: Limits = Limits {
+const LIMITS: ImageLimits = ImageLimits {
     max_base64_bytes: 32 << 20,
     max_pixels: 4096 * 4096,
     max_side: 16_384,
@@ -44,7 +43,7 @@ fn decode_hostile_file_is_cheap() {
             (Decoded, Ok(_)) => println!("{name}: decoded"),
             (_, other) => unreachable!("{name}: {other:?}"),
         }
-        let next = decode::rgb(honest.as_bytes(), &LIMITS).unwrap();
+        let next = decode(honest.as_bytes()).unwrap();
         assert_eq!(next.rgb(), image().as_raw());
     }
 }
@@ -59,7 +58,7 @@ fn measured(text: &[u8]) -> (Result<RgbImage>, Duration, u64) {
         fs::write("/proc/self/clear_refs", "5").unwrap();
         let before = peak_memory();
         let start = Instant::now();
-        result = decode::rgb(text, &LIMITS);
+        result = decode(text);
         least = least.min(start.elapsed());
         most = most.max(peak_memory() - before);
     }
@@ -67,6 +66,10 @@ fn measured(text: &[u8]) -> (Result<RgbImage>, Duration, u64) {
 }
 
 type Case = (String, Vec<u8>, Outcome);
+
+fn decode(text: &[u8]) -> Result<RgbImage> {
+    EncodedImage::new("image", text, &LIMITS)?.rgb()
+}
 
 fn case(name: &str, file: &[u8], expected: Outcome) -> Case {
     (name.to_owned(), to_base64(file).into_bytes(), expected)

@@ -11,7 +11,7 @@ use std::process::Command;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use diffusion_core::config::ModelParameters;
 use diffusion_engine::Pipeline;
-use diffusion_request::validate::{RequestContext, RowInputs, resolve};
+use diffusion_request::{ElementInputs, RequestValidator};
 use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline};
 
 /// Set in the processes that upscale: `max_pixels`, and the file for the image.
@@ -50,16 +50,16 @@ fn work(max_pixels: u64, file: &Path) {
         ..ModelParameters::default()
     };
     let (components, _) = Components::load(&folder, &parameters, Device::Cpu).unwrap();
-    let context = RequestContext::new(components.capabilities(), &parameters).unwrap();
-    let mut pipeline = DiffusionPipeline::new(components);
+    let validator = RequestValidator::new(components.model_info(), &parameters).unwrap();
+    let mut pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
     pipeline.init_thread().unwrap();
-    let row = RowInputs {
+    let row = ElementInputs {
         prompt: b"a photo of a cat sitting on a red chair",
         image: Some(&input(side())),
         gen_args: Some(br#"{"num_inference_steps": 4, "seed": 7}"#),
-        ..RowInputs::default()
+        ..ElementInputs::default()
     };
-    let mut job = pipeline.prepare(resolve(&row, &context).unwrap()).unwrap();
+    let mut job = pipeline.prepare(validator.validate(&row).unwrap()).unwrap();
     while !pipeline.is_done(&job) {
         for outcome in pipeline.step(&mut [&mut job]).unwrap() {
             outcome.unwrap();
@@ -68,7 +68,7 @@ fn work(max_pixels: u64, file: &Path) {
     let generated = pipeline.finish(job).unwrap();
     std::fs::write(file, generated.images[0].rgb()).unwrap();
     let kilobytes = test_support::peak_memory() >> 10;
-    println!("chunks {} peak {kilobytes}", generated.pieces.unwrap().vae);
+    println!("chunks {} peak {kilobytes}", generated.tiles.unwrap().vae);
 }
 
 /// Upscales in a separate process; returns the pixels, the number of chunks and the peak memory in kB.

@@ -5,9 +5,8 @@ use std::fs;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use diffusion_core::config::ModelParameters;
 use diffusion_engine::Pipeline;
-use diffusion_image::encode::encode;
-use diffusion_request::metadata::Metadata;
-use diffusion_request::validate::{RequestContext, RowInputs, resolve};
+use diffusion_image::encode;
+use diffusion_request::{ElementInputs, Metadata, RequestValidator};
 use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline};
 
 use crate::support::{checkpoint, fail, succeed, temporary};
@@ -15,12 +14,12 @@ use crate::support::{checkpoint, fail, succeed, temporary};
 const GEN_ARGS: &str = r#"{"num_inference_steps": 3, "seed": 7, "num_images_per_prompt": 2}"#;
 
 /// What the library makes of a request, encoded.
-fn expected(model: &str, row: &RowInputs<'_>) -> Vec<Vec<u8>> {
+fn expected(model: &str, row: &ElementInputs<'_>) -> Vec<Vec<u8>> {
     let parameters = ModelParameters::default();
     let (components, _) = Components::load(&checkpoint(model), &parameters, Device::Cpu).unwrap();
-    let context = RequestContext::new(components.capabilities(), &parameters).unwrap();
-    let request = resolve(row, &context).unwrap();
-    let mut pipeline = DiffusionPipeline::new(components);
+    let validator = RequestValidator::new(components.model_info(), &parameters).unwrap();
+    let request = validator.validate(row).unwrap();
+    let mut pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
     pipeline.init_thread().unwrap();
     let mut job = pipeline.prepare(request.clone()).unwrap();
     while !pipeline.is_done(&job) {
@@ -59,11 +58,11 @@ fn generate_from_text_gives_the_images_of_the_server() {
     );
     assert!(told.contains("seed: 7\n"), "{told}");
     assert!(told.ends_with("p-0.png\np-1.png\n"), "{told}");
-    let row = RowInputs {
+    let row = ElementInputs {
         prompt: b"a red chair",
         negative_prompt: Some(b"blue"),
         gen_args: Some(GEN_ARGS.as_bytes()),
-        ..RowInputs::default()
+        ..ElementInputs::default()
     };
     let expected = expected("sd1", &row);
     for (index, image) in expected.iter().enumerate() {
@@ -92,11 +91,11 @@ fn generate_from_an_image_uses_the_format_of_the_extension() {
         "out.jpg",
     ]);
     let image = BASE64_STANDARD.encode(fs::read(folder.path().join("in.png")).unwrap());
-    let row = RowInputs {
+    let row = ElementInputs {
         prompt: b"a chair",
         image: Some(image.as_bytes()),
         gen_args: Some(br#"{"num_inference_steps": 2, "seed": 1, "output_format": "jpeg"}"#),
-        ..RowInputs::default()
+        ..ElementInputs::default()
     };
     let made = fs::read(folder.path().join("out.jpg")).unwrap();
     assert!(made == expected("sd1", &row)[0]);

@@ -1,8 +1,8 @@
-//! Cutting out, fitting in and laying over: what diffusers' inpainting does with Pillow before and after the pipeline.
+//! Cropping, fitting and overlaying of images, as diffusers' inpainting does it with Pillow.
 //!
-//! With `padding_mask_crop` the pipeline works on a part of the image only: [`crop_region`] finds it, [`resize_and_fill`]
-//! brings [`crop`] of image and mask to the pipeline's size, and [`apply_overlay`] puts the result back in place.
-//! [`keep_unmasked`] is ours: it undoes what the VAE does to pixels that were to be kept.
+//! With `padding_mask_crop` the pipeline generates a region of the image: [`crop_region`] finds the region,
+//! [`resize_and_fill`] resizes the [`crop`] of image and mask to the pipeline's size, and [`apply_overlay`] pastes the
+//! result. [`keep_unmasked`] is not in diffusers: it restores the kept pixels, which the VAE changes.
 //!
 //! Source: diffusers, `image_processor.py` (`VaeImageProcessor`), and Pillow 13.0 for the rounding.
 
@@ -12,41 +12,41 @@ mod region;
 pub use self::overlay::{apply_overlay, keep_unmasked};
 pub use self::region::{Region, crop_region};
 
-use super::encode::RgbImage;
-use super::mask::Mask;
 use super::raster::Raster;
 use super::resize::{Filter, Part};
+use crate::Mask;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
-/// How the pipelines' `VaeImageProcessor` resizes.
+/// The filter of the pipelines' `VaeImageProcessor`.
 const RESAMPLE: Filter = Filter::Lanczos;
 
-/// `image.crop(region)`: what lies beyond the image is black.
+/// Crops as Pillow's `image.crop(region)` does: pixels beyond the image are black.
 ///
 /// # Errors
 /// Internal if the region has no area.
 pub fn crop(image: &RgbImage, region: Region) -> Result<RgbImage> {
-    cut(image, region)
+    crop_raster(image, region)
 }
 
-/// [`crop`] of a mask.
+/// Crops a mask as [`crop`] does.
 ///
 /// # Errors
 /// Internal if the region has no area.
 pub fn crop_mask(image: &Mask, region: Region) -> Result<Mask> {
-    cut(image, region)
+    crop_raster(image, region)
 }
 
-/// The whole of the image within `width` times `height` pixels, in the middle, and its outermost rows or columns drawn
-/// out over the rest: `resize_mode="fill"`. As in diffusers the last row or column stays black where the rest is odd.
+/// Fits the whole image into the middle of `width` times `height` pixels and stretches its outermost lines or columns over
+/// the rest: `resize_mode="fill"`. As in diffusers, the last line or column stays black if the rest is odd.
 ///
 /// # Errors
-/// InvalidArgument for an image so narrow that it would be left without pixels; Internal if a side is 0.
+/// InvalidArgument for an image so narrow that no pixel would be left; Internal if a side is 0.
 pub fn resize_and_fill(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     fill(image, width, height)
 }
 
-/// [`resize_and_fill`] for a mask.
+/// Fits a mask as [`resize_and_fill`] does.
 ///
 /// # Errors
 /// Those of [`resize_and_fill`].
@@ -54,7 +54,7 @@ pub fn resize_and_fill_mask(image: &Mask, width: u32, height: u32) -> Result<Mas
     fill(image, width, height)
 }
 
-/// The middle of the image, so large that it covers `width` times `height` pixels: `resize_mode="crop"`.
+/// Covers `width` times `height` pixels with the middle of the image: `resize_mode="crop"`.
 ///
 /// # Errors
 /// Internal if a side is 0.
@@ -80,12 +80,12 @@ pub fn resize_and_crop(image: &RgbImage, width: u32, height: u32) -> Result<RgbI
     canvas.finish()
 }
 
-/// `PIL.ImageOps.invert`: black and white exchanged.
+/// Exchanges black and white (`PIL.ImageOps.invert`).
 pub fn invert(image: &Mask) -> Mask {
     image.map(|value| 255 - value)
 }
 
-fn cut<R: Raster>(image: &R, region: Region) -> Result<R> {
+fn crop_raster<R: Raster>(image: &R, region: Region) -> Result<R> {
     let mut canvas = Canvas::black(region.width(), region.height());
     canvas.paste(image, -i64::from(region.left), -i64::from(region.top));
     canvas.finish()
@@ -108,21 +108,21 @@ fn fill<R: Raster>(image: &R, width: u32, height: u32) -> Result<R> {
     };
     if inner_width == 0 || inner_height == 0 {
         return Err(Error::invalid_argument(format!(
-            "an image of {source_width}x{source_height} pixels is too narrow to be fitted into {width}x{height}"
+            "an image of {source_width}x{source_height} pixels is too narrow to fit into {width}x{height}"
         )));
     }
     let resized = image.resize(inner_width, inner_height, RESAMPLE)?;
     let mut canvas = Canvas::black(width, height);
     let (left, top) = centred((width, height), (inner_width, inner_height));
     canvas.paste(&resized, left, top);
-    // diffusers names no filter for the rims, and Pillow's own choice is bicubic.
+    // diffusers names no filter for the rims; Pillow's default is bicubic.
     let rim = |part: Part, width: u32, height: u32| resized.resize_part(part, width, height, Filter::Bicubic);
     let whole = Part::whole(resized.size());
     if ratio < source_ratio {
         let rest = height / 2 - inner_height / 2;
         if rest > 0 {
-            canvas.paste(&rim(whole.between_rows(0), width, rest)?, 0, 0);
-            let bottom = rim(whole.between_rows(inner_height), width, rest)?;
+            canvas.paste(&rim(whole.between_lines(0), width, rest)?, 0, 0);
+            let bottom = rim(whole.between_lines(inner_height), width, rest)?;
             canvas.paste(&bottom, 0, i64::from(rest) + i64::from(inner_height));
         }
     } else if ratio > source_ratio {
@@ -139,25 +139,25 @@ fn fill<R: Raster>(image: &R, width: u32, height: u32) -> Result<R> {
 fn check_sides(width: u32, height: u32) -> Result<()> {
     if width == 0 || height == 0 {
         return Err(Error::internal(format!(
-            "an image cannot be fitted into {width}x{height} pixels"
+            "an image cannot fit into {width}x{height} pixels"
         )));
     }
     Ok(())
 }
 
-/// `side * target // source` of Python.
+/// Computes Python's `side * target // source`.
 fn scaled(side: u32, target: u32, source: u32) -> u32 {
     let exact = u64::from(side) * u64::from(target) / u64::from(source);
     u32::try_from(exact).unwrap_or(u32::MAX)
 }
 
-/// Where the left upper corner goes so that `inner` is in the middle of `outer`, as diffusers rounds it.
+/// Returns the left upper corner of `inner` in the middle of `outer`, rounded as in diffusers.
 fn centred(outer: (u32, u32), inner: (u32, u32)) -> (i64, i64) {
     let start = |outer: u32, inner: u32| i64::from(outer / 2) - i64::from(inner / 2);
     (start(outer.0, inner.0), start(outer.1, inner.1))
 }
 
-/// Samples to paste images into, black at first.
+/// An image to paste into, initially black.
 struct Canvas<R> {
     width: u32,
     height: u32,
@@ -175,7 +175,7 @@ impl<R: Raster> Canvas<R> {
         }
     }
 
-    /// `canvas.paste(image, (left, top))`; what lies beyond the canvas is dropped.
+    /// Pastes as Pillow's `canvas.paste(image, (left, top))` does; pixels beyond the canvas are dropped.
     fn paste(&mut self, image: &R, left: i64, top: i64) {
         let (width, height) = image.size();
         let columns = overlap(left, width, self.width);
@@ -197,7 +197,7 @@ impl<R: Raster> Canvas<R> {
     }
 }
 
-/// Which of `inner` pixels from `start` on lie within `outer`.
+/// Returns the range of `inner` pixels at `start` that are within `outer`.
 fn overlap(start: i64, inner: u32, outer: u32) -> std::ops::Range<u32> {
     let (inner, outer) = (i64::from(inner), i64::from(outer));
     let first = (-start).clamp(0, inner);

@@ -1,17 +1,17 @@
-//! Images out of the input tensors: base64 text of a PNG, JPEG, WebP, BMP, GIF or TIFF.
+//! Decoding of input images: base64 text of a PNG, JPEG, WebP, BMP, GIF or TIFF.
 //!
-//! Everything in here was sent by a stranger. What costs little is checked first: the length of the text, the base64, the
-//! format by its first bytes, the size in the header, and only then are pixels decoded, by decoders that have limits of
-//! their own. Errors say what is wrong and which limit it broke; they never quote the text or the file.
+//! Nothing in the text can be trusted. [`EncodedImage::new`] checks what is cheap to check: the length of the text, the
+//! base64, the format by its first bytes, and the size in the header. Pixels are decoded later, by decoders with limits.
+//! Errors name the input and the limit and never quote the text or the file.
 //!
-//! An image is what `PIL.ImageOps.exif_transpose(PIL.Image.open(file)).convert("RGB")` makes of it, to the byte, but for
-//! these, where Pillow's answer helps nobody:
-//! - Pixels that are transparent are laid over white. Pillow shows the colour that is hidden in them.
-//! - Mask pixels of 16 bits keep their upper 8, as those of a colour image do. Pillow makes all above 255 white.
-//! - A GIF's first image may cover a part of the canvas. The rest is white.
+//! A decoded image has the bytes of `PIL.ImageOps.exif_transpose(PIL.Image.open(file)).convert("RGB")`, with three
+//! exceptions where Pillow's result is of no use:
+//! - Transparent pixels are laid over white. Pillow shows the colour that they hide.
+//! - Masks of 16 bits keep their upper 8, as colour images do. Pillow turns every value above 255 into white.
+//! - The first frame of a GIF may cover a part of the canvas. The rest is white.
 //!
-//! Colour profiles are ignored, as Pillow does. Of Pillow's TIFFs those with a palette, with JPEG inside, with pixels in floating
-//! point and in colour spaces beside RGB and CMYK are refused.
+//! Colour profiles are ignored, as in Pillow. TIFFs with a palette, with JPEG inside, with floating-point pixels and in
+//! colour spaces other than RGB and CMYK are refused.
 
 mod base64_text;
 mod format;
@@ -20,18 +20,18 @@ mod pixels;
 mod webp;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use image::DynamicImage;
+use image::metadata::Orientation;
 
 use self::format::Format;
-use super::depth_map::DepthMap;
-use super::encode::RgbImage;
-use super::mask::Mask;
-use diffusion_core::{Error, Result};
+use crate::{DepthMap, Mask, RgbImage};
+use diffusion_core::{Context, Error, Result};
 
-/// What an input image may measure.
+/// Limits of an input image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct ImageLimits {
     /// Bytes of the base64 text, with the prefix of a `data:` URL and with white space.
     pub max_base64_bytes: usize,
     /// Width times height in pixels.
@@ -40,8 +40,7 @@ pub struct Limits {
     pub max_side: u32,
 }
 
-impl Limits {
-    /// Whether an image of this size may be decoded.
+impl ImageLimits {
     fn check_size(&self, width: u32, height: u32) -> Result<()> {
         if width == 0 || height == 0 {
             return Err(Error::invalid_argument(format!(
@@ -64,43 +63,108 @@ impl Limits {
     }
 }
 
-/// The colour image that `text` holds. The caller names the input with [`Error::context`].
-///
-/// # Errors
-/// InvalidArgument for a text that is too long, empty or not base64, for a file of another format, a damaged or truncated
-/// one, one of a kind that is not supported, and for an image beyond the limits.
-pub fn rgb(text: &[u8], limits: &Limits) -> Result<RgbImage> {
-    pixels::rgb(&decode(text, limits)?)
+/// An image file whose header is checked and whose pixels are not decoded yet. A clone shares the bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EncodedImage {
+    input: &'static str,
+    file: Arc<Vec<u8>>,
+    format: Format,
+    width: u32,
+    height: u32,
+    limits: ImageLimits,
 }
 
-/// The image that `text` holds as a mask, for a mask: [`rgb`], then Pillow's `convert("L")`.
-///
-/// # Errors
-/// Those of [`rgb`].
-pub fn mask(text: &[u8], limits: &Limits) -> Result<Mask> {
-    Ok(Mask::from_rgb(&rgb(text, limits)?))
+/// Prints the size only; pixels are private.
+impl std::fmt::Debug for EncodedImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EncodedImage({}x{})", self.width, self.height)
+    }
 }
 
-/// The depth map that `text` holds: a grayscale image of 8 or 16 bits. A file whose format cannot say "grayscale" passes if its
-/// pixels are grayscale and opaque.
-///
-/// # Errors
-/// Those of [`rgb`], and InvalidArgument for an image with colours or with transparent pixels.
-pub fn depth_map(text: &[u8], limits: &Limits) -> Result<DepthMap> {
-    pixels::depth_map(&decode(text, limits)?)
+impl EncodedImage {
+    /// Reads the base64 text of input `input` up to the header of the file.
+    ///
+    /// # Errors
+    /// InvalidArgument, with the name of the input, for a text that is too long, empty or not base64, for a file of
+    /// another format, with a damaged header or of an unsupported kind, and for an image beyond the limits.
+    pub fn new(input: &'static str, text: &[u8], limits: &ImageLimits) -> Result<Self> {
+        Self::read(input, text, limits).context(|| format!("input `{input}`"))
+    }
+
+    fn read(input: &'static str, text: &[u8], limits: &ImageLimits) -> Result<Self> {
+        let file = base64_text::decode(text, limits.max_base64_bytes)?;
+        let format = Format::of(&file)?;
+        let (width, height, orientation) = contained(format, || match format {
+            Format::Jpeg => jpeg::header(&file, limits),
+            _ => format::header(format, &file, limits),
+        })?;
+        let (width, height) = match orientation {
+            Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH => (height, width),
+            _ => (width, height),
+        };
+        Ok(Self {
+            input,
+            file: Arc::new(file),
+            format,
+            width,
+            height,
+            limits: *limits,
+        })
+    }
+
+    /// Returns the width of the upright image in pixels.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Returns the height of the upright image in pixels.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Decodes a colour image.
+    ///
+    /// # Errors
+    /// InvalidArgument, with the name of the input, for damaged or truncated pixels and for pixels of an unsupported kind.
+    pub fn rgb(&self) -> Result<RgbImage> {
+        self.decode(pixels::rgb)
+    }
+
+    /// Decodes a mask: [`EncodedImage::rgb`], then Pillow's `convert("L")`.
+    ///
+    /// # Errors
+    /// Those of [`EncodedImage::rgb`].
+    pub fn mask(&self) -> Result<Mask> {
+        Ok(Mask::from_rgb(&self.rgb()?))
+    }
+
+    /// Decodes a depth map: a grayscale image of 8 or 16 bits. A file in a colour format passes if its pixels are gray
+    /// and opaque.
+    ///
+    /// # Errors
+    /// Those of [`EncodedImage::rgb`], and InvalidArgument for an image with colours or with transparent pixels.
+    pub fn depth_map(&self) -> Result<DepthMap> {
+        self.decode(pixels::depth_map)
+    }
+
+    fn decode<T>(&self, convert: impl FnOnce(&DynamicImage) -> Result<T>) -> Result<T> {
+        contained(self.format, || match self.format {
+            Format::Jpeg => jpeg::decode(&self.file, &self.limits),
+            _ => format::decode(self.format, &self.file, &self.limits),
+        })
+        .and_then(|image| convert(&image))
+        .context(|| format!("input `{}`", self.input))
+    }
 }
 
-/// From the text to pixels as the file has them, turned upright.
-fn decode(text: &[u8], limits: &Limits) -> Result<DynamicImage> {
-    let file = base64_text::decode(text, limits.max_base64_bytes)?;
-    let format = Format::of(&file)?;
-    // libjpeg's errors arrive by unwinding, and a decoder that panics has been given a file that its authors did not think
-    // of. Nothing outlives the closure but what it returns.
-    catch_unwind(AssertUnwindSafe(|| match format {
-        Format::Jpeg => jpeg::decode(&file, limits),
-        _ => format::decode(format, &file, limits),
-    }))
-    .unwrap_or_else(|_| Err(format.damaged()))
+/// Runs a decoder and turns its panics into errors. libjpeg reports errors by unwinding; other decoders panic on files
+/// that their authors did not foresee.
+fn contained<T>(format: Format, decode: impl FnOnce() -> Result<T>) -> Result<T> {
+    // A panic leaves nothing behind: the decoder is gone and the file is only read.
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(format.damaged()))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! A depth map that a user sends: one channel of 8 or 16 bits.
+//! Depth maps of requests.
 
 use diffusion_core::{Error, Result};
 
-/// How far away each pixel is, in units and with a sign that the one who made it chose: only the order and the ratios of
-/// the differences mean something. Rows from top to bottom without padding.
+/// A depth map: one channel of 8 or 16 bits in any unit, lines from top to bottom without padding. Only the order of the
+/// values and the ratios of their differences matter.
 #[derive(Clone, PartialEq)]
 pub struct DepthMap {
     width: u32,
@@ -12,7 +12,7 @@ pub struct DepthMap {
     values: Vec<f32>,
 }
 
-/// The size alone: pixels are no reading matter, and a user's own.
+/// Prints the size only; pixels are private.
 impl std::fmt::Debug for DepthMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "DepthMap({}x{})", self.width, self.height)
@@ -20,16 +20,16 @@ impl std::fmt::Debug for DepthMap {
 }
 
 impl DepthMap {
-    /// A map of `width` times `height` pixels from `values`, one a pixel, that were stored with `bits` bits (8 or 16).
+    /// Creates a map of `width` times `height` pixels from `values`, one a pixel, stored with `bits` bits (8 or 16).
     ///
     /// # Errors
-    /// Internal if a side is 0, `values` does not hold exactly that many pixels, or `bits` is another number.
+    /// Internal if a side is 0, `values` has another length, or `bits` is another number.
     pub fn new(width: u32, height: u32, bits: u8, values: Vec<f32>) -> Result<Self> {
         let expected = u64::from(width) * u64::from(height);
         let complete = expected > 0 && Some(expected) == u64::try_from(values.len()).ok();
         if !complete || !matches!(bits, 8 | 16) {
             return Err(Error::internal(format!(
-                "{} values of {bits} bits do not make a depth map of {width}x{height} pixels",
+                "{} values of {bits} bits are not a depth map of {width}x{height} pixels",
                 values.len()
             )));
         }
@@ -41,23 +41,23 @@ impl DepthMap {
         })
     }
 
-    /// Width in pixels, at least 1.
+    /// Returns the width in pixels, at least 1.
     pub fn width(&self) -> u32 {
         self.width
     }
 
-    /// Height in pixels, at least 1.
+    /// Returns the height in pixels, at least 1.
     pub fn height(&self) -> u32 {
         self.height
     }
 
-    /// Bits of a value in the file: 8 or 16.
+    /// Returns the bits of a value in the file: 8 or 16.
     pub fn bits(&self) -> u8 {
         self.bits
     }
 
-    /// The values, `[height, width]`, as they stand in the file: whole numbers of 0 to 255 or 0 to 65535. A resized map
-    /// has fractions, and values a little beyond that range, since a bicubic filter overshoots.
+    /// Returns the values, `[height, width]`: the whole numbers of the file, 0 to 255 or 0 to 65535. A resized map has
+    /// fractions, and values slightly beyond the range because bicubic filters overshoot.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_depth_map_has_all_its_values() {
+    fn depth_map_of_wrong_length_is_an_error() {
         for (width, height, bits, values) in [(0, 3, 8, 0), (3, 0, 8, 0), (2, 2, 8, 3), (2, 2, 12, 4)] {
             let error = DepthMap::new(width, height, bits, vec![0.0; values]).unwrap_err();
             assert!(matches!(error, Error::Internal(_)), "{error:?}");

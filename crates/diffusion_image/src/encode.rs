@@ -1,4 +1,4 @@
-//! Pixels to the bytes of an image file, and these to base64.
+//! Encoding of images as files, and of files as base64.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -6,72 +6,27 @@ use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use serde_json::Value;
 
-use super::output_format::OutputFormat;
+use crate::output_format::OutputFormat;
+use crate::rgb_image::RgbImage;
 use diffusion_core::{Error, Result};
 
-/// Keyword of the PNG text chunk that holds the parameters. Other programs for Stable Diffusion look there too.
+/// Keyword of the PNG text chunk that holds the parameters; other programs for Stable Diffusion use the same.
 pub const METADATA_KEYWORD: &str = "parameters";
 
-/// An RGB image: 8 bits a channel, rows from top to bottom without padding.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RgbImage {
-    width: u32,
-    height: u32,
-    rgb: Vec<u8>,
-}
-
-/// The size alone: pixels are no reading matter, and a user's own.
-impl std::fmt::Debug for RgbImage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RgbImage({}x{})", self.width, self.height)
-    }
-}
-
-impl RgbImage {
-    /// An image of `width` times `height` pixels from `rgb`, three bytes a pixel.
-    ///
-    /// # Errors
-    /// Internal if a side is 0 or `rgb` does not hold exactly that many bytes: images come from the VAE decoder, so
-    /// that a mismatch is a mistake of this backend.
-    pub fn new(width: u32, height: u32, rgb: Vec<u8>) -> Result<Self> {
-        let expected = u64::from(width) * u64::from(height);
-        if expected == 0 || expected.checked_mul(3) != u64::try_from(rgb.len()).ok() {
-            return Err(Error::internal(format!(
-                "{} bytes do not make an RGB image of {width}x{height} pixels",
-                rgb.len()
-            )));
-        }
-        Ok(Self { width, height, rgb })
-    }
-
-    /// Width in pixels, at least 1.
-    pub fn width(&self) -> u32 {
-        self.width
-    }
-
-    /// Height in pixels, at least 1.
-    pub fn height(&self) -> u32 {
-        self.height
-    }
-
-    /// The pixels, `[height, width, 3]`.
-    pub fn rgb(&self) -> &[u8] {
-        &self.rgb
-    }
-}
-
-/// Encodes an image. A PNG carries `metadata`, a JSON object, in an iTXt chunk with the keyword [`METADATA_KEYWORD`]; the other formats
-/// carry none.
+/// Encodes an image.
+///
+/// A PNG holds `metadata`, a JSON object, in an iTXt chunk with the keyword [`METADATA_KEYWORD`]. The other formats hold
+/// no metadata.
 ///
 /// # Errors
 /// InvalidArgument for an image larger than the format can hold; Internal if the encoder fails.
 pub fn encode(image: &RgbImage, output: &OutputFormat, metadata: &Value) -> Result<Vec<u8>> {
     let format = output.format();
-    if image.width.max(image.height) > format.max_side() {
+    if image.width().max(image.height()) > format.max_side() {
         return Err(Error::invalid_argument(format!(
-            "an image of {}x{} pixels is too large for {}, which holds {} a side",
-            image.width,
-            image.height,
+            "an image of {}x{} pixels is too large for {}; the limit is {} pixels a side",
+            image.width(),
+            image.height(),
             format.name(),
             format.max_side()
         )));
@@ -84,24 +39,24 @@ pub fn encode(image: &RgbImage, output: &OutputFormat, metadata: &Value) -> Resu
     encoded.map_err(|error| Error::internal(format!("{} encoder: {error}", format.name())))
 }
 
-/// Bytes as base64 with padding, in the standard alphabet (RFC 4648, section 4).
+/// Encodes bytes as base64 with padding, in the standard alphabet (RFC 4648, section 4).
 pub fn to_base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
 fn png(image: &RgbImage, metadata: &Value) -> std::result::Result<Vec<u8>, String> {
     let mut file = Vec::new();
-    let mut encoder = png::Encoder::new(&mut file, image.width, image.height);
+    let mut encoder = png::Encoder::new(&mut file, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    // A generated image hardly compresses: higher levels win a few percent and take many times as long.
+    // Generated images hardly compress: higher levels save a few percent and take many times as long.
     encoder.set_compression(png::Compression::Fast);
-    // iTXt and not tEXt, which holds Latin-1 only.
+    // tEXt holds Latin-1 only.
     encoder
         .add_itxt_chunk(METADATA_KEYWORD.into(), metadata.to_string())
         .and_then(|()| encoder.write_header())
         .and_then(|mut writer| {
-            writer.write_image_data(&image.rgb)?;
+            writer.write_image_data(image.rgb())?;
             writer.finish()
         })
         .map_err(|error| error.to_string())?;
@@ -111,14 +66,14 @@ fn png(image: &RgbImage, metadata: &Value) -> std::result::Result<Vec<u8>, Strin
 fn jpeg(image: &RgbImage, quality: u8) -> std::result::Result<Vec<u8>, String> {
     let mut file = Vec::new();
     JpegEncoder::new_with_quality(&mut file, quality)
-        .encode(&image.rgb, image.width, image.height, ExtendedColorType::Rgb8)
+        .encode(image.rgb(), image.width(), image.height(), ExtendedColorType::Rgb8)
         .map_err(|error| error.to_string())?;
     Ok(file)
 }
 
 fn webp(image: &RgbImage, quality: u8) -> std::result::Result<Vec<u8>, String> {
-    // `encode` of the same type would panic where this returns an error.
-    webp::Encoder::from_rgb(&image.rgb, image.width, image.height)
+    // `encode` panics where `encode_simple` returns an error.
+    webp::Encoder::from_rgb(image.rgb(), image.width(), image.height())
         .encode_simple(false, f32::from(quality))
         .map(|file| file.to_vec())
         .map_err(|error| format!("{error:?}"))
@@ -169,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn png_keeps_every_pixel_and_the_parameters() {
+    fn png_round_trip_keeps_pixels_and_parameters() {
         for (width, height) in [(1, 1), (24, 16), (64, 200)] {
             let image = image(width, height);
             let file = encode(&image, &OutputFormat::Png, &metadata()).unwrap();
@@ -180,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn jpeg_is_close() {
+    fn jpeg_round_trip_is_close() {
         let image = image(72, 40);
         let encode = |quality| encode(&image, &OutputFormat::Jpeg { quality }, &metadata());
         let file = encode(90).unwrap();
@@ -194,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn webp_is_close() {
+    fn webp_round_trip_is_close() {
         let image = image(72, 40);
         let encode = |quality| encode(&image, &OutputFormat::Webp { quality }, &metadata());
         let file = encode(95).unwrap();
@@ -207,18 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_has_all_its_bytes() {
-        for (width, height, bytes) in [(0, 4, 0), (4, 0, 0), (2, 2, 11), (2, 2, 13), (u32::MAX, u32::MAX, 3)] {
-            let error = RgbImage::new(width, height, vec![0; bytes]).unwrap_err();
-            assert!(matches!(error, Error::Internal(_)), "{error:?}");
-        }
-        let image = RgbImage::new(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
-        assert_eq!((image.width(), image.height()), (2, 1));
-        assert_eq!(image.rgb(), [1, 2, 3, 4, 5, 6]);
-    }
-
-    #[test]
-    fn a_side_that_the_format_cannot_hold() {
+    fn side_beyond_the_format_is_an_error() {
         let image = RgbImage::new(65_536, 1, vec![7; 65_536 * 3]).unwrap();
         for output in [OutputFormat::Jpeg { quality: 75 }, OutputFormat::Webp { quality: 80 }] {
             let error = encode(&image, &output, &metadata()).unwrap_err();
@@ -228,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_has_padding() {
+    fn base64_is_padded() {
         for (bytes, text) in [(&b""[..], ""), (b"f", "Zg=="), (b"fo", "Zm8="), (b"\xfb\xff", "+/8=")] {
             assert_eq!(to_base64(bytes), text);
         }

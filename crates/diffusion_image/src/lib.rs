@@ -1,12 +1,18 @@
-//! Images: from files and tensors, resized as Pillow does it, and into files.
+//! Images without tensors: decoding of input files, Pillow's resizing and pasting, encoding of results.
 
 pub mod compose;
 pub mod decode;
-pub mod depth_map;
+mod depth_map;
 pub mod encode;
-pub mod mask;
-pub mod output_format;
+mod mask;
+mod output_format;
 mod raster;
 pub mod resize;
+mod rgb_image;
 
-pub use encode::RgbImage;
+pub use decode::{EncodedImage, ImageLimits};
+pub use depth_map::DepthMap;
+pub use encode::{encode, to_base64};
+pub use mask::Mask;
+pub use output_format::OutputFormat;
+pub use rgb_image::RgbImage;

@@ -1,9 +1,9 @@
-//! An image of one 8-bit channel: what a mask is.
+//! Masks.
 
-use super::encode::RgbImage;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
-/// A grayscale image: 8 bits a pixel, rows from top to bottom without padding. Pillow's mode `L`.
+/// A mask: an image of one 8-bit channel, lines from top to bottom without padding. Pillow's mode `L`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Mask {
     width: u32,
@@ -11,7 +11,7 @@ pub struct Mask {
     values: Vec<u8>,
 }
 
-/// The size alone: pixels are no reading matter, and a user's own.
+/// Prints the size only; pixels are private.
 impl std::fmt::Debug for Mask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Mask({}x{})", self.width, self.height)
@@ -19,23 +19,23 @@ impl std::fmt::Debug for Mask {
 }
 
 impl Mask {
-    /// An image of `width` times `height` pixels from `values`, one byte a pixel.
+    /// Creates a mask of `width` times `height` pixels from `values`, one byte a pixel.
     ///
     /// # Errors
-    /// Internal if a side is 0 or `values` does not hold exactly that many bytes.
+    /// Internal if a side is 0 or `values` has another length.
     pub fn new(width: u32, height: u32, values: Vec<u8>) -> Result<Self> {
         let expected = u64::from(width) * u64::from(height);
         if expected == 0 || Some(expected) != u64::try_from(values.len()).ok() {
             return Err(Error::internal(format!(
-                "{} bytes do not make a grayscale image of {width}x{height} pixels",
+                "{} bytes are not a mask of {width}x{height} pixels",
                 values.len()
             )));
         }
         Ok(Self { width, height, values })
     }
 
-    /// The luma of a colour image, as Pillow's `convert("L")` computes it: ITU-R 601 weights in 16-bit fixed point,
-    /// rounded to nearest.
+    /// Converts a colour image to luma as Pillow's `convert("L")` does: ITU-R 601 weights in 16-bit fixed point, rounded to
+    /// nearest.
     ///
     /// Source: Pillow, `src/libImaging/Convert.c` (`L24`).
     pub fn from_rgb(image: &RgbImage) -> Self {
@@ -51,7 +51,7 @@ impl Mask {
         }
     }
 
-    /// Each value by itself.
+    /// Applies `change` to each value.
     pub(super) fn map(&self, change: impl Fn(u8) -> u8) -> Self {
         Self {
             values: self.values.iter().copied().map(change).collect(),
@@ -59,23 +59,23 @@ impl Mask {
         }
     }
 
-    /// Width in pixels, at least 1.
+    /// Returns the width in pixels, at least 1.
     pub fn width(&self) -> u32 {
         self.width
     }
 
-    /// Height in pixels, at least 1.
+    /// Returns the height in pixels, at least 1.
     pub fn height(&self) -> u32 {
         self.height
     }
 
-    /// The pixels, `[height, width]`; 0 is black.
+    /// Returns the pixels, `[height, width]`; 0 is black.
     pub fn values(&self) -> &[u8] {
         &self.values
     }
 }
 
-/// Luma of one pixel. The weights add up to 65536, so that the result fits and a gray pixel keeps its value.
+/// Computes the luma of one pixel. The weights add up to 65536: a gray pixel keeps its value.
 fn luma([red, green, blue]: [u8; 3]) -> u8 {
     let sum = u32::from(red) * 19_595 + u32::from(green) * 38_470 + u32::from(blue) * 7_471;
     ((sum + 0x8000) >> 16) as u8
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn luma_of_known_colours() {
+    fn luma_of_known_colours_equals_pillow() {
         for (rgb, expected) in [
             ([0, 0, 0], 0),
             ([255, 255, 255], 255),
@@ -101,14 +101,14 @@ mod tests {
     }
 
     #[test]
-    fn gray_keeps_its_value() {
+    fn luma_of_gray_is_the_gray_value() {
         for value in 0..=255 {
             assert_eq!(luma([value; 3]), value);
         }
     }
 
     #[test]
-    fn a_mask_has_all_its_bytes() {
+    fn mask_of_wrong_length_is_an_error() {
         for (width, height, bytes) in [(0, 3, 0), (3, 0, 0), (2, 2, 3), (2, 2, 5)] {
             let error = Mask::new(width, height, vec![0; bytes]).unwrap_err();
             assert!(matches!(error, Error::Internal(_)), "{error:?}");

@@ -1,4 +1,4 @@
-//! The file formats that images leave in.
+//! File formats of generated images.
 
 use diffusion_core::config::Format;
 
@@ -20,7 +20,7 @@ pub enum OutputFormat {
 }
 
 impl OutputFormat {
-    /// The format without its quality.
+    /// Returns the format without its quality.
     pub fn format(self) -> Format {
         match self {
             Self::Png => Format::Png,
@@ -29,7 +29,7 @@ impl OutputFormat {
         }
     }
 
-    /// The quality, for the formats that have one.
+    /// Returns the quality of a lossy format.
     pub fn quality(self) -> Option<u8> {
         match self {
             Self::Png => None,

@@ -1,11 +1,11 @@
-//! What colour images and masks have in common, so that cutting and pasting is written once.
+//! The common interface of colour images and masks.
 
-use super::encode::RgbImage;
-use super::mask::Mask;
 use super::resize::{self, Filter, Part};
+use crate::Mask;
+use crate::RgbImage;
 use diffusion_core::Result;
 
-/// An image of 8-bit samples, `CHANNELS` a pixel, rows from top to bottom without padding.
+/// An image of 8-bit samples, `CHANNELS` a pixel, lines from top to bottom without padding.
 pub(super) trait Raster: Sized {
     const CHANNELS: usize;
 
@@ -14,16 +14,16 @@ pub(super) trait Raster: Sized {
     fn samples(&self) -> &[u8];
 
     /// # Errors
-    /// Internal if a side is 0 or the samples do not fill the size.
+    /// Internal if a side is 0 or `samples` has another length.
     fn from_samples(width: u32, height: u32, samples: Vec<u8>) -> Result<Self>;
 
-    /// Pillow's `resize((width, height), filter, box)`.
+    /// Resizes as Pillow's `resize((width, height), filter, box)` does.
     ///
     /// # Errors
     /// Internal if a side is 0.
     fn resize_part(&self, part: Part, width: u32, height: u32, filter: Filter) -> Result<Self>;
 
-    /// Pillow's `resize((width, height), filter)`.
+    /// Resizes as Pillow's `resize((width, height), filter)` does.
     ///
     /// # Errors
     /// Internal if a side is 0.

@@ -1,8 +1,8 @@
-//! `Image.resize` of Pillow, to the byte.
+//! Pillow's `Image.resize`, equal to the byte.
 //!
-//! Two passes, one along the rows and one along the columns, with the weights in fixed point and the result of each pass
-//! rounded to 8 bits. A pass whose axis keeps its size is left out. Depth maps go the same way in floats, as Pillow's mode
-//! `F` does: sums in double precision, results in single.
+//! Two passes, one horizontal and one vertical, with weights in fixed point; each pass rounds to 8 bits. A pass whose axis
+//! keeps its size is skipped. Depth maps are resized in floats as Pillow's mode `F`: sums in double precision, results in
+//! single precision.
 //!
 //! Source: Pillow 13.0, `src/libImaging/Resample.c` and, for the nearest neighbour, `src/libImaging/Geometry.c`
 //! (`ImagingScaleAffine`).
@@ -10,15 +10,15 @@
 mod coefficients;
 
 use self::coefficients::{Coefficients, PRECISION_BITS, Span};
-use super::depth_map::DepthMap;
-use super::encode::RgbImage;
-use super::mask::Mask;
+use crate::DepthMap;
+use crate::Mask;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
-/// How an image is sampled anew; the names are Pillow's.
+/// A resampling filter, with Pillow's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Filter {
-    /// The pixel under the centre.
+    /// The nearest pixel.
     Nearest,
     /// Triangle of one pixel to either side.
     Bilinear,
@@ -28,7 +28,7 @@ pub enum Filter {
     Lanczos,
 }
 
-/// `image.resize((width, height), filter)`. A copy if the size stays.
+/// Resizes as `image.resize((width, height), filter)` does; copies if the size stays.
 ///
 /// # Errors
 /// Internal if `width` or `height` is 0.
@@ -37,7 +37,7 @@ pub fn rgb(image: &RgbImage, width: u32, height: u32, filter: Filter) -> Result<
     rgb_part(image, whole, width, height, filter)
 }
 
-/// [`rgb`] for a mask or another image of one channel.
+/// Resizes a mask as [`rgb`] does.
 ///
 /// # Errors
 /// Internal if `width` or `height` is 0.
@@ -46,7 +46,7 @@ pub fn mask(image: &Mask, width: u32, height: u32, filter: Filter) -> Result<Mas
     mask_part(image, whole, width, height, filter)
 }
 
-/// [`rgb`] for a depth map, as Pillow resizes an image of mode `F`.
+/// Resizes a depth map as Pillow resizes an image of mode `F`.
 ///
 /// # Errors
 /// Internal if `width` or `height` is 0.
@@ -61,8 +61,7 @@ pub fn depth(map: &DepthMap, width: u32, height: u32, filter: Filter) -> Result<
     DepthMap::new(width, height, map.bits(), values)
 }
 
-/// A rectangle of an image in whole pixels, from `left` and `top` up to and without `right` and `bottom`. Pillow allows
-/// one without area, which is the edge between two rows or columns.
+/// A rectangle of an image in whole pixels. Pillow allows one without area: the edge between two lines or columns.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Part {
     x: Span,
@@ -70,7 +69,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// All of an image of that width and height.
+    /// Returns all of an image of that width and height.
     pub(super) fn whole((width, height): (u32, u32)) -> Self {
         Self {
             x: Span { start: 0, end: width },
@@ -78,15 +77,15 @@ impl Part {
         }
     }
 
-    /// The edge above row `y` (or below the last one).
-    pub(super) fn between_rows(self, y: u32) -> Self {
+    /// Returns the edge above line `y` (or below the last line).
+    pub(super) fn between_lines(self, y: u32) -> Self {
         Self {
             y: Span { start: y, end: y },
             ..self
         }
     }
 
-    /// The edge to the left of column `x` (or to the right of the last one).
+    /// Returns the edge to the left of column `x` (or to the right of the last column).
     pub(super) fn between_columns(self, x: u32) -> Self {
         Self {
             x: Span { start: x, end: x },
@@ -95,7 +94,7 @@ impl Part {
     }
 }
 
-/// `image.resize((width, height), filter, box)` with a filter that has weights.
+/// Resizes a part of an image as `image.resize((width, height), filter, box)` does, with a filter that has weights.
 pub(super) fn rgb_part(image: &RgbImage, part: Part, width: u32, height: u32, filter: Filter) -> Result<RgbImage> {
     let values = samples::<3>(
         image.rgb(),
@@ -107,7 +106,7 @@ pub(super) fn rgb_part(image: &RgbImage, part: Part, width: u32, height: u32, fi
     RgbImage::new(width, height, values)
 }
 
-/// [`rgb_part`] for one channel.
+/// Resizes a part of a mask as [`rgb_part`] does.
 pub(super) fn mask_part(image: &Mask, part: Part, width: u32, height: u32, filter: Filter) -> Result<Mask> {
     let values = samples::<1>(
         image.values(),
@@ -151,35 +150,35 @@ fn samples<const N: usize>(pixels: &[u8], part: Part, source: Size, target: Size
     let line = source.0 * N;
     match (horizontal, vertical) {
         (None, None) => pixels.to_vec(),
-        (Some(horizontal), None) => rows::<N>(pixels, line, target.0, &horizontal),
-        (None, Some(vertical)) => columns(pixels, line, 0, &vertical),
-        (Some(horizontal), Some(vertical)) if rows_go_first(source, target) => {
-            // Only the lines that the second pass looks at.
+        (Some(horizontal), None) => horizontal_pass::<N>(pixels, line, target.0, &horizontal),
+        (None, Some(vertical)) => vertical_pass(pixels, line, 0, &vertical),
+        (Some(horizontal), Some(vertical)) if horizontal_first(source, target) => {
+            // Only the lines that the second pass needs.
             let needed = vertical.needed();
             let pixels = &pixels[needed.start * line..needed.end * line];
-            let stretched = rows::<N>(pixels, line, target.0, &horizontal);
-            columns(&stretched, target.0 * N, needed.start, &vertical)
+            let stretched = horizontal_pass::<N>(pixels, line, target.0, &horizontal);
+            vertical_pass(&stretched, target.0 * N, needed.start, &vertical)
         }
         (Some(horizontal), Some(vertical)) => {
-            let stretched = columns(pixels, line, 0, &vertical);
-            rows::<N>(&stretched, line, target.0, &horizontal)
+            let stretched = vertical_pass(pixels, line, 0, &vertical);
+            horizontal_pass::<N>(&stretched, line, target.0, &horizontal)
         }
     }
 }
 
-/// Whether the pass along the rows is the first of two. The order decides what is rounded, and Pillow takes the columns
-/// first where that saves work: since 13.0, where the height loses more than twice as many pixels as the width.
-fn rows_go_first(source: Size, target: Size) -> bool {
+/// Returns whether the horizontal pass comes first. The order decides the rounding. Since 13.0, Pillow starts with the
+/// vertical pass if the height loses more than twice as many pixels as the width.
+fn horizontal_first(source: Size, target: Size) -> bool {
     let lost = |from: usize, to: usize| from as i64 - to as i64;
     let height = lost(source.1, target.1);
     height <= 0 || height <= lost(source.0, target.0) * 2
 }
 
-/// The pass along the rows of `line` bytes each.
-fn rows<const N: usize>(pixels: &[u8], line: usize, width: usize, coefficients: &Coefficients) -> Vec<u8> {
+/// Resizes lines of `line` bytes each.
+fn horizontal_pass<const N: usize>(pixels: &[u8], line: usize, width: usize, coefficients: &Coefficients) -> Vec<u8> {
     let fixed = coefficients.fixed();
-    let mut made = vec![0; pixels.len() / line * width * N];
-    let lines = pixels.chunks_exact(line).zip(made.chunks_exact_mut(width * N));
+    let mut result = vec![0; pixels.len() / line * width * N];
+    let lines = pixels.chunks_exact(line).zip(result.chunks_exact_mut(width * N));
     for (from, to) in lines {
         for ((window, weights), to) in fixed.iter().zip(to.chunks_exact_mut(N)) {
             let mut sums = [HALF; N];
@@ -194,13 +193,13 @@ fn rows<const N: usize>(pixels: &[u8], line: usize, width: usize, coefficients: 
             }
         }
     }
-    made
+    result
 }
 
-/// The pass along the columns of rows of `line` bytes each; `pixels` begins at row `first` of the source.
-fn columns(pixels: &[u8], line: usize, first: usize, coefficients: &Coefficients) -> Vec<u8> {
+/// Resizes columns of lines of `line` bytes each; `pixels` begins at line `first` of the source.
+fn vertical_pass(pixels: &[u8], line: usize, first: usize, coefficients: &Coefficients) -> Vec<u8> {
     let fixed = coefficients.fixed();
-    let mut made = Vec::with_capacity(fixed.len() * line);
+    let mut result = Vec::with_capacity(fixed.len() * line);
     let mut sums = vec![HALF; line];
     for (window, weights) in fixed.iter() {
         sums.fill(HALF);
@@ -211,26 +210,26 @@ fn columns(pixels: &[u8], line: usize, first: usize, coefficients: &Coefficients
                 *sum += i32::from(*sample) * weight;
             }
         }
-        made.extend(sums.iter().map(|sum| clip8(*sum)));
+        result.extend(sums.iter().map(|sum| clip8(*sum)));
     }
-    made
+    result
 }
 
-/// One half in fixed point, so that the shift rounds to nearest.
+/// One half in fixed point; with it, the shift rounds to nearest.
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
 
-/// A fixed-point sum as a byte.
+/// Converts a fixed-point sum to a byte.
 fn clip8(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// Resizes one channel of floats. Pillow adds in double precision and stores each pass in single.
+/// Resizes one channel of floats. Pillow sums in double precision and stores each pass in single precision.
 fn floats(values: &[f32], source: Size, target: Size, filter: Filter) -> Vec<f32> {
     let sum = |values: &mut dyn Iterator<Item = f32>, weights: &[f64]| {
         let terms = values.zip(weights);
         terms.fold(0.0, |sum, (value, weight)| sum + f64::from(value) * weight) as f32
     };
-    let along_rows = |values: &[f32]| -> Vec<f32> {
+    let horizontal = |values: &[f32]| -> Vec<f32> {
         let coefficients = Coefficients::new(source.0, Span::whole(source.0), target.0, filter);
         let line = |line: &[f32]| -> Vec<f32> {
             let windows = coefficients.exact();
@@ -240,42 +239,42 @@ fn floats(values: &[f32], source: Size, target: Size, filter: Filter) -> Vec<f32
         };
         values.chunks_exact(source.0).flat_map(line).collect()
     };
-    let along_columns = |values: &[f32], width: usize| -> Vec<f32> {
+    let vertical = |values: &[f32], width: usize| -> Vec<f32> {
         let coefficients = Coefficients::new(source.1, Span::whole(source.1), target.1, filter);
-        let mut made = Vec::with_capacity(width * target.1);
+        let mut result = Vec::with_capacity(width * target.1);
         for (window, weights) in coefficients.exact() {
             let lines = &values[window.start * width..window.end * width];
-            made.extend((0..width).map(|x| {
+            result.extend((0..width).map(|x| {
                 let column = lines.iter().skip(x).step_by(width);
                 sum(&mut column.copied(), weights)
             }));
         }
-        made
+        result
     };
     match (source.0 != target.0, source.1 != target.1) {
         (false, false) => values.to_vec(),
-        (true, false) => along_rows(values),
-        (false, true) => along_columns(values, source.0),
-        (true, true) if rows_go_first(source, target) => along_columns(&along_rows(values), target.0),
-        (true, true) => along_rows(&along_columns(values, source.0)),
+        (true, false) => horizontal(values),
+        (false, true) => vertical(values, source.0),
+        (true, true) if horizontal_first(source, target) => vertical(&horizontal(values), target.0),
+        (true, true) => horizontal(&vertical(values, source.0)),
     }
 }
 
-/// The pixel under the centre of each result pixel, for `N` channels of any kind.
+/// Picks the nearest source pixel for each result pixel of `N` channels.
 fn nearest<T: Copy, const N: usize>(pixels: &[T], source: Size, target: Size) -> Vec<T> {
     let columns: Vec<usize> = centers(source.0, target.0).collect();
-    let mut made = Vec::with_capacity(target.0 * target.1 * N);
+    let mut result = Vec::with_capacity(target.0 * target.1 * N);
     for y in centers(source.1, target.1) {
         let line = &pixels[y * source.0 * N..(y + 1) * source.0 * N];
         for x in &columns {
-            made.extend_from_slice(&line[x * N..(x + 1) * N]);
+            result.extend_from_slice(&line[x * N..(x + 1) * N]);
         }
     }
-    made
+    result
 }
 
-/// Which of `source` pixels lies under the centre of each of `target` pixels. Pillow adds the distance up instead of
-/// multiplying, and so do we: where a centre falls on an edge, the two differ.
+/// Returns the source pixel under the centre of each target pixel. As in Pillow, positions are added up, not multiplied:
+/// the two differ where a centre is on an edge.
 fn centers(source: usize, target: usize) -> impl Iterator<Item = usize> {
     let step = f64::from(source as f32) / target as f64;
     let mut position = step * 0.5;

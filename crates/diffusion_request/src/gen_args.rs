@@ -1,8 +1,8 @@
-//! `gen_args`: the one JSON object in which a request gives the pipeline's call arguments, under diffusers' names.
+//! `gen_args`: the JSON object with the pipeline's call arguments under diffusers' names.
 //!
-//! [`KEYS`] is the whole vocabulary. It drives the parsing, the text of the errors, the search for the nearest key and
-//! the question which pipeline takes what. Errors name keys and limits and never quote a value: what they say is made
-//! of text from here, of numbers, and of an unknown key that is plain enough to be harmless.
+//! [`KEYS`] is the whole vocabulary: it drives the parser, the error texts, the search for the nearest key and the check
+//! of the keys that a pipeline supports. Errors name keys and limits and never quote a value. They quote an unknown key
+//! only if it is a plain identifier.
 
 mod keys;
 #[cfg(test)]
@@ -12,7 +12,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::error::Category;
 
-use super::prompt_syntax::PromptSyntax;
+use crate::prompt_syntax::PromptSyntax;
 use diffusion_core::config::{Format, PipelineClass};
 use diffusion_core::quote::is_plain_key;
 use diffusion_core::suggest::did_you_mean;
@@ -20,9 +20,9 @@ use diffusion_core::{Error, Result};
 
 pub use keys::{KEYS, Key};
 
-/// Arguments as a request gave them: `None` is an absent or null key, for which the default holds.
+/// The arguments of a request. `None` is an absent or null key and means the default.
 ///
-/// Types and the fixed ranges of [`KEYS`] have been checked; what depends on the model has not.
+/// Types and the fixed ranges of [`KEYS`] are checked; limits of the model are not.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenArgs {
     /// Denoising steps, 1 to 1000.
@@ -35,25 +35,25 @@ pub struct GenArgs {
     pub width: Option<u64>,
     /// How far the input image is changed, 0 to 1.
     pub strength: Option<f64>,
-    /// Noise added to the image that is enlarged, 0 to 350.
+    /// Timestep of the noise that is added to the image before it is enlarged, 0 to 350.
     pub noise_level: Option<u64>,
-    /// Images made from one prompt, 1 to 256.
+    /// Images to generate from one prompt, 1 to 256.
     pub num_images_per_prompt: Option<u64>,
     /// DDIM's noise weight, 0 to 1.
     pub eta: Option<f64>,
     /// Share of the rescaled noise prediction, 0 to 1.
     pub guidance_rescale: Option<f64>,
-    /// Last text encoder layers to leave out.
+    /// Last text encoder layers to skip.
     pub clip_skip: Option<u64>,
     /// Custom timesteps, each 0 to 999, strictly descending.
     pub timesteps: Option<Vec<i64>>,
     /// Custom noise levels, each above 0.
     pub sigmas: Option<Vec<f64>>,
-    /// Margin around the mask to which the image is cropped, in pixels.
+    /// Margin in pixels around the masked part; the image is cropped to both.
     pub padding_mask_crop: Option<u64>,
     /// Seed of the noise, 0 to 2^63-1.
     pub seed: Option<u64>,
-    /// Class name of a diffusers scheduler; not yet known to be a supported one.
+    /// Class name of a scheduler; may be an unsupported one.
     pub scheduler: Option<String>,
     /// File format of the images.
     pub output_format: Option<Format>,
@@ -61,49 +61,46 @@ pub struct GenArgs {
     pub quality: Option<u64>,
     /// Whether pixels outside the mask are copied from the input.
     pub keep_unmasked: Option<bool>,
-    /// What brackets in the prompts mean.
+    /// How the prompts are parsed.
     pub prompt_syntax: Option<PromptSyntax>,
 }
 
-/// The pairs of a JSON object in their order, so that a key that is given twice is seen.
-pub struct Pairs(pub Vec<(String, Value)>);
+/// A JSON object as a list of its pairs, which shows duplicate keys.
+pub struct JsonObject(pub Vec<(String, Value)>);
 
-impl<'de> serde::Deserialize<'de> for Pairs {
+impl<'de> serde::Deserialize<'de> for JsonObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct PairsVisitor;
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = Pairs;
+        struct ObjectVisitor;
+        impl<'de> Visitor<'de> for ObjectVisitor {
+            type Value = JsonObject;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a JSON object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Pairs, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<JsonObject, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some(pair) = map.next_entry()? {
                     pairs.push(pair);
                 }
-                Ok(Pairs(pairs))
+                Ok(JsonObject(pairs))
             }
         }
-        deserializer.deserialize_map(PairsVisitor)
+        deserializer.deserialize_map(ObjectVisitor)
     }
 }
 
 impl GenArgs {
-    /// Parses and checks the text of one `gen_args` element. Text of white space alone is no arguments.
-    ///
-    /// Whether the pipeline takes the keys, and the limits of the model, are for the
-    /// [`RequestContext`](super::resolve::RequestContext) to check.
+    /// Parses the text of one `gen_args` element. White space alone means no arguments.
     ///
     /// # Errors
-    /// InvalidArgument for text longer than `max_bytes`, text that is not one JSON object, a key that is unknown or
-    /// given twice, a wrong type and a value out of range; Unsupported for what this version does not do. The text
-    /// names the key but not the input: the caller adds that with [`Error::context`].
+    /// InvalidArgument for text longer than `max_bytes`, text that is not one JSON object, an unknown or duplicate key, a
+    /// wrong type and a value out of range; Unsupported for a planned feature. The text names the key but not the input:
+    /// the caller adds the input with [`Error::context`].
     pub fn parse(text: &[u8], max_bytes: usize) -> Result<Self> {
         if text.len() > max_bytes {
             return Err(Error::invalid_argument(format!(
-                "{} bytes are more than the {max_bytes} that are allowed",
+                "{} bytes exceed the limit of {max_bytes}",
                 text.len()
             )));
         }
@@ -111,7 +108,7 @@ impl GenArgs {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let Pairs(pairs) = serde_json::from_str(text).map_err(|error| not_an_object(&error))?;
+        let JsonObject(pairs) = serde_json::from_str(text).map_err(|error| not_an_object(&error))?;
         let mut args = Self::default();
         let mut seen: Vec<&str> = Vec::with_capacity(KEYS.len());
         for (name, value) in &pairs {
@@ -135,18 +132,18 @@ impl GenArgs {
         Ok(args)
     }
 
-    /// Checks that one of the pipelines takes every argument that is given.
+    /// Checks that one of the pipelines supports every given argument.
     ///
     /// # Errors
     /// InvalidArgument that names the key and the pipelines.
-    pub fn check_taken_by(&self, classes: &[PipelineClass]) -> Result<()> {
+    pub fn check_supported_by(&self, classes: &[PipelineClass]) -> Result<()> {
         let mut args = self.clone();
-        let stray = KEYS
+        let unsupported = KEYS
             .iter()
-            .find(|key| !classes.iter().any(|&class| key.is_taken_by(class)) && key.is_set(&mut args));
-        match stray {
+            .find(|key| !classes.iter().any(|&class| key.is_supported_by(class)) && key.is_set(&mut args));
+        match unsupported {
             Some(key) => Err(Error::invalid_argument(format!(
-                "`{}` is not taken by {}",
+                "`{}` is not supported by {}",
                 key.name,
                 classes.iter().map(|class| class.name()).collect::<Vec<_>>().join(", ")
             ))),
@@ -154,22 +151,22 @@ impl GenArgs {
         }
     }
 
-    /// Those arguments that the pipeline takes.
+    /// Returns the arguments that the pipeline supports.
     #[must_use]
-    pub fn taken_by(&self, class: PipelineClass) -> Self {
-        let (mut all, mut taken) = (self.clone(), Self::default());
-        for key in KEYS.iter().filter(|key| key.is_taken_by(class)) {
-            key.fill(&mut taken, &mut all);
+    pub fn for_pipeline(&self, class: PipelineClass) -> Self {
+        let (mut all, mut supported) = (self.clone(), Self::default());
+        for key in KEYS.iter().filter(|key| key.is_supported_by(class)) {
+            key.fill(&mut supported, &mut all);
         }
-        taken
+        supported
     }
 
-    /// These arguments, and those of `defaults` for the keys that they do not give.
+    /// Fills absent keys from `defaults`.
     ///
-    /// Keys that decide one thing together go together: a request that gives one of `num_inference_steps`, `timesteps`
-    /// and `sigmas` takes none of them from `defaults`, and one that gives another `output_format` takes no `quality`.
+    /// Keys that belong together are not mixed: a request with one of `num_inference_steps`, `timesteps` and `sigmas` gets
+    /// none of the three from `defaults`, and a request with another `output_format` gets no `quality`.
     #[must_use]
-    pub fn or(mut self, defaults: &Self) -> Self {
+    pub fn with_defaults(mut self, defaults: &Self) -> Self {
         let mut defaults = defaults.clone();
         if self.num_inference_steps.is_some() || self.timesteps.is_some() || self.sigmas.is_some() {
             defaults.num_inference_steps = None;
@@ -186,8 +183,8 @@ impl GenArgs {
     }
 }
 
-/// The error for bytes that are not UTF-8.
-pub(super) fn not_utf8(error: &std::str::Utf8Error) -> Error {
+/// Creates the error for bytes that are not UTF-8.
+pub(crate) fn not_utf8(error: &std::str::Utf8Error) -> Error {
     Error::invalid_argument(format!("not valid UTF-8 at byte {}", error.valid_up_to()))
 }
 
@@ -205,7 +202,7 @@ fn unknown_key(name: &str) -> Error {
         name,
         "prompt" | "negative_prompt" | "image" | "mask_image" | "depth_map"
     ) {
-        return Error::invalid_argument(format!("`{name}` is an input tensor and not a key of gen_args"));
+        return Error::invalid_argument(format!("`{name}` is an input tensor, not a key of gen_args"));
     }
     let hint = did_you_mean(name, KEYS.iter().map(|key| key.name));
     Error::invalid_argument(if is_plain_key(name) {

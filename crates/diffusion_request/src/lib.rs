@@ -1,8 +1,16 @@
-//! From the texts and images of one batch element to a [`GenerateRequest`](generate_request::GenerateRequest): plain values,
-//! validated once. No Triton, no tensors.
+//! Validation of image requests: the texts and images of one batch element become a [`GenerateRequest`] of plain values.
+//! No Triton, no tensors.
 
 pub mod gen_args;
-pub mod generate_request;
-pub mod metadata;
-pub mod prompt_syntax;
-pub mod validate;
+mod generate_request;
+mod inputs;
+mod metadata;
+mod prompt_syntax;
+mod validate;
+
+pub use gen_args::GenArgs;
+pub use generate_request::GenerateRequest;
+pub use inputs::{Depth2Img, Img2Img, Inpaint, PipelineInputs, Text2Img, Upscale};
+pub use metadata::Metadata;
+pub use prompt_syntax::{PromptSyntax, Prompts, WeightedPrompt};
+pub use validate::{ElementInputs, ModelInfo, RequestValidator};

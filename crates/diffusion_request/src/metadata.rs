@@ -1,10 +1,10 @@
-//! What a PNG says about how it was made.
+//! The parameters that a PNG records.
 
 use serde_json::{Map, Value, json};
 
-use super::generate_request::GenerateRequest;
+use crate::GenerateRequest;
 
-/// The parameters of one image, which go into the text chunk of its PNG.
+/// The parameters of one image, for the text chunk of its PNG.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Metadata {
     prompt: String,
@@ -15,20 +15,20 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// The metadata of image `image_index` (from 0) of a request. `scheduler` is the class name of the scheduler that
+    /// Creates the metadata of image `image_index` (from 0) of a request. `scheduler` is the class name of the scheduler that
     /// was used, `model` the name under which Triton serves the model.
     pub fn new(request: &GenerateRequest, scheduler: &str, model: &str, image_index: usize) -> Self {
         Self {
-            prompt: request.prompt.clone(),
-            negative_prompt: request.negative_prompt.clone(),
+            prompt: request.prompts.prompt().to_owned(),
+            negative_prompt: request.prompts.negative_prompt().to_owned(),
             gen_args: request.gen_args(scheduler),
             image_index,
             model: model.to_owned(),
         }
     }
 
-    /// The JSON object `{prompt, negative_prompt, gen_args, image_index, model, generator}`. Its `gen_args`, sent again
-    /// with the two prompts, makes the same images, of which this is number `image_index`.
+    /// Returns the JSON object `{prompt, negative_prompt, gen_args, image_index, model, generator}`. A request with its
+    /// prompts and `gen_args` gives the same images; this one is number `image_index`.
     pub fn to_json(&self) -> Value {
         json!({
             "prompt": self.prompt,
@@ -45,13 +45,13 @@ impl Metadata {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::validate::{Capabilities, RequestContext, RowInputs, resolve};
+    use crate::{ElementInputs, ModelInfo, RequestValidator};
     use diffusion_core::config::{ModelParameters, PipelineClass};
 
     const SCHEDULERS: &[&str] = &["DDIMScheduler", "PNDMScheduler"];
 
-    fn context() -> RequestContext {
-        let capabilities = Capabilities {
+    fn validator() -> RequestValidator {
+        let model = ModelInfo {
             class: PipelineClass::StableDiffusion,
             default_height: 64,
             default_width: 64,
@@ -61,19 +61,19 @@ mod tests {
             max_noise_level: 0,
             schedulers: SCHEDULERS,
         };
-        RequestContext::new(capabilities, &ModelParameters::default()).unwrap()
+        RequestValidator::new(model, &ModelParameters::default()).unwrap()
     }
 
     fn request() -> GenerateRequest {
         let args = br#"{"seed": 11, "guidance_scale": 5.5, "num_images_per_prompt": 2}"#;
         let prompt = "a \"naïve\" 猫\0\n".as_bytes();
-        let row = RowInputs {
+        let inputs = ElementInputs {
             prompt,
             negative_prompt: Some(b"fog"),
             gen_args: Some(args),
-            ..RowInputs::default()
+            ..ElementInputs::default()
         };
-        resolve(&row, &context()).unwrap()
+        validator().validate(&inputs).unwrap()
     }
 
     fn metadata() -> Value {
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_holds_what_was_asked() {
+    fn metadata_holds_the_request() {
         let text = metadata();
         assert_eq!(text["prompt"], "a \"naïve\" 猫\0\n");
         assert_eq!(text["negative_prompt"], "fog");
@@ -93,16 +93,16 @@ mod tests {
     }
 
     #[test]
-    fn metadata_sent_again_asks_for_the_same_image() {
+    fn metadata_sent_again_gives_the_same_request() {
         let text: Value = serde_json::from_str(&metadata().to_string()).unwrap();
         let gen_args = text["gen_args"].to_string();
-        let row = RowInputs {
+        let inputs = ElementInputs {
             prompt: text["prompt"].as_str().unwrap().as_bytes(),
             negative_prompt: Some(text["negative_prompt"].as_str().unwrap().as_bytes()),
             gen_args: Some(gen_args.as_bytes()),
-            ..RowInputs::default()
+            ..ElementInputs::default()
         };
-        let again = resolve(&row, &context()).unwrap();
+        let again = validator().validate(&inputs).unwrap();
         let expected = GenerateRequest {
             scheduler: Some("PNDMScheduler".into()),
             ..request()

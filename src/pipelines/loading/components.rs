@@ -15,7 +15,7 @@ use crate::torch::{Device, cuda};
 use crate::weights::{Progress, SharedModel, WeightMemory};
 use diffusion_core::Result;
 use diffusion_core::config::{ModelParameters, Numerics, PipelineClass};
-use diffusion_request::validate::Capabilities;
+use diffusion_request::ModelInfo;
 
 /// The components of one model on one device. A clone shares the weights.
 #[derive(Clone)]
@@ -101,12 +101,12 @@ impl Components {
         Ok((components, warnings))
     }
 
-    /// The properties of the model that requests are validated against.
-    pub fn capabilities(&self) -> Capabilities {
+    /// Returns the facts that decide the model's requests.
+    pub fn model_info(&self) -> ModelInfo {
         let (height, width) = self.unet.config().sample_sides();
         let factor = self.vae.config().scale_factor();
         let pixels = |side: i64| u32::try_from(side.saturating_mul(factor)).unwrap_or(u32::MAX);
-        Capabilities {
+        ModelInfo {
             class: self.class,
             default_height: pixels(height),
             default_width: pixels(width),

@@ -4,32 +4,32 @@
 
 use tch::Tensor;
 
-use crate::pipelines::denoising_state::{Setup, Start};
-use crate::processors::vae::tensor;
+use super::{PipelineSteps, Prepared, Unchanged};
+use crate::pipelines::denoising_state::{DenoisingState, PrepareContext};
+use crate::processors::vae::image_to_tensor;
 use diffusion_core::Result;
 use diffusion_image::RgbImage;
 use diffusion_image::resize::{self, Filter};
+use diffusion_request::Img2Img;
 
-/// The latents of `image`, with as much noise as the first step that is taken expects.
+impl PipelineSteps for Img2Img {
+    fn prepare(&self, mut context: PrepareContext<'_>) -> Result<Prepared> {
+        let latents = noisy_latents(&mut context, &self.image.rgb()?, self.strength)?;
+        Ok((DenoisingState::new(latents), Box::new(Unchanged)))
+    }
+}
+
+/// Returns the latents of `image` with the noise of the first step that `strength` leaves.
 ///
 /// # Errors
 /// InvalidArgument if `strength` leaves no step; out of memory.
-pub fn start(mut setup: Setup<'_>, image: &RgbImage, strength: f64) -> Result<Start> {
-    Ok(Start::from(noisy_latents(&mut setup, image, strength)?))
-}
-
-/// The same, for pipelines that go on from there. The request's size is that of the image, cut to
-/// what the VAE can halve.
-///
-/// # Errors
-/// As [`start`].
-pub fn noisy_latents(setup: &mut Setup<'_>, image: &RgbImage, strength: f64) -> Result<Tensor> {
-    let (height, width) = (setup.request.height, setup.request.width);
+pub fn noisy_latents(context: &mut PrepareContext<'_>, image: &RgbImage, strength: f64) -> Result<Tensor> {
+    let (height, width) = (context.request.height, context.request.width);
     let image = resize::rgb(image, width, height, Filter::Lanczos)?;
-    setup.begin(strength)?;
-    let latents = setup.encode(&tensor(&image)?)?;
-    // A copy that keeps the layout, on which the bytes of the UNet's first convolution depend.
-    let latents = Tensor::f_cat(&vec![&latents; setup.images as usize], 0)?;
-    let noise = setup.noise(&latents.size())?;
-    setup.scheduler.add_noise(&latents, &noise)
+    context.apply_strength(strength)?;
+    let latents = context.encode(&image_to_tensor(&image)?)?;
+    // `cat` keeps the memory layout, on which the bytes of the UNet's first convolution depend.
+    let latents = Tensor::f_cat(&vec![&latents; context.images as usize], 0)?;
+    let noise = context.noise(&latents.size())?;
+    context.scheduler.add_noise(&latents, &noise)
 }

@@ -1,155 +1,119 @@
-//! `StableDiffusionInpaintPipeline`, with a UNet that sees the mask and one that does not.
+//! `StableDiffusionInpaintPipeline`, for UNets with and without channels for the mask.
 //!
 //! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion_inpaint.py` and `image_processor.py`.
 
 use tch::{Kind, Tensor};
 
-use crate::pipelines::denoising_state::{Keep, Setup, Start};
-use crate::processors::vae::{mask_tensor, tensor};
+use super::{PipelineSteps, Postprocess, Prepared};
+use crate::pipelines::denoising_state::{DenoisingState, PrepareContext, UnmaskedLatents};
+use crate::processors::vae::{image_to_tensor, mask_to_tensor};
 use diffusion_core::{Context, Result};
-use diffusion_image::RgbImage;
 use diffusion_image::compose::{self, Region};
-use diffusion_image::mask::Mask;
 use diffusion_image::resize::{self, Filter};
-use diffusion_request::generate_request::Source;
+use diffusion_image::{Mask, RgbImage};
+use diffusion_request::Inpaint;
 
-/// The image inputs and how they are used.
-pub struct Inpaint<'a> {
-    /// The image, of any size.
-    pub image: &'a RgbImage,
-    /// White is repainted; of any size.
-    pub mask_image: &'a Mask,
-    /// How far the repainted part is changed.
-    pub strength: f64,
-    /// Margin around the masked part.
-    pub padding_mask_crop: Option<u32>,
-    /// Whether the kept pixels are copied.
-    pub keep_unmasked: bool,
-}
-
-impl<'a> Inpaint<'a> {
-    /// The inputs of a request to inpaint; `None` for any other.
-    pub fn of(source: &'a Source) -> Option<Self> {
-        match source {
-            Source::Inpaint {
-                image,
-                mask_image,
-                strength,
-                padding_mask_crop,
-                keep_unmasked,
-            } => Some(Self {
-                image,
-                mask_image,
-                strength: *strength,
-                padding_mask_crop: *padding_mask_crop,
-                keep_unmasked: *keep_unmasked,
-            }),
-            _ => None,
-        }
-    }
-
-    /// The part of the image that is worked on, if not all of it.
-    fn region(&self, height: u32, width: u32) -> Result<Option<Region>> {
-        self.padding_mask_crop
-            .map(|pad| compose::crop_region(self.mask_image, width, height, pad))
-            .transpose()
-            .context(|| "input `mask_image`")
-    }
-
-    /// The image as the pipeline sees it, `height` times `width`.
-    fn image(&self, region: Option<Region>, height: u32, width: u32) -> Result<RgbImage> {
-        match region {
-            Some(region) => compose::resize_and_fill(&compose::crop(self.image, region)?, width, height),
-            None => resize::rgb(self.image, width, height, Filter::Lanczos),
-        }
-    }
-
-    /// The mask as the pipeline sees it, `height` times `width`, not yet black and white.
-    fn mask(&self, region: Option<Region>, height: u32, width: u32) -> Result<Mask> {
-        match region {
-            Some(region) => {
-                let part = compose::crop_mask(self.mask_image, region)?;
-                compose::resize_and_fill_mask(&part, width, height)
-            }
-            None => resize::mask(self.mask_image, width, height, Filter::Lanczos),
-        }
-    }
-
-    /// The job's start.
-    ///
-    /// # Errors
-    /// InvalidArgument if `strength` leaves no step; out of memory.
-    pub fn start(&self, mut setup: Setup<'_>) -> Result<Start> {
-        let (height, width) = (setup.request.height, setup.request.width);
+impl PipelineSteps for Inpaint {
+    fn prepare(&self, mut context: PrepareContext<'_>) -> Result<Prepared> {
+        let (height, width) = (context.request.height, context.request.width);
         let from_noise = self.strength == 1.0;
-        let unet_channels = setup.components.unet.config().in_channels;
-        let sees_mask = unet_channels != setup.components.vae.config().latent_channels;
+        let unet_channels = context.components.unet.config().in_channels;
+        let sees_mask = unet_channels != context.components.vae.config().latent_channels;
 
-        let region = self.region(height, width)?;
+        let (original, original_mask) = (self.image.rgb()?, self.mask_image.mask()?);
+        let region = self
+            .padding_mask_crop
+            .map(|pad| compose::crop_region(&original_mask, width, height, pad))
+            .transpose()
+            .context(|| "input `mask_image`")?;
+        let (image, mask) = match region {
+            Some(region) => (
+                compose::resize_and_fill(&compose::crop(&original, region)?, width, height)?,
+                compose::resize_and_fill_mask(&compose::crop_mask(&original_mask, region)?, width, height)?,
+            ),
+            None => (
+                resize::rgb(&original, width, height, Filter::Lanczos)?,
+                resize::mask(&original_mask, width, height, Filter::Lanczos)?,
+            ),
+        };
 
-        setup.begin(self.strength)?;
-        let image = tensor(&self.image(region, height, width)?)?;
+        context.apply_strength(self.strength)?;
+        let pixels = image_to_tensor(&image)?;
         let image_latents = if from_noise && sees_mask {
             None
         } else {
-            let latents = setup.encode(&image)?;
-            // `repeat` lays the copy out anew, even if it is the only one.
-            Some(latents.f_repeat([setup.images, 1, 1, 1])?)
+            let latents = context.encode(&pixels)?;
+            // Unlike `cat`, `repeat` makes a contiguous copy, as in diffusers.
+            Some(latents.f_repeat([context.images, 1, 1, 1])?)
         };
-        let noise = setup.noise(&setup.latent_shape())?;
+        let noise = context.noise(&context.latent_shape())?;
         let latents = match &image_latents {
-            Some(latents) if !from_noise => setup.scheduler.add_noise(latents, &noise)?,
-            _ => noise.f_mul_scalar(setup.scheduler.init_noise_sigma())?,
+            Some(latents) if !from_noise => context.scheduler.add_noise(latents, &noise)?,
+            _ => noise.f_mul_scalar(context.scheduler.init_noise_sigma())?,
         };
 
-        let mask = binarize(&mask_tensor(&self.mask(region, height, width)?)?)?;
-        let (latent_height, latent_width) = setup.latent_size();
-        let small = mask.f_upsample_nearest2d([latent_height, latent_width], None, None)?;
-        let small = setup.for_each_image(setup.place(&small)?)?;
-        let mut start = Start::from(latents);
+        let white = binarize(&mask_to_tensor(&mask)?)?;
+        let (latent_height, latent_width) = context.latent_size();
+        let latent_mask = white.f_upsample_nearest2d([latent_height, latent_width], None, None)?;
+        let latent_mask = context.repeat_per_image(context.to_device(&latent_mask)?)?;
+        let mut state = DenoisingState::new(latents);
         if sees_mask {
-            let masked = image.f_mul(&mask.f_lt(0.5)?)?;
-            let masked_latents = setup.encode(&masked)?;
-            let masked_latents = setup.for_each_image(masked_latents)?;
-            start.conditioning = Some(Tensor::f_cat(&[small, masked_latents], 1)?);
+            let masked = pixels.f_mul(&white.f_lt(0.5)?)?;
+            let masked_latents = context.encode(&masked)?;
+            let masked_latents = context.repeat_per_image(masked_latents)?;
+            state.conditioning = Some(Tensor::f_cat(&[latent_mask, masked_latents], 1)?);
         } else {
-            // diffusers encodes the masked image here too and leaves it unused; what it draws for that must be
-            // drawn, since a sampler may draw after it.
-            let shape = setup.latent_shape();
-            let _unused = setup.noise(&[1, shape[1], shape[2], shape[3]])?;
-            start.keep = image_latents.map(|image_latents| Keep {
-                mask: small,
+            // diffusers encodes the masked image here, too, and does not use the result. Its noise must be drawn all the
+            // same: samplers draw after it.
+            let shape = context.latent_shape();
+            let _unused = context.noise(&[1, shape[1], shape[2], shape[3]])?;
+            state.unmasked = image_latents.map(|image_latents| UnmaskedLatents {
+                mask: latent_mask,
                 image_latents,
                 noise,
             });
         }
-        Ok(start)
-    }
-
-    /// The generated image as the request wants it back: in its place, and with the kept pixels as they were, unless
-    /// the safety checker made it black (`flagged`).
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn finish(&self, generated: RgbImage, flagged: bool) -> Result<RgbImage> {
-        let (height, width) = (generated.height(), generated.width());
-        let region = self.region(height, width)?;
-        let whole = match region {
-            Some(_) => compose::apply_overlay(self.mask_image, self.image, &generated, region)?,
-            None => generated,
+        let (image, mask) = match region {
+            Some(_) => (original, original_mask),
+            None => (image, mask),
         };
-        if flagged || !self.keep_unmasked {
-            return Ok(whole);
-        }
-        if region.is_some() {
-            return compose::keep_unmasked(&whole, self.image, self.mask_image);
-        }
-        let image = self.image(None, height, width)?;
-        compose::keep_unmasked(&whole, &image, &self.mask(None, height, width)?)
+        let paste = Paste {
+            image,
+            mask,
+            region,
+            keep_unmasked: self.keep_unmasked,
+        };
+        Ok((state, Box::new(paste)))
     }
 }
 
-/// 1 from a half up, 0 below (`VaeImageProcessor.binarize`).
+/// Puts a generated image into the input image.
+struct Paste {
+    /// The original with a `region`, else resized to the size of what is generated.
+    image: RgbImage,
+    /// As `image`.
+    mask: Mask,
+    /// The part of the image that is generated, if not all of it.
+    region: Option<Region>,
+    keep_unmasked: bool,
+}
+
+impl Postprocess for Paste {
+    /// Pastes the image into its region and restores the kept pixels, except in an image that the safety checker made
+    /// black.
+    fn finish(&self, generated: RgbImage, nsfw: bool) -> Result<RgbImage> {
+        let whole = match self.region {
+            Some(_) => compose::apply_overlay(&self.mask, &self.image, &generated, self.region)?,
+            None => generated,
+        };
+        if nsfw || !self.keep_unmasked {
+            return Ok(whole);
+        }
+        compose::keep_unmasked(&whole, &self.image, &self.mask)
+    }
+}
+
+/// Returns 1 from a half up and 0 below (`VaeImageProcessor.binarize`).
 fn binarize(mask: &Tensor) -> Result<Tensor> {
     Ok(mask.f_ge(0.5)?.f_to_kind(Kind::Float)?)
 }

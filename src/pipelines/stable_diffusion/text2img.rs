@@ -2,14 +2,15 @@
 //!
 //! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py`.
 
-use crate::pipelines::denoising_state::{Setup, Start};
+use super::{PipelineSteps, Prepared, Unchanged};
+use crate::pipelines::denoising_state::{DenoisingState, PrepareContext};
 use diffusion_core::Result;
+use diffusion_request::Text2Img;
 
-/// Noise, as strong as the scheduler starts with.
-///
-/// # Errors
-/// Out of memory.
-pub fn start(mut setup: Setup<'_>) -> Result<Start> {
-    let noise = setup.noise(&setup.latent_shape())?;
-    Ok(Start::from(noise.f_mul_scalar(setup.scheduler.init_noise_sigma())?))
+impl PipelineSteps for Text2Img {
+    fn prepare(&self, mut context: PrepareContext<'_>) -> Result<Prepared> {
+        let noise = context.noise(&context.latent_shape())?;
+        let latents = noise.f_mul_scalar(context.scheduler.init_noise_sigma())?;
+        Ok((DenoisingState::new(latents), Box::new(Unchanged)))
+    }
 }

@@ -4,55 +4,78 @@
 
 use tch::Tensor;
 
+use super::{PipelineSteps, Postprocess, Prepared};
 use crate::models::layers::ChunkSize;
-use crate::pipelines::denoising_state::{Setup, Start};
-use crate::pipelines::latent_tiles::Tiles;
-use crate::processors::vae::tensor;
+use crate::pipelines::denoising_state::{DenoisingState, PrepareContext};
+use crate::pipelines::diffusion_pipeline::TileCounts;
+use crate::pipelines::latent_tiles::LatentTiles;
+use crate::processors::vae::image_to_tensor;
 use diffusion_core::{Error, Result};
-use diffusion_image::RgbImage;
 use diffusion_image::resize::{self, Filter};
+use diffusion_request::Upscale;
 
-/// How much more of an image the UNet can see than the VAE can decode in the same memory: its widest maps have the size of
-/// the latents, a sixteenth of those that the VAE ends with.
+/// How much larger the UNet's tiles may be than the area that the VAE decodes in the same memory. The UNet's widest maps
+/// have the size of the latents, a sixteenth of the VAE's last maps.
 const UNET_SHARE: i64 = 4;
-/// Chunks that the VAE decodes what would fit into memory whole in.
-const STRIPS: u64 = 64;
+/// An image of `max_chunk_pixels` would be decoded in this many chunks; larger images have chunks of the same size.
+const CHUNKS: u64 = 64;
 
-/// The chunks that an image of that size in pixels is decoded in, if it is not decoded whole.
-pub fn chunks(height: u32, width: u32, max_piece_pixels: u64) -> Option<ChunkSize> {
-    let pixels = u64::from(height) * u64::from(width);
-    (pixels > max_piece_pixels).then(|| ChunkSize {
-        values: i64::try_from(max_piece_pixels / STRIPS).unwrap_or(i64::MAX),
-    })
+impl PipelineSteps for Upscale {
+    /// Prepares noise, and the noisy image as three more UNet channels. The latents are as large as the image.
+    fn prepare(&self, mut context: PrepareContext<'_>) -> Result<Prepared> {
+        let (height, width) = context.latent_size();
+        let side = |n: i64| u32::try_from(n).map_err(|_| Error::internal("a side beyond 32 bits"));
+        let image = resize::rgb(&self.image.rgb()?, side(width)?, side(height)?, Filter::Bicubic)?;
+        let image = context.to_device(&image_to_tensor(&image)?)?;
+        let noise = context.noise(&image.size())?;
+        let low_res_scheduler = context
+            .components
+            .low_res_scheduler
+            .as_ref()
+            .ok_or_else(|| Error::internal("the model has no low_res_scheduler"))?;
+        let noise_level = i64::from(self.noise_level);
+        let image = low_res_scheduler.add_noise(&image, &noise, noise_level)?;
+        let latents = context
+            .noise(&context.latent_shape())?
+            .f_mul_scalar(context.scheduler.init_noise_sigma())?;
+        let factor = context.components.vae.config().scale_factor();
+        let max_latents = i64::try_from(context.max_chunk_pixels).unwrap_or(i64::MAX) / (factor * factor);
+        let state = DenoisingState {
+            conditioning: Some(Tensor::f_cat(&vec![&image; context.images as usize], 0)?),
+            class_label: Some(Tensor::f_from_slice(&[noise_level])?.f_to_device(context.components.device)?),
+            tiles: LatentTiles::new(height, width, max_latents.saturating_mul(UNET_SHARE)),
+            one_by_one: height.saturating_mul(width) > max_latents,
+            ..DenoisingState::new(latents)
+        };
+        let (height, width) = (context.request.height, context.request.width);
+        let decoding = ChunkedDecoding {
+            height: height.into(),
+            width: width.into(),
+            chunk_size: (u64::from(height) * u64::from(width) > context.max_chunk_pixels).then(|| ChunkSize {
+                values: i64::try_from(context.max_chunk_pixels / CHUNKS).unwrap_or(i64::MAX),
+            }),
+        };
+        Ok((state, Box::new(decoding)))
+    }
 }
 
-/// Noise beside the image, which is noisy itself, as three more channels for the UNet. The latents are as
-/// large as the image.
-///
-/// # Errors
-/// Out of memory.
-pub fn start(mut setup: Setup<'_>, image: &RgbImage, noise_level: i64, max_piece_pixels: u64) -> Result<Start> {
-    let (height, width) = setup.latent_size();
-    let side = |n: i64| u32::try_from(n).map_err(|_| Error::internal("a side beyond 32 bits"));
-    let image = resize::rgb(image, side(width)?, side(height)?, Filter::Bicubic)?;
-    let image = setup.place(&tensor(&image)?)?;
-    let noise = setup.noise(&image.size())?;
-    let low_res_scheduler = setup
-        .components
-        .low_res_scheduler
-        .as_ref()
-        .ok_or_else(|| Error::internal("the model has no low_res_scheduler"))?;
-    let image = low_res_scheduler.add_noise(&image, &noise, noise_level)?;
-    let latents = setup
-        .noise(&setup.latent_shape())?
-        .f_mul_scalar(setup.scheduler.init_noise_sigma())?;
-    let factor = setup.components.vae.config().scale_factor();
-    let piece = i64::try_from(max_piece_pixels).unwrap_or(i64::MAX) / (factor * factor);
-    Ok(Start {
-        conditioning: Some(Tensor::f_cat(&vec![&image; setup.images as usize], 0)?),
-        class_label: Some(Tensor::f_from_slice(&[noise_level])?.f_to_device(setup.components.device)?),
-        tiles: Tiles::needed(height, width, piece.saturating_mul(UNET_SHARE)),
-        row_by_row: height.saturating_mul(width) > piece,
-        ..Start::from(latents)
-    })
+/// Decodes an image of `height` times `width` pixels in chunks if it is large.
+struct ChunkedDecoding {
+    height: i64,
+    width: i64,
+    chunk_size: Option<ChunkSize>,
+}
+
+impl Postprocess for ChunkedDecoding {
+    fn chunk_size(&self) -> Option<ChunkSize> {
+        self.chunk_size
+    }
+
+    fn tile_counts(&self, unet: usize) -> Option<TileCounts> {
+        let chunks = self.chunk_size.map(|size| size.count(self.height, self.width));
+        Some(TileCounts {
+            unet,
+            vae: chunks.unwrap_or(1),
+        })
+    }
 }

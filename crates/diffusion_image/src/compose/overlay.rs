@@ -1,20 +1,20 @@
-//! A generated image and the one that it was made from, put together.
+//! Combination of a generated image with the input image.
 
 use super::{Canvas, Region, resize_and_crop};
-use crate::encode::RgbImage;
-use crate::mask::Mask;
+use crate::Mask;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
-/// A mask of this value and above is repainted: diffusers binarizes at one half.
+/// Smallest mask value that is repainted: diffusers binarizes at one half.
 const REPAINTED: u8 = 128;
 
-/// `init_image` with `image` where `mask` is white, blended where it is gray. With a `region`, which [`crop_region`] found,
-/// `image` is first fitted into it.
+/// Pastes `image` into `init_image` where `mask` is white, and blends where it is gray. With a `region` of [`crop_region`],
+/// `image` is fitted into the region first.
 ///
 /// [`crop_region`]: super::crop_region
 ///
-/// Source: diffusers, `image_processor.py` (`apply_overlay`). Pillow rounds four times on the way, at the mask, from
-/// premultiplied alpha and back, and at the composition, and so do we.
+/// Source: diffusers, `image_processor.py` (`apply_overlay`). As in Pillow, rounding happens four times: at the
+/// mask, to premultiplied alpha and back, and at the composition.
 ///
 /// # Errors
 /// InvalidArgument if mask and `init_image` differ in size; Internal if the region has no area or, without one, `image`
@@ -23,7 +23,7 @@ pub fn apply_overlay(mask: &Mask, init_image: &RgbImage, image: &RgbImage, regio
     let (width, height) = (init_image.width(), init_image.height());
     if (mask.width(), mask.height()) != (width, height) {
         return Err(Error::invalid_argument(format!(
-            "the mask has {}x{} pixels and the image {width}x{height}: `padding_mask_crop` needs equal sizes",
+            "`padding_mask_crop` requires an image and a mask of the same size, got {width}x{height} and {}x{}",
             mask.width(),
             mask.height()
         )));
@@ -55,7 +55,7 @@ pub fn apply_overlay(mask: &Mask, init_image: &RgbImage, image: &RgbImage, regio
     RgbImage::new(width, height, rgb)
 }
 
-/// `original` where the mask is below one half, to the byte, and `generated` elsewhere.
+/// Returns the bytes of `original` where the mask is below one half, and `generated` elsewhere.
 ///
 /// All three have the size of the output: `original` and `mask` as the pipeline resized them.
 ///
@@ -79,24 +79,24 @@ pub fn keep_unmasked(generated: &RgbImage, original: &RgbImage, mask: &Mask) -> 
 }
 
 fn sizes_differ() -> Error {
-    Error::internal("images of different sizes cannot be put together")
+    Error::internal("images of different sizes cannot be combined")
 }
 
-/// `sample * alpha / 255`, rounded to nearest: pasting into black with a mask.
+/// Computes `sample * alpha / 255`, rounded to nearest: a paste into black with a mask.
 ///
 /// Source: Pillow, `src/libImaging/ImagingUtils.h` (`DIV255`).
 fn divided_by_255(sample: u8, alpha: u8) -> u8 {
     shifted(u32::from(sample) * u32::from(alpha) + 128) as u8
 }
 
-/// About `sum / 255`, exact for what comes up here.
+/// Computes `sum / 255`, exact for the sums of this file.
 ///
 /// Source: Pillow, `src/libImaging/ImagingUtils.h` (`SHIFTFORDIV255`).
 fn shifted(sum: u32) -> u32 {
     ((sum >> 8) + sum) >> 8
 }
 
-/// From premultiplied alpha (mode `RGBa`) to straight (`RGBA`), cut off.
+/// Converts premultiplied alpha (mode `RGBa`) to straight alpha (`RGBA`), truncated.
 ///
 /// Source: Pillow, `src/libImaging/Convert.c` (`rgba2rgbA`).
 fn unpremultiplied(sample: u8, alpha: u8) -> u8 {
@@ -106,9 +106,9 @@ fn unpremultiplied(sample: u8, alpha: u8) -> u8 {
     }
 }
 
-/// `over` with `alpha` over an opaque `under`.
+/// Lays `over` with `alpha` over an opaque `under`.
 ///
-/// Source: Pillow, `src/libImaging/AlphaComposite.c`, where the one below is opaque: its weights have 7 bits after the point.
+/// Source: Pillow, `src/libImaging/AlphaComposite.c` for an opaque background: weights have 7 fractional bits.
 fn composite(under: u8, over: u8, alpha: u8) -> u8 {
     const PRECISION_BITS: u32 = 7;
     if alpha == 0 {

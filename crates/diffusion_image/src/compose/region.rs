@@ -1,49 +1,48 @@
-//! The part of an image that a mask is about.
+//! The region of an image around its mask.
 
-use crate::mask::Mask;
+use crate::Mask;
 use diffusion_core::{Error, Result};
 
-/// A rectangle in whole pixels, from `left` and `top` up to and without `right` and `bottom`.
+/// A rectangle in whole pixels; `right` and `bottom` are exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
     /// First column.
     pub left: u32,
-    /// First row.
+    /// First line.
     pub top: u32,
     /// The column after the last one.
     pub right: u32,
-    /// The row after the last one.
+    /// The line after the last one.
     pub bottom: u32,
 }
 
 impl Region {
-    /// Width in pixels, 0 if the columns are in the wrong order.
+    /// Returns the width in pixels; 0 if the columns are in the wrong order.
     pub fn width(&self) -> u32 {
         self.right.saturating_sub(self.left)
     }
 
-    /// Height in pixels, 0 if the rows are in the wrong order.
+    /// Returns the height in pixels; 0 if the lines are in the wrong order.
     pub fn height(&self) -> u32 {
         self.bottom.saturating_sub(self.top)
     }
 }
 
-/// The smallest region that holds all pixels of `mask` above 0, `pad` pixels more on each side, and drawn out to the ratio of
-/// `width` to `height`, as far as the mask goes.
+/// Returns the smallest region with all pixels of `mask` above 0, with `pad` more pixels on each side, extended to the ratio
+/// of `width` to `height` as far as the mask reaches.
 ///
-/// Source: diffusers, `image_processor.py` (`get_crop_region`), with its arithmetic: 64-bit floats cut off towards 0, and
+/// Source: diffusers, `image_processor.py` (`get_crop_region`), with its arithmetic: 64-bit floats truncated towards 0, and
 /// halves rounded down.
 ///
 /// # Errors
-/// InvalidArgument for a mask without any pixel above 0 where diffusers finds no region either; Internal if `width` or
-/// `height` is 0.
+/// InvalidArgument for a black mask, where diffusers finds no region either; Internal if `width` or `height` is 0.
 pub fn crop_region(mask: &Mask, width: u32, height: u32, pad: u32) -> Result<Region> {
     if width == 0 || height == 0 {
         return Err(Error::internal(format!(
-            "a region cannot be fitted to {width}x{height} pixels"
+            "a region cannot have the ratio of {width}x{height} pixels"
         )));
     }
-    let no_region = || Error::invalid_argument("the mask is black all over: there is nothing to repaint");
+    let no_region = || Error::invalid_argument("the mask is empty: no white pixels to repaint");
     let margins = margins(mask);
     let (w, h, pad) = (i64::from(mask.width()), i64::from(mask.height()), i64::from(pad));
     let mut x = Extent {
@@ -78,7 +77,7 @@ pub fn crop_region(mask: &Mask, width: u32, height: u32, pad: u32) -> Result<Reg
     Ok(region)
 }
 
-/// One axis of a region. A black mask has its end before its start.
+/// One axis of a region. For a black mask the end is before the start.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
     start: i64,
@@ -90,7 +89,7 @@ impl Extent {
         self.end - self.start
     }
 
-    /// Draws it out by `more` pixels, half on each side, and moves it so that it lies within `limit`.
+    /// Extends the axis by `more` pixels, half on each side, and moves it to within `limit`.
     fn grow(&mut self, more: i64, limit: i64) {
         let half = more.div_euclid(2);
         self.start -= half;
@@ -107,7 +106,7 @@ impl Extent {
     }
 }
 
-/// Rows and columns of zeros at each edge. All of them, on both sides, in a black mask.
+/// Lines and columns of zeros at each edge; for a black mask, all of them at both edges.
 struct Margins {
     left: i64,
     right: i64,
@@ -119,7 +118,7 @@ fn margins(mask: &Mask) -> Margins {
     let width = mask.width() as usize;
     let lines = || mask.values().chunks_exact(width);
     let is_black = |line: &[u8]| line.iter().all(|value| *value == 0);
-    // In each row the first and the last pixel that counts.
+    // The first and the last non-zero pixel of each line.
     let left = lines().filter_map(|line| line.iter().position(|value| *value != 0));
     let right = lines().filter_map(|line| line.iter().rev().position(|value| *value != 0));
     let count = |n: usize| n as i64;
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flat_region_is_drawn_out_to_a_square() {
+    fn flat_region_is_extended_to_a_square() {
         let mask = mask(512, 512, region(100, 200, 228, 232));
         let found = crop_region(&mask, 512, 512, 0).unwrap();
         assert_eq!(found, region(100, 152, 228, 280));
@@ -165,31 +164,31 @@ mod tests {
     }
 
     #[test]
-    fn it_is_moved_to_lie_within_the_mask() {
+    fn region_at_the_edge_is_moved_into_the_mask() {
         let mask = mask(100, 100, region(0, 90, 60, 100));
         assert_eq!(crop_region(&mask, 64, 64, 0).unwrap(), region(0, 40, 60, 100));
     }
 
     #[test]
-    fn what_cannot_be_drawn_out_is_cut() {
+    fn region_larger_than_the_mask_is_clipped() {
         let mask = mask(100, 20, region(0, 0, 90, 20));
         assert_eq!(crop_region(&mask, 64, 64, 0).unwrap(), region(0, 0, 90, 20));
     }
 
     #[test]
-    fn a_black_mask_has_no_region() {
+    fn black_mask_is_refused() {
         let mask = mask(64, 64, region(0, 0, 0, 0));
         for pad in [0, 1, 32] {
             let error = crop_region(&mask, 64, 64, pad).unwrap_err();
             assert!(matches!(error, Error::InvalidArgument(_)), "{error:?}");
         }
-        // As in diffusers, a padding beyond the middle finds the middle.
+        // As in diffusers, a padding of more than half the mask gives the middle.
         assert_eq!(crop_region(&mask, 64, 64, 40).unwrap(), region(24, 24, 40, 40));
     }
 
     proptest! {
         #[test]
-        fn it_holds_the_white_pixels_and_lies_within_the_mask(
+        fn region_has_all_white_pixels_and_is_within_the_mask(
             (w, h) in (1u32..60, 1u32..60),
             (a, b, c, d) in (0u32..60, 0u32..60, 0u32..60, 0u32..60),
             (width, height) in (1u32..200, 1u32..200),

@@ -28,13 +28,13 @@ fn pixel(image: &RgbImage, x: u32, y: u32) -> &[u8] {
 }
 
 #[test]
-fn a_crop_beyond_the_image_is_black_there() {
+fn crop_beyond_the_image_is_black() {
     let source = image(6, 4);
-    let cut = crop(&source, region(4, 2, 8, 6)).unwrap();
-    assert_eq!((cut.width(), cut.height()), (4, 4));
-    assert_eq!(pixel(&cut, 1, 1), pixel(&source, 5, 3));
-    assert_eq!(pixel(&cut, 2, 0), [0; 3]);
-    assert_eq!(pixel(&cut, 0, 2), [0; 3]);
+    let cropped = crop(&source, region(4, 2, 8, 6)).unwrap();
+    assert_eq!((cropped.width(), cropped.height()), (4, 4));
+    assert_eq!(pixel(&cropped, 1, 1), pixel(&source, 5, 3));
+    assert_eq!(pixel(&cropped, 2, 0), [0; 3]);
+    assert_eq!(pixel(&cropped, 0, 2), [0; 3]);
     let all = crop(&source, region(0, 0, 6, 4)).unwrap();
     assert_eq!(all, source);
     assert!(crop(&source, region(3, 0, 3, 4)).is_err());
@@ -43,8 +43,8 @@ fn a_crop_beyond_the_image_is_black_there() {
 }
 
 #[test]
-fn filling_leaves_no_black_but_an_odd_last_row() {
-    // 8x4 into 8x8: two rows above and two below, of the colour of the edge.
+fn fill_leaves_black_only_an_odd_last_line() {
+    // 8x4 into 8x8: two lines above and two below, of the colour of the edge.
     let filled = resize_and_fill_mask(&plain(8, 4, 200), 8, 8).unwrap();
     assert_eq!(filled, plain(8, 8, 200));
     let wide = resize_and_fill_mask(&plain(4, 8, 200), 8, 8).unwrap();
@@ -56,7 +56,7 @@ fn filling_leaves_no_black_but_an_odd_last_row() {
 }
 
 #[test]
-fn a_image_that_vanishes_cannot_be_filled_in() {
+fn fill_of_a_too_narrow_image_is_refused() {
     let line = image(1, 200);
     let error = resize_and_fill(&line, 64, 64).unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)), "{error:?}");
@@ -65,17 +65,17 @@ fn a_image_that_vanishes_cannot_be_filled_in() {
 }
 
 #[test]
-fn cropping_keeps_the_middle() {
+fn resize_and_crop_keeps_the_middle() {
     let source = image(8, 4);
-    let cut = resize_and_crop(&source, 4, 4).unwrap();
-    assert_eq!(cut, crop(&source, region(2, 0, 6, 4)).unwrap());
+    let cropped = resize_and_crop(&source, 4, 4).unwrap();
+    assert_eq!(cropped, crop(&source, region(2, 0, 6, 4)).unwrap());
     let tall = image(4, 8);
-    let cut = resize_and_crop(&tall, 4, 4).unwrap();
-    assert_eq!(cut, crop(&tall, region(0, 2, 4, 6)).unwrap());
+    let cropped = resize_and_crop(&tall, 4, 4).unwrap();
+    assert_eq!(cropped, crop(&tall, region(0, 2, 4, 6)).unwrap());
 }
 
 #[test]
-fn inverting_twice_changes_nothing() {
+fn double_invert_is_identity() {
     let mask = Mask::new(2, 2, vec![0, 255, 100, 3]).unwrap();
     let inverted = invert(&mask);
     assert_eq!(inverted.values(), [255, 0, 155, 252]);
@@ -83,14 +83,14 @@ fn inverting_twice_changes_nothing() {
 }
 
 #[test]
-fn the_overlay_goes_where_the_region_is() {
+fn overlay_is_pasted_into_the_region() {
     let init = image(16, 16);
     let generated = RgbImage::new(8, 8, vec![255; 192]).unwrap();
     let mut values = vec![0; 256];
     values[5 * 16 + 6] = 255;
     let mask = Mask::new(16, 16, values).unwrap();
     let region = region(4, 4, 8, 8);
-    let made = apply_overlay(&mask, &init, &generated, Some(region)).unwrap();
+    let result = apply_overlay(&mask, &init, &generated, Some(region)).unwrap();
     for y in 0..16 {
         for x in 0..16 {
             let expected = if (x, y) == (6, 5) {
@@ -98,13 +98,13 @@ fn the_overlay_goes_where_the_region_is() {
             } else {
                 pixel(&init, x, y)
             };
-            assert_eq!(pixel(&made, x, y), expected, "{x} {y}");
+            assert_eq!(pixel(&result, x, y), expected, "{x} {y}");
         }
     }
 }
 
 #[test]
-fn what_does_not_fit_together() {
+fn images_of_different_sizes_are_refused() {
     let (large, small) = (image(4, 4), image(4, 3));
     let error = apply_overlay(&plain(4, 3, 0), &large, &large, None).unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)), "{error:?}");
@@ -117,28 +117,28 @@ fn what_does_not_fit_together() {
 
 proptest! {
     #[test]
-    fn what_is_kept_is_kept_to_the_byte(
+    fn kept_pixels_are_equal_to_the_byte(
         old in prop::collection::vec(any::<u8>(), 48), new in prop::collection::vec(any::<u8>(), 48),
         mask in prop::collection::vec(any::<u8>(), 16),
     ) {
         let (old, new) = (RgbImage::new(4, 4, old).unwrap(), RgbImage::new(4, 4, new).unwrap());
-        let made = keep_unmasked(&new, &old, &Mask::new(4, 4, mask.clone()).unwrap()).unwrap();
+        let result = keep_unmasked(&new, &old, &Mask::new(4, 4, mask.clone()).unwrap()).unwrap();
         for (index, value) in mask.iter().enumerate() {
             let (x, y) = (index as u32 % 4, index as u32 / 4);
             let expected = if f32::from(*value) / 255.0 >= 0.5 { &new } else { &old };
-            prop_assert_eq!(pixel(&made, x, y), pixel(expected, x, y));
+            prop_assert_eq!(pixel(&result, x, y), pixel(expected, x, y));
         }
     }
 
-    /// Black keeps, white takes, and gray lies between the two.
+    /// Black keeps, white replaces, and gray blends.
     #[test]
-    fn an_overlay_lies_between_its_images(old in any::<[u8; 3]>(), new in any::<[u8; 3]>(), mask in any::<u8>()) {
+    fn overlay_is_between_its_images(old in any::<[u8; 3]>(), new in any::<[u8; 3]>(), mask in any::<u8>()) {
         let init = RgbImage::new(1, 1, old.to_vec()).unwrap();
         let image = RgbImage::new(1, 1, new.to_vec()).unwrap();
-        let made = apply_overlay(&plain(1, 1, mask), &init, &image, None).unwrap();
+        let result = apply_overlay(&plain(1, 1, mask), &init, &image, None).unwrap();
         for channel in 0..3 {
             let (a, b) = (i32::from(old[channel]), i32::from(new[channel]));
-            let value = i32::from(made.rgb()[channel]);
+            let value = i32::from(result.rgb()[channel]);
             let exact = (f64::from(a) * f64::from(255 - mask) + f64::from(b) * f64::from(mask)) / 255.0;
             // Premultiplied samples of a small alpha lose up to a unit, which the composition scales down again.
             prop_assert!((f64::from(value) - exact).abs() <= 1.5, "{} {} {} {}", a, b, mask, value);
@@ -151,19 +151,19 @@ proptest! {
     }
 
     #[test]
-    fn pasting_cuts_off_what_does_not_fit(
+    fn paste_clips_at_the_canvas(
         (w, h) in (1u32..9, 1u32..9), (left, top) in (-12i64..12, -12i64..12), (width, height) in (1u32..9, 1u32..9),
     ) {
         let source = image(w, h);
         let mut canvas = Canvas::black(width, height);
         canvas.paste(&source, left, top);
-        let made: RgbImage = canvas.finish().unwrap();
+        let result: RgbImage = canvas.finish().unwrap();
         for y in 0..height {
             for x in 0..width {
                 let (from_x, from_y) = (i64::from(x) - left, i64::from(y) - top);
                 let inside = (0..i64::from(w)).contains(&from_x) && (0..i64::from(h)).contains(&from_y);
                 let expected = if inside { pixel(&source, from_x as u32, from_y as u32) } else { &[0; 3] };
-                prop_assert_eq!(pixel(&made, x, y), expected);
+                prop_assert_eq!(pixel(&result, x, y), expected);
             }
         }
     }

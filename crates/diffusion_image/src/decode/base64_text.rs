@@ -1,4 +1,4 @@
-//! The text of an input tensor to the bytes of a file.
+//! Base64 text of an input tensor to the bytes of a file.
 
 use std::borrow::Cow;
 
@@ -8,8 +8,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use diffusion_core::{Error, Result};
 
-/// The standard alphabet (RFC 4648, section 4). Padding may be absent, and bits after the last byte may be anything, as
-/// Python's `b64decode` has them.
+/// The standard alphabet (RFC 4648, section 4). Padding is optional and bits after the last byte are ignored, as in
+/// Python's `b64decode`.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -17,7 +17,7 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// The file in `text`: base64, or a `data:` URL of it. White space may stand anywhere.
+/// Decodes base64 or a `data:` URL of base64. White space is ignored.
 ///
 /// # Errors
 /// InvalidArgument for a text that is longer than `max_bytes`, empty or not base64, and for a `data:` URL of another
@@ -25,7 +25,7 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 pub(super) fn decode(text: &[u8], max_bytes: usize) -> Result<Vec<u8>> {
     if text.len() > max_bytes {
         return Err(Error::invalid_argument(format!(
-            "{} bytes of base64 are too many: the limit is {max_bytes}",
+            "{} bytes of base64 exceed the limit of {max_bytes}",
             text.len()
         )));
     }
@@ -38,7 +38,7 @@ pub(super) fn decode(text: &[u8], max_bytes: usize) -> Result<Vec<u8>> {
         .map_err(|_| Error::invalid_argument("the text is not base64 (RFC 4648, section 4)"))
 }
 
-/// What follows the comma of a `data:` URL (RFC 2397), or all of another text.
+/// Returns the part after the comma of a `data:` URL (RFC 2397), or all of another text.
 fn payload(text: &[u8]) -> Result<&[u8]> {
     const SCHEME: &[u8] = b"data:";
     let is_url = text
@@ -59,7 +59,7 @@ fn payload(text: &[u8]) -> Result<&[u8]> {
     Ok(payload)
 }
 
-/// The text without ASCII white space, which e-mail and the like put between lines.
+/// Removes ASCII white space, which some encoders put between lines.
 fn without_space(text: &[u8]) -> Cow<'_, [u8]> {
     let is_space = |byte: &u8| byte.is_ascii_whitespace() || *byte == b'\x0b';
     if text.iter().any(is_space) {
@@ -77,7 +77,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn texts_of_one_file() {
+    fn padding_space_and_urls_are_accepted() {
         for text in [
             "aGVsbG8=",
             "aGVsbG8",
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn other_texts_are_refused() {
         let long = "A".repeat(65);
         for (text, expected) in [
             ("", "empty"),
@@ -105,7 +105,7 @@ mod tests {
             ("aGVsbG8=aGVs", "not base64"),
             ("aGVsb", "not base64"),
             ("\u{e9}", "not base64"),
-            (&long, "65 bytes of base64 are too many: the limit is 64"),
+            (&long, "65 bytes of base64 exceed the limit of 64"),
         ] {
             let error = decode(text.as_bytes(), 64).unwrap_err();
             assert!(matches!(error, Error::InvalidArgument(_)), "{error:?}");
@@ -115,13 +115,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_file_comes_back(file in prop::collection::vec(any::<u8>(), 1..200)) {
+        fn base64_round_trip_keeps_the_file(file in prop::collection::vec(any::<u8>(), 1..200)) {
             let text = STANDARD.encode(&file);
             prop_assert_eq!(decode(text.as_bytes(), text.len()).unwrap(), file);
         }
 
         #[test]
-        fn any_text_is_a_file_or_an_error(text in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn decode_never_panics(text in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = decode(&text, 100);
         }
     }

@@ -1,4 +1,4 @@
-//! Which format a file has, and the decoders of all but JPEG.
+//! The formats of input images, and decoding of all but JPEG.
 
 use std::io::Cursor;
 
@@ -10,13 +10,13 @@ use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat};
 
-use super::{Limits, webp};
+use super::{ImageLimits, webp};
 use diffusion_core::{Error, Result};
 
-/// Bytes that a decoder may allocate beside the pixels: tables, rows, and text chunks on the way to the pixels.
+/// Bytes that a decoder may allocate in addition to the pixels: tables, lines, and text chunks before the pixels.
 const SPARE_BYTES: u64 = 16 << 20;
 
-/// Frames of an animation. Whoever sends more did not mean an image.
+/// Most frames of an animation.
 pub(super) const MAX_FRAMES: usize = 1000;
 
 /// The formats of an input image.
@@ -31,10 +31,10 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// The format that the first bytes of `file` tell.
+    /// Detects the format from the first bytes of `file`.
     ///
     /// # Errors
-    /// InvalidArgument if they tell another one or none.
+    /// InvalidArgument for any other format.
     pub(super) fn of(file: &[u8]) -> Result<Self> {
         match image::guess_format(file) {
             Ok(ImageFormat::Png) => Ok(Self::Png),
@@ -60,17 +60,17 @@ impl Format {
         }
     }
 
-    /// The error for a file that breaks off or breaks the rules of its format.
+    /// Creates the error for a truncated file or one that breaks the rules of its format.
     pub(super) fn damaged(self) -> Error {
         Error::invalid_argument(format!("the {} is damaged or truncated", self.name()))
     }
 
-    /// The error for a file that is well formed, as far as can be seen, but that no decoder here reads.
+    /// Creates the error for a well-formed file that no decoder here reads.
     pub(super) fn unsupported(self) -> Error {
         Error::invalid_argument(format!("this kind of {} is not supported", self.name()))
     }
 
-    /// The decoder's error without its words, some of which come from the file.
+    /// Converts a decoder's error without its words, some of which come from the file.
     fn error(self, error: &ImageError) -> Error {
         match error {
             ImageError::Unsupported(_) => self.unsupported(),
@@ -82,33 +82,60 @@ impl Format {
     }
 }
 
-/// The first image of `file`, upright.
+/// Reads and checks the header of `file`: width, height and orientation.
 ///
 /// # Errors
-/// InvalidArgument for a file that is damaged or not supported, and for an image beyond the limits.
+/// InvalidArgument for a damaged header, an unsupported kind, and an image beyond the limits.
 ///
 /// # Panics
 /// Where a decoder does; the caller catches it.
-pub(super) fn decode(format: Format, file: &[u8], limits: &Limits) -> Result<DynamicImage> {
-    let reader = Cursor::new(file);
-    match format {
-        Format::Png => upright(format, PngDecoder::with_limits(reader, allowed(0)), limits),
-        Format::WebP => {
-            webp::check(file, limits)?;
-            upright(format, WebPDecoder::new(reader), limits)
-        }
-        Format::Bmp => upright(format, BmpDecoder::new(reader), limits),
-        Format::Gif => {
-            check_frames(format, gif_frames(file))?;
-            upright(format, GifDecoder::new(reader), limits)
-        }
-        Format::Tiff if has_jpeg_inside(file)? => Err(format.unsupported()),
-        Format::Tiff => upright(format, TiffDecoder::new(reader), limits),
-        Format::Jpeg => Err(Error::internal("a JPEG has a decoder of its own")),
-    }
+pub(super) fn header(format: Format, file: &[u8], limits: &ImageLimits) -> Result<(u32, u32, Orientation)> {
+    let (decoder, orientation) = open(format, file, limits)?;
+    let (width, height) = decoder.dimensions();
+    Ok((width, height, orientation))
 }
 
-/// Checks the number of frames in an animation, of which only the first is looked at.
+/// Decodes the first image of `file` and turns it upright.
+///
+/// # Errors
+/// Those of [`header`], and InvalidArgument for damaged or missing pixels.
+///
+/// # Panics
+/// As [`header`].
+pub(super) fn decode(format: Format, file: &[u8], limits: &ImageLimits) -> Result<DynamicImage> {
+    let (decoder, orientation) = open(format, file, limits)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| format.error(&error))?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+fn open<'a>(format: Format, file: &'a [u8], limits: &ImageLimits) -> Result<(Box<dyn ImageDecoder + 'a>, Orientation)> {
+    let refused = |error: ImageError| format.error(&error);
+    let reader = Cursor::new(file);
+    let mut decoder: Box<dyn ImageDecoder + 'a> = match format {
+        Format::Png => Box::new(PngDecoder::with_limits(reader, allowed(0)).map_err(refused)?),
+        Format::WebP => {
+            webp::check(file, limits)?;
+            Box::new(WebPDecoder::new(reader).map_err(refused)?)
+        }
+        Format::Bmp => Box::new(BmpDecoder::new(reader).map_err(refused)?),
+        Format::Gif => {
+            check_frames(format, gif_frames(file))?;
+            Box::new(GifDecoder::new(reader).map_err(refused)?)
+        }
+        Format::Tiff if has_jpeg_inside(file)? => return Err(format.unsupported()),
+        Format::Tiff => Box::new(TiffDecoder::new(reader).map_err(refused)?),
+        Format::Jpeg => return Err(Error::internal("the image crate does not decode JPEG here")),
+    };
+    let (width, height) = decoder.dimensions();
+    limits.check_size(width, height)?;
+    decoder.set_limits(allowed(decoder.total_bytes())).map_err(refused)?;
+    // Pillow ignores a broken orientation, too.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    Ok((decoder, orientation))
+}
+
+/// Checks the number of frames of an animation. Only the first frame is used.
 ///
 /// # Errors
 /// InvalidArgument if there are more than [`MAX_FRAMES`].
@@ -122,21 +149,21 @@ pub(super) fn check_frames(format: Format, frames: usize) -> Result<()> {
     Ok(())
 }
 
-/// How many frames a GIF has, up to one more than [`MAX_FRAMES`]. Their pixels are skipped.
+/// Counts the frames of a GIF without decoding pixels, up to one more than [`MAX_FRAMES`].
 fn gif_frames(file: &[u8]) -> usize {
     let mut options = gif::DecodeOptions::new();
     options.skip_frame_decoding(true);
     let Ok(mut decoder) = options.read_info(file) else {
         return 0;
     };
-    // What breaks off after the first frame does not matter.
+    // Damage after the first frame does not matter.
     std::iter::from_fn(|| decoder.next_frame_info().ok().flatten().map(drop))
         .take(MAX_FRAMES + 1)
         .count()
 }
 
-/// Whether the pixels of a TIFF are JPEG files of their own. Their decoder takes the size in such a file's header for true,
-/// whatever the TIFF says, and allocates as much.
+/// Returns whether the pixels of a TIFF are JPEG files. Their decoder trusts the size in the JPEG header, whatever the TIFF
+/// says, and allocates for it.
 fn has_jpeg_inside(file: &[u8]) -> Result<bool> {
     const OLD_JPEG: u16 = 6;
     const JPEG: u16 = 7;
@@ -146,22 +173,9 @@ fn has_jpeg_inside(file: &[u8]) -> Result<bool> {
     Ok(matches!(compression, Some(OLD_JPEG | JPEG)))
 }
 
-/// The limits of a decoder for `pixels` bytes of pixels, which it may need twice: a frame, and the canvas around it.
+/// Returns the limits of a decoder for `pixels` bytes of pixels, twice: for a frame and the canvas around it.
 fn allowed(pixels: u64) -> image::Limits {
     let mut limits = image::Limits::no_limits();
     limits.max_alloc = Some(pixels.saturating_mul(2).saturating_add(SPARE_BYTES));
     limits
-}
-
-fn upright<D: ImageDecoder>(format: Format, opened: image::ImageResult<D>, limits: &Limits) -> Result<DynamicImage> {
-    let refused = |error: ImageError| format.error(&error);
-    let mut decoder = opened.map_err(refused)?;
-    let (width, height) = decoder.dimensions();
-    limits.check_size(width, height)?;
-    decoder.set_limits(allowed(decoder.total_bytes())).map_err(refused)?;
-    // A broken orientation is none, as in Pillow; the pixels may be in order.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(refused)?;
-    image.apply_orientation(orientation);
-    Ok(image)
 }

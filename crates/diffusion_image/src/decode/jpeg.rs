@@ -1,8 +1,8 @@
-//! JPEG files, with the bytes that Pillow makes of them.
+//! Decoding of JPEG files with Pillow's bytes.
 //!
-//! The decoder is libjpeg's, in the version that mozjpeg ships, without assembly: its inverse DCT and its upsampling of
-//! colours are the ones of libjpeg-turbo, which Pillow links. The decoder of the `image` crate rounds otherwise, by up to 5
-//! units in smooth images and by up to 50 where single pixels have strong colours.
+//! The decoder is mozjpeg's libjpeg without assembly: its inverse DCT and its colour upsampling are those of libjpeg-turbo,
+//! which Pillow links. The decoder of the `image` crate rounds differently, by up to 5 units in smooth images and by up to
+//! 50 around single pixels of strong colour.
 
 use std::io::{self, BufRead, Read};
 
@@ -10,47 +10,43 @@ use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, RgbImage};
 use mozjpeg::{ColorSpace, Decompress, Marker};
 
-use super::Limits;
+use super::ImageLimits;
 use super::format::Format;
 use diffusion_core::{Error, Result};
 
-/// Scans of a progressive file. Each goes over the whole image and may take no more than a few bytes of the file, so that
-/// thousands of them keep a processor busy for minutes. Encoders write about ten.
+/// Most scans of a progressive file. Each scan costs a pass over the whole image and may need only a few bytes of the
+/// file: thousands of scans would run for minutes. Encoders write about ten.
 const MAX_SCANS: usize = 100;
 
-/// What begins the marker that holds the orientation, before a TIFF header.
+/// First bytes of the EXIF marker; a TIFF header follows.
 const EXIF: &[u8] = b"Exif\0\0";
 
-/// The image of `file`, upright.
+/// Reads and checks the header of `file`: width, height and orientation.
 ///
 /// # Errors
-/// InvalidArgument for a file with another number of channels than 1, 3 and 4, with too many scans, and for an image
-/// beyond the limits.
+/// InvalidArgument for a damaged header, for a number of channels other than 1, 3 and 4, for too many scans, and for an
+/// image beyond the limits.
 ///
 /// # Panics
-/// libjpeg's own errors unwind; the caller catches them.
-pub(super) fn decode(file: &[u8], limits: &Limits) -> Result<DynamicImage> {
-    let damaged = |_: io::Error| Format::Jpeg.damaged();
-    let decoder = Decompress::with_markers(&[Marker::APP(1)])
-        .from_reader(Whole(file))
-        .map_err(damaged)?;
-    let side = |n: usize| u32::try_from(n).map_err(|_| Format::Jpeg.damaged());
-    let (width, height) = (side(decoder.width())?, side(decoder.height())?);
-    limits.check_size(width, height)?;
-    let scans = scans(file);
-    if scans > MAX_SCANS {
-        return Err(Error::invalid_argument(format!(
-            "the JPEG has {scans} scans: the limit is {MAX_SCANS}"
-        )));
-    }
-    let orientation = orientation(&decoder);
-    // Pillow decides by the number of channels, too.
+/// libjpeg's errors unwind; the caller catches them.
+pub(super) fn header(file: &[u8], limits: &ImageLimits) -> Result<(u32, u32, Orientation)> {
+    open(file, limits).map(|(_, header)| header)
+}
+
+/// Decodes `file` and turns the image upright.
+///
+/// # Errors
+/// Those of [`header`], and InvalidArgument for damaged or missing pixels.
+///
+/// # Panics
+/// As [`header`].
+pub(super) fn decode(file: &[u8], limits: &ImageLimits) -> Result<DynamicImage> {
+    let (decoder, (width, height, orientation)) = open(file, limits)?;
     let channels = decoder.components().len();
     let mut started = match channels {
         1 => decoder.grayscale(),
         3 => decoder.rgb(),
-        4 => decoder.to_colorspace(ColorSpace::JCS_CMYK),
-        _ => return Err(Format::Jpeg.unsupported()),
+        _ => decoder.to_colorspace(ColorSpace::JCS_CMYK),
     }
     .map_err(damaged)?;
     let samples: Vec<u8> = started.read_scanlines().map_err(damaged)?;
@@ -64,19 +60,42 @@ pub(super) fn decode(file: &[u8], limits: &Limits) -> Result<DynamicImage> {
     Ok(image)
 }
 
-fn orientation<R>(decoder: &Decompress<R>) -> Orientation {
-    decoder
+type Header = (u32, u32, Orientation);
+
+fn open<'a>(file: &'a [u8], limits: &ImageLimits) -> Result<(Decompress<WholeFile<'a>>, Header)> {
+    let decoder = Decompress::with_markers(&[Marker::APP(1)])
+        .from_reader(WholeFile(file))
+        .map_err(damaged)?;
+    let side = |n: usize| u32::try_from(n).map_err(|_| Format::Jpeg.damaged());
+    let (width, height) = (side(decoder.width())?, side(decoder.height())?);
+    limits.check_size(width, height)?;
+    let scans = scans(file);
+    if scans > MAX_SCANS {
+        return Err(Error::invalid_argument(format!(
+            "the JPEG has {scans} scans: the limit is {MAX_SCANS}"
+        )));
+    }
+    // Pillow decides by the number of channels, too.
+    if !matches!(decoder.components().len(), 1 | 3 | 4) {
+        return Err(Format::Jpeg.unsupported());
+    }
+    let orientation = decoder
         .markers()
         .find_map(|marker| marker.data.strip_prefix(EXIF))
         .and_then(Orientation::from_exif_chunk)
-        .unwrap_or(Orientation::NoTransforms)
+        .unwrap_or(Orientation::NoTransforms);
+    Ok((decoder, (width, height, orientation)))
 }
 
-/// The whole of a file in one piece. libjpeg takes the end of a reader for the end of the image and fills the rest with
-/// gray; an error ends it instead, as Pillow's does for a truncated file.
-struct Whole<'a>(&'a [u8]);
+fn damaged(_: io::Error) -> Error {
+    Format::Jpeg.damaged()
+}
 
-impl Read for Whole<'_> {
+/// A file in memory whose end is an error. libjpeg would take the end of a reader for the end of the image and fill the
+/// rest with gray; Pillow refuses a truncated file.
+struct WholeFile<'a>(&'a [u8]);
+
+impl Read for WholeFile<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.fill_buf()?.read(buffer)?;
         self.consume(count);
@@ -84,7 +103,7 @@ impl Read for Whole<'_> {
     }
 }
 
-impl BufRead for Whole<'_> {
+impl BufRead for WholeFile<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.0.is_empty() {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
@@ -97,7 +116,7 @@ impl BufRead for Whole<'_> {
     }
 }
 
-/// How many scans `file` announces: markers FF DA outside of other segments.
+/// Counts the scans of `file`: markers FF DA outside of other segments.
 fn scans(file: &[u8]) -> usize {
     let mut count = 0;
     let mut rest = file;
@@ -105,7 +124,7 @@ fn scans(file: &[u8]) -> usize {
         rest = &rest[at + 1..];
         let Some(marker) = rest.first() else { break };
         match marker {
-            // Another FF may follow, which begins the marker; a stuffed FF, TEM, restarts, SOI and EOI have no length.
+            // A second FF starts the marker anew. A stuffed FF, TEM, restarts, SOI and EOI have no length.
             0xFF => continue,
             0x00 | 0x01 | 0xD0..=0xD9 => {}
             marker => {
@@ -121,7 +140,7 @@ fn scans(file: &[u8]) -> usize {
     count
 }
 
-/// CMYK with 255 for no ink, as Adobe's programs write it and as Pillow takes all of them.
+/// Converts CMYK with 255 for no ink (Adobe's convention, which Pillow assumes for every file) to RGB.
 ///
 /// Source: Pillow, `src/libImaging/Convert.c` (`cmyk2rgb`).
 fn rgb_of_inverted_cmyk(samples: &[u8]) -> Vec<u8> {

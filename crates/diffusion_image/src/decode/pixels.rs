@@ -1,12 +1,12 @@
-//! What a decoder made, as 8-bit colour or as a depth map.
+//! Conversion of decoded files to 8-bit colour or to a depth map.
 
 use image::DynamicImage;
 
-use crate::depth_map::DepthMap;
-use crate::encode::RgbImage;
+use crate::DepthMap;
+use crate::RgbImage;
 use diffusion_core::{Error, Result};
 
-/// `image` in 8-bit RGB: 16 bits lose their lower 8, and alpha is laid over white.
+/// Converts `image` to 8-bit RGB: 16 bits lose their lower 8, and alpha is laid over white.
 ///
 /// # Errors
 /// InvalidArgument for pixels in floating point.
@@ -31,7 +31,7 @@ pub(super) fn rgb(image: &DynamicImage) -> Result<RgbImage> {
     RgbImage::new(image.width(), image.height(), rgb)
 }
 
-/// The values of a grayscale `image` as they are stored.
+/// Returns the stored values of a grayscale `image`.
 ///
 /// # Errors
 /// InvalidArgument for colours, for transparent pixels and for pixels in floating point.
@@ -39,37 +39,38 @@ pub(super) fn depth_map(image: &DynamicImage) -> Result<DepthMap> {
     let (bits, values) = match image {
         DynamicImage::ImageLuma8(image) => (8, floats(image.as_raw())),
         DynamicImage::ImageLuma16(image) => (16, floats(image.as_raw())),
-        DynamicImage::ImageLumaA8(image) => (8, only_mask::<u8, 2>(image.as_raw(), u8::MAX)?),
-        DynamicImage::ImageLumaA16(image) => (16, only_mask::<u16, 2>(image.as_raw(), u16::MAX)?),
-        DynamicImage::ImageRgb8(image) => (8, only_mask::<u8, 3>(image.as_raw(), u8::MAX)?),
-        DynamicImage::ImageRgb16(image) => (16, only_mask::<u16, 3>(image.as_raw(), u16::MAX)?),
-        DynamicImage::ImageRgba8(image) => (8, only_mask::<u8, 4>(image.as_raw(), u8::MAX)?),
-        DynamicImage::ImageRgba16(image) => (16, only_mask::<u16, 4>(image.as_raw(), u16::MAX)?),
+        DynamicImage::ImageLumaA8(image) => (8, gray_values::<u8, 2>(image.as_raw(), u8::MAX)?),
+        DynamicImage::ImageLumaA16(image) => (16, gray_values::<u16, 2>(image.as_raw(), u16::MAX)?),
+        DynamicImage::ImageRgb8(image) => (8, gray_values::<u8, 3>(image.as_raw(), u8::MAX)?),
+        DynamicImage::ImageRgb16(image) => (16, gray_values::<u16, 3>(image.as_raw(), u16::MAX)?),
+        DynamicImage::ImageRgba8(image) => (8, gray_values::<u8, 4>(image.as_raw(), u8::MAX)?),
+        DynamicImage::ImageRgba16(image) => (16, gray_values::<u16, 4>(image.as_raw(), u16::MAX)?),
         _ => return Err(floating_point()),
     };
     DepthMap::new(image.width(), image.height(), bits, values)
 }
 
 fn floating_point() -> Error {
-    Error::invalid_argument("pixels in floating point are not supported: 8 or 16 bits are")
+    Error::invalid_argument("floating-point pixels are not supported; expected 8 or 16 bits")
 }
 
-/// Each pixel of `N` samples by itself.
+/// Converts pixels of `N` samples to RGB.
 fn pixels<T: Copy, const N: usize>(samples: &[T], rgb: impl Fn([T; N]) -> [u8; 3]) -> Vec<u8> {
-    let mut made = Vec::with_capacity(samples.len() / N * 3);
+    let mut result = Vec::with_capacity(samples.len() / N * 3);
     let (pixels, _) = samples.as_chunks::<N>();
     for pixel in pixels {
-        made.extend_from_slice(&rgb(*pixel));
+        result.extend_from_slice(&rgb(*pixel));
     }
-    made
+    result
 }
 
 fn floats<T: Copy + Into<f32>>(samples: &[T]) -> Vec<f32> {
     samples.iter().map(|sample| (*sample).into()).collect()
 }
 
-/// The first sample of each pixel of `N`, if the other colours are equal to it and alpha, which 2 and 4 have, is `opaque`.
-fn only_mask<T: Copy + PartialEq + Into<f32>, const N: usize>(samples: &[T], opaque: T) -> Result<Vec<f32>> {
+/// Returns the first sample of each pixel of `N` samples. The other colours must be equal to it, and alpha (with 2 and 4
+/// samples) must be `opaque`.
+fn gray_values<T: Copy + PartialEq + Into<f32>, const N: usize>(samples: &[T], opaque: T) -> Result<Vec<f32>> {
     let (pixels, _) = samples.as_chunks::<N>();
     pixels
         .iter()
@@ -79,20 +80,18 @@ fn only_mask<T: Copy + PartialEq + Into<f32>, const N: usize>(samples: &[T], opa
             let is_gray = pixel[..colours].iter().all(|sample| *sample == gray)
                 && pixel[colours..].iter().all(|alpha| *alpha == opaque);
             is_gray.then(|| gray.into()).ok_or_else(|| {
-                Error::invalid_argument(
-                    "a depth map is a grayscale image of 8 or 16 bits, without colours and without transparent pixels",
-                )
+                Error::invalid_argument("expected a grayscale depth map of 8 or 16 bits without transparent pixels")
             })
         })
         .collect()
 }
 
-/// The upper half of a sample of 16 bits.
+/// Returns the upper half of a sample of 16 bits.
 fn upper(sample: u16) -> u8 {
     (sample >> 8) as u8
 }
 
-/// A sample with `alpha` over white. Rounded to nearest, as Pillow's `Image.alpha_composite` over an opaque white does it.
+/// Lays a sample with `alpha` over white, rounded to nearest as in Pillow's `Image.alpha_composite`.
 ///
 /// Source: Pillow, `src/libImaging/AlphaComposite.c`.
 fn over_white(sample: u8, alpha: u8) -> u8 {
@@ -108,7 +107,7 @@ mod tests {
     use super::*;
     use image::{GrayAlphaImage, ImageBuffer, Luma, LumaA, Rgb, Rgb32FImage, Rgba, RgbaImage};
 
-    /// Pillow's own arithmetic, with 7 bits of extra precision.
+    /// Pillow's arithmetic, with 7 bits of extra precision.
     fn alpha_composite_over_white(sample: u8, alpha: u8) -> u8 {
         let (sample, alpha) = (u32::from(sample), u32::from(alpha));
         if alpha == 0 {
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn alpha_is_laid_over_white_as_pillow_does_it() {
+    fn alpha_over_white_equals_pillow() {
         for sample in 0..=255 {
             for alpha in 0..=255 {
                 let expected = alpha_composite_over_white(sample, alpha);
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_bits_keep_their_upper_half() {
+    fn sixteen_bit_samples_keep_their_upper_half() {
         let image = ImageBuffer::<Luma<u16>, _>::from_raw(2, 1, vec![0x12FF, 0xFF00]).unwrap();
         let image = rgb(&image.into()).unwrap();
         assert_eq!(image.rgb(), [0x12, 0x12, 0x12, 0xFF, 0xFF, 0xFF]);
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_maps_have_no_colours() {
+    fn depth_map_with_colours_is_refused() {
         let images: [DynamicImage; 4] = [
             RgbaImage::from_raw(1, 1, vec![9, 9, 8, 255]).unwrap().into(),
             RgbaImage::from_raw(1, 1, vec![9, 9, 9, 254]).unwrap().into(),

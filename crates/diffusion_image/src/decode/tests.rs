@@ -4,9 +4,9 @@ use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgba, RgbaImage};
 use proptest::prelude::*;
 
 use super::*;
-use crate::encode::to_base64;
+use crate::to_base64;
 
-const LIMITS: Limits = Limits {
+const LIMITS: ImageLimits = ImageLimits {
     max_base64_bytes: 1 << 20,
     max_pixels: 10_000,
     max_side: 400,
@@ -38,6 +38,18 @@ fn file(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
     file
 }
 
+fn rgb(text: &[u8], limits: &ImageLimits) -> Result<RgbImage> {
+    EncodedImage::new("image", text, limits)?.rgb()
+}
+
+fn mask(file: &[u8]) -> Mask {
+    encoded(file).unwrap().mask().unwrap()
+}
+
+fn encoded(file: &[u8]) -> Result<EncodedImage> {
+    EncodedImage::new("image", to_base64(file).as_bytes(), &LIMITS)
+}
+
 fn read(file: &[u8]) -> Result<RgbImage> {
     rgb(to_base64(file).as_bytes(), &LIMITS)
 }
@@ -52,31 +64,31 @@ fn refused<T: std::fmt::Debug>(result: Result<T>) -> String {
 }
 
 #[test]
-fn every_lossless_format_keeps_every_pixel() {
+fn lossless_formats_keep_every_pixel() {
     for format in FORMATS.into_iter().filter(|format| *format != ImageFormat::Jpeg) {
-        let made = read(&file(image(), format)).unwrap();
-        assert_eq!((made.width(), made.height()), (12, 9));
-        assert_eq!(made.rgb(), image().as_raw(), "{format:?}");
+        let result = read(&file(image(), format)).unwrap();
+        assert_eq!((result.width(), result.height()), (12, 9));
+        assert_eq!(result.rgb(), image().as_raw(), "{format:?}");
     }
 }
 
 #[test]
-fn a_image_that_we_made_comes_back() {
+fn jpeg_of_high_quality_is_close() {
     let rgb: Vec<u8> = (0..64 * 48 * 3).map(|index| (index / 97) as u8).collect();
     let image = RgbImage::new(64, 48, rgb).unwrap();
     let mut jpeg = Vec::new();
     image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 95)
         .encode(image.rgb(), 64, 48, image::ExtendedColorType::Rgb8)
         .unwrap();
-    let made = read(&jpeg).unwrap();
-    assert_eq!((made.width(), made.height()), (64, 48));
-    for (a, b) in made.rgb().iter().zip(image.rgb()) {
+    let result = read(&jpeg).unwrap();
+    assert_eq!((result.width(), result.height()), (64, 48));
+    for (a, b) in result.rgb().iter().zip(image.rgb()) {
         assert!(a.abs_diff(*b) < 25, "{a} {b}");
     }
 }
 
 #[test]
-fn the_format_is_told_by_the_content() {
+fn format_is_detected_from_the_content() {
     let text = format!("data:image/jpeg;base64,{}", to_base64(&file(image(), ImageFormat::Png)));
     assert_eq!(rgb(text.as_bytes(), &LIMITS).unwrap().rgb(), image().as_raw());
     for content in [
@@ -96,13 +108,13 @@ fn the_format_is_told_by_the_content() {
 
 #[test]
 fn cheap_checks_come_first() {
-    let tight = |bytes, pixels, side| Limits {
+    let tight = |bytes, pixels, side| ImageLimits {
         max_base64_bytes: bytes,
         max_pixels: pixels,
         max_side: side,
     };
-    let text = |limits: Limits| refused(rgb(b"!!! not base64 !!!", &limits));
-    assert!(text(tight(5, 1, 1)).contains("the limit is 5"));
+    let text = |limits: ImageLimits| refused(rgb(b"!!! not base64 !!!", &limits));
+    assert!(text(tight(5, 1, 1)).contains("the limit of 5"));
     assert!(text(tight(50, 1, 1)).contains("not base64"));
     assert!(refused(rgb(b" \n", &LIMITS)).contains("empty"));
     for format in FORMATS {
@@ -124,10 +136,10 @@ fn cheap_checks_come_first() {
 }
 
 #[test]
-fn a_file_that_breaks_off_is_refused() {
+fn truncated_file_is_refused() {
     for format in FORMATS {
         let file = file(image(), format);
-        // The last bytes of some formats say no more than that the file ends here.
+        // The last bytes of some formats only mark the end.
         for length in 1..file.len() - 5 {
             refused(read(&file[..length]));
         }
@@ -135,10 +147,28 @@ fn a_file_that_breaks_off_is_refused() {
 }
 
 #[test]
-fn an_unknown_kind_is_refused() {
+fn truncated_pixels_behind_a_whole_header_fail_when_decoded() {
+    for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp] {
+        let file = file(image(), format);
+        let image = encoded(&file[..file.len() - 20]).unwrap();
+        assert_eq!((image.width(), image.height()), (12, 9));
+        let error = refused(image.rgb());
+        assert!(error.starts_with("input `image`: the "), "{error}");
+        assert!(error.ends_with(" is damaged or truncated"), "{error}");
+    }
+}
+
+#[test]
+fn clones_share_the_file() {
+    let image = encoded(&file(image(), ImageFormat::Png)).unwrap();
+    assert!(Arc::ptr_eq(&image.file, &image.clone().file));
+}
+
+#[test]
+fn floating_point_pixels_are_refused() {
     let floats = image::Rgb32FImage::from_pixel(3, 3, image::Rgb([0.5; 3]));
     let error = refused(read(&file(floats, ImageFormat::Tiff)));
-    assert!(error.contains("floating point"), "{error}");
+    assert!(error.contains("floating-point"), "{error}");
 }
 
 /// A JPEG with an orientation in it.
@@ -153,7 +183,7 @@ fn oriented(value: u8) -> Vec<u8> {
 }
 
 #[test]
-fn images_are_turned_upright() {
+fn orientation_turns_images_upright() {
     // Where the white corner goes, and whether the sides are exchanged. Source: Exif 2.3, tag 0x0112.
     for (value, right, bottom, turned) in [
         (1, false, false, false),
@@ -168,12 +198,14 @@ fn images_are_turned_upright() {
         (9, false, false, false),
         (0, false, false, false),
     ] {
-        let made = mask(to_base64(&oriented(value)).as_bytes(), &LIMITS).unwrap();
+        let result = mask(&oriented(value));
         let (width, height) = if turned { (16, 32) } else { (32, 16) };
-        assert_eq!((made.width(), made.height()), (width, height), "{value}");
+        assert_eq!((result.width(), result.height()), (width, height), "{value}");
+        let header = encoded(&oriented(value)).unwrap();
+        assert_eq!((header.width(), header.height()), (width, height), "{value}");
         let x = if right { width - 4 } else { 3 };
         let y = if bottom { height - 4 } else { 3 };
-        let at = |x: u32, y: u32| made.values()[(y * width + x) as usize];
+        let at = |x: u32, y: u32| result.values()[(y * width + x) as usize];
         assert!(at(x, y) > 200, "{value}");
         assert!(at(width - 1 - x, height - 1 - y) < 50, "{value}");
         assert!(at(width - 1 - x, y) < 50 && at(x, height - 1 - y) < 50, "{value}");
@@ -183,25 +215,25 @@ fn images_are_turned_upright() {
 #[test]
 fn masks_are_converted_to_luma() {
     let image = image::RgbImage::from_fn(2, 1, |x, _| image::Rgb(if x == 0 { [255, 0, 0] } else { [9; 3] }));
-    let made = mask(to_base64(&file(image, ImageFormat::Png)).as_bytes(), &LIMITS).unwrap();
-    assert_eq!(made.values(), [76, 9]);
+    let result = mask(&file(image, ImageFormat::Png));
+    assert_eq!(result.values(), [76, 9]);
     let image = RgbaImage::from_pixel(1, 1, Rgba([0, 0, 0, 0]));
-    let made = mask(to_base64(&file(image, ImageFormat::Png)).as_bytes(), &LIMITS).unwrap();
-    assert_eq!(made.values(), [255]);
+    let result = mask(&file(image, ImageFormat::Png));
+    assert_eq!(result.values(), [255]);
 }
 
 #[test]
-fn depth_maps_of_either_depth() {
-    let read = |file: &[u8]| depth_map(to_base64(file).as_bytes(), &LIMITS);
+fn depth_maps_of_8_and_16_bits_keep_their_values() {
+    let read = |file: &[u8]| encoded(file)?.depth_map();
     let wide = image::ImageBuffer::<Luma<u16>, _>::from_raw(2, 1, vec![1_u16, 65_535]).unwrap();
     for format in [ImageFormat::Png, ImageFormat::Tiff] {
-        let made = read(&file(wide.clone(), format)).unwrap();
-        assert_eq!((made.bits(), made.values()), (16, &[1.0, 65_535.0][..]));
+        let result = read(&file(wide.clone(), format)).unwrap();
+        assert_eq!((result.bits(), result.values()), (16, &[1.0, 65_535.0][..]));
     }
     let narrow = GrayImage::from_raw(2, 1, vec![1, 255]).unwrap();
     for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Tiff] {
-        let made = read(&file(narrow.clone(), format)).unwrap();
-        assert_eq!((made.bits(), made.values()), (8, &[1.0, 255.0][..]), "{format:?}");
+        let result = read(&file(narrow.clone(), format)).unwrap();
+        assert_eq!((result.bits(), result.values()), (8, &[1.0, 255.0][..]), "{format:?}");
     }
     assert!(refused(read(&file(image(), ImageFormat::Png))).contains("grayscale"));
 }
@@ -209,7 +241,7 @@ fn depth_maps_of_either_depth() {
 /// The decoder of animated WebPs walks out of its buffer where a lossy frame is larger than its alpha. It panics, and the
 /// panic stays here.
 #[test]
-fn a_decoder_that_panics_is_an_error() {
+fn decoder_panic_is_an_error() {
     let simple = ::webp::Encoder::from_rgb(&[99; 16 * 16 * 3], 16, 16)
         .encode(50.0)
         .to_vec();
@@ -221,13 +253,13 @@ fn a_decoder_that_panics_is_an_error() {
     let animation = chunk(b"ANIM", &[0; 6]);
     let place = [0, 0, 0, 0, 0, 0, 7, 0, 0, 7, 0, 0, 1, 0, 0, 0];
     let alpha = chunk(b"ALPH", &[0; 65]);
-    // The chunk of the image, as it stands in the simple file.
+    // The chunk of the image, as in the simple file.
     let frame = chunk(b"ANMF", &[&place[..], &alpha, &simple[12..]].concat());
     let file = chunk(b"RIFF", &[&b"WEBP"[..], &canvas, &animation, &frame].concat());
     let bare = || image::load_from_memory_with_format(&file, ImageFormat::WebP).is_ok();
     assert!(
         catch_unwind(bare).is_err(),
-        "it panics no more: the file is of no use here"
+        "the decoder no longer panics: this test needs another file"
     );
     assert!(refused(read(&file)).contains("the WebP is damaged"));
 }
@@ -249,7 +281,7 @@ proptest! {
             file.truncate(kept.index(file.len()));
         }
         match read(&file) {
-            Ok(made) => prop_assert!(made.width() <= LIMITS.max_side && made.height() <= LIMITS.max_side),
+            Ok(result) => prop_assert!(result.width() <= LIMITS.max_side && result.height() <= LIMITS.max_side),
             Err(error) => prop_assert!(matches!(error, Error::InvalidArgument(_)), "{:?}", error),
         }
     }

@@ -1,9 +1,9 @@
-//! What the WebP decoder does not check before it allocates.
+//! Checks of a WebP that its decoder does not make before it allocates.
 //!
-//! The size of an image stands in a WebP two times or more: of the canvas, and of each lossy frame. The decoder trusts the
-//! frame's until its pixels are made, so that a canvas of 16x16 may cost what 16383x16383 pixels do.
+//! A WebP states the size of the canvas and the size of each lossy frame. The decoder allocates for the frame: a canvas of
+//! 16x16 could cost the memory of 16383x16383 pixels.
 
-use super::Limits;
+use super::ImageLimits;
 use super::format::{Format, check_frames};
 use diffusion_core::Result;
 
@@ -11,22 +11,21 @@ use diffusion_core::Result;
 const CHUNK_HEADER: usize = 8;
 /// Bytes before the chunks of a file: `RIFF`, the length, `WEBP`.
 const FILE_HEADER: usize = 12;
-/// Bytes before the chunks of an animation's frame: its place, its size, its duration and its flags.
+/// Bytes before the chunks of an animation's frame: position, size, duration and flags.
 const FRAME_HEADER: usize = 16;
 
-/// Checks that `file` is as long as it says that it has not too many frames and
-/// that every lossy one keeps to the limits.
+/// Checks the length of the file, the number of frames and the size of every lossy frame.
 ///
 /// Source: RFC 9649, sections 2.3 to 2.7, and RFC 6386, section 9.1.
 ///
 /// # Errors
-/// InvalidArgument if not.
-pub(super) fn check(file: &[u8], limits: &Limits) -> Result<()> {
+/// InvalidArgument for a truncated file and for one beyond the limits.
+pub(super) fn check(file: &[u8], limits: &ImageLimits) -> Result<()> {
     let length = file.get(4..8).and_then(|bytes| bytes.try_into().ok());
     let is_whole =
         length.is_some_and(|bytes| u64::from(u32::from_le_bytes(bytes)) + CHUNK_HEADER as u64 <= file.len() as u64);
     if !is_whole {
-        // The decoder would take what is missing for zeros.
+        // The decoder would read missing bytes as zeros.
         return Err(Format::WebP.damaged());
     }
     let mut frames = 0;
@@ -47,7 +46,7 @@ pub(super) fn check(file: &[u8], limits: &Limits) -> Result<()> {
     Ok(())
 }
 
-/// Names and contents of the chunks in a row; the last one may break off.
+/// Iterates over the names and contents of consecutive chunks; the last chunk may be truncated.
 fn chunks(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     std::iter::from_fn(move || {
         let (header, rest) = bytes.split_at_checked(CHUNK_HEADER)?;
@@ -62,8 +61,8 @@ fn chunks(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     })
 }
 
-/// The size in the header of a VP8 key frame, 14 bits a side.
-fn check_frame(frame: &[u8], limits: &Limits) -> Result<()> {
+/// Checks the size in the header of a VP8 key frame, 14 bits a side.
+fn check_frame(frame: &[u8], limits: &ImageLimits) -> Result<()> {
     let side = |at: usize| match frame.get(at..at + 2) {
         Some(&[low, high]) => Ok(u32::from(u16::from_le_bytes([low, high]) & 0x3FFF)),
         _ => Err(Format::WebP.damaged()),
@@ -76,7 +75,7 @@ mod tests {
     use super::*;
     use diffusion_core::Error;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: ImageLimits = ImageLimits {
         max_base64_bytes: 0,
         max_pixels: 1000,
         max_side: 100,
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn each_frame_keeps_to_the_limits() {
+    fn frames_beyond_the_limits_are_refused() {
         let odd = chunk(b"ALPH", &[1]);
         let small = frame(20, 30);
         let scaled = frame(20 | 0x4000, 30 | 0x8000);
@@ -133,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_counted() {
+    fn too_many_frames_are_refused() {
         let frames = vec![animation(&[frame(2, 2)]); 1001];
         assert_eq!(check(&file(&frames[1..]), &LIMITS), Ok(()));
         assert!(check(&file(&frames), &LIMITS).is_err());
     }
 
     #[test]
-    fn a_file_is_as_long_as_it_says() {
+    fn truncated_file_is_refused() {
         let whole = file(&[frame(20, 30)]);
         assert_eq!(check(&whole, &LIMITS), Ok(()));
         assert_eq!(check(&[&whole[..], b"more"].concat(), &LIMITS), Ok(()));

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::Filter;
 
-/// Bits after the point of a weight in 8-bit arithmetic. Of 32 bits, 8 are the sample's, and 2 are for a sum that the
-/// negative lobes of a filter carry below 0 or above 255.
+/// Fractional bits of a weight in 8-bit arithmetic. Of 32 bits, 8 are for the sample and 2 for sums below 0 or above 255,
+/// which the negative lobes of a filter cause.
 pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// The part of one axis of the source that is stretched over the result: from `start` to `end` pixels, which may be equal.
+/// A part of one axis of the source, from `start` to `end` pixels; may be empty.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Span {
     pub(super) start: u32,
@@ -17,7 +17,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// The whole of an axis.
+    /// Returns the whole of an axis.
     pub(super) fn whole(size: usize) -> Self {
         Self {
             start: 0,
@@ -26,24 +26,24 @@ impl Span {
     }
 }
 
-/// For each pixel of the result the pixels of the source that it is made of, and their weights.
+/// The source pixels and weights of each result pixel.
 ///
 /// Source: Pillow, `src/libImaging/Resample.c` (`precompute_coeffs`).
 pub(super) struct Coefficients {
     /// The source pixels of each result pixel.
     windows: Vec<Range<usize>>,
-    /// `stride` weights for each result pixel, of which the first belong to its window.
+    /// `stride` weights for each result pixel; those beyond its window are unused.
     weights: Vec<f64>,
     stride: usize,
 }
 
 impl Coefficients {
-    /// The weights that make `target` pixels out of the `span` of an axis of `source` pixels.
+    /// Computes the weights to resize the `span` of an axis of `source` pixels to `target` pixels.
     pub(super) fn new(source: usize, span: Span, target: usize, filter: Filter) -> Self {
-        // Pillow holds both ends in single precision.
+        // Pillow stores both ends in single precision.
         let (start, end) = (span.start as f32, span.end as f32);
         let scale = f64::from(end - start) / target as f64;
-        // An image that shrinks is low-pass filtered by a wider filter.
+        // A wider filter low-pass filters an image that shrinks.
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
         let stride = support.ceil() as usize * 2 + 1;
@@ -52,7 +52,7 @@ impl Coefficients {
         let mut weights = vec![0.0; target * stride];
         for (index, row) in weights.chunks_exact_mut(stride).enumerate() {
             let center = f64::from(start) + (index as f64 + 0.5) * scale;
-            // Casts from below zero stop at zero, which is the bound that C sets afterwards.
+            // Casts of negative numbers give zero, the bound that C sets afterwards.
             let first = (center - support + 0.5) as usize;
             let last = ((center + support + 0.5) as usize).clamp(first, source.max(first));
             let mut sum = 0.0;
@@ -74,14 +74,14 @@ impl Coefficients {
         }
     }
 
-    /// The source pixels that any result pixel needs.
+    /// Returns the range of source pixels that any result pixel needs.
     pub(super) fn needed(&self) -> Range<usize> {
         let start = self.windows.first().map_or(0, |window| window.start);
         let end = self.windows.last().map_or(0, |window| window.end);
         start..end.max(start)
     }
 
-    /// The windows with their weights in double precision.
+    /// Iterates over the windows with their weights in double precision.
     pub(super) fn exact(&self) -> impl Iterator<Item = (Range<usize>, &[f64])> {
         let rows = self.weights.chunks_exact(self.stride);
         self.windows
@@ -90,7 +90,7 @@ impl Coefficients {
             .map(|(window, row)| (window.clone(), &row[..window.len()]))
     }
 
-    /// The weights in fixed point with [`PRECISION_BITS`] after the point, rounded away from zero at halves.
+    /// Returns the weights in fixed point with [`PRECISION_BITS`] fractional bits; halves round away from zero.
     pub(super) fn fixed(&self) -> FixedCoefficients<'_> {
         let one = f64::from(1u32 << PRECISION_BITS);
         let weights = self.weights.iter().map(|weight| {
@@ -113,12 +113,12 @@ pub(super) struct FixedCoefficients<'a> {
 }
 
 impl FixedCoefficients<'_> {
-    /// How many pixels they make.
+    /// Returns the number of result pixels.
     pub(super) fn len(&self) -> usize {
         self.windows.len()
     }
 
-    /// The windows with their weights.
+    /// Iterates over the windows with their weights.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Range<usize>, &[i32])> {
         let rows = self.weights.chunks_exact(self.stride);
         self.windows
@@ -129,10 +129,10 @@ impl FixedCoefficients<'_> {
 }
 
 impl Filter {
-    /// How far the filter reaches to either side, in source pixels of an image that is not made smaller.
+    /// Returns the reach of the filter to either side, in source pixels of an image that does not shrink.
     fn support(self) -> f64 {
         match self {
-            // Nearest neighbour has no weights; half a pixel is what it would reach.
+            // Unused: nearest neighbour has no weights.
             Self::Nearest => 0.5,
             Self::Bilinear => 1.0,
             Self::Bicubic => 2.0,
@@ -140,7 +140,7 @@ impl Filter {
         }
     }
 
-    /// The filter's value at `x` pixels from its centre.
+    /// Returns the filter's value at `x` pixels from its centre.
     ///
     /// Source: Pillow, `src/libImaging/Resample.c`; the bicubic one is Keys' convolution with a = -0.5.
     fn weight(self, x: f64) -> f64 {
@@ -165,7 +165,7 @@ impl Filter {
     }
 }
 
-/// Grouped as Pillow groups it, since another grouping rounds otherwise.
+/// Computes in Pillow's order: another order rounds differently.
 fn bicubic(x: f64) -> f64 {
     const A: f64 = -0.5;
     if x < 1.0 {

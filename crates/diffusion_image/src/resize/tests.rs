@@ -48,36 +48,36 @@ fn transposed(image: &Mask) -> Mask {
 
 proptest! {
     #[test]
-    fn the_same_size_is_a_copy(image in image(), filter in filter()) {
-        let made = rgb(&image, image.width(), image.height(), filter).unwrap();
-        prop_assert_eq!(made, image);
+    fn resize_to_the_same_size_is_a_copy(image in image(), filter in filter()) {
+        let result = rgb(&image, image.width(), image.height(), filter).unwrap();
+        prop_assert_eq!(result, image);
     }
 
     #[test]
-    fn one_colour_stays(
+    fn resize_keeps_a_single_colour(
         colour in any::<[u8; 3]>(), width in side(), height in side(), w in side(), h in side(), filter in filter(),
     ) {
         let source = RgbImage::new(width, height, colour.repeat((width * height) as usize)).unwrap();
-        let made = rgb(&source, w, h, filter).unwrap();
-        prop_assert_eq!(made.rgb(), colour.repeat((w * h) as usize));
+        let result = rgb(&source, w, h, filter).unwrap();
+        prop_assert_eq!(result.rgb(), colour.repeat((w * h) as usize));
     }
 
     #[test]
-    fn channels_do_not_mix(image in image(), w in side(), h in side(), filter in filter()) {
-        let made = rgb(&image, w, h, filter).unwrap();
+    fn resize_does_not_mix_channels(image in image(), w in side(), h in side(), filter in filter()) {
+        let result = rgb(&image, w, h, filter).unwrap();
         for number in 0..3 {
             let alone = mask(&channel(&image, number), w, h, filter).unwrap();
-            prop_assert_eq!(channel(&made, number), alone);
+            prop_assert_eq!(channel(&result, number), alone);
         }
     }
 
     /// The weights are symmetric; only their rounding may differ from left to right.
     #[test]
-    fn a_mirrored_image_gives_a_mirrored_result(image in image(), w in side(), h in side()) {
+    fn resize_of_a_mirrored_image_is_mirrored(image in image(), w in side(), h in side()) {
         for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
-            let made = mirrored(&rgb(&image, w, h, filter).unwrap());
+            let result = mirrored(&rgb(&image, w, h, filter).unwrap());
             let other = rgb(&mirrored(&image), w, h, filter).unwrap();
-            for (a, b) in made.rgb().iter().zip(other.rgb()) {
+            for (a, b) in result.rgb().iter().zip(other.rgb()) {
                 prop_assert!(a.abs_diff(*b) <= 1);
             }
         }
@@ -85,7 +85,7 @@ proptest! {
 
     /// Where only one axis changes, one pass does, whichever axis it is.
     #[test]
-    fn both_passes_weigh_alike(image in image(), w in side(), filter in filter()) {
+    fn passes_have_equal_weights(image in image(), w in side(), filter in filter()) {
         let source = channel(&image, 0);
         let along_rows = mask(&source, w, source.height(), filter).unwrap();
         let along_columns = mask(&transposed(&source), source.height(), w, filter).unwrap();
@@ -94,13 +94,13 @@ proptest! {
 
     /// The float path computes the same but for the two roundings and the clipping.
     #[test]
-    fn depth_agrees_with_bytes(image in image(), w in side(), h in side(), filter in filter()) {
+    fn resize_of_depth_agrees_with_bytes(image in image(), w in side(), h in side(), filter in filter()) {
         let source = channel(&image, 1);
         let values = source.values().iter().map(|value| f32::from(*value)).collect();
         let map = DepthMap::new(source.width(), source.height(), 8, values).unwrap();
-        let made = depth(&map, w, h, filter).unwrap();
-        prop_assert_eq!((made.width(), made.height(), made.bits()), (w, h, 8));
-        // A single pass, so that no intermediate is clipped.
+        let result = depth(&map, w, h, filter).unwrap();
+        prop_assert_eq!((result.width(), result.height(), result.bits()), (w, h, 8));
+        // A single pass: no intermediate is clipped.
         let only_rows = depth(&map, w, map.height(), filter).unwrap();
         let bytes = mask(&source, w, map.height(), filter).unwrap();
         for (float, byte) in only_rows.values().iter().zip(bytes.values()) {
@@ -110,7 +110,7 @@ proptest! {
 }
 
 #[test]
-fn nearest_takes_the_pixel_under_the_centre() {
+fn nearest_picks_the_pixel_under_the_centre() {
     let source = Mask::new(4, 1, vec![10, 20, 30, 40]).unwrap();
     let resized = |width| mask(&source, width, 2, Filter::Nearest).unwrap();
     assert_eq!(resized(2).values(), [20, 40, 20, 40]);
@@ -119,34 +119,34 @@ fn nearest_takes_the_pixel_under_the_centre() {
 }
 
 #[test]
-fn bilinear_by_two() {
+fn bilinear_halves_as_expected() {
     let source = Mask::new(2, 1, vec![0, 100]).unwrap();
-    let made = mask(&source, 4, 1, Filter::Bilinear).unwrap();
-    assert_eq!(made.values(), [0, 25, 75, 100]);
-    let back = mask(&made, 1, 1, Filter::Bilinear).unwrap();
+    let result = mask(&source, 4, 1, Filter::Bilinear).unwrap();
+    assert_eq!(result.values(), [0, 25, 75, 100]);
+    let back = mask(&result, 1, 1, Filter::Bilinear).unwrap();
     assert_eq!(back.values(), [50]);
 }
 
 #[test]
-fn overshoot_is_clipped_and_in_a_depth_map_it_is_not() {
+fn overshoot_is_clipped_except_in_depth_maps() {
     let step = [0u8, 0, 0, 255, 255, 255];
     let source = Mask::new(6, 1, step.to_vec()).unwrap();
-    let made = mask(&source, 24, 1, Filter::Lanczos).unwrap();
-    assert_eq!(*made.values().iter().min().unwrap(), 0);
-    assert_eq!(*made.values().iter().max().unwrap(), 255);
+    let result = mask(&source, 24, 1, Filter::Lanczos).unwrap();
+    assert_eq!(*result.values().iter().min().unwrap(), 0);
+    assert_eq!(*result.values().iter().max().unwrap(), 255);
     let map = DepthMap::new(6, 1, 8, step.map(f32::from).to_vec()).unwrap();
-    let made = depth(&map, 24, 1, Filter::Bicubic).unwrap();
-    assert!(made.values().iter().any(|value| *value < 0.0));
-    assert!(made.values().iter().any(|value| *value > 255.0));
+    let result = depth(&map, 24, 1, Filter::Bicubic).unwrap();
+    assert!(result.values().iter().any(|value| *value < 0.0));
+    assert!(result.values().iter().any(|value| *value > 255.0));
 }
 
 #[test]
-fn an_edge_without_area_is_a_blend_of_the_rows_beside_it() {
-    let rows = [[0u8; 3], [100; 3], [200; 3]].concat();
-    let source = RgbImage::new(1, 3, rows).unwrap();
-    let part = |y| Part::whole((1, 3)).between_rows(y);
+fn edge_without_area_blends_its_neighbours() {
+    let lines = [[0u8; 3], [100; 3], [200; 3]].concat();
+    let source = RgbImage::new(1, 3, lines).unwrap();
+    let part = |y| Part::whole((1, 3)).between_lines(y);
     let top = rgb_part(&source, part(0), 1, 2, Filter::Bicubic).unwrap();
-    // Weights 0.5625 and -0.0625 of the first two rows, normalised.
+    // Weights 0.5625 and -0.0625 of the first two lines, normalised.
     assert_eq!(top.rgb(), [0; 6]);
     let bottom = rgb_part(&source, part(3), 1, 2, Filter::Bicubic).unwrap();
     assert_eq!(bottom.rgb(), [213; 6]);
@@ -157,7 +157,7 @@ fn an_edge_without_area_is_a_blend_of_the_rows_beside_it() {
 }
 
 #[test]
-fn no_size_is_an_error() {
+fn empty_size_is_an_error() {
     let source = RgbImage::new(2, 2, vec![0; 12]).unwrap();
     for (width, height) in [(0, 2), (2, 0)] {
         let error = rgb(&source, width, height, Filter::Bicubic).unwrap_err();

@@ -1,4 +1,4 @@
-//! The vocabulary of `gen_args`: each key, what it takes, where it goes and which pipelines take it.
+//! The vocabulary of `gen_args`: each key with its type, its range, its field and the pipelines that support it.
 
 use std::ops::RangeInclusive;
 
@@ -15,44 +15,44 @@ use PipelineClass::{Depth2Img, Img2Img, Inpaint, LatentConsistency, StableDiffus
 pub struct Key {
     /// The key.
     pub name: &'static str,
-    /// What it takes and where it goes.
+    /// Type, range and field.
     kind: Kind,
-    /// The pipelines that take it.
+    /// The pipelines that support the key.
     pipelines: &'static [PipelineClass],
 }
 
 /// A field of [`GenArgs`].
 type Field<T> = fn(&mut GenArgs) -> &mut Option<T>;
 
-/// What a key takes.
+/// The type and range of a key, with its field.
 enum Kind {
     /// An integer in a range.
     Int(RangeInclusive<u64>, Field<u64>),
-    /// A size in pixels: a multiple of 8; 0 is the same as null, as in diffusers.
+    /// A size in pixels: a multiple of 8; 0 means null, as in diffusers.
     Size(Field<u64>),
-    /// A finite number in a range. A JSON integer will do.
+    /// A finite number in a range, or a JSON integer.
     Float(RangeInclusive<f64>, Field<f64>),
     /// true or false.
     Bool(Field<bool>),
-    /// A class name, looked up by the pipeline.
+    /// The class name of a scheduler; the validator checks the name.
     ClassName(Field<String>),
     /// A file format.
     Format(Field<Format>),
-    /// What brackets in a prompt mean.
+    /// A prompt syntax.
     PromptSyntax(Field<PromptSyntax>),
     /// Strictly descending timesteps.
     Timesteps(Field<Vec<i64>>),
     /// Positive noise levels.
     Sigmas(Field<Vec<f64>>),
-    /// Planned, but not done by this version. Only the values that ask for nothing are accepted.
+    /// A planned feature. Only the values that do not request it are accepted.
     Planned(Planned),
 }
 
-/// What a key that is planned takes.
+/// The type of a planned feature's key.
 enum Planned {
-    /// `false`, or `true` for what is not done yet.
+    /// `true` requests the feature.
     Switch,
-    /// 0, or up to this for what is not done yet.
+    /// 1 up to this number requests the feature.
     Count(u64),
 }
 
@@ -60,23 +60,22 @@ const ALL: &[PipelineClass] = &PipelineClass::ALL;
 const SIZED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Inpaint];
 const FROM_IMAGE: &[PipelineClass] = &[Img2Img, Depth2Img, Inpaint];
 const SCHEDULED: &[PipelineClass] = &[StableDiffusion, Img2Img, Inpaint];
-/// As [`SCHEDULED`], with the pipeline that takes no sigmas.
+/// As [`SCHEDULED`], with the pipeline that has no `sigmas`.
 const TIMED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Img2Img, Inpaint];
 
 /// Number of timesteps that every supported family was trained with (`num_train_timesteps`).
 const TRAIN_TIMESTEPS: usize = 1000;
-/// Largest custom sigma. Those of the supported families end at 14.6, or at 4096 with a zero terminal signal.
+/// Largest custom sigma. The largest sigma of the supported families is 14.6, or 4096 with a zero terminal SNR.
 const MAX_SIGMA: f64 = 10_000.0;
 
-/// Every key that `gen_args` may hold.
+/// Every key of `gen_args`.
 pub static KEYS: [Key; 21] = [
     key(
         "num_inference_steps",
         ALL,
         Kind::Int(1..=1000, |a| &mut a.num_inference_steps),
     ),
-    // diffusers takes any number. Up to 1.0 all mean "no guidance", so that below 0 there is nothing to ask for;
-    // above 100 only the rounding of the arithmetic shows.
+    // diffusers accepts any number. Everything up to 1.0 means no guidance; above 100, images are rounding errors.
     key(
         "guidance_scale",
         ALL,
@@ -121,8 +120,8 @@ const fn key(name: &'static str, pipelines: &'static [PipelineClass], kind: Kind
 }
 
 impl Key {
-    /// What the key takes, in words that follow "must be".
-    pub fn takes(&self) -> String {
+    /// Describes the valid values, in words that follow "must be".
+    pub fn expects(&self) -> String {
         match &self.kind {
             Kind::Int(range, _) => {
                 format!("an integer from {} to {}", range.start(), range.end())
@@ -146,12 +145,12 @@ impl Key {
         }
     }
 
-    /// True if the pipelines of that class take the key.
-    pub fn is_taken_by(&self, class: PipelineClass) -> bool {
+    /// Returns whether pipelines of that class support the key.
+    pub fn is_supported_by(&self, class: PipelineClass) -> bool {
         self.pipelines.contains(&class)
     }
 
-    /// Checks `value`, which is not null, and stores it.
+    /// Checks a non-null `value` and stores it.
     pub(super) fn store(&self, value: &Value, args: &mut GenArgs) -> Result<()> {
         let stored = match &self.kind {
             Kind::Int(range, field) => set(field(args), as_int(value, range)),
@@ -175,14 +174,14 @@ impl Key {
             }
             Kind::Timesteps(field) => set(field(args), as_timesteps(value)),
             Kind::Sigmas(field) => set(field(args), as_sigmas(value)),
-            Kind::Planned(planned) => match planned.asks(value) {
+            Kind::Planned(planned) => match planned.is_requested(value) {
                 Some(true) => {
                     return Err(Error::unsupported(format!(
                         "`{}` is not supported by this version of the backend",
                         self.name
                     )));
                 }
-                asks => asks.is_some(),
+                requested => requested.is_some(),
             },
         };
         if stored {
@@ -191,12 +190,12 @@ impl Key {
             Err(Error::invalid_argument(format!(
                 "`{}` must be {}",
                 self.name,
-                self.takes()
+                self.expects()
             )))
         }
     }
 
-    /// True if `args` holds a value for the key.
+    /// Returns whether `args` has a value for the key.
     pub(super) fn is_set(&self, args: &mut GenArgs) -> bool {
         match &self.kind {
             Kind::Int(_, field) | Kind::Size(field) => field(args).is_some(),
@@ -211,7 +210,7 @@ impl Key {
         }
     }
 
-    /// Moves the value for the key from `from` to `to`, unless `to` has one.
+    /// Moves the value of the key from `from` to `to`, unless `to` has one.
     pub(super) fn fill(&self, to: &mut GenArgs, from: &mut GenArgs) {
         fn fill<T>(field: Field<T>, to: &mut GenArgs, from: &mut GenArgs) {
             let (to, from) = (field(to), field(from));
@@ -234,8 +233,8 @@ impl Key {
 }
 
 impl Planned {
-    /// Whether `value` asks for what is not done yet, or `None` if it is not one that the key takes.
-    fn asks(&self, value: &Value) -> Option<bool> {
+    /// Returns whether `value` requests the feature, or `None` for an invalid value.
+    fn is_requested(&self, value: &Value) -> Option<bool> {
         match self {
             Self::Switch => value.as_bool(),
             Self::Count(max) => as_int(value, &(0..=*max)).map(|n| n > 0),
@@ -243,18 +242,18 @@ impl Planned {
     }
 }
 
-/// Stores `value` and tells whether there is one.
+/// Stores `value` and returns whether there is one.
 fn set<T>(field: &mut Option<T>, value: Option<T>) -> bool {
     *field = value;
     field.is_some()
 }
 
-/// An integer of JSON in a range. `50.0` is a float, as in Python, and no integer.
+/// Reads a JSON integer in a range. `50.0` is a float, as in Python.
 fn as_int(value: &Value, range: &RangeInclusive<u64>) -> Option<u64> {
     value.as_u64().filter(|n| range.contains(n))
 }
 
-/// The elements of a list of 1 to [`TRAIN_TIMESTEPS`] elements, each as `element` reads it.
+/// Reads a list of 1 to [`TRAIN_TIMESTEPS`] elements.
 fn as_list<T>(value: &Value, element: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     let list = value.as_array()?;
     if !(1..=TRAIN_TIMESTEPS).contains(&list.len()) {

@@ -17,7 +17,7 @@ fn message(text: &str) -> String {
 }
 
 #[test]
-fn every_key() {
+fn every_key_is_parsed() {
     let text = r#"{"num_inference_steps": 20, "guidance_scale": 8, "height": 512, "width": 768, "strength": 0.8,
         "noise_level": 20, "num_images_per_prompt": 2, "eta": 0.5, "guidance_rescale": 1, "clip_skip": 2,
         "timesteps": [999, 500, 0], "sigmas": null, "padding_mask_crop": 32, "seed": 9223372036854775807,
@@ -53,7 +53,7 @@ fn every_key() {
 }
 
 #[test]
-fn nothing_is_the_default() {
+fn absent_and_null_keys_are_the_default() {
     for text in ["", "  \n", "{}", r#"{"height": 0, "width": null}"#] {
         assert_eq!(parse(text).unwrap(), GenArgs::default(), "{text}");
     }
@@ -63,9 +63,28 @@ fn nothing_is_the_default() {
     }
 }
 
+/// Compares [`KEYS`] with the table in docs/usage.md: the names, and which keys are for all pipelines.
+#[test]
+fn keys_equal_those_of_the_documentation() {
+    let page = include_str!("../../../../docs/usage.md");
+    let section = page.split("\n### gen_args\n").nth(1).unwrap();
+    let rows = section.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+    let mut documented = Vec::new();
+    for row in rows.take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let names = cells[1].split(", ").map(|name| name.trim_matches('`'));
+        documented.extend(names.map(|name| (name, cells[2] == "all")));
+    }
+    let for_all = |key: &Key| PipelineClass::ALL.iter().all(|&class| key.is_supported_by(class));
+    let mut keys: Vec<_> = KEYS.iter().map(|key| (key.name, for_all(key))).collect();
+    documented.sort_unstable();
+    keys.sort_unstable();
+    assert_eq!(keys, documented);
+}
+
 /// Python reads a float as the nearest one; serde_json does only with its feature `float_roundtrip`.
 #[test]
-fn floats_are_the_nearest() {
+fn floats_are_rounded_to_nearest() {
     let text = r#"{"guidance_scale": 12.139449357354895}"#;
     let given = parse(text).unwrap().guidance_scale;
     assert_eq!(given, Some(12.139449357354895));
@@ -99,7 +118,7 @@ fn wrong_values_name_the_key_and_its_limits() {
         let key = KEYS.iter().find(|key| key.name == name).unwrap();
         for value in values.split(' ').filter(|v| *v != "null_") {
             let text = format!(r#"{{"{name}": {value}}}"#);
-            let expected = format!("`{name}` must be {}", key.takes());
+            let expected = format!("`{name}` must be {}", key.expects());
             assert_eq!(message(&text), expected, "{text}");
         }
     }
@@ -108,7 +127,7 @@ fn wrong_values_name_the_key_and_its_limits() {
 }
 
 #[test]
-fn the_words_of_the_limits() {
+fn expects_describes_the_limits() {
     for (name, takes) in [
         ("num_inference_steps", "an integer from 1 to 1000"),
         ("guidance_scale", "a number from 0 to 100"),
@@ -123,12 +142,12 @@ fn the_words_of_the_limits() {
         ("sigmas", "a list of 1 to 1000 numbers above 0 and at most 10000"),
     ] {
         let key = KEYS.iter().find(|key| key.name == name).unwrap();
-        assert_eq!(key.takes(), takes);
+        assert_eq!(key.expects(), takes);
     }
 }
 
 #[test]
-fn keys() {
+fn unknown_and_duplicate_keys_are_refused() {
     assert_eq!(
         message(r#"{"num_inference_step": 5}"#),
         "unknown key `num_inference_step`; did you mean `num_inference_steps`?"
@@ -140,7 +159,7 @@ fn keys() {
     assert_eq!(message(&format!(r#"{{"{}": 5}}"#, "a".repeat(41))), "an unknown key");
     assert_eq!(
         message(r#"{"prompt": "a cat"}"#),
-        "`prompt` is an input tensor and not a key of gen_args"
+        "`prompt` is an input tensor, not a key of gen_args"
     );
     assert_eq!(message(r#"{"seed": 5, "seed": 5}"#), "`seed` is given twice");
     assert_eq!(message(r#"{"seed": null, "s\u0065ed": 5}"#), "`seed` is given twice");
@@ -170,12 +189,12 @@ fn text_that_is_no_object() {
     assert!(message(&deep).starts_with("not valid JSON"));
     assert!(GenArgs::parse(b"{\"scheduler\": \"\xff\"}", MAX).is_err());
     let long = format!("{}{{}}", " ".repeat(MAX));
-    assert_eq!(message(&long), "65538 bytes are more than the 65536 that are allowed");
+    assert_eq!(message(&long), "65538 bytes exceed the limit of 65536");
     assert!(parse(&long[2..]).is_ok());
 }
 
 #[test]
-fn what_is_planned_is_unsupported() {
+fn planned_features_are_unsupported() {
     for text in [r#"{"progress_every": 5}"#, r#"{"preview": true}"#] {
         let error = parse(text).unwrap_err();
         assert!(matches!(error, Error::Unsupported(_)), "{text}: {error:?}");
@@ -183,7 +202,7 @@ fn what_is_planned_is_unsupported() {
 }
 
 #[test]
-fn each_pipeline_has_its_keys() {
+fn keys_of_other_pipelines_are_refused() {
     let cases = [
         (StableDiffusion, "strength noise_level padding_mask_crop keep_unmasked"),
         (
@@ -207,27 +226,29 @@ fn each_pipeline_has_its_keys() {
     for (class, refused) in cases {
         let not_taken: Vec<_> = KEYS
             .iter()
-            .filter(|key| !key.is_taken_by(class))
+            .filter(|key| !key.is_supported_by(class))
             .map(|key| key.name)
             .collect();
         assert_eq!(not_taken.join(" "), refused, "{class}");
     }
     let args = parse(r#"{"strength": 0.5}"#).unwrap();
     assert_eq!(
-        args.check_taken_by(&[StableDiffusion]),
+        args.check_supported_by(&[StableDiffusion]),
         Err(Error::invalid_argument(
-            "`strength` is not taken by StableDiffusionPipeline"
+            "`strength` is not supported by StableDiffusionPipeline"
         ))
     );
-    args.check_taken_by(&[Depth2Img]).unwrap();
+    args.check_supported_by(&[Depth2Img]).unwrap();
 }
 
 #[test]
-fn defaults_fill_what_is_not_given() {
+fn defaults_fill_absent_keys() {
     let defaults =
         parse(r#"{"num_inference_steps": 25, "guidance_scale": 5, "seed": 7, "output_format": "jpeg", "quality": 60}"#)
             .unwrap();
-    let filled = parse(r#"{"seed": 8, "guidance_scale": null}"#).unwrap().or(&defaults);
+    let filled = parse(r#"{"seed": 8, "guidance_scale": null}"#)
+        .unwrap()
+        .with_defaults(&defaults);
     assert_eq!(
         filled,
         GenArgs {
@@ -236,15 +257,15 @@ fn defaults_fill_what_is_not_given() {
         }
     );
     let own = parse(r#"{"timesteps": [9, 3], "output_format": "png"}"#).unwrap();
-    let filled = own.or(&defaults);
+    let filled = own.with_defaults(&defaults);
     assert_eq!(filled.num_inference_steps, None);
     assert_eq!(filled.quality, None);
     assert_eq!(filled.guidance_scale, Some(5.0));
-    let same = parse(r#"{"output_format": "jpeg"}"#).unwrap().or(&defaults);
+    let same = parse(r#"{"output_format": "jpeg"}"#).unwrap().with_defaults(&defaults);
     assert_eq!(same.quality, Some(60));
 }
 
-/// Text of a user, which no error may hold: no word of ours has these letters in this order.
+/// A text that no error may contain; no word of the errors has these letters in this order.
 const MARKER: &str = "QZXJ";
 
 fn hostile() -> impl Strategy<Value = Value> {
@@ -284,12 +305,12 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn parser_accepts_any_bytes_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = GenArgs::parse(&bytes, MAX);
     }
 
     #[test]
-    fn an_unknown_key_is_quoted_only_if_plain(name in "[ -~]{0,50}") {
+    fn unknown_key_is_quoted_only_if_plain(name in "[ -~]{0,50}") {
         prop_assume!(KEYS.iter().all(|key| key.name != name) && !name.trim().is_empty());
         let text = Value::Object([(name.clone(), Value::Null)].into_iter().collect()).to_string();
         let message = message(&text);

@@ -3,20 +3,24 @@ use super::*;
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 
+fn parse_weighted(prompt: &str) -> Result<Vec<(String, f64)>> {
+    WeightedPrompt::parse(prompt.to_owned()).map(|parsed| parsed.fragments)
+}
+
 fn parsed(prompt: &str) -> Vec<(String, f64)> {
     parse_weighted(prompt).unwrap()
 }
 
-fn pieces(expected: &[(&str, f64)]) -> Vec<(String, f64)> {
+fn fragments(expected: &[(&str, f64)]) -> Vec<(String, f64)> {
     expected
         .iter()
         .map(|&(text, weight)| (text.to_owned(), weight))
         .collect()
 }
 
-/// What `parse_prompt_attention` answers, to the last bit.
+/// Results of `parse_prompt_attention`, to the last bit.
 #[test]
-fn as_in_diffusers() {
+fn weights_equal_those_of_diffusers() {
     let cases: &[(&str, &[(&str, f64)])] = &[
         ("", &[("", 1.0)]),
         ("normal text", &[("normal text", 1.0)]),
@@ -72,7 +76,7 @@ fn as_in_diffusers() {
         ("(a:\u{661})", &[("a:\u{661}", 1.1)]),
     ];
     for (prompt, expected) in cases {
-        assert_eq!(parsed(prompt), pieces(expected), "{prompt}");
+        assert_eq!(parsed(prompt), fragments(expected), "{prompt}");
     }
 }
 
@@ -96,16 +100,16 @@ fn weights_are_limited() {
         assert!(message.contains("from -10 to 10"), "{message}");
         assert!(!message.contains("secret"), "{message}");
     }
-    assert_eq!(parsed("(a:10)(b:-10)"), pieces(&[("a", 10.0), ("b", -10.0)]));
-    assert_eq!(parsed("((a:20):0.5)"), pieces(&[("a", 10.0)]));
+    assert_eq!(parsed("(a:10)(b:-10)"), fragments(&[("a", 10.0), ("b", -10.0)]));
+    assert_eq!(parsed("((a:20):0.5)"), fragments(&[("a", 10.0)]));
     // A weight of nothing harms nobody.
-    assert_eq!(parsed("a(:99999)"), pieces(&[("a", 1.0)]));
+    assert_eq!(parsed("a(:99999)"), fragments(&[("a", 1.0)]));
     // Without an open bracket it is text, whatever its number.
-    assert_eq!(parsed("a:1.2.3)"), pieces(&[("a:1.2.3)", 1.0)]));
+    assert_eq!(parsed("a:1.2.3)"), fragments(&[("a:1.2.3)", 1.0)]));
 }
 
 #[test]
-fn depth_is_limited_where_there_is_text() {
+fn text_in_too_many_brackets_is_refused() {
     let nested = |depth: usize| {
         let half = depth / 2;
         format!("{}{}secret", "(".repeat(half), "[".repeat(depth - half))
@@ -117,9 +121,9 @@ fn depth_is_limited_where_there_is_text() {
     assert!(!message.contains("secret"), "{message}");
 }
 
-/// A megabyte of each: time in proportion to the square of it would be hours.
+/// A megabyte of each pattern: quadratic time would be hours.
 #[test]
-fn time_is_in_proportion_to_the_text() {
+fn parse_time_is_linear() {
     let start = Instant::now();
     let count = 1 << 20;
     for pattern in [
@@ -138,7 +142,7 @@ fn time_is_in_proportion_to_the_text() {
     assert!(start.elapsed() < Duration::from_secs(30));
 }
 
-/// A prompt as a tree, with what it must come to.
+/// A prompt as a tree, with the expected fragments.
 #[derive(Clone, Debug)]
 enum Node {
     Text(String),
@@ -168,7 +172,7 @@ impl Node {
         prompt.push_str(&close);
     }
 
-    /// Each text with its weight; `around` holds the factors of the brackets around, innermost last.
+    /// Adds each text with its weight; `around` has the factors of the enclosing brackets, innermost last.
     fn expect(&self, around: &[f64], expected: &mut Vec<(String, f64)>) {
         let (nodes, factor) = match self {
             Self::Text(text) => {
@@ -201,10 +205,10 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
     prop::collection::vec(node, 0..6)
 }
 
-/// Neighbours of equal weight put together.
-fn merged(pieces: Vec<(String, f64)>) -> Vec<(String, f64)> {
+/// Merges neighbours of equal weight.
+fn merged(fragments: Vec<(String, f64)>) -> Vec<(String, f64)> {
     let mut merged: Vec<(String, f64)> = Vec::new();
-    for (text, weight) in pieces {
+    for (text, weight) in fragments {
         match merged.last_mut() {
             Some(last) if last.1 == weight => last.0.push_str(&text),
             _ => merged.push((text, weight)),
@@ -215,7 +219,7 @@ fn merged(pieces: Vec<(String, f64)>) -> Vec<(String, f64)> {
 
 proptest! {
     #[test]
-    fn a_tree_comes_back(nodes in nodes()) {
+    fn fragments_equal_those_of_the_tree(nodes in nodes()) {
         let (mut prompt, mut expected) = (String::new(), Vec::new());
         for node in &nodes {
             node.write(&mut prompt);
@@ -223,29 +227,29 @@ proptest! {
         }
         let mut expected = merged(expected);
         if expected.is_empty() {
-            expected = pieces(&[("", 1.0)]);
+            expected = fragments(&[("", 1.0)]);
         }
         prop_assert_eq!(parse_weighted(&prompt), Ok(expected));
     }
 
     #[test]
-    fn any_text_keeps_its_letters(prompt in "(\\PC|[()\\[\\]\\\\:.+1-]){0,60}") {
+    fn parse_keeps_the_letters_of_any_text(prompt in "(\\PC|[()\\[\\]\\\\:.+1-]){0,60}") {
         let letters = |text: &str| -> String {
             text.chars().filter(|c| !r"()[]\:+-.".contains(*c) && !c.is_ascii_digit()).collect()
         };
         match parse_weighted(&prompt) {
-            Ok(pieces) => {
-                let text: String = pieces.iter().map(|(text, _)| text.as_str()).collect();
+            Ok(fragments) => {
+                let text: String = fragments.iter().map(|(text, _)| text.as_str()).collect();
                 prop_assert_eq!(letters(&text), letters(&prompt));
-                prop_assert!(pieces.iter().all(|(_, weight)| weight.abs() <= MAX_WEIGHT));
-                prop_assert!(pieces.windows(2).all(|pair| pair[0].1 != pair[1].1));
+                prop_assert!(fragments.iter().all(|(_, weight)| weight.abs() <= MAX_WEIGHT));
+                prop_assert!(fragments.windows(2).all(|pair| pair[0].1 != pair[1].1));
             }
             Err(error) => prop_assert!(matches!(error, Error::InvalidArgument(_))),
         }
     }
 
     #[test]
-    fn text_without_syntax_stays_as_it_is(prompt in "[^()\\[\\]\\\\]{0,60}") {
-        prop_assert_eq!(parse_weighted(&prompt), Ok(pieces(&[(&prompt, 1.0)])));
+    fn text_without_syntax_is_one_fragment(prompt in "[^()\\[\\]\\\\]{0,60}") {
+        prop_assert_eq!(parse_weighted(&prompt), Ok(fragments(&[(&prompt, 1.0)])));
     }
 }

@@ -1,43 +1,27 @@
-//! Arguments that need the pipeline's limits and each other.
+//! Arguments that depend on the pipeline's limits and on each other.
 
-use super::Variant;
+use super::PipelineRules;
 use crate::gen_args::GenArgs;
-use crate::generate_request::{Source, rows};
+use crate::generate_request::unet_batch_size;
 use diffusion_core::config::Format;
 use diffusion_core::{Error, Result};
-use diffusion_image::output_format::OutputFormat;
+use diffusion_image::OutputFormat;
 
-/// Height and width of the images of a request, in pixels.
-pub fn output_size(source: &Source, height: u32, width: u32) -> (u32, u32) {
-    match source {
-        // The crop goes back into the whole image.
-        Source::Inpaint {
-            image,
-            padding_mask_crop: Some(_),
-            ..
-        } => (image.height(), image.width()),
-        _ => (height, width),
-    }
-}
-
-/// A `strength` must leave a step to take. diffusers' count (`get_timesteps`): the whole part of steps times strength.
-pub fn check_strength(source: &Source, steps: usize) -> Result<()> {
-    match source {
-        Source::Image { strength, .. } | Source::Depth { strength, .. } | Source::Inpaint { strength, .. }
-            if (steps as f64 * strength) < 1.0 =>
-        {
-            Err(Error::invalid_argument(format!(
-                "`strength` {strength} of {steps} steps leaves no step to take"
-            )))
-        }
+/// Checks that a `strength` results in a denoising step. diffusers counts the whole part of steps times strength
+/// (`get_timesteps`).
+pub fn check_strength(strength: Option<f64>, steps: usize) -> Result<()> {
+    match strength {
+        Some(strength) if (steps as f64 * strength) < 1.0 => Err(Error::invalid_argument(format!(
+            "`strength` {strength} with {steps} steps results in no denoising step; increase either"
+        ))),
         _ => Ok(()),
     }
 }
 
-/// The number of denoising steps. diffusers lets `timesteps` and `sigmas` win over `num_inference_steps`; here the
-/// two must agree, so that nothing is silently ignored.
-pub fn steps(variant: &Variant, args: &GenArgs) -> Result<usize> {
-    let max_steps = variant.limits().max_steps;
+/// Decides the number of denoising steps. In diffusers, `timesteps` and `sigmas` override `num_inference_steps`. Here the
+/// two must agree: no argument is ignored silently.
+pub fn steps(rules: &PipelineRules, args: &GenArgs) -> Result<usize> {
+    let max_steps = rules.limits().max_steps;
     let list = match (&args.timesteps, &args.sigmas) {
         (Some(list), _) => Some(("timesteps", list.len())),
         (None, Some(list)) => Some(("sigmas", list.len())),
@@ -55,7 +39,7 @@ pub fn steps(variant: &Variant, args: &GenArgs) -> Result<usize> {
         Some((name, len)) => (name, len as u64),
         None => (
             "num_inference_steps",
-            given.unwrap_or(variant.defaults.defaults.num_inference_steps.into()),
+            given.unwrap_or(rules.defaults().num_inference_steps.into()),
         ),
     };
     usize::try_from(steps)
@@ -66,29 +50,45 @@ pub fn steps(variant: &Variant, args: &GenArgs) -> Result<usize> {
         })
 }
 
-pub fn check_rows(variant: &Variant, images: u64, guided: bool) -> Result<()> {
-    let rows = rows(images, guided);
-    let max_unet_batch_size = variant.limits().max_unet_batch_size;
-    if rows <= u64::from(max_unet_batch_size) {
+/// Checks that the request fits into one UNet call.
+pub fn check_unet_batch_size(rules: &PipelineRules, images: u64, guided: bool) -> Result<()> {
+    let batch_size = unet_batch_size(images, guided);
+    let max = rules.limits().max_unet_batch_size;
+    if batch_size <= u64::from(max) {
         return Ok(());
     }
     let why = if guided { ", doubled by guidance," } else { "" };
     Err(Error::invalid_argument(format!(
-        "`num_images_per_prompt` {images}{why} needs {rows} rows of a UNet call, more than max_unet_batch_size {max_unet_batch_size}"
+        "`num_images_per_prompt` {images}{why} needs a UNet batch size of {batch_size}, more than max_unet_batch_size {max}"
     )))
 }
 
-pub fn output(variant: &Variant, args: &GenArgs, (height, width): (u32, u32)) -> Result<OutputFormat> {
-    let defaults = &variant.defaults.defaults;
+/// Checks `clip_skip` against the number of text encoder layers.
+pub fn clip_skip(args: &GenArgs, layers: usize) -> Result<Option<usize>> {
+    let checked = |skip| usize::try_from(skip).ok().filter(|skip| *skip <= layers);
+    args.clip_skip
+        .map(|skip| {
+            checked(skip).ok_or_else(|| {
+                Error::invalid_argument(format!(
+                    "`clip_skip` must be an integer from 0 to {layers}, the number of text encoder layers"
+                ))
+            })
+        })
+        .transpose()
+}
+
+/// Decides the file format and its quality for images of that height and width.
+pub fn output(rules: &PipelineRules, args: &GenArgs, (height, width): (u32, u32)) -> Result<OutputFormat> {
+    let defaults = rules.defaults();
     let format = args.output_format.unwrap_or(defaults.output_format);
     if height.max(width) > format.max_side() {
         return Err(Error::invalid_argument(format!(
-            "`output_format` {} holds at most {} pixels a side, the image is {height} high and {width} wide",
+            "`output_format` {} is limited to {} pixels a side; the image is {height} high and {width} wide",
             format.name(),
             format.max_side()
         )));
     }
-    // GenArgs has checked that a quality is 1 to 100.
+    // GenArgs has checked the range of 1 to 100.
     let quality = |default| args.quality.and_then(|q| u8::try_from(q).ok()).unwrap_or(default);
     match format {
         Format::Jpeg => Ok(OutputFormat::Jpeg {
@@ -98,7 +98,7 @@ pub fn output(variant: &Variant, args: &GenArgs, (height, width): (u32, u32)) ->
             quality: quality(defaults.webp_quality),
         }),
         Format::Png if args.quality.is_some() => Err(Error::invalid_argument(
-            "`quality` goes with `output_format` jpeg or webp only, png is lossless",
+            "`quality` requires `output_format` jpeg or webp; png is lossless",
         )),
         Format::Png => Ok(OutputFormat::Png),
     }

@@ -2,19 +2,18 @@
 mod images;
 
 use super::*;
-use crate::prompt_syntax::PromptSyntax;
-use diffusion_image::output_format::OutputFormat;
+use crate::{PromptSyntax, Text2Img};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const SCHEDULERS: &[&str] = &["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"];
 
-fn context_of(parameters: &ModelParameters) -> Result<RequestContext> {
-    RequestContext::new(capabilities(PipelineClass::StableDiffusion), parameters)
+fn validator_of(parameters: &ModelParameters) -> Result<RequestValidator> {
+    RequestValidator::new(model_info(PipelineClass::StableDiffusion), parameters)
 }
 
-fn capabilities(class: PipelineClass) -> Capabilities {
-    Capabilities {
+fn model_info(class: PipelineClass) -> ModelInfo {
+    ModelInfo {
         class,
         default_height: 512,
         default_width: 768,
@@ -26,24 +25,28 @@ fn capabilities(class: PipelineClass) -> Capabilities {
     }
 }
 
-/// A row of texts.
-fn resolve(
+/// Validates a batch element of texts.
+fn validate(
     prompt: &[u8],
     negative_prompt: Option<&[u8]>,
     gen_args: Option<&[u8]>,
-    context: &RequestContext,
+    validator: &RequestValidator,
 ) -> Result<GenerateRequest> {
-    let row = RowInputs {
+    let inputs = ElementInputs {
         prompt,
         negative_prompt,
         gen_args,
-        ..RowInputs::default()
+        ..ElementInputs::default()
     };
-    super::resolve(&row, context)
+    validator.validate(&inputs)
 }
 
-fn context() -> RequestContext {
-    context_of(&ModelParameters::default()).unwrap()
+fn validator() -> RequestValidator {
+    validator_of(&ModelParameters::default()).unwrap()
+}
+
+fn plain(prompt: &str, negative_prompt: &str) -> Prompts {
+    Prompts::parse(PromptSyntax::Plain, prompt.into(), negative_prompt.into()).unwrap()
 }
 
 fn with_defaults(gen_args: &str) -> ModelParameters {
@@ -53,27 +56,25 @@ fn with_defaults(gen_args: &str) -> ModelParameters {
     }
 }
 
-fn resolve_args(gen_args: &str) -> Result<GenerateRequest> {
-    resolve(b"a cat", None, Some(gen_args.as_bytes()), &context())
+fn validate_args(gen_args: &str) -> Result<GenerateRequest> {
+    validate(b"a cat", None, Some(gen_args.as_bytes()), &validator())
 }
 
 fn message(gen_args: &str) -> String {
-    match resolve_args(gen_args) {
+    match validate_args(gen_args) {
         Err(Error::InvalidArgument(message)) => message,
         other => panic!("{gen_args}: {other:?}"),
     }
 }
 
 #[test]
-fn a_prompt_alone_gets_the_defaults_of_diffusers() {
+fn prompt_alone_gets_the_defaults_of_diffusers() {
     for gen_args in [None, Some(&b""[..]), Some(&b"{}"[..])] {
-        let request = resolve("a \"naïve\" cat".as_bytes(), None, gen_args, &context()).unwrap();
+        let request = validate("a \"naïve\" cat".as_bytes(), None, gen_args, &validator()).unwrap();
         assert!(request.seed < 1 << 32);
         let expected = GenerateRequest {
-            prompt: "a \"naïve\" cat".into(),
-            negative_prompt: String::new(),
-            prompt_syntax: PromptSyntax::Plain,
-            source: Source::Text,
+            prompts: plain("a \"naïve\" cat", ""),
+            inputs: PipelineInputs::Text2Img(Text2Img),
             height: 512,
             width: 768,
             num_inference_steps: 50,
@@ -91,47 +92,50 @@ fn a_prompt_alone_gets_the_defaults_of_diffusers() {
         };
         assert_eq!(request, expected);
         assert!(request.do_classifier_free_guidance());
-        assert_eq!(request.rows(), 2);
+        assert_eq!(request.unet_batch_size(), 2);
     }
 }
 
 #[test]
-fn seeds_are_drawn() {
-    let seeds: std::collections::HashSet<u64> = (0..8).map(|_| resolve_args("{}").unwrap().seed).collect();
+fn absent_seed_is_random() {
+    let seeds: std::collections::HashSet<u64> = (0..8).map(|_| validate_args("{}").unwrap().seed).collect();
     assert!(seeds.len() > 1, "8 equal seeds of 32 bits");
 }
 
 #[test]
-fn the_sagemaker_example() {
-    let request = resolve(
+fn sagemaker_example_is_valid() {
+    let request = validate(
         b"Infinity pool on top of a high rise overlooking Central Park",
         Some(b"blur, signature, low detail, low quality"),
         Some(br#"{"num_inference_steps": 50, "guidance_scale": 8}"#),
-        &context(),
+        &validator(),
     )
     .unwrap();
-    assert_eq!(request.negative_prompt, "blur, signature, low detail, low quality");
+    assert_eq!(
+        request.prompts.negative_prompt(),
+        "blur, signature, low detail, low quality"
+    );
     assert_eq!((request.num_inference_steps, request.guidance_scale), (50, 8.0));
 }
 
 #[test]
-fn a_request_goes_over_the_model_and_the_model_over_the_pipeline() {
+fn request_overrides_model_and_model_overrides_pipeline() {
     let parameters = with_defaults(
         r#"{"num_inference_steps": 25, "seed": 7, "output_format": "jpeg", "scheduler": "DDIMScheduler"}"#,
     );
-    let context = context_of(&parameters).unwrap();
-    let request = resolve(b"", None, Some(br#"{"seed": 8, "eta": 1}"#), &context).unwrap();
+    let validator = validator_of(&parameters).unwrap();
+    let request = validate(b"", None, Some(br#"{"seed": 8, "eta": 1}"#), &validator).unwrap();
     assert_eq!(request.num_inference_steps, 25);
     assert_eq!((request.seed, request.eta), (8, 1.0));
     assert_eq!(request.output, OutputFormat::Jpeg { quality: 75 });
     assert_eq!(request.scheduler.as_deref(), Some("DDIMScheduler"));
-    let request = resolve(b"", None, Some(br#"{"sigmas": [9, 1]}"#), &context).unwrap();
+    let request = validate(b"", None, Some(br#"{"sigmas": [9, 1]}"#), &validator).unwrap();
     assert_eq!(request.num_inference_steps, 2);
 }
 
 #[test]
-fn sizes() {
-    let size = |args: &str| resolve_args(args).map(|r| (r.height, r.width)).unwrap();
+fn size_beyond_max_pixels_is_refused() {
+    let size = |args: &str| validate_args(args).map(|r| (r.height, r.width)).unwrap();
     assert_eq!(size(r#"{"height": 64}"#), (64, 768));
     assert_eq!(size(r#"{"width": 64, "height": 0}"#), (512, 64));
     assert_eq!(size(r#"{"width": 2048, "height": 2048}"#), (2048, 2048));
@@ -147,98 +151,103 @@ fn sizes() {
 }
 
 #[test]
-fn rows_are_limited() {
-    assert_eq!(resolve_args(r#"{"num_images_per_prompt": 8}"#).unwrap().rows(), 16);
+fn unet_batch_size_is_limited() {
+    assert_eq!(
+        validate_args(r#"{"num_images_per_prompt": 8}"#)
+            .unwrap()
+            .unet_batch_size(),
+        16
+    );
     assert_eq!(
         message(r#"{"num_images_per_prompt": 9}"#),
-        "gen_args: `num_images_per_prompt` 9, doubled by guidance, needs 18 rows of a UNet call, more than max_unet_batch_size 16"
+        "gen_args: `num_images_per_prompt` 9, doubled by guidance, needs a UNet batch size of 18, more than max_unet_batch_size 16"
     );
-    let request = resolve_args(r#"{"num_images_per_prompt": 16, "guidance_scale": 1.0}"#).unwrap();
+    let request = validate_args(r#"{"num_images_per_prompt": 16, "guidance_scale": 1.0}"#).unwrap();
     assert!(!request.do_classifier_free_guidance());
-    assert_eq!(request.rows(), 16);
+    assert_eq!(request.unet_batch_size(), 16);
     assert_eq!(
         message(r#"{"num_images_per_prompt": 17, "guidance_scale": 0}"#),
-        "gen_args: `num_images_per_prompt` 17 needs 17 rows of a UNet call, more than max_unet_batch_size 16"
+        "gen_args: `num_images_per_prompt` 17 needs a UNet batch size of 17, more than max_unet_batch_size 16"
     );
 }
 
 #[test]
-fn a_model_that_takes_the_guidance_scale_itself_adds_no_rows() {
-    let capabilities = Capabilities {
+fn guidance_embedding_does_not_double_the_batch() {
+    let model = ModelInfo {
         guidance_embedding: true,
-        ..capabilities(PipelineClass::StableDiffusion)
+        ..model_info(PipelineClass::StableDiffusion)
     };
-    // One row at most, and the default guidance scale: the model loads.
+    // A batch of one, and the default guidance scale: the model loads.
     let parameters = ModelParameters {
         max_unet_batch_size: Some(1),
         ..ModelParameters::default()
     };
-    let context = RequestContext::new(capabilities, &parameters).unwrap();
+    let validator = RequestValidator::new(model, &parameters).unwrap();
     let args = br#"{"guidance_scale": 8}"#;
-    let request = resolve(b"", None, Some(args), &context).unwrap();
+    let request = validate(b"", None, Some(args), &validator).unwrap();
     assert!(request.guidance_embedding);
     assert!(!request.do_classifier_free_guidance());
-    assert_eq!((request.guidance_scale, request.rows()), (8.0, 1));
+    assert_eq!((request.guidance_scale, request.unet_batch_size()), (8.0, 1));
     let args = br#"{"guidance_scale": 8, "num_images_per_prompt": 2}"#;
-    let error = resolve(b"", None, Some(args), &context).unwrap_err();
+    let error = validate(b"", None, Some(args), &validator).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "gen_args: `num_images_per_prompt` 2 needs 2 rows of a UNet call, more than max_unet_batch_size 1"
+        "gen_args: `num_images_per_prompt` 2 needs a UNet batch size of 2, more than max_unet_batch_size 1"
     );
 }
 
 #[test]
-fn prompts_are_checked_as_the_syntax_says() {
+fn prompts_are_parsed_by_their_syntax() {
     let bad = b"(QZXJ:11)";
     let weighted = &br#"{"prompt_syntax": "weighted"}"#[..];
-    let fails = |prompt: &[u8], negative: &[u8], args: &[u8], context: &RequestContext| {
-        let error = resolve(prompt, Some(negative), Some(args), context).unwrap_err();
+    let fails = |prompt: &[u8], negative: &[u8], args: &[u8], validator: &RequestValidator| {
+        let error = validate(prompt, Some(negative), Some(args), validator).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)));
         assert!(!error.to_string().contains("QZXJ"));
         error.to_string()
     };
-    let context = context();
-    let why = "`prompt_syntax` weighted: a weight, multiplied by those of the brackets around it, must be a number from -10 to 10";
-    assert_eq!(fails(bad, b"", weighted, &context), format!("prompt: {why}"));
+    let validator = validator();
+    let why = "`prompt_syntax` weighted: a weight, multiplied by the weights of the brackets around it, must be a number from -10 to 10";
+    assert_eq!(fails(bad, b"", weighted, &validator), format!("prompt: {why}"));
     assert_eq!(
-        fails(b"(a:1.3)", bad, weighted, &context),
+        fails(b"(a:1.3)", bad, weighted, &validator),
         format!("negative_prompt: {why}")
     );
     let deep = [&b"[(".repeat(65)[..], b"QZXJ"].concat();
-    assert!(fails(&deep, b"", weighted, &context).starts_with("prompt: `prompt_syntax` weighted:"));
+    assert!(fails(&deep, b"", weighted, &validator).starts_with("prompt: `prompt_syntax` weighted:"));
     for plain in [&br#"{"prompt_syntax": "plain"}"#[..], b"{}"] {
-        let request = resolve(bad, Some(bad), Some(plain), &context).unwrap();
-        assert_eq!(request.prompt_syntax, PromptSyntax::Plain);
+        let request = validate(bad, Some(bad), Some(plain), &validator).unwrap();
+        assert_eq!(request.prompts.syntax(), PromptSyntax::Plain);
     }
     // A model's default holds as for any other key.
-    let own = context_of(&with_defaults(r#"{"prompt_syntax": "weighted"}"#)).unwrap();
+    let own = validator_of(&with_defaults(r#"{"prompt_syntax": "weighted"}"#)).unwrap();
     assert!(fails(bad, b"", b"", &own).starts_with("prompt: "));
-    let request = resolve(b"(a:2)", None, None, &own).unwrap();
-    assert_eq!(request.prompt_syntax, PromptSyntax::Weighted);
+    let request = validate(b"(a:2)", None, None, &own).unwrap();
+    assert_eq!(request.prompts.syntax(), PromptSyntax::Weighted);
     assert_eq!(request.gen_args("X")["prompt_syntax"], "weighted");
-    assert_eq!(request.prompt, "(a:2)");
-    resolve(bad, None, Some(br#"{"prompt_syntax": "plain"}"#), &own).unwrap();
+    assert_eq!(request.prompts.prompt(), "(a:2)");
+    validate(bad, None, Some(br#"{"prompt_syntax": "plain"}"#), &own).unwrap();
 }
 
 #[test]
-fn steps() {
+fn steps_agree_with_lists_and_limits() {
     assert_eq!(
         message(r#"{"num_inference_steps": 3, "timesteps": [5, 2]}"#),
         "gen_args: `num_inference_steps` 3 is not the number of `timesteps`, 2; give one of the two"
     );
-    let request = resolve_args(r#"{"num_inference_steps": 2, "timesteps": [5, 2]}"#).unwrap();
+    let request = validate_args(r#"{"num_inference_steps": 2, "timesteps": [5, 2]}"#).unwrap();
     assert_eq!(request.timesteps, Some(vec![5, 2]));
     let parameters = ModelParameters {
         max_steps: Some(20),
         ..with_defaults(r#"{"num_inference_steps": 20}"#)
     };
-    let context = context_of(&parameters).unwrap();
+    let validator = validator_of(&parameters).unwrap();
     let sigmas = format!("{{\"sigmas\": [{}]}}", ["1.5"; 21].join(","));
     for (args, name) in [
         (r#"{"num_inference_steps": 21}"#, "num_inference_steps"),
         (&*sigmas, "sigmas"),
     ] {
-        let error = resolve(b"", None, Some(args.as_bytes()), &context).unwrap_err();
+        let error = validate(b"", None, Some(args.as_bytes()), &validator).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("gen_args: 21 steps of `{name}` are more than max_steps 20")
@@ -247,17 +256,17 @@ fn steps() {
 }
 
 #[test]
-fn clip_skip_is_at_most_the_layers() {
-    assert_eq!(resolve_args(r#"{"clip_skip": 12}"#).unwrap().clip_skip, Some(12));
+fn clip_skip_beyond_the_layers_is_refused() {
+    assert_eq!(validate_args(r#"{"clip_skip": 12}"#).unwrap().clip_skip, Some(12));
     assert_eq!(
         message(r#"{"clip_skip": 13}"#),
-        "gen_args: `clip_skip` must be an integer from 0 to 12, the layers of the text encoder"
+        "gen_args: `clip_skip` must be an integer from 0 to 12, the number of text encoder layers"
     );
 }
 
 #[test]
-fn schedulers() {
-    let request = resolve_args(r#"{"scheduler": "PNDMScheduler"}"#).unwrap();
+fn unknown_scheduler_is_refused() {
+    let request = validate_args(r#"{"scheduler": "PNDMScheduler"}"#).unwrap();
     assert_eq!(request.scheduler.as_deref(), Some("PNDMScheduler"));
     let list = "DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler";
     assert_eq!(
@@ -271,7 +280,7 @@ fn schedulers() {
 }
 
 #[test]
-fn formats() {
+fn output_format_decides_quality_and_sides() {
     for (args, output) in [
         (r#"{"output_format": "png"}"#, OutputFormat::Png),
         (r#"{"output_format": "jpeg"}"#, OutputFormat::Jpeg { quality: 75 }),
@@ -281,11 +290,11 @@ fn formats() {
             OutputFormat::Webp { quality: 1 },
         ),
     ] {
-        assert_eq!(resolve_args(args).unwrap().output, output);
+        assert_eq!(validate_args(args).unwrap().output, output);
     }
-    assert!(message(r#"{"quality": 90}"#).starts_with("gen_args: `quality` goes with"));
+    assert!(message(r#"{"quality": 90}"#).starts_with("gen_args: `quality` requires"));
     let wide = |format: &str, width: u32| {
-        resolve_args(&format!(
+        validate_args(&format!(
             r#"{{"height": 8, "width": {width}, "output_format": "{format}"}}"#
         ))
     };
@@ -297,12 +306,12 @@ fn formats() {
 }
 
 #[test]
-fn each_input_is_named() {
-    let context = context();
+fn errors_name_the_input() {
+    let validator = validator();
     let long = vec![b'a'; (64 << 10) + 1];
     let bad = &b"caf\xe9"[..];
     let fails = |prompt: &[u8], negative: Option<&[u8]>, args: Option<&[u8]>| {
-        let error = resolve(prompt, negative, args, &context).unwrap_err();
+        let error = validate(prompt, negative, args, &validator).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)));
         error.to_string()
     };
@@ -312,26 +321,26 @@ fn each_input_is_named() {
         "negative_prompt: not valid UTF-8 at byte 3"
     );
     assert_eq!(fails(b"", None, Some(bad)), "gen_args: not valid UTF-8 at byte 3");
-    let limit = "65537 bytes are more than the 65536 that are allowed";
+    let limit = "65537 bytes exceed the limit of 65536";
     assert_eq!(fails(&long, None, None), format!("prompt: {limit}"));
     assert_eq!(fails(b"", Some(&long), None), format!("negative_prompt: {limit}"));
     assert_eq!(fails(b"", None, Some(&long)), format!("gen_args: {limit}"));
-    assert!(resolve(&long[1..], None, None, &context).is_ok());
+    assert!(validate(&long[1..], None, None, &validator).is_ok());
     assert_eq!(
         message(r#"{"strength": 0.5}"#),
-        "gen_args: `strength` is not taken by StableDiffusionPipeline"
+        "gen_args: `strength` is not supported by StableDiffusionPipeline"
     );
 }
 
 #[test]
-fn a_model_whose_defaults_cannot_be_served_does_not_load() {
-    let fails = |parameters: &ModelParameters| match context_of(parameters) {
+fn defaults_that_cannot_be_served_fail_the_load() {
+    let fails = |parameters: &ModelParameters| match validator_of(parameters) {
         Err(Error::InvalidArgument(message)) => message,
         other => panic!("{other:?}"),
     };
     assert_eq!(
         fails(&with_defaults(r#"{"noise_level": 5}"#)),
-        "model parameters, default_gen_args: `noise_level` is not taken by StableDiffusionPipeline, \
+        "parameter `default_gen_args`: `noise_level` is not supported by StableDiffusionPipeline, \
          StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline"
     );
     assert!(fails(&with_defaults(r#"{"quality": 90}"#)).contains("`quality`"));
@@ -354,19 +363,19 @@ fn a_model_whose_defaults_cannot_be_served_does_not_load() {
 
 #[test]
 fn default_gen_args_are_checked_as_gen_args() {
-    let error = context_of(&with_defaults(r#"{"guidance_scale": "high"}"#)).unwrap_err();
+    let error = validator_of(&with_defaults(r#"{"guidance_scale": "high"}"#)).unwrap_err();
     let text = error.to_string();
     assert!(text.starts_with("parameter `default_gen_args`: "), "{text}");
     assert!(text.contains("`guidance_scale`"), "{text}");
     assert!(!text.contains("high"), "{text}");
     assert!(matches!(
-        context_of(&with_defaults(r#"{"preview": true}"#)),
+        validator_of(&with_defaults(r#"{"preview": true}"#)),
         Err(Error::Unsupported(_))
     ));
 }
 
 proptest! {
-    /// Whatever stands in the three inputs, no error quotes it.
+    /// No error quotes a text of the three inputs.
     #[test]
     fn errors_hold_no_text_of_the_user(
         prompt in "[a-z ]{0,4}QZXJ[ -~]{0,9}",
@@ -378,14 +387,14 @@ proptest! {
         inputs[broken].push(0xff);
         for inputs in [inputs.clone(), inputs.map(|bytes| bytes.into_iter().filter(|b| *b != 0xff).collect())] {
             let [prompt, negative, args] = &inputs;
-            let error = resolve(prompt, Some(negative), Some(args), &context()).unwrap_err();
+            let error = validate(prompt, Some(negative), Some(args), &validator()).unwrap_err();
             prop_assert!(!error.to_string().contains("QZXJ"), "{error}");
         }
     }
 
-    /// What `gen_args()` gives can be sent again, and asks for the same images.
+    /// The result of `gen_args()` sent again gives the same request.
     #[test]
-    fn the_arguments_can_be_sent_again(
+    fn gen_args_sent_again_give_the_same_request(
         (height, width) in (1u32..128, 1u32..128),
         steps in 0usize..3,
         (guidance, eta, rescale) in (0.0..100.0f64, 0.0..=1.0f64, 0.0..=1.0f64),
@@ -398,10 +407,8 @@ proptest! {
         sigmas in prop::collection::vec(0.001..1000.0f64, 1..9),
     ) {
         let request = GenerateRequest {
-            source: Source::Text,
-            prompt: "a".into(),
-            negative_prompt: "b".into(),
-            prompt_syntax: PromptSyntax::ALL[syntax].1,
+            inputs: PipelineInputs::Text2Img(Text2Img),
+            prompts: Prompts::parse(PromptSyntax::ALL[syntax].1, "a".into(), "b".into()).unwrap(),
             height: height * 8,
             width: width * 8,
             num_inference_steps: sigmas.len(),
@@ -418,7 +425,7 @@ proptest! {
             output: [OutputFormat::Png, OutputFormat::Jpeg { quality }, OutputFormat::Webp { quality }][format],
         };
         let args = Value::Object(request.gen_args(SCHEDULERS[scheduler])).to_string();
-        let again = resolve(b"a", Some(b"b"), Some(args.as_bytes()), &context()).unwrap();
+        let again = validate(b"a", Some(b"b"), Some(args.as_bytes()), &validator()).unwrap();
         prop_assert_eq!(again, request);
     }
 }

@@ -1,9 +1,10 @@
 //! Requests with images.
 
 use super::*;
+use crate::{Img2Img, Inpaint, Upscale};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
-/// A PNG of that size in base64, RGB or grey.
+/// A PNG of that size in base64, RGB or gray.
 fn file(width: u32, height: u32, color: png::ColorType) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width, height);
@@ -24,63 +25,62 @@ fn mask(width: u32, height: u32) -> Vec<u8> {
     file(width, height, png::ColorType::Grayscale)
 }
 
-fn context_for(class: PipelineClass, parameters: &ModelParameters) -> RequestContext {
+fn validator_for(class: PipelineClass, parameters: &ModelParameters) -> RequestValidator {
     let factor = if class == PipelineClass::Upscale { 4 } else { 8 };
-    let capabilities = Capabilities {
+    let model = ModelInfo {
         vae_scale_factor: factor,
-        ..capabilities(class)
+        ..model_info(class)
     };
-    RequestContext::new(capabilities, parameters).unwrap()
+    RequestValidator::new(model, parameters).unwrap()
 }
 
-/// Resolves a row of images for a class with default parameters.
-fn resolve_for(class: PipelineClass, row: RowInputs<'_>) -> Result<GenerateRequest> {
-    super::super::resolve(&row, &context_for(class, &ModelParameters::default()))
+/// Validates an element with images for a class with default parameters.
+fn validate_for(class: PipelineClass, element: ElementInputs<'_>) -> Result<GenerateRequest> {
+    validator_for(class, &ModelParameters::default()).validate(&element)
 }
 
-fn refusal(class: PipelineClass, row: RowInputs<'_>) -> String {
-    match resolve_for(class, row) {
+fn refusal(class: PipelineClass, element: ElementInputs<'_>) -> String {
+    match validate_for(class, element) {
         Err(Error::InvalidArgument(message)) => message,
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn what_is_given_decides_what_a_text_to_image_folder_does() {
+fn inputs_select_the_pipeline_of_a_text_to_image_folder() {
     let class = PipelineClass::StableDiffusion;
     let (image, mask) = (rgb(45, 31), mask(9, 9));
-    let text = resolve_for(class, RowInputs::default()).unwrap();
-    assert_eq!(text.source, Source::Text);
+    let text = validate_for(class, ElementInputs::default()).unwrap();
+    assert!(matches!(text.inputs, PipelineInputs::Text2Img(Text2Img)));
 
-    let row = RowInputs {
+    let element = ElementInputs {
         image: Some(&image),
-        ..RowInputs::default()
+        ..ElementInputs::default()
     };
-    let changed = resolve_for(class, row).unwrap();
+    let changed = validate_for(class, element).unwrap();
     assert_eq!((changed.width, changed.height), (40, 24));
-    assert_eq!(changed.source.class(), PipelineClass::Img2Img);
-    assert!(matches!(changed.source, Source::Image { strength, .. } if strength == 0.8));
+    assert!(matches!(changed.inputs, PipelineInputs::Img2Img(Img2Img { strength, .. }) if strength == 0.8));
 
-    let row = RowInputs {
+    let element = ElementInputs {
         mask_image: Some(&mask),
-        ..row
+        ..element
     };
-    let repainted = resolve_for(class, row).unwrap();
+    let repainted = validate_for(class, element).unwrap();
     assert_eq!((repainted.width, repainted.height), (768, 512));
     assert!(matches!(
-        repainted.source,
-        Source::Inpaint { strength, keep_unmasked: true, padding_mask_crop: None, .. } if strength == 1.0
+        repainted.inputs,
+        PipelineInputs::Inpaint(Inpaint { strength, keep_unmasked: true, padding_mask_crop: None, .. }) if strength == 1.0
     ));
 
-    let alone = RowInputs {
+    let alone = ElementInputs {
         mask_image: Some(&mask),
-        ..RowInputs::default()
+        ..ElementInputs::default()
     };
-    assert!(refusal(class, alone).contains("`mask_image` needs input `image`"));
+    assert!(refusal(class, alone).contains("`mask_image` requires input `image`"));
 }
 
 #[test]
-fn each_class_takes_its_own_arguments() {
+fn arguments_of_other_pipelines_are_refused() {
     let (image, mask) = (rgb(64, 64), mask(64, 64));
     let cases = [
         (
@@ -88,35 +88,35 @@ fn each_class_takes_its_own_arguments() {
             None,
             None,
             r#"{"strength": 0.5}"#,
-            "`strength` is not taken by StableDiffusionPipeline",
+            "`strength` is not supported by StableDiffusionPipeline",
         ),
         (
             PipelineClass::StableDiffusion,
             Some(&image),
             None,
             r#"{"height": 64}"#,
-            "`height` is not taken by StableDiffusionImg2ImgPipeline",
+            "`height` is not supported by StableDiffusionImg2ImgPipeline",
         ),
         (
             PipelineClass::Depth2Img,
             Some(&image),
             None,
             r#"{"noise_level": 1}"#,
-            "`noise_level` is not taken",
+            "`noise_level` is not supported",
         ),
         (
             PipelineClass::Inpaint,
             Some(&image),
             Some(&mask),
             r#"{"guidance_rescale": 0.5}"#,
-            "`guidance_rescale` is not taken",
+            "`guidance_rescale` is not supported",
         ),
         (
             PipelineClass::Upscale,
             Some(&image),
             None,
             r#"{"width": 64}"#,
-            "`width` is not taken",
+            "`width` is not supported",
         ),
         (
             PipelineClass::Upscale,
@@ -130,28 +130,28 @@ fn each_class_takes_its_own_arguments() {
             Some(&image),
             None,
             r#"{"strength": 0.1, "num_inference_steps": 9}"#,
-            "`strength` 0.1 of 9 steps leaves no step",
+            "`strength` 0.1 with 9 steps results in no denoising step",
         ),
         (
             PipelineClass::Depth2Img,
             Some(&image),
             None,
             r#"{"strength": 0}"#,
-            "leaves no step",
+            "results in no denoising step",
         ),
         (
             PipelineClass::Inpaint,
             Some(&image),
             Some(&mask),
             r#"{"strength": 0.01}"#,
-            "leaves no step",
+            "results in no denoising step",
         ),
         (
             PipelineClass::Depth2Img,
             None,
             None,
             "{}",
-            "input `image` is missing: StableDiffusionDepth2ImgPipeline needs it",
+            "input `image` is missing; StableDiffusionDepth2ImgPipeline requires it",
         ),
         (
             PipelineClass::Inpaint,
@@ -162,29 +162,29 @@ fn each_class_takes_its_own_arguments() {
         ),
     ];
     for (class, image, mask_image, gen_args, expected) in cases {
-        let row = RowInputs {
+        let element = ElementInputs {
             image: image.map(Vec::as_slice),
             mask_image: mask_image.map(Vec::as_slice),
             gen_args: Some(gen_args.as_bytes()),
-            ..RowInputs::default()
+            ..ElementInputs::default()
         };
-        let message = refusal(class, row);
+        let message = refusal(class, element);
         assert!(message.contains(expected), "{message}");
     }
 }
 
 #[test]
-fn sizes_have_limits() {
+fn image_size_beyond_the_limits_is_refused() {
     let parameters = ModelParameters {
         max_pixels: Some(64 * 64),
         ..ModelParameters::default()
     };
     let with_image = |class, image: &[u8]| {
-        let row = RowInputs {
+        let element = ElementInputs {
             image: Some(image),
-            ..RowInputs::default()
+            ..ElementInputs::default()
         };
-        super::super::resolve(&row, &context_for(class, &parameters))
+        validator_for(class, &parameters).validate(&element)
     };
     assert!(with_image(PipelineClass::Depth2Img, &rgb(71, 64)).is_ok());
     let error = with_image(PipelineClass::Depth2Img, &rgb(72, 64)).unwrap_err();
@@ -192,29 +192,25 @@ fn sizes_have_limits() {
         error.to_string(),
         "input `image`: 72x64 pixels are more than max_pixels 4096"
     );
-    // One that is far beyond is not decoded: the file breaks off behind its header.
+    // The file ends after its header: pixels are not decoded here.
     for class in [PipelineClass::Depth2Img, PipelineClass::Img2Img] {
         let error = with_image(class, &rgb(600, 600)[..80]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "input `image`: an image of 600x600 pixels is too large: the limit is 266240 pixels"
+            "input `image`: 600x600 pixels are more than max_pixels 4096"
         );
     }
     let error = with_image(PipelineClass::Img2Img, &rgb(300, 7)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "input `image` must be at least 8 pixels high and wide; it is 300x7"
+        "input `image` must be at least 8 pixels high and wide, got 300x7"
     );
-    // The upscaler goes on in pieces instead.
+    // The upscaler generates a large image in tiles.
     let large = with_image(PipelineClass::Upscale, &rgb(67, 90)).unwrap();
     assert_eq!((large.width, large.height), (256, 352));
     assert!(matches!(
-        large.source,
-        Source::Upscale {
-            noise_level: 20,
-            max_piece_pixels: 4096,
-            ..
-        }
+        large.inputs,
+        PipelineInputs::Upscale(Upscale { noise_level: 20, .. })
     ));
     let error = with_image(PipelineClass::Upscale, &mask(1025, 1024)).unwrap_err();
     assert!(error.to_string().starts_with("input `image`: "), "{error}");
@@ -222,66 +218,69 @@ fn sizes_have_limits() {
 }
 
 #[test]
-fn a_crop_needs_a_mask_of_the_images_size() {
+fn crop_with_a_mask_of_another_size_is_refused() {
     let (image, mask) = (rgb(64, 64), mask(64, 60));
-    let row = RowInputs {
+    let element = ElementInputs {
         image: Some(&image),
         mask_image: Some(&mask),
         gen_args: Some(br#"{"padding_mask_crop": 8}"#),
-        ..RowInputs::default()
+        ..ElementInputs::default()
     };
-    let message = refusal(PipelineClass::Inpaint, row);
+    let message = refusal(PipelineClass::Inpaint, element);
     assert!(message.contains("64x64 and 64x60"), "{message}");
 }
 
 #[test]
-fn a_depth_map_is_taken_where_depth_is() {
+fn depth_map_is_read_and_named() {
     let (image, depth) = (rgb(64, 64), mask(5, 7));
-    let row = RowInputs {
+    let element = ElementInputs {
         image: Some(&image),
         depth_map: Some(&depth),
-        ..RowInputs::default()
+        ..ElementInputs::default()
     };
-    let request = resolve_for(PipelineClass::Depth2Img, row).unwrap();
-    assert!(matches!(request.source, Source::Depth { depth_map: Some(_), .. }));
-    let colourful = RowInputs {
-        depth_map: Some(&image),
-        ..row
+    let request = validate_for(PipelineClass::Depth2Img, element).unwrap();
+    let PipelineInputs::Depth2Img(inputs) = &request.inputs else {
+        panic!("{:?}", request.inputs);
     };
-    let message = refusal(PipelineClass::Depth2Img, colourful);
+    assert!(inputs.depth_map.as_ref().unwrap().depth_map().is_ok());
+    let broken = ElementInputs {
+        depth_map: Some(&image[..30]),
+        ..element
+    };
+    let message = refusal(PipelineClass::Depth2Img, broken);
     assert!(message.starts_with("input `depth_map`: "), "{message}");
 }
 
 #[test]
-fn default_arguments_go_to_the_pipelines_that_take_them() {
+fn default_arguments_apply_to_pipelines_that_support_them() {
     let parameters = with_defaults(r#"{"strength": 0.4, "num_inference_steps": 10}"#);
-    let context = context_for(PipelineClass::StableDiffusion, &parameters);
+    let validator = validator_for(PipelineClass::StableDiffusion, &parameters);
     let image = rgb(64, 64);
-    let text = super::super::resolve(&RowInputs::default(), &context).unwrap();
+    let text = validator.validate(&ElementInputs::default()).unwrap();
     assert_eq!(text.num_inference_steps, 10);
-    let row = RowInputs {
+    let element = ElementInputs {
         image: Some(&image),
-        ..RowInputs::default()
+        ..ElementInputs::default()
     };
-    let changed = super::super::resolve(&row, &context).unwrap();
-    assert!(matches!(changed.source, Source::Image { strength, .. } if strength == 0.4));
-    // A key that none of them takes, and one that leaves nothing to do, fail the load.
+    let changed = validator.validate(&element).unwrap();
+    assert!(matches!(changed.inputs, PipelineInputs::Img2Img(Img2Img { strength, .. }) if strength == 0.4));
+    // A key that no pipeline supports fails the load, and so does a strength that results in no step.
     for (gen_args, expected) in [
         (
             r#"{"noise_level": 3}"#,
-            "`noise_level` is not taken by StableDiffusionPipeline, ",
+            "`noise_level` is not supported by StableDiffusionPipeline, ",
         ),
-        (r#"{"strength": 0.01}"#, "leaves no step"),
+        (r#"{"strength": 0.01}"#, "results in no denoising step"),
     ] {
         let error =
-            RequestContext::new(capabilities(PipelineClass::StableDiffusion), &with_defaults(gen_args)).unwrap_err();
+            RequestValidator::new(model_info(PipelineClass::StableDiffusion), &with_defaults(gen_args)).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
 
-/// What goes into an image's metadata asks for the same image again.
+/// The arguments in an image's metadata give the same request again.
 #[test]
-fn arguments_come_back_the_same() {
+fn gen_args_of_images_sent_again_give_the_same_request() {
     let (image, mask) = (rgb(64, 48), mask(64, 48));
     let cases = [
         (PipelineClass::Img2Img, r#"{"strength": 0.35, "seed": 4}"#),
@@ -293,15 +292,15 @@ fn arguments_come_back_the_same() {
         (PipelineClass::Upscale, r#"{"noise_level": 7, "seed": 4}"#),
     ];
     for (class, gen_args) in cases {
-        let row = |gen_args| RowInputs {
+        let element = |gen_args| ElementInputs {
             image: Some(&image),
             mask_image: (class == PipelineClass::Inpaint).then_some(&mask[..]),
             gen_args: Some(gen_args),
-            ..RowInputs::default()
+            ..ElementInputs::default()
         };
-        let first = resolve_for(class, row(gen_args.as_bytes())).unwrap();
+        let first = validate_for(class, element(gen_args.as_bytes())).unwrap();
         let again = Value::Object(first.gen_args("PNDMScheduler")).to_string();
-        let second = resolve_for(class, row(again.as_bytes())).unwrap();
+        let second = validate_for(class, element(again.as_bytes())).unwrap();
         let expected = GenerateRequest {
             scheduler: Some("PNDMScheduler".into()),
             ..first

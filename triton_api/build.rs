@@ -9,7 +9,7 @@ use std::process::Command;
 const HEADER: &str = "include/triton_api.h";
 
 const NO_LIBCLANG: &str = "bindgen could not load libclang. Set LIBCLANG_PATH to the folder that \
-     holds libclang.so; the Python wheel `libclang` carries one in its folder `clang/native`, and \
+     contains libclang.so; the Python wheel `libclang` has one in its folder `clang/native`, and \
      `make build` installs it and sets the variable.";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         builder = builder.clang_arg("-isystem").clang_arg(include);
     }
 
-    // bindgen panics when the library is missing; its words follow ours, without a backtrace.
+    // bindgen panics if the library is missing. The error includes bindgen's message, without a backtrace.
     panic::set_hook(Box::new(|_| {}));
     let bindings =
         panic::catch_unwind(panic::AssertUnwindSafe(|| builder.generate())).map_err(|payload| {
@@ -42,8 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The folder with `stddef.h` and `stdbool.h`. A bare libclang, as the Python wheel carries
-/// it, comes without them, so the C compiler is asked for its own.
+/// Returns the C compiler's folder with `stddef.h` and `stdbool.h`. The libclang of the Python wheel has no headers.
 fn compiler_headers() -> Option<String> {
     let compiler = env::var("CC").unwrap_or_else(|_| "gcc".to_owned());
     let output = Command::new(compiler).arg("-print-file-name=include").output().ok()?;

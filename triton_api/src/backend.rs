@@ -1,4 +1,4 @@
-//! The three traits that make a backend, and what the first of them is shown.
+//! The three traits of a backend, and the context for initializing it.
 
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -13,71 +13,71 @@ use crate::model::ModelContext;
 use crate::request::RequestBatch;
 use crate::{sys, text};
 
-/// What a backend library holds once for all its models, from `TRITONBACKEND_Initialize` to
-/// `TRITONBACKEND_Finalize`, where the last [`Arc`] to it is normally dropped.
+/// The state that a backend shares between its models, from `TRITONBACKEND_Initialize` to
+/// `TRITONBACKEND_Finalize`, which normally drops the last [`Arc`].
 pub trait Backend: Sized + Send + Sync + 'static {
-    /// The backend's models.
+    /// The type of the backend's models.
     type Model: Model<Backend = Self>;
 
-    /// Whether Triton may initialize instances of one model at the same time
-    /// (`TRITONBACKEND_GetBackendAttribute`). Say so only if [`Instance::initialize`] may run on several
-    /// threads at once, for one model and for several.
+    /// Whether Triton may initialize instances in parallel (`TRITONBACKEND_GetBackendAttribute`). If
+    /// true, [`Instance::initialize`] must support concurrent calls, for one model and for several.
     const PARALLEL_INSTANCE_LOADING: bool = false;
 
-    /// `TRITONBACKEND_Initialize`. The API version has been checked already.
+    /// Initializes the backend (`TRITONBACKEND_Initialize`), after a check of the API version.
     ///
     /// # Errors
     ///
-    /// Fails the load of the model that needed the backend.
+    /// An error fails the load of the model that needs the backend.
     fn initialize(context: &BackendContext<'_>) -> Result<Self, Error>;
 }
 
 /// A loaded model, from `TRITONBACKEND_ModelInitialize` to `TRITONBACKEND_ModelFinalize`.
 pub trait Model: Sized + Send + Sync + 'static {
-    /// The backend it belongs to.
+    /// The type of the model's backend.
     type Backend: Backend<Model = Self>;
-    /// Its instances.
+    /// The type of the model's instances.
     type Instance: Instance<Model = Self>;
 
-    /// `TRITONBACKEND_ModelInitialize`: read, complete and check the configuration.
+    /// Initializes a model (`TRITONBACKEND_ModelInitialize`): reads, completes and checks its
+    /// configuration.
     ///
     /// # Errors
     ///
-    /// Fails the load of the model with the error's words.
+    /// An error fails the load of the model, with the error's message.
     fn initialize(backend: &Arc<Self::Backend>, context: &mut ModelContext<'_>) -> Result<Self, Error>;
 }
 
 /// One instance of a model, from `TRITONBACKEND_ModelInstanceInitialize` to
-/// `TRITONBACKEND_ModelInstanceFinalize`, where it is dropped.
+/// `TRITONBACKEND_ModelInstanceFinalize`, which drops it.
 ///
-/// Its drop must end the threads that it started and finish the [`Slot`](crate::Slot)s that
-/// they hold: Triton may free the instance once the drop has returned.
+/// The drop must end the instance's threads and finish their [`Slot`](crate::Slot)s, because Triton
+/// may free the instance once the drop has returned.
 pub trait Instance: Sized + Send + 'static {
-    /// The model it belongs to.
+    /// The type of the instance's model.
     type Model: Model<Instance = Self>;
 
-    /// `TRITONBACKEND_ModelInstanceInitialize`. Runs on the thread that loads, not on the one
-    /// that executes.
+    /// Initializes an instance (`TRITONBACKEND_ModelInstanceInitialize`), on the loading thread, not on
+    /// the executing one.
     ///
     /// # Errors
     ///
-    /// Fails the load of the model with the error's words.
+    /// An error fails the load of the model, with the error's message.
     fn initialize(model: &Arc<Self::Model>, context: &InstanceContext<'_>) -> Result<Self, Error>;
 
-    /// `TRITONBACKEND_ModelInstanceExecute`: [accept](RequestBatch::accept) the batch and answer
-    /// its slots, here or later on another thread. Never called twice at once for one instance.
-    /// Returning says that the instance can take more work.
+    /// Executes a batch (`TRITONBACKEND_ModelInstanceExecute`): [accepts](RequestBatch::accept) the
+    /// requests and answers their slots, now or later on another thread. Calls for one instance never
+    /// overlap. After the return, Triton may send the next batch.
     ///
-    /// A panic here poisons the instance.
+    /// A panic poisons the instance.
     ///
     /// # Errors
     ///
-    /// Before the batch is accepted, Triton answers all its requests with the error. After
-    /// that each slot has its own answer, and the error is only logged.
+    /// Before the batch is accepted, Triton answers all its requests with the error. Afterwards the
+    /// slots answer their requests, and the error is only logged.
     fn execute(&mut self, batch: RequestBatch<'_>) -> Result<(), Error>;
 }
 
-/// The backend as [`Backend::initialize`] sees it.
+/// The context of [`Backend::initialize`].
 #[derive(Debug)]
 pub struct BackendContext<'a> {
     raw: &'a NonNull<sys::TRITONBACKEND_Backend>,
@@ -110,25 +110,25 @@ impl<'a> BackendContext<'a> {
         }
     }
 
-    /// The backend's name (`TRITONBACKEND_BackendName`).
+    /// Returns the backend's name (`TRITONBACKEND_BackendName`).
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The folder that the library was loaded from (`TRITONBACKEND_BackendArtifacts`).
+    /// Returns the folder that the library was loaded from (`TRITONBACKEND_BackendArtifacts`).
     pub fn location(&self) -> &Path {
         &self.location
     }
 
-    /// The server's `--backend-config` settings (`TRITONBACKEND_BackendConfig`), an object with
+    /// Returns the server's `--backend-config` settings (`TRITONBACKEND_BackendConfig`), an object with
     /// the key `cmdline`.
     ///
     /// # Errors
     ///
-    /// If Triton has none to give or it is not JSON.
+    /// Triton has no settings, or they are not JSON.
     pub fn config(&self) -> Result<Value, Error> {
         let mut message = std::ptr::null_mut();
-        // SAFETY: the backend is live for 'a. The message stays Triton's, hence only a view.
+        // SAFETY: the backend is live for 'a. Triton keeps the message, which is only read.
         unsafe {
             check(sys::TRITONBACKEND_BackendConfig(self.raw.as_ptr(), &mut message))?;
             config::read_json(message)

@@ -1,4 +1,4 @@
-//! Configurations: JSON that travels in a `TRITONSERVER_Message`.
+//! Configurations: JSON in a `TRITONSERVER_Message`.
 
 use std::ffi::c_char;
 use std::path::PathBuf;
@@ -11,24 +11,24 @@ use crate::{sys, text};
 /// The version of the JSON form of a model configuration.
 pub(crate) const CONFIG_VERSION: u32 = 1;
 
-/// A message that this side owns.
+/// An owned `TRITONSERVER_Message`.
 pub(crate) struct Message(*mut sys::TRITONSERVER_Message);
 
 impl Message {
-    /// Takes over a message that Triton made for the caller.
+    /// Takes ownership of a message that Triton created for the caller.
     ///
     /// # Safety
     ///
-    /// `raw` is null or a message that nobody else will delete.
+    /// `raw` is null or a message that nothing else will delete.
     pub(crate) unsafe fn from_raw(raw: *mut sys::TRITONSERVER_Message) -> Result<Self, Error> {
         Ok(Self(non_null(raw, "message")?.as_ptr()))
     }
 
-    /// `TRITONSERVER_MessageNewFromSerializedJson`.
+    /// Creates a message (`TRITONSERVER_MessageNewFromSerializedJson`).
     pub(crate) fn from_json(value: &Value) -> Result<Self, Error> {
         let json = value.to_string();
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the text outlives the call, which copies it; a new message is the caller's.
+        // SAFETY: the text outlives the call, which copies it; the caller owns a new message.
         unsafe {
             check(sys::TRITONSERVER_MessageNewFromSerializedJson(
                 &mut raw,
@@ -56,8 +56,8 @@ impl Drop for Message {
     }
 }
 
-/// The JSON of a message, whoever owns it (`TRITONSERVER_MessageSerializeToJson`). An empty
-/// message is an empty object.
+/// Reads the JSON of a message (`TRITONSERVER_MessageSerializeToJson`). An empty message is an empty
+/// object.
 ///
 /// # Safety
 ///
@@ -77,12 +77,12 @@ pub(crate) unsafe fn read_json(message: *mut sys::TRITONSERVER_Message) -> Resul
     if base.is_null() || size == 0 {
         return Ok(Value::Object(Map::new()));
     }
-    // SAFETY: Triton gave `size` bytes at `base`, which live as long as the message.
+    // SAFETY: Triton returned `size` bytes at `base`, which live as long as the message.
     let json = unsafe { std::slice::from_raw_parts(base.cast::<u8>(), size) };
     serde_json::from_slice(json).map_err(|error| Error::internal(format!("Triton's message is not JSON: {error}")))
 }
 
-/// The path of an artifact, which must be a folder of the local file system.
+/// Converts the location of an artifact, which must be in the local file system, to a path.
 ///
 /// # Safety
 ///
@@ -95,7 +95,7 @@ pub(crate) unsafe fn artifact_path(
 
     if kind != sys::TRITONBACKEND_ARTIFACT_FILESYSTEM {
         return Err(Error::unsupported(format!(
-            "artifacts of type {kind}; only the file system is supported"
+            "artifacts of type {kind} are not supported; use the file system"
         )));
     }
     let location = non_null(location.cast_mut(), "location of the artifacts")?;
@@ -104,12 +104,12 @@ pub(crate) unsafe fn artifact_path(
     Ok(PathBuf::from(std::ffi::OsStr::from_bytes(bytes)))
 }
 
-/// The `parameters` of a model configuration as an object of strings, `{"key": "value"}`, ready
-/// for serde; in the configuration each value is wrapped as `{"string_value": "value"}`.
+/// Returns the `parameters` of a model configuration as an object of strings, `{"key": "value"}`.
+/// The configuration wraps each value as `{"string_value": "value"}`.
 ///
 /// # Errors
 ///
-/// INVALID_ARG if a parameter is not of that form.
+/// INVALID_ARG if a parameter has another form.
 pub fn parameters(config: &Value) -> Result<Value, Error> {
     let mut flat = Map::new();
     if let Some(parameters) = config.get("parameters").and_then(Value::as_object) {
@@ -124,7 +124,7 @@ pub fn parameters(config: &Value) -> Result<Value, Error> {
     Ok(Value::Object(flat))
 }
 
-/// A string that Triton owns, copied.
+/// Copies a string that Triton owns.
 ///
 /// # Safety
 ///
@@ -133,7 +133,7 @@ pub(crate) unsafe fn copy_string(
     get: impl FnOnce(*mut *const c_char) -> *mut sys::TRITONSERVER_Error,
 ) -> Result<String, Error> {
     let mut pointer = std::ptr::null();
-    // SAFETY: the caller vouches for the outcome of `get`.
+    // SAFETY: the caller guarantees the result of `get`.
     unsafe {
         check(get(&mut pointer))?;
         Ok(text::from_c(pointer).unwrap_or_default().into_owned())
@@ -146,14 +146,14 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn parameters_are_unwrapped() {
+    fn parameters_string_values_are_unwrapped() {
         let config = json!({"parameters": {"dtype": {"string_value": "float16"}}});
         assert_eq!(parameters(&config), Ok(json!({"dtype": "float16"})));
         assert_eq!(parameters(&json!({})), Ok(json!({})));
     }
 
     #[test]
-    fn a_parameter_without_string_value_is_named() {
+    fn parameters_without_string_value_is_error() {
         let config = json!({"parameters": {"dtype": {"int_value": 3}}});
         let message = parameters(&config).map_err(|error| error.message().to_owned());
         assert_eq!(message, Err("parameter 'dtype' has no string_value".to_owned()));

@@ -1,34 +1,33 @@
-//! Errors as a backend sees them, and their way into and out of `TRITONSERVER_Error`.
+//! Errors, and their conversion from and to `TRITONSERVER_Error`.
 
 use std::fmt;
 use std::ptr::NonNull;
 
 use crate::{sys, text};
 
-/// What kind of failure an [`Error`] is, `TRITONSERVER_Error_Code`. The server's front ends
-/// choose the HTTP and gRPC status by it.
+/// The kind of an [`Error`] (`TRITONSERVER_Error_Code`), which decides the HTTP or gRPC status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
-    /// No code applies, or the server sent one that is not known here.
+    /// No other code applies, or the server sent an unknown code.
     Unknown,
-    /// A fault of the backend or of a library below it.
+    /// A bug in the backend or in a library that it uses.
     Internal,
     /// A file, a model or a tensor that does not exist.
     NotFound,
-    /// The request or the configuration is wrong and the same one will never work.
+    /// The request or the configuration is invalid; sending it again cannot work.
     InvalidArg,
-    /// It cannot be done now: no memory, or an instance that no longer works.
+    /// Not possible now: out of memory, or the instance no longer works.
     Unavailable,
-    /// Well formed, but not offered here.
+    /// Valid, but not supported.
     Unsupported,
-    /// It is there already.
+    /// The object exists already.
     AlreadyExists,
-    /// The client took the request back.
+    /// The client cancelled the request.
     Cancelled,
 }
 
 impl ErrorCode {
-    /// From Triton's value.
+    /// Converts Triton's value.
     #[doc(hidden)]
     pub fn from_raw(raw: sys::TRITONSERVER_Error_Code) -> Self {
         match raw {
@@ -43,7 +42,7 @@ impl ErrorCode {
         }
     }
 
-    /// Triton's value.
+    /// Returns Triton's value.
     #[doc(hidden)]
     pub fn raw(self) -> sys::TRITONSERVER_Error_Code {
         match self {
@@ -59,7 +58,7 @@ impl ErrorCode {
     }
 }
 
-/// A failure with the code and the words that the client gets to see.
+/// A failure: the code and the message that the client receives.
 ///
 /// The message names the model, the input and the limit, and never holds the user's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +70,7 @@ pub struct Error {
 macro_rules! constructors {
     ($($name:ident => $code:ident,)*) => {
         $(
-            #[doc = concat!("An error with [`ErrorCode::", stringify!($code), "`].")]
+            #[doc = concat!("Returns an error with [`ErrorCode::", stringify!($code), "`].")]
             pub fn $name(message: impl Into<String>) -> Self {
                 Self::new(ErrorCode::$code, message)
             }
@@ -80,7 +79,7 @@ macro_rules! constructors {
 }
 
 impl Error {
-    /// An error with any code.
+    /// Returns an error with the given code.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -98,18 +97,17 @@ impl Error {
         cancelled => Cancelled,
     }
 
-    /// The kind of failure.
+    /// Returns the kind of failure.
     pub fn code(&self) -> ErrorCode {
         self.code
     }
 
-    /// The words for the client.
+    /// Returns the message for the client.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// The same error with `place` and a colon before its message, as in `model 'a', input
-    /// 'prompt': ...`.
+    /// Prepends `place` and a colon to the message, as in `model 'a', input 'prompt': ...`.
     #[must_use]
     pub fn context(self, place: impl fmt::Display) -> Self {
         Self {
@@ -118,7 +116,7 @@ impl Error {
         }
     }
 
-    /// A new `TRITONSERVER_Error`, which the receiver must delete (`TRITONSERVER_ErrorNew`).
+    /// Creates a `TRITONSERVER_Error`, which the receiver must delete (`TRITONSERVER_ErrorNew`).
     pub(crate) fn into_raw(self) -> *mut sys::TRITONSERVER_Error {
         let message = text::to_c(&self.message);
         // SAFETY: the message is a C string and is copied.
@@ -134,7 +132,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A `TRITONSERVER_Error` that this side owns, to be shown to a function that borrows it.
+/// An owned `TRITONSERVER_Error`, for functions that borrow one.
 pub(crate) struct OwnedError(*mut sys::TRITONSERVER_Error);
 
 impl OwnedError {
@@ -154,11 +152,11 @@ impl Drop for OwnedError {
     }
 }
 
-/// The outcome of a call into Triton. Takes the error over and deletes it.
+/// Converts the result of a call into Triton and deletes Triton's error.
 ///
 /// # Safety
 ///
-/// `raw` is what a `TRITONSERVER_*` or `TRITONBACKEND_*` function has just returned.
+/// `raw` was just returned by a `TRITONSERVER_*` or `TRITONBACKEND_*` function.
 pub(crate) unsafe fn check(raw: *mut sys::TRITONSERVER_Error) -> Result<(), Error> {
     if raw.is_null() {
         return Ok(());
@@ -177,7 +175,7 @@ pub(crate) unsafe fn check(raw: *mut sys::TRITONSERVER_Error) -> Result<(), Erro
     Err(Error::new(ErrorCode::from_raw(code), message))
 }
 
-/// `pointer`, unless it is null, which would be a fault of the server.
+/// Checks a pointer from the server; a null pointer is a bug of the server.
 pub(crate) fn non_null<T>(pointer: *mut T, what: &str) -> Result<NonNull<T>, Error> {
     NonNull::new(pointer).ok_or_else(|| Error::internal(format!("Triton passed a null pointer for the {what}")))
 }

@@ -1,8 +1,8 @@
 //! The entry points of a backend, generic over the types that implement it.
 //!
-//! [`export_backend!`](crate::export_backend) gives each of them its C name. Who owns what:
-//! the state pointer of a backend and of a model is an `Arc`, that of an instance a `Box` of an
-//! `InstanceCell`; Initialize leaks it into Triton's object and Finalize takes it back.
+//! [`export_backend!`](crate::export_backend) gives each entry point its C name. The state pointer of a backend or
+//! a model is an `Arc`, that of an instance a `Box` of an `InstanceCell`. Initialize stores the pointer in Triton's
+//! object; Finalize takes it back.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -25,19 +25,18 @@ pub use sys::{
 type InstanceOf<B> = <<B as Backend>::Model as Model>::Instance;
 type RawError = *mut TRITONSERVER_Error;
 
-/// What stands behind the state pointer of an instance. Execute takes the lock, which nobody
-/// contends for; Ready reads the health in `handle` and never touches the instance itself.
+/// The state of an instance. Execute takes the lock, without contention; Ready reads only the health in `handle`.
 struct InstanceCell<I> {
     handle: Arc<InstanceHandle>,
     instance: Mutex<I>,
 }
 
-/// Emits the `TRITONBACKEND_*` symbols of a backend: the argument is the type that implements
-/// [`Backend`](crate::Backend). Use it once in a library.
+/// Emits the `TRITONBACKEND_*` symbols of a backend, given the type that implements
+/// [`Backend`](crate::Backend). Use the macro once in a library.
 #[macro_export]
 macro_rules! export_backend {
     ($backend:ty) => {
-        // The symbols are all that leaves this block.
+        // Only the symbols are visible outside this block.
         const _: () = {
             use $crate::export::{
                 self, TRITONBACKEND_Backend, TRITONBACKEND_BackendAttribute, TRITONBACKEND_Model,
@@ -78,14 +77,14 @@ macro_rules! __entry_points {
         $(
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $symbol($($arg: $type),*) -> *mut TRITONSERVER_Error {
-                // SAFETY: only Triton calls this, with what its API promises.
+                // SAFETY: only Triton calls this, with arguments as its API specifies.
                 unsafe { export::$function::<$backend>($($arg),*) }
             }
         )*
     };
 }
 
-/// `TRITONBACKEND_Initialize`.
+/// Implements `TRITONBACKEND_Initialize`.
 ///
 /// # Safety
 ///
@@ -94,7 +93,7 @@ pub unsafe fn initialize<B: Backend>(backend: *mut TRITONBACKEND_Backend) -> Raw
     boundary("TRITONBACKEND_Initialize", || {
         let raw = non_null(backend, "backend")?;
         check_api_version()?;
-        // SAFETY: the backend is live, and its state pointer is this library's alone.
+        // SAFETY: the backend is live, and its state pointer is used by this library alone.
         unsafe {
             let context = BackendContext::new(&raw)?;
             let state = Arc::new(B::initialize(&context)?);
@@ -105,11 +104,11 @@ pub unsafe fn initialize<B: Backend>(backend: *mut TRITONBACKEND_Backend) -> Raw
     })
 }
 
-/// `TRITONBACKEND_Finalize`. Called after a failed Initialize too.
+/// Implements `TRITONBACKEND_Finalize`, which Triton also calls after a failed Initialize.
 ///
 /// # Safety
 ///
-/// Called by Triton, with its live backend, when it has no model left.
+/// Called by Triton, with its live backend, after all its models are finalized.
 pub unsafe fn finalize<B: Backend>(backend: *mut TRITONBACKEND_Backend) -> RawError {
     boundary("TRITONBACKEND_Finalize", || {
         non_null(backend, "backend")?;
@@ -127,7 +126,7 @@ pub unsafe fn finalize<B: Backend>(backend: *mut TRITONBACKEND_Backend) -> RawEr
     })
 }
 
-/// `TRITONBACKEND_GetBackendAttribute`.
+/// Implements `TRITONBACKEND_GetBackendAttribute`.
 ///
 /// # Safety
 ///
@@ -148,7 +147,7 @@ pub unsafe fn get_backend_attribute<B: Backend>(
     })
 }
 
-/// `TRITONBACKEND_ModelInitialize`.
+/// Implements `TRITONBACKEND_ModelInitialize`.
 ///
 /// # Safety
 ///
@@ -169,11 +168,11 @@ pub unsafe fn model_initialize<B: Backend>(model: *mut TRITONBACKEND_Model) -> R
     })
 }
 
-/// `TRITONBACKEND_ModelFinalize`. Called after a failed ModelInitialize too.
+/// Implements `TRITONBACKEND_ModelFinalize`, which Triton also calls after a failed ModelInitialize.
 ///
 /// # Safety
 ///
-/// Called by Triton, with its live model, when it has no instance left.
+/// Called by Triton, with its live model, after all its instances are finalized.
 pub unsafe fn model_finalize<B: Backend>(model: *mut TRITONBACKEND_Model) -> RawError {
     boundary("TRITONBACKEND_ModelFinalize", || {
         non_null(model, "model")?;
@@ -191,7 +190,7 @@ pub unsafe fn model_finalize<B: Backend>(model: *mut TRITONBACKEND_Model) -> Raw
     })
 }
 
-/// `TRITONBACKEND_ModelInstanceInitialize`.
+/// Implements `TRITONBACKEND_ModelInstanceInitialize`.
 ///
 /// # Safety
 ///
@@ -217,11 +216,11 @@ pub unsafe fn model_instance_initialize<B: Backend>(instance: *mut TRITONBACKEND
     })
 }
 
-/// `TRITONBACKEND_ModelInstanceFinalize`. Called after a failed ModelInstanceInitialize too.
+/// Implements `TRITONBACKEND_ModelInstanceFinalize`, which Triton also calls after a failed ModelInstanceInitialize.
 ///
 /// # Safety
 ///
-/// Called by Triton, with its live instance, which it neither executes nor asks any more.
+/// Called by Triton, with its live instance, as the last call for the instance.
 pub unsafe fn model_instance_finalize<B: Backend>(instance: *mut TRITONBACKEND_ModelInstance) -> RawError {
     boundary("TRITONBACKEND_ModelInstanceFinalize", || {
         non_null(instance, "model instance")?;
@@ -234,8 +233,8 @@ pub unsafe fn model_instance_finalize<B: Backend>(instance: *mut TRITONBACKEND_M
             )?;
             if let Some(state) = state {
                 let cell = *Box::from_raw(state.cast::<InstanceCell<InstanceOf<B>>>().as_ptr());
-                // The instance ends its threads and slots, which may report statistics, and
-                // only then is Triton's instance forgotten: also if the drop panics.
+                // Dropping the instance ends its threads and slots, which may report statistics. Only
+                // then is Triton's instance forgotten, even if the drop panics.
                 let InstanceCell { handle, instance } = cell;
                 let _close = Close(&handle);
                 drop(instance);
@@ -245,7 +244,7 @@ pub unsafe fn model_instance_finalize<B: Backend>(instance: *mut TRITONBACKEND_M
     })
 }
 
-/// `TRITONBACKEND_ModelInstanceExecute`.
+/// Implements `TRITONBACKEND_ModelInstanceExecute`.
 ///
 /// # Safety
 ///
@@ -269,9 +268,9 @@ pub unsafe fn model_instance_execute<B: Backend>(
             (cell, batch)
         };
         let mut state = cell.instance.lock().unwrap_or_else(PoisonError::into_inner);
-        // An inner ring: what panicked is half changed and must not be used again.
+        // Caught here, because an instance that panicked may be in an invalid state.
         catch(PLACE, || state.execute(batch)).unwrap_or_else(|error| {
-            cell.handle.health.poison("it panicked while it executed");
+            cell.handle.health.poison("a panic in `execute`");
             Err(in_instance(error, &cell.handle))
         })
     });
@@ -279,8 +278,8 @@ pub unsafe fn model_instance_execute<B: Backend>(
         (Ok(()), true) => return std::ptr::null_mut(),
         (Ok(()), false) if request_count == 0 => return std::ptr::null_mut(),
         (Ok(()), false) => Error::internal(format!("{PLACE}: the requests were not accepted")),
-        // The requests are not Triton's any more and their slots answer them: an error returned
-        // now would have them answered and released twice.
+        // The slots own the requests now. An error returned here would make Triton answer and
+        // release the requests a second time.
         (Err(error), true) => {
             let _ = catch(PLACE, || log_error!("after the requests were accepted: {error}"));
             return std::ptr::null_mut();
@@ -290,7 +289,7 @@ pub unsafe fn model_instance_execute<B: Backend>(
     error.into_raw()
 }
 
-/// `TRITONBACKEND_ModelInstanceReady`. May overlap with Execute, so it looks at the health only.
+/// Implements `TRITONBACKEND_ModelInstanceReady`. Reads only the health, because the call may overlap with Execute.
 ///
 /// # Safety
 ///
@@ -306,7 +305,7 @@ pub unsafe fn model_instance_ready<B: Backend>(instance: *mut TRITONBACKEND_Mode
     })
 }
 
-/// The server must speak the same major version and at least our minor one.
+/// Checks that the server has the same major API version as this crate and at least its minor version.
 fn check_api_version() -> Result<(), Error> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the results point to locals.
@@ -319,8 +318,8 @@ fn check_api_version() -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::unsupported(format!(
-        "the server offers backend API {major}.{minor}; this backend needs {our_major}.{our_minor} \
-         or a later minor version"
+        "unsupported backend API version: expected {our_major}.{our_minor} or a later minor version, \
+         got {major}.{minor}"
     )))
 }
 
@@ -340,25 +339,25 @@ impl Drop for Close<'_> {
     }
 }
 
-/// Leaks `state` into Triton's object.
+/// Stores `state` in Triton's object, which then owns one reference.
 ///
 /// # Safety
 ///
-/// `set` stores the pointer in an object whose state is this library's alone.
+/// `set` stores the pointer in an object whose state is used by this library alone.
 unsafe fn store<T>(state: Arc<T>, set: impl FnOnce(*mut c_void) -> RawError) -> Result<(), Error> {
     let pointer = Arc::into_raw(state);
     // SAFETY: an error means that it was not stored, so it is taken back.
     unsafe { check(set(pointer.cast_mut().cast())).inspect_err(|_| drop(Arc::from_raw(pointer))) }
 }
 
-/// Another handle to a state that [`store`] leaked.
+/// Returns a new reference to a state that [`store`] has stored.
 ///
 /// # Safety
 ///
-/// `get` gives null or the pointer that was stored as a `T`, not taken yet.
+/// `get` returns null or the pointer that was stored as a `T` and has not been taken.
 unsafe fn share<T>(get: impl FnOnce(*mut *mut c_void) -> RawError) -> Result<Arc<T>, Error> {
     let mut pointer = std::ptr::null_mut();
-    // SAFETY: the caller vouches for the pointer; the count goes up for the new handle.
+    // SAFETY: the caller guarantees the pointer; the count goes up for the new handle.
     unsafe {
         check(get(&mut pointer))?;
         let pointer = non_null(pointer, "state")?.cast::<T>().as_ptr();
@@ -367,7 +366,7 @@ unsafe fn share<T>(get: impl FnOnce(*mut *mut c_void) -> RawError) -> Result<Arc
     }
 }
 
-/// The state of an object, which is null afterwards.
+/// Takes the state out of an object and leaves null.
 ///
 /// # Safety
 ///
@@ -377,7 +376,7 @@ unsafe fn take(
     set: impl FnOnce(*mut c_void) -> RawError,
 ) -> Result<Option<NonNull<c_void>>, Error> {
     let mut pointer = std::ptr::null_mut();
-    // SAFETY: the caller vouches for both.
+    // SAFETY: the caller guarantees both.
     unsafe {
         check(get(&mut pointer))?;
         check(set(std::ptr::null_mut()))?;
@@ -394,7 +393,7 @@ unsafe fn instance_cell<'a, B: Backend>(
 ) -> Result<&'a InstanceCell<InstanceOf<B>>, Error> {
     let instance = non_null(instance, "model instance")?;
     let mut state = std::ptr::null_mut();
-    // SAFETY: the caller vouches for the handle and its state.
+    // SAFETY: the caller guarantees the handle and its state.
     unsafe {
         check(sys::TRITONBACKEND_ModelInstanceState(instance.as_ptr(), &mut state))?;
         Ok(non_null(state, "state of the instance")?

@@ -21,7 +21,7 @@ pub struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// `TRITONBACKEND_InputProperties`.
+    /// Reads the properties of an input (`TRITONBACKEND_InputProperties`).
     ///
     /// # Safety
     ///
@@ -45,8 +45,8 @@ impl<'a> Input<'a> {
                 &mut byte_size,
                 &mut buffer_count,
             ))?;
-            let name =
-                text::borrow_c::<'a>(name).ok_or_else(|| Error::internal("Triton passed an input without a name"))?;
+            let name = text::borrow_c::<'a>(name)
+                .ok_or_else(|| Error::internal("Triton passed a null pointer for the name of an input"))?;
             (name, slice(shape, dims_count as usize)?)
         };
         let datatype = DataType::from_raw(datatype)
@@ -62,55 +62,55 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// The tensor's name.
+    /// Returns the tensor's name.
     pub fn name(&self) -> &'a str {
         self.name
     }
 
-    /// The type of its elements.
+    /// Returns the type of the tensor's elements.
     pub fn datatype(&self) -> DataType {
         self.datatype
     }
 
-    /// Its dimensions, the batch dimension included if the model has one.
+    /// Returns the tensor's dimensions, including the batch dimension if the model has one.
     pub fn shape(&self) -> &'a [i64] {
         self.shape
     }
 
-    /// Its size in bytes, all buffers together.
+    /// Returns the size of all buffers together, in bytes.
     pub fn byte_size(&self) -> u64 {
         self.byte_size
     }
 
-    /// How many pieces it comes in.
+    /// Returns the number of buffers that hold the tensor.
     pub fn buffer_count(&self) -> u32 {
         self.buffer_count
     }
 
-    /// The product of its dimensions; 1 for a scalar.
+    /// Returns the product of the dimensions; 1 for a scalar.
     ///
     /// # Errors
     ///
     /// INVALID_ARG if a dimension is negative or the product is not a `usize`.
     pub fn element_count(&self) -> Result<usize, Error> {
         element_count(self.shape)
-            .ok_or_else(|| Error::invalid_arg(format!("input '{}': its shape is out of range", self.name)))
+            .ok_or_else(|| Error::invalid_arg(format!("input '{}': the shape is out of range", self.name)))
     }
 
-    /// The bytes of the tensor (`TRITONBACKEND_InputBuffer`), borrowed if they come in one
-    /// piece and gathered if they come in several.
+    /// Returns the bytes of the tensor (`TRITONBACKEND_InputBuffer`): borrowed from a single buffer,
+    /// or copied from several.
     ///
     /// # Errors
     ///
-    /// INVALID_ARG if it is larger than `limit` bytes, which is checked before anything is
-    /// allocated. UNSUPPORTED if a buffer lies in GPU memory. INTERNAL if the buffers do not
-    /// add up to the size of the tensor.
+    /// INVALID_ARG if the tensor has more than `limit` bytes, checked before any allocation.
+    /// UNSUPPORTED if a buffer is in GPU memory. INTERNAL if the sizes of the buffers do not add
+    /// up to that of the tensor.
     pub fn contents(&self, limit: usize) -> Result<Cow<'a, [u8]>, Error> {
         let name = self.name;
         let byte_size = usize::try_from(self.byte_size).unwrap_or(usize::MAX);
         if byte_size > limit {
             return Err(Error::invalid_arg(format!(
-                "input '{name}': {} bytes are more than the limit of {limit}",
+                "input '{name}': expected at most {limit} bytes, got {}",
                 self.byte_size
             )));
         }
@@ -120,14 +120,14 @@ impl<'a> Input<'a> {
             let piece = self.buffer(index)?;
             left = left
                 .checked_sub(piece.len())
-                .ok_or_else(|| Error::internal(format!("input '{name}': its buffers exceed its size")))?;
+                .ok_or_else(|| Error::internal(format!("input '{name}': the buffers exceed the size of the tensor")))?;
             if !piece.is_empty() {
                 pieces.push(piece);
             }
         }
         if left != 0 {
             return Err(Error::internal(format!(
-                "input '{name}': its buffers are {left} bytes short of its size"
+                "input '{name}': the buffers are {left} bytes shorter than the tensor"
             )));
         }
         Ok(match pieces.as_slice() {
@@ -155,25 +155,25 @@ impl<'a> Input<'a> {
         }
         if !MemoryType::from_raw(memory_type).is_some_and(MemoryType::is_host) {
             return Err(Error::unsupported(format!(
-                "input '{}': it lies in GPU memory; send it in host memory",
+                "input '{}': GPU memory is not supported; send the tensor in host memory",
                 self.name
             )));
         }
-        let size =
-            usize::try_from(size).map_err(|_| Error::internal(format!("input '{}': impossible size", self.name)))?;
-        // SAFETY: Triton gave `size` bytes of host memory, which live as long as the request.
+        let size = usize::try_from(size)
+            .map_err(|_| Error::internal(format!("input '{}': the size of a buffer is out of range", self.name)))?;
+        // SAFETY: Triton returned `size` bytes of host memory, which live as long as the request.
         unsafe { slice(buffer.cast(), size) }
     }
 }
 
-/// The product of the dimensions, if they make sense.
+/// Returns the product of the dimensions; `None` if one is negative or the product overflows.
 pub(crate) fn element_count(shape: &[i64]) -> Option<usize> {
     shape
         .iter()
         .try_fold(1_usize, |product, &dim| product.checked_mul(usize::try_from(dim).ok()?))
 }
 
-/// A slice from C, whose pointer is not looked at if the length is 0.
+/// Returns a slice of C memory. The pointer is ignored if the length is 0.
 ///
 /// # Safety
 ///
@@ -183,7 +183,7 @@ unsafe fn slice<'a, T>(pointer: *const T, length: usize) -> Result<&'a [T], Erro
         return Ok(&[]);
     }
     let pointer = non_null(pointer.cast_mut(), "contents of an input")?;
-    // SAFETY: not null, and the caller vouches for the rest.
+    // SAFETY: not null, and the caller guarantees the rest.
     Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), length) })
 }
 
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn element_counts() {
+    fn element_count_negative_or_overflowing_shape_is_none() {
         assert_eq!(element_count(&[]), Some(1));
         assert_eq!(element_count(&[2, 3]), Some(6));
         assert_eq!(element_count(&[4, 0]), Some(0));

@@ -1,4 +1,4 @@
-//! What an instance is shown while it initializes, and whether it still works.
+//! The context for initializing an instance, and the health of an instance.
 
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -7,33 +7,34 @@ use crate::error::{Error, check};
 use crate::types::{InstanceKind, MemoryType};
 use crate::{config, model, sys};
 
-/// Whether an instance can still work. Shared between the instance, its threads and
-/// `TRITONBACKEND_ModelInstanceReady`, which reads this and nothing else of the instance.
+/// The health of an instance, shared by the instance, its threads and `TRITONBACKEND_ModelInstanceReady`.
 ///
-/// It goes from ready to poisoned and never back.
+/// A healthy instance can become poisoned, never the reverse.
 #[derive(Debug, Default)]
 pub struct Health {
     poisoned: OnceLock<String>,
 }
 
 impl Health {
-    /// Marks the instance as unable to work. Requests that come from now on are answered with
-    /// UNAVAILABLE and the server's readiness shows it. Only the first reason is kept; it is
-    /// shown to clients, so it holds no user's text.
+    /// Marks the instance as unable to work: further requests are answered with UNAVAILABLE and
+    /// the instance is no longer ready. Only the first reason is kept. Clients see the reason, so
+    /// it must not contain a user's text.
     pub fn poison(&self, reason: impl Into<String>) {
         let _ = self.poisoned.set(reason.into());
     }
 
-    /// Why the instance no longer works; `None` while it does.
+    /// Returns why the instance no longer works; `None` while it works.
     pub fn poisoned(&self) -> Option<&str> {
         self.poisoned.get().map(String::as_str)
     }
 
-    /// Whether the instance works.
+    /// Returns whether the instance works.
     pub fn is_ready(&self) -> bool {
         self.poisoned().is_none()
     }
 
+    /// Checks that the instance works.
+    ///
     /// # Errors
     ///
     /// UNAVAILABLE with the reason if the instance is poisoned.
@@ -41,25 +42,24 @@ impl Health {
         match self.poisoned() {
             None => Ok(()),
             Some(reason) => Err(Error::unavailable(format!(
-                "the instance no longer works and must be reloaded: {reason}"
+                "the instance failed and must be reloaded: {reason}"
             ))),
         }
     }
 }
 
-/// Memory that an instance holds, for
-/// [`InstanceContext::report_memory_usage`].
+/// Memory that an instance holds, for [`InstanceContext::report_memory_usage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryUsage {
     /// The kind of memory.
     pub memory_type: MemoryType,
-    /// The GPU's number; 0 for the host.
+    /// The GPU's index; 0 for the host.
     pub memory_type_id: i64,
-    /// How much, in bytes.
+    /// The size in bytes.
     pub byte_size: usize,
 }
 
-/// The instance as [`Instance::initialize`](crate::Instance::initialize) sees it.
+/// The context of [`Instance::initialize`](crate::Instance::initialize).
 #[derive(Debug)]
 pub struct InstanceContext<'a> {
     raw: &'a NonNull<sys::TRITONBACKEND_ModelInstance>,
@@ -103,39 +103,38 @@ impl<'a> InstanceContext<'a> {
         })
     }
 
-    /// The instance's name (`TRITONBACKEND_ModelInstanceName`).
+    /// Returns the instance's name (`TRITONBACKEND_ModelInstanceName`).
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its model's name.
+    /// Returns the name of the instance's model.
     pub fn model_name(&self) -> &str {
         &self.model_name
     }
 
-    /// Its model's version.
+    /// Returns the version of the instance's model.
     pub fn model_version(&self) -> u64 {
         self.model_version
     }
 
-    /// What it was asked to run on (`TRITONBACKEND_ModelInstanceKind`).
+    /// Returns the kind of device that the instance should run on (`TRITONBACKEND_ModelInstanceKind`).
     pub fn kind(&self) -> InstanceKind {
         self.kind
     }
 
-    /// The GPU's number for [`InstanceKind::Gpu`] (`TRITONBACKEND_ModelInstanceDeviceId`).
+    /// Returns the GPU's index for [`InstanceKind::Gpu`] (`TRITONBACKEND_ModelInstanceDeviceId`).
     pub fn device_id(&self) -> i32 {
         self.device_id
     }
 
-    /// The instance's health, for the threads that may find out that it no longer works.
+    /// Returns the instance's health, to share with the instance's threads.
     pub fn health(&self) -> Arc<Health> {
         Arc::clone(&self.health)
     }
 
-    /// Tells Triton what memory the instance holds
-    /// (`TRITONBACKEND_ModelInstanceReportMemoryUsage`). Replaces an earlier report. Entries for
-    /// the same memory are added up.
+    /// Reports the instance's memory to Triton (`TRITONBACKEND_ModelInstanceReportMemoryUsage`) and
+    /// replaces an earlier report. Triton adds up entries for the same memory.
     ///
     /// # Errors
     ///
@@ -175,13 +174,13 @@ impl<'a> InstanceContext<'a> {
     }
 }
 
-/// `TRITONSERVER_BufferAttributes` that this side owns.
+/// Owned `TRITONSERVER_BufferAttributes`.
 struct BufferAttributes(*mut sys::TRITONSERVER_BufferAttributes);
 
 impl BufferAttributes {
     fn new(usage: &MemoryUsage) -> Result<Self, Error> {
         let mut raw = std::ptr::null_mut();
-        // SAFETY: a new object is the caller's, and `owned` deletes it on every path.
+        // SAFETY: a new object belongs to the caller, and `owned` deletes it on every path.
         unsafe {
             check(sys::TRITONSERVER_BufferAttributesNew(&mut raw))?;
             let owned = Self(crate::error::non_null(raw, "buffer attributes")?.as_ptr());
@@ -213,12 +212,11 @@ struct RawInstance(NonNull<sys::TRITONBACKEND_ModelInstance>);
 // is used for nothing else.
 unsafe impl Send for RawInstance {}
 
-/// An instance as its slots know it: enough to report statistics, for as long as Triton keeps
-/// the instance.
+/// The part of an instance that its slots need to report statistics, as long as Triton keeps the instance.
 #[derive(Debug)]
 pub(crate) struct InstanceHandle {
-    /// `None` once the instance is being finalized: a slot that comes late is still answered
-    /// and released, without statistics.
+    /// `None` once the instance is finalized. A slot that ends later is answered and released
+    /// without statistics.
     raw: Mutex<Option<RawInstance>>,
     pub(crate) name: String,
     pub(crate) model_name: String,
@@ -226,7 +224,7 @@ pub(crate) struct InstanceHandle {
 }
 
 impl InstanceHandle {
-    /// Runs `f` while the instance cannot be finalized.
+    /// Runs `f` unless the instance is finalized; finalizing waits until `f` returns.
     pub(crate) fn with(&self, f: impl FnOnce(NonNull<sys::TRITONBACKEND_ModelInstance>)) {
         let raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(instance) = raw.as_ref() {
@@ -234,7 +232,7 @@ impl InstanceHandle {
         }
     }
 
-    /// Forgets the instance, which Triton is about to free. Waits for a report under way.
+    /// Forgets the instance before Triton frees it. Waits for a report in progress.
     pub(crate) fn close(&self) {
         *self.raw.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -246,7 +244,7 @@ mod tests {
     use crate::ErrorCode;
 
     #[test]
-    fn the_first_reason_stays() {
+    fn poison_twice_keeps_the_first_reason() {
         let health = Health::default();
         assert!(health.is_ready());
         assert_eq!(health.check(), Ok(()));

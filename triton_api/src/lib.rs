@@ -1,18 +1,18 @@
 //! A safe layer over the C API that Triton Inference Server offers to backends.
 //!
-//! A backend is three types that implement [`Backend`], [`Model`] and [`Instance`], and one
-//! line, [`export_backend!`], that emits the `TRITONBACKEND_*` symbols which the server looks
-//! up. The crate knows nothing of what the backend computes. It answers for this:
+//! A backend consists of three types, which implement [`Backend`], [`Model`] and [`Instance`], and one use of
+//! [`export_backend!`], which emits the `TRITONBACKEND_*` symbols. The crate does not depend on what a backend
+//! computes. It guarantees:
 //!
 //! - No panic crosses the C boundary. A panic becomes an INTERNAL error, and an instance that
-//!   panicked while it executed is [poisoned](Health).
-//! - Requests are borrowed until [`RequestBatch::accept`] and owned from there on. Each [`Slot`]
-//!   answers its request once and releases it once, on every path, from whatever thread.
-//! - Every handle that Triton gives away has one owner here, which gives it back.
-//! - What comes from a client (ids, names, sizes, BYTES tensors) is checked before it is used.
+//!   panics in `execute` is [poisoned](Health).
+//! - Requests are borrowed until [`RequestBatch::accept`] and owned afterwards. Each [`Slot`]
+//!   answers its request once and releases it once, on every path and any thread.
+//! - Every handle that Triton hands over has one owner, which releases it.
+//! - Client data (ids, names, sizes, BYTES tensors) is checked before use.
 //!
-//! The server's library is not linked: it has loaded the backend and its symbols are found in
-//! the process. Tests link the crate `triton_fake` in its place.
+//! The crate does not link the server's library: the server process, which loads the backend, provides the symbols.
+//! Tests link the crate `triton_fake` instead.
 
 #[cfg(panic = "abort")]
 compile_error!("a backend must be built with panic = \"unwind\": an abort would take the server down");

@@ -2,23 +2,23 @@
 //!
 //! The macros [`log_info!`](crate::log_info), [`log_warn!`](crate::log_warn),
 //! [`log_error!`](crate::log_error) and [`log_verbose!`](crate::log_verbose) add the file and
-//! the line, and format nothing for a level that is off.
+//! the line. They format nothing if the level is disabled.
 
 use std::ffi::c_int;
 
 use crate::error::check;
 use crate::{sys, text};
 
-/// How important a line is, `TRITONSERVER_LogLevel`.
+/// The level of a log line (`TRITONSERVER_LogLevel`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// What an operator wants to know.
+    /// Information for operators.
     Info,
-    /// Something was put up with.
+    /// A problem that the backend works around.
     Warn,
-    /// Something failed.
+    /// A failure.
     Error,
-    /// For those who look for a fault; off by default.
+    /// Details for debugging; disabled by default.
     Verbose,
 }
 
@@ -33,14 +33,13 @@ impl Level {
     }
 }
 
-/// Whether lines of this level are written (`TRITONSERVER_LogIsEnabled`).
+/// Returns whether lines of this level are written (`TRITONSERVER_LogIsEnabled`).
 pub fn is_enabled(level: Level) -> bool {
     // SAFETY: takes a value and has no preconditions.
     unsafe { sys::TRITONSERVER_LogIsEnabled(level.raw()) }
 }
 
-/// Writes one line (`TRITONSERVER_LogMessage`). A failure to log is not reported: there is
-/// nowhere to report it to.
+/// Writes one line (`TRITONSERVER_LogMessage`). A failure to log is ignored.
 pub fn write(level: Level, file: &str, line: u32, message: &str) {
     let file = text::to_c(file);
     let message = text::to_c(message);

@@ -1,8 +1,8 @@
 //! Custom metrics on the server's metrics endpoint.
 //!
-//! A server can be built or started without metrics; making a family fails then, and a backend
-//! should do without. A family outlives its metrics, as Triton demands: each holds on to it.
-//! Triton keeps the values of equal names and labels together, across models too.
+//! On a server without metrics, creating a family fails and a backend should continue without
+//! metrics. Each metric holds a reference to its family, because Triton requires the family to
+//! outlive it. Metrics with equal names and labels share one value, across models too.
 
 use std::ffi::CString;
 use std::ptr::NonNull;
@@ -16,21 +16,21 @@ use crate::{log_warn, sys, text};
 pub struct CounterFamily(Arc<Family>);
 
 impl CounterFamily {
-    /// `TRITONSERVER_MetricFamilyNew`.
+    /// Registers a family of counters (`TRITONSERVER_MetricFamilyNew`).
     ///
     /// # Errors
     ///
-    /// UNSUPPORTED if the server has no metrics. INVALID_ARG if the name is not one that
-    /// Prometheus takes (letters, digits, `_` and `:`, no digit first).
+    /// UNSUPPORTED if the server has no metrics. INVALID_ARG if the name is not valid in
+    /// Prometheus (letters, digits, `_` and `:`, no digit first).
     pub fn new(name: &str, description: &str) -> Result<Self, Error> {
         Family::new(sys::TRITONSERVER_METRIC_KIND_COUNTER, name, description).map(Self)
     }
 
-    /// The counter with these labels.
+    /// Returns the counter with these labels.
     ///
     /// # Errors
     ///
-    /// INVALID_ARG if a label's name is not one that Prometheus takes.
+    /// INVALID_ARG if the name of a label is not valid in Prometheus.
     pub fn counter(&self, labels: &[(&str, &str)]) -> Result<Counter, Error> {
         Metric::new(&self.0, labels).map(Counter)
     }
@@ -41,20 +41,20 @@ impl CounterFamily {
 pub struct GaugeFamily(Arc<Family>);
 
 impl GaugeFamily {
-    /// `TRITONSERVER_MetricFamilyNew`.
+    /// Registers a family of gauges (`TRITONSERVER_MetricFamilyNew`).
     ///
     /// # Errors
     ///
-    /// As [`CounterFamily::new`].
+    /// Those of [`CounterFamily::new`].
     pub fn new(name: &str, description: &str) -> Result<Self, Error> {
         Family::new(sys::TRITONSERVER_METRIC_KIND_GAUGE, name, description).map(Self)
     }
 
-    /// The gauge with these labels.
+    /// Returns the gauge with these labels.
     ///
     /// # Errors
     ///
-    /// As [`CounterFamily::counter`].
+    /// Those of [`CounterFamily::counter`].
     pub fn gauge(&self, labels: &[(&str, &str)]) -> Result<Gauge, Error> {
         Metric::new(&self.0, labels).map(Gauge)
     }
@@ -69,19 +69,19 @@ impl Counter {
     ///
     /// # Errors
     ///
-    /// INVALID_ARG if it is negative or not a number.
+    /// INVALID_ARG if `amount` is negative or not a number.
     pub fn add(&self, amount: f64) -> Result<(), Error> {
         if amount.is_nan() || amount < 0.0 {
-            return Err(Error::invalid_arg("a counter only grows"));
+            return Err(Error::invalid_arg("a counter cannot decrease"));
         }
         self.0.increment(amount)
     }
 
-    /// The current value (`TRITONSERVER_MetricValue`).
+    /// Returns the current value (`TRITONSERVER_MetricValue`).
     ///
     /// # Errors
     ///
-    /// If Triton does not tell.
+    /// Triton cannot read the value.
     pub fn value(&self) -> Result<f64, Error> {
         self.0.value()
     }
@@ -96,7 +96,7 @@ impl Gauge {
     ///
     /// # Errors
     ///
-    /// If Triton rejects it.
+    /// Triton rejects the value.
     pub fn set(&self, value: f64) -> Result<(), Error> {
         // SAFETY: the metric is live.
         unsafe { check(sys::TRITONSERVER_MetricSet(self.0.raw.as_ptr(), value)) }
@@ -106,22 +106,22 @@ impl Gauge {
     ///
     /// # Errors
     ///
-    /// If Triton rejects it.
+    /// Triton rejects the value.
     pub fn add(&self, amount: f64) -> Result<(), Error> {
         self.0.increment(amount)
     }
 
-    /// The current value (`TRITONSERVER_MetricValue`).
+    /// Returns the current value (`TRITONSERVER_MetricValue`).
     ///
     /// # Errors
     ///
-    /// If Triton does not tell.
+    /// Triton cannot read the value.
     pub fn value(&self) -> Result<f64, Error> {
         self.0.value()
     }
 }
 
-/// A `TRITONSERVER_MetricFamily` that this side owns.
+/// An owned `TRITONSERVER_MetricFamily`.
 #[derive(Debug)]
 struct Family {
     raw: NonNull<sys::TRITONSERVER_MetricFamily>,
@@ -138,7 +138,7 @@ impl Family {
         let name = text::to_c(name);
         let description = text::to_c(description);
         let mut raw = std::ptr::null_mut();
-        // SAFETY: both strings are copied; a new family is the caller's.
+        // SAFETY: both strings are copied; a new family belongs to the caller.
         unsafe {
             check(sys::TRITONSERVER_MetricFamilyNew(
                 &mut raw,
@@ -159,16 +159,16 @@ impl Drop for Family {
         // family, so none is left.
         let deleted = unsafe { check(sys::TRITONSERVER_MetricFamilyDelete(self.raw.as_ptr())) };
         if let Err(error) = deleted {
-            log_warn!("a metric family was not deleted: {error}");
+            log_warn!("cannot delete a metric family: {error}");
         }
     }
 }
 
-/// A `TRITONSERVER_Metric` that this side owns.
+/// An owned `TRITONSERVER_Metric`.
 #[derive(Debug)]
 struct Metric {
     raw: NonNull<sys::TRITONSERVER_Metric>,
-    /// Declared for its drop, which comes after the metric's.
+    /// Keeps the family alive until the metric is deleted.
     _family: Arc<Family>,
 }
 
@@ -186,7 +186,7 @@ impl Metric {
         let mut pointers: Vec<_> = labels.iter().map(|label| label.0.cast_const()).collect();
         let mut raw = std::ptr::null_mut();
         // SAFETY: the family is live; the labels outlive the call, which copies them; a new
-        // metric is the caller's.
+        // metric belongs to the caller.
         unsafe {
             check(sys::TRITONSERVER_MetricNew(
                 &mut raw,
@@ -218,12 +218,12 @@ impl Drop for Metric {
     fn drop(&mut self) {
         // SAFETY: owned by `self` and deleted here only, before its family.
         if let Err(error) = unsafe { check(sys::TRITONSERVER_MetricDelete(self.raw.as_ptr())) } {
-            log_warn!("a metric was not deleted: {error}");
+            log_warn!("cannot delete a metric: {error}");
         }
     }
 }
 
-/// A `TRITONSERVER_Parameter` that this side owns.
+/// An owned `TRITONSERVER_Parameter`.
 struct Label(*mut sys::TRITONSERVER_Parameter);
 
 impl Label {
@@ -231,7 +231,7 @@ impl Label {
         check_name(name, false)?;
         let name: CString = text::to_c(name);
         let value = text::to_c(value);
-        // SAFETY: both strings are copied; a new parameter is the caller's.
+        // SAFETY: both strings are copied; a new parameter belongs to the caller.
         let raw = unsafe {
             sys::TRITONSERVER_ParameterNew(name.as_ptr(), sys::TRITONSERVER_PARAMETER_STRING, value.as_ptr().cast())
         };
@@ -246,7 +246,7 @@ impl Drop for Label {
     }
 }
 
-/// Prometheus' rule for names, checked here because its library throws a C++ exception.
+/// Checks a name by Prometheus' rule, because Prometheus' library throws a C++ exception instead.
 fn check_name(name: &str, colon: bool) -> Result<(), Error> {
     let good = |(index, letter): (usize, char)| {
         letter.is_ascii_alphabetic()
@@ -258,7 +258,7 @@ fn check_name(name: &str, colon: bool) -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::invalid_arg(format!(
-            "'{name}' is not a name for a metric or a label"
+            "'{name}' is not a valid name of a metric or a label"
         )))
     }
 }
@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_prometheus() {
+    fn check_name_follows_prometheus() {
         for name in ["a", "_a9", "unet_calls_total"] {
             assert!(check_name(name, false).is_ok(), "{name}");
         }

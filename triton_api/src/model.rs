@@ -1,4 +1,4 @@
-//! What a model is shown while it initializes.
+//! The context for initializing a model.
 
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -9,7 +9,7 @@ use crate::config::{self, CONFIG_VERSION, Message};
 use crate::error::{Error, check};
 use crate::sys;
 
-/// The model as [`Model::initialize`](crate::Model::initialize) sees it.
+/// The context of [`Model::initialize`](crate::Model::initialize).
 #[derive(Debug)]
 pub struct ModelContext<'a> {
     raw: &'a NonNull<sys::TRITONBACKEND_Model>,
@@ -43,36 +43,36 @@ impl<'a> ModelContext<'a> {
         }
     }
 
-    /// The model's name (`TRITONBACKEND_ModelName`). On a multi-model endpoint it is the name
-    /// of an archive and says nothing of what the model is.
+    /// Returns the model's name (`TRITONBACKEND_ModelName`). On a multi-model endpoint, this is the
+    /// name of an archive and does not describe the model.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The version that is being loaded (`TRITONBACKEND_ModelVersion`).
+    /// Returns the version that is being loaded (`TRITONBACKEND_ModelVersion`).
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// The model's folder, with `config.pbtxt` and a folder for each version
+    /// Returns the model's folder, with `config.pbtxt` and a folder for each version
     /// (`TRITONBACKEND_ModelRepository`).
     pub fn repository(&self) -> &Path {
         &self.repository
     }
 
-    /// The folder of the version that is being loaded.
+    /// Returns the folder of the version that is being loaded.
     pub fn version_path(&self) -> PathBuf {
         self.repository.join(self.version.to_string())
     }
 
-    /// The model configuration (`TRITONBACKEND_ModelConfig`).
+    /// Returns the model configuration (`TRITONBACKEND_ModelConfig`).
     ///
     /// # Errors
     ///
-    /// If Triton cannot give it as JSON.
+    /// Triton cannot return the configuration as JSON.
     pub fn config(&self) -> Result<Value, Error> {
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the model is live for 'a; the message it returns is the caller's.
+        // SAFETY: the model is live for 'a; the caller owns the returned message.
         let message = unsafe {
             check(sys::TRITONBACKEND_ModelConfig(
                 self.raw.as_ptr(),
@@ -86,21 +86,21 @@ impl<'a> ModelContext<'a> {
             .map_err(|error| error.context(format_args!("configuration of model '{}'", self.name)))
     }
 
-    /// The `parameters` of the configuration, as [`config::parameters`] gives them.
+    /// Returns the `parameters` of the configuration in the form of [`config::parameters`].
     ///
     /// # Errors
     ///
-    /// As [`ModelContext::config`] and [`config::parameters`].
+    /// Those of [`ModelContext::config`] and [`config::parameters`].
     pub fn parameters(&self) -> Result<Value, Error> {
         config::parameters(&self.config()?).map_err(|error| error.context(format_args!("model '{}'", self.name)))
     }
 
-    /// Whether the backend should fill in what the configuration lacks
+    /// Returns whether the backend should complete the configuration
     /// (`TRITONBACKEND_ModelAutoCompleteConfig`).
     ///
     /// # Errors
     ///
-    /// If Triton refuses to say.
+    /// Triton cannot return the setting.
     pub fn should_auto_complete(&self) -> Result<bool, Error> {
         let mut wanted = false;
         // SAFETY: the model is live for 'a and the result points to a local.
@@ -113,16 +113,16 @@ impl<'a> ModelContext<'a> {
         Ok(wanted)
     }
 
-    /// Gives Triton a completed configuration (`TRITONBACKEND_ModelSetConfig`). It takes the
-    /// inputs, the outputs, `max_batch_size` and, if there was none, the scheduling choice, and
-    /// may add to them: read [`ModelContext::config`] again afterwards.
+    /// Passes a completed configuration to Triton (`TRITONBACKEND_ModelSetConfig`). Triton uses its
+    /// inputs, outputs, `max_batch_size` and, if none was set, the scheduling choice, and may add to
+    /// them: read [`ModelContext::config`] again afterwards.
     ///
     /// # Errors
     ///
-    /// If Triton rejects the configuration.
+    /// Triton rejects the configuration.
     pub fn set_config(&mut self, config: &Value) -> Result<(), Error> {
         let message = Message::from_json(config)?;
-        // SAFETY: the model is live for 'a; the message stays ours and outlives the call.
+        // SAFETY: the model is live for 'a; the message remains owned here and outlives the call.
         unsafe {
             check(sys::TRITONBACKEND_ModelSetConfig(
                 self.raw.as_ptr(),
@@ -134,7 +134,7 @@ impl<'a> ModelContext<'a> {
     }
 }
 
-/// Name and version of a model.
+/// Returns the name and the version of a model.
 ///
 /// # Safety
 ///

@@ -1,8 +1,8 @@
-//! The boundary that no panic crosses.
+//! Catches panics at the C boundary.
 //!
-//! A panic that left an `extern "C"` function would abort the server. Each entry point runs
-//! inside [`catch`], and what it reports says where it happened but not what: the payload of a
-//! panic can hold a piece of the user's text, so it goes to the log alone.
+//! A panic that leaves an `extern "C"` function aborts the server, so each entry point runs inside
+//! [`catch`]. The returned error names the entry point only. The payload of a panic can contain a
+//! user's text, so the payload is logged and never returned.
 
 use std::any::Any;
 use std::mem;
@@ -13,28 +13,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::error::Error;
 use crate::{log, log_error, sys};
 
-/// Whether the hook has logged the payload by the time that [`catch`] sees it.
+/// Whether the panic hook is installed and logs payloads, so [`catch`] need not.
 static HOOKED: AtomicBool = AtomicBool::new(false);
 
 /// Runs `f` and turns a panic into an INTERNAL error that names `place` and nothing else.
 ///
-/// The caller must be sure that what `f` was changing is not used half changed afterwards, and
-/// normally poisons it ([`crate::Health::poison`]).
+/// After a panic, values that `f` was changing may be in an invalid state. The caller must not use
+/// them again, and normally poisons the instance ([`crate::Health::poison`]).
 ///
 /// # Errors
 ///
-/// Only if `f` panicked.
+/// INTERNAL if `f` panics.
 pub fn catch<T>(place: &str, f: impl FnOnce() -> T) -> Result<T, Error> {
     panic::catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         if !HOOKED.load(Ordering::Relaxed) {
-            log_error!("{place} panicked: {}", describe(payload.as_ref()));
+            log_error!("panic in {place}: {}", describe(payload.as_ref()));
         }
         dispose(payload);
-        Error::internal(format!("{place} panicked; the server's log says where"))
+        Error::internal(format!("panic in {place}; see the server log"))
     })
 }
 
-/// The outermost ring of an entry point: the error or panic of `f` as Triton wants it.
+/// Runs the body of an entry point and returns its error or panic as Triton's error; null without one.
 pub(crate) fn boundary(place: &str, f: impl FnOnce() -> Result<(), Error>) -> *mut sys::TRITONSERVER_Error {
     match catch(place, f) {
         Ok(Ok(())) => std::ptr::null_mut(),
@@ -42,10 +42,10 @@ pub(crate) fn boundary(place: &str, f: impl FnOnce() -> Result<(), Error>) -> *m
     }
 }
 
-/// Sends every panic of this library's threads to Triton's log, with its thread and place, and
+/// Logs every panic of this library's threads to Triton's log, with the thread and the location, and
 /// nothing to standard error. Further calls do nothing.
 ///
-/// The standard library is linked into the backend, so that the hook is the backend's alone.
+/// The hook affects this backend only, because each backend links its own copy of the standard library.
 pub fn install_hook() {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| {
@@ -75,7 +75,7 @@ fn describe(payload: &(dyn Any + Send)) -> &str {
     }
 }
 
-/// Drops a payload that is text and forgets any other, whose destructor might panic again.
+/// Drops a payload that is text. Forgets any other payload, because its destructor may panic.
 fn dispose(payload: Box<dyn Any + Send>) {
     if payload.is::<&'static str>() || payload.is::<String>() {
         drop(payload);
@@ -91,15 +91,15 @@ mod tests {
     use crate::ErrorCode;
 
     #[test]
-    fn the_error_names_the_place_and_not_the_payload() {
+    fn catch_error_names_the_place_and_not_the_payload() {
         let error = catch("step", || panic!("secret {}", 7)).err();
         let error = error.unwrap_or_else(|| Error::cancelled(""));
         assert_eq!(error.code(), ErrorCode::Internal);
-        assert_eq!(error.message(), "step panicked; the server's log says where");
+        assert_eq!(error.message(), "panic in step; see the server log");
     }
 
     #[test]
-    fn a_payload_that_panics_when_dropped_is_harmless() {
+    fn catch_payload_that_panics_on_drop_is_forgotten() {
         struct Bomb;
         impl Drop for Bomb {
             fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! Requests: borrowed as a batch first, owned one by one after `accept`.
+//! Requests: borrowed as a batch before `accept`, owned one by one afterwards.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -12,21 +12,21 @@ use crate::response::Response;
 use crate::slot::Slot;
 use crate::{sys, text};
 
-/// The requests of one `TRITONBACKEND_ModelInstanceExecute`. They are still Triton's, and go
-/// back to it if this is dropped; only [`RequestBatch::accept`] takes them over.
+/// The requests of one `TRITONBACKEND_ModelInstanceExecute`. Triton owns the requests until
+/// [`RequestBatch::accept`]; dropping the batch returns them to Triton.
 #[derive(Debug)]
 pub struct RequestBatch<'call> {
     instance: &'call Arc<InstanceHandle>,
     requests: &'call [*mut sys::TRITONBACKEND_Request],
-    /// Tells the entry point whose the requests are when `execute` has ended.
+    /// Whether the slots own the requests; read by the entry point when `execute` ends.
     accepted: &'call Cell<bool>,
 }
 
 impl<'call> RequestBatch<'call> {
     /// # Safety
     ///
-    /// `requests` is null or an array of `count` requests that are Triton's to give away and
-    /// that stay until this call of Execute returns an error or they are released.
+    /// `requests` is null or an array of `count` requests that Triton hands over and that live
+    /// until this call of Execute returns an error or they are released.
     pub(crate) unsafe fn new(
         instance: &'call Arc<InstanceHandle>,
         requests: *mut *mut sys::TRITONBACKEND_Request,
@@ -38,7 +38,7 @@ impl<'call> RequestBatch<'call> {
             &[][..]
         } else {
             let requests = non_null(requests, "array of requests")?;
-            // SAFETY: not null; the caller vouches for its length.
+            // SAFETY: not null; the caller guarantees its length.
             unsafe { std::slice::from_raw_parts(requests.as_ptr(), count as usize) }
         };
         Ok(Self {
@@ -48,23 +48,23 @@ impl<'call> RequestBatch<'call> {
         })
     }
 
-    /// How many requests there are. Can be 0.
+    /// Returns the number of requests, which may be 0.
     pub fn len(&self) -> usize {
         self.requests.len()
     }
 
-    /// Whether there is no request.
+    /// Returns whether there is no request.
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
 
-    /// Takes the requests over: makes a response for each of them (`TRITONBACKEND_ResponseNew`)
-    /// and starts their clocks. From here on each slot answers for its request.
+    /// Takes ownership of the requests: creates a response for each request
+    /// (`TRITONBACKEND_ResponseNew`) and starts its clock. Each slot then answers its request.
     ///
     /// # Errors
     ///
-    /// If a response cannot be made. Those made before are deleted and all requests stay
-    /// Triton's: return the error from `execute`, and Triton answers them with it.
+    /// A response cannot be created. Triton still owns all requests: return the error from
+    /// `execute`, and Triton answers them with the error.
     pub fn accept(self) -> Result<Vec<Slot>, Error> {
         let mut slots = Vec::with_capacity(self.requests.len());
         let pairs = self
@@ -77,7 +77,7 @@ impl<'call> RequestBatch<'call> {
             })
             .collect::<Result<Vec<_>, Error>>()
             .map_err(|error| error.context(format_args!("model '{}'", self.instance.model_name)))?;
-        // Nothing below can fail, so the requests change hands here.
+        // Ownership changes here, because nothing below can fail.
         self.accepted.set(true);
         slots.extend(pairs.into_iter().map(|(request, response)| {
             // SAFETY: the entry point sees `accepted` and leaves the request to its slot.
@@ -102,8 +102,8 @@ impl<'a> Request<'a> {
         Self { raw, slot: PhantomData }
     }
 
-    /// The id that the client gave (`TRITONBACKEND_RequestId`); `None` if it is null, empty or
-    /// not UTF-8. It is the user's text: good for a log, not for an error.
+    /// Returns the client's id (`TRITONBACKEND_RequestId`); `None` if the id is null, empty or not
+    /// UTF-8. The id is a user's text: it may be logged but must not appear in an error.
     pub fn id(&self) -> Option<&'a str> {
         let mut id = std::ptr::null();
         // SAFETY: the request is live for 'a and so is its id.
@@ -113,8 +113,8 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether the client has taken the request back (`TRITONBACKEND_RequestIsCancelled`). Can
-    /// become true at any time; cheap enough to ask in each step.
+    /// Returns whether the client has cancelled the request (`TRITONBACKEND_RequestIsCancelled`),
+    /// which can happen at any time. The call is cheap enough for every denoising step.
     pub fn is_cancelled(&self) -> bool {
         let mut cancelled = false;
         // SAFETY: the request is live for 'a and the result points to a local.
@@ -122,12 +122,12 @@ impl<'a> Request<'a> {
         asked.is_ok() && cancelled
     }
 
-    /// All inputs of the request (`TRITONBACKEND_RequestInputByIndex`). Optional inputs that
-    /// the client left out are not among them.
+    /// Returns the inputs of the request (`TRITONBACKEND_RequestInputByIndex`), without the optional
+    /// inputs that the client omitted.
     ///
     /// # Errors
     ///
-    /// If Triton does not give an input or its type is not known.
+    /// Triton cannot return an input, or the type of an input is unknown.
     pub fn inputs(&self) -> Result<Vec<Input<'a>>, Error> {
         let mut count = 0;
         // SAFETY: the request is live for 'a and the result points to a local.
@@ -150,21 +150,21 @@ impl<'a> Request<'a> {
             .collect()
     }
 
-    /// The input of that name; `None` if the client left it out.
+    /// Returns the input of that name; `None` if the client omitted it.
     ///
     /// # Errors
     ///
-    /// As [`Request::inputs`].
+    /// Those of [`Request::inputs`].
     pub fn input(&self, name: &str) -> Result<Option<Input<'a>>, Error> {
         Ok(self.inputs()?.into_iter().find(|input| input.name() == name))
     }
 
-    /// The names of the outputs that the client wants (`TRITONBACKEND_RequestOutputName`).
-    /// Triton names all of the model's if the client named none.
+    /// Returns the names of the outputs that the client requested (`TRITONBACKEND_RequestOutputName`):
+    /// all outputs of the model if the client named none.
     ///
     /// # Errors
     ///
-    /// If Triton does not give a name.
+    /// Triton cannot return a name.
     pub fn requested_outputs(&self) -> Result<Vec<&'a str>, Error> {
         let mut count = 0;
         // SAFETY: the request is live for 'a and the result points to a local.
@@ -183,7 +183,7 @@ impl<'a> Request<'a> {
                     ))?;
                     text::borrow_c::<'a>(name)
                 }
-                .ok_or_else(|| Error::internal("Triton passed an output without a name"))
+                .ok_or_else(|| Error::internal("Triton passed a null pointer for the name of an output"))
             })
             .collect()
     }

@@ -1,4 +1,4 @@
-//! Responses: outputs, parameters, and the way back to Triton.
+//! Responses: output tensors and parameters.
 
 use std::mem;
 use std::ptr::NonNull;
@@ -12,11 +12,11 @@ use crate::{sys, text};
 /// The value of a response parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parameter {
-    /// A string; a NUL in it becomes U+FFFD.
+    /// A string, with U+FFFD for each NUL.
     String(String),
     /// A signed integer.
     Int(i64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
 }
 
@@ -44,7 +44,7 @@ impl From<bool> for Parameter {
     }
 }
 
-/// One output tensor, to be copied into Triton's buffer.
+/// An output tensor, which will be copied into Triton's buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct OutputTensor<'a> {
     name: &'a str,
@@ -59,7 +59,7 @@ enum Data<'a> {
 }
 
 impl<'a> OutputTensor<'a> {
-    /// A tensor whose bytes are laid out already, in row-major order.
+    /// Returns a tensor with these bytes, in row-major order.
     pub fn raw(name: &'a str, datatype: DataType, shape: &'a [i64], data: &'a [u8]) -> Self {
         Self {
             name,
@@ -68,7 +68,7 @@ impl<'a> OutputTensor<'a> {
         }
     }
 
-    /// A BYTES tensor of these elements, which are written straight into Triton's buffer.
+    /// Returns a BYTES tensor with these elements, which will be written straight into Triton's buffer.
     pub fn bytes(name: &'a str, shape: &'a [i64], elements: &'a [&'a [u8]]) -> Self {
         Self {
             name,
@@ -77,7 +77,7 @@ impl<'a> OutputTensor<'a> {
         }
     }
 
-    /// The tensor's name.
+    /// Returns the tensor's name.
     pub fn name(&self) -> &'a str {
         self.name
     }
@@ -89,7 +89,7 @@ impl<'a> OutputTensor<'a> {
         }
     }
 
-    /// Its size in bytes, if the data fit the shape.
+    /// Returns the tensor's size in bytes; an error if the data do not fit the shape.
     fn byte_size(&self) -> Result<usize, Error> {
         let elements = element_count(self.shape);
         let (fits, size) = match self.data {
@@ -106,21 +106,21 @@ impl<'a> OutputTensor<'a> {
             Ok(size)
         } else {
             Err(Error::internal(format!(
-                "output '{}': its data do not fit its shape",
+                "output '{}': the data do not fit the shape",
                 self.name
             )))
         }
     }
 
-    /// Fills `buffer`, which is of [`Self::byte_size`].
+    /// Writes the tensor into a buffer of [`Self::byte_size`] bytes.
     ///
     /// # Safety
     ///
-    /// `buffer` points to that many bytes that nobody else uses.
+    /// `buffer` points to that many bytes, and nothing else uses them.
     unsafe fn write(&self, buffer: *mut u8) {
         let mut at = buffer;
         let mut put = |part: &[u8]| {
-            // SAFETY: the parts add up to the size that the caller vouches for.
+            // SAFETY: the parts add up to the size that the caller guarantees.
             unsafe {
                 at.copy_from_nonoverlapping(part.as_ptr(), part.len());
                 at = at.add(part.len());
@@ -139,26 +139,26 @@ impl<'a> OutputTensor<'a> {
     }
 }
 
-/// A `TRITONBACKEND_Response` that this side owns: sent, or else deleted.
+/// An owned `TRITONBACKEND_Response`, deleted on drop unless it was sent.
 #[derive(Debug)]
 pub(crate) struct Response(NonNull<sys::TRITONBACKEND_Response>);
 
 impl Response {
-    /// `TRITONBACKEND_ResponseNew`.
+    /// Creates the response to a request (`TRITONBACKEND_ResponseNew`).
     ///
     /// # Safety
     ///
     /// `request` is live.
     pub(crate) unsafe fn new(request: NonNull<sys::TRITONBACKEND_Request>) -> Result<Self, Error> {
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the caller vouches for the request; a new response is the caller's.
+        // SAFETY: the caller guarantees a live request; the caller owns a new response.
         unsafe {
             check(sys::TRITONBACKEND_ResponseNew(&mut raw, request.as_ptr()))?;
         }
         Ok(Self(non_null(raw, "response")?))
     }
 
-    /// `TRITONBACKEND_ResponseSetStringParameter` and its kin.
+    /// Sets a parameter (`TRITONBACKEND_ResponseSetStringParameter` and its variants).
     pub(crate) fn set_parameter(&mut self, name: &str, value: &Parameter) -> Result<(), Error> {
         let name = text::to_c(name);
         // SAFETY: the response is live, and the strings are copied by the call.
@@ -187,7 +187,7 @@ impl Response {
             u32::try_from(tensor.shape.len()).map_err(|_| Error::internal("an output has too many dimensions"))?;
         let mut output = std::ptr::null_mut();
         let mut buffer = std::ptr::null_mut();
-        // Host memory is the wish; what comes back is the fact.
+        // A request for host memory; Triton returns the actual type.
         let mut memory_type = MemoryType::Cpu.raw();
         let mut memory_type_id = 0;
         // SAFETY: the response is live; name and shape outlive the call, which copies them; the
@@ -211,28 +211,28 @@ impl Response {
         }
         if !MemoryType::from_raw(memory_type).is_some_and(MemoryType::is_host) {
             return Err(Error::unsupported(format!(
-                "output '{}': it was to go to GPU memory; ask for it in host memory",
+                "output '{}': GPU memory is not supported; request the tensor in host memory",
                 tensor.name
             )));
         }
         if size > 0 {
             let buffer = non_null(buffer, "buffer of an output")?;
-            // SAFETY: host memory of `size` bytes that Triton made for this output alone.
+            // SAFETY: host memory of `size` bytes that Triton allocated for this output alone.
             unsafe { tensor.write(buffer.as_ptr().cast()) };
         }
         Ok(())
     }
 
-    /// Sends the response as the final one (`TRITONBACKEND_ResponseSend`), with the error if
-    /// there is one. Triton owns it from here on, even if it reports a failure.
+    /// Sends the final response (`TRITONBACKEND_ResponseSend`), with an error if given. Triton owns
+    /// the response afterwards, even if sending fails.
     pub(crate) fn send(self, error: Option<&Error>) -> Result<(), Error> {
         let error = error.map(OwnedError::new);
         let raw = error.as_ref().map_or(std::ptr::null_mut(), OwnedError::as_ptr);
         let response = self.0;
-        // The response changes hands: its destructor must not delete it.
+        // Triton owns the response now, so the destructor must not delete it.
         mem::forget(self);
-        // SAFETY: the response was owned and is not used again; the error stays ours and
-        // outlives the call.
+        // SAFETY: the response was owned and is not used again; the error remains owned here
+        // and outlives the call.
         unsafe {
             check(sys::TRITONBACKEND_ResponseSend(
                 response.as_ptr(),
@@ -256,7 +256,7 @@ mod tests {
     use crate::bytes::encode_bytes;
 
     #[test]
-    fn sizes_must_fit_the_shape() {
+    fn byte_size_data_not_fitting_the_shape_is_error() {
         let raw = |shape, data| OutputTensor::raw("y", DataType::Int32, shape, data).byte_size();
         assert_eq!(raw(&[1, 2], &[0; 8]), Ok(8));
         assert!(raw(&[1, 2], &[0; 7]).is_err());
@@ -267,11 +267,11 @@ mod tests {
     }
 
     #[test]
-    fn elements_are_written_as_the_codec_does() {
+    fn write_bytes_tensor_matches_encode_bytes() {
         let elements: [&[u8]; 3] = [b"one", b"", b"three"];
         let tensor = OutputTensor::bytes("y", &[3], &elements);
         let mut buffer = vec![0; tensor.byte_size().unwrap_or_default()];
-        // SAFETY: the buffer is of the tensor's size.
+        // SAFETY: the buffer has the tensor's size.
         unsafe { tensor.write(buffer.as_mut_ptr()) };
         assert_eq!(Ok(buffer), encode_bytes(&elements));
     }

@@ -1,4 +1,4 @@
-//! An accepted request and the promise to answer it.
+//! An accepted request that must be answered.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use crate::{log_error, sys};
 
 /// An accepted request with its response.
 ///
-/// A slot owns both. However it ends, by [`respond`](Slot::respond), by [`fail`](Slot::fail) or
-/// by being dropped, the client gets one final response, Triton gets the statistics, and the
-/// request is released, once each and in this order. It may end on any thread, long after
-/// `execute` has returned; but the instance must have ended all its slots when its own drop
-/// returns, for Triton may free the instance then.
+/// A slot ends by [`respond`](Slot::respond), by [`fail`](Slot::fail) or by being dropped. On each
+/// path, the client gets one final response, Triton gets the statistics and the request is
+/// released, once each and in this order. A slot may end on any thread, long after `execute` has
+/// returned. All slots must end before the drop of their instance returns, because Triton may
+/// then free the instance.
 #[derive(Debug)]
 pub struct Slot {
     instance: Arc<InstanceHandle>,
@@ -34,7 +34,7 @@ unsafe impl Send for Slot {}
 impl Slot {
     /// # Safety
     ///
-    /// The request is live and nobody else will answer or release it.
+    /// The request is live, and nothing else will answer or release it.
     pub(crate) unsafe fn new(
         instance: Arc<InstanceHandle>,
         request: NonNull<sys::TRITONBACKEND_Request>,
@@ -49,27 +49,27 @@ impl Slot {
         }
     }
 
-    /// The name of the model that was asked.
+    /// Returns the name of the model that the request is for.
     pub fn model_name(&self) -> &str {
         &self.instance.model_name
     }
 
-    /// The request: its id, inputs and wanted outputs.
+    /// Returns the request with its id, inputs and requested outputs.
     pub fn request(&self) -> Request<'_> {
         // SAFETY: the request is released when the slot ends, which a borrow of it prevents.
         unsafe { Request::new(self.request) }
     }
 
-    /// Whether the client has taken the request back ([`Request::is_cancelled`]).
+    /// Returns whether the client has cancelled the request ([`Request::is_cancelled`]).
     pub fn is_cancelled(&self) -> bool {
         self.request().is_cancelled()
     }
 
-    /// Adds a parameter to the response. Set each name once: Triton does not replace.
+    /// Adds a parameter to the response. Triton does not replace a parameter, so set each name once.
     ///
     /// # Errors
     ///
-    /// If Triton rejects it.
+    /// Triton rejects the parameter.
     pub fn set_parameter(&mut self, name: &str, value: impl Into<Parameter>) -> Result<(), Error> {
         match &mut self.response {
             Some(response) => response.set_parameter(name, &value.into()),
@@ -77,28 +77,27 @@ impl Slot {
         }
     }
 
-    /// The inputs are read and the computation begins (see [`Timestamps`](crate::Timestamps)).
+    /// Records that the inputs are read and computing begins (see [`Timestamps`](crate::Timestamps)).
     pub fn mark_compute_start(&mut self) {
         self.stopwatch.mark_compute_start();
     }
 
-    /// The computation has ended and the outputs are about to be made.
+    /// Records that computing has ended and building the outputs begins. A later call replaces the time.
     pub fn mark_compute_end(&mut self) {
         self.stopwatch.mark_compute_end();
     }
 
-    /// How many rows the request has, for the batch statistics; 1 unless set.
-    pub fn set_batch_size(&mut self, rows: u64) {
-        self.batch_size = rows.max(1);
+    /// Sets the number of batch elements in the request, for the batch statistics. The default is 1.
+    pub fn set_batch_size(&mut self, batch_size: u64) {
+        self.batch_size = batch_size.max(1);
     }
 
-    /// Answers with those of `outputs` that the client wants. Their buffers are made here, in
-    /// host memory.
+    /// Answers with the requested ones of `outputs`, in host memory.
     ///
     /// # Errors
     ///
-    /// If an output cannot be made, the client has been answered with this error; if the
-    /// response cannot be sent, nothing more can be done. Either way the slot has ended.
+    /// An output cannot be built, and the client got this error; or the response cannot be sent.
+    /// The slot has ended in both cases.
     pub fn respond(mut self, outputs: &[OutputTensor<'_>]) -> Result<(), Error> {
         let made = self.add_outputs(outputs);
         self.finish(made.as_ref().err())?;
@@ -107,7 +106,7 @@ impl Slot {
 
     /// Answers with an error.
     pub fn fail(mut self, error: &Error) {
-        // A failure to send has been logged.
+        // `finish` has logged a failure to send.
         let _ = self.finish(Some(error));
     }
 
@@ -126,14 +125,14 @@ impl Slot {
         Ok(())
     }
 
-    /// Sends, reports and releases, unless that has been done. Does not panic: it runs in `drop`.
+    /// Sends the response, reports statistics and releases the request, once. Never panics, because `drop` calls it.
     fn finish(&mut self, error: Option<&Error>) -> Result<(), Error> {
         let Some(response) = self.response.take() else {
             return Ok(());
         };
         let sent = response.send(error);
         if let Err(error) = &sent {
-            log_error!("model '{}': no response: {error}", self.instance.model_name);
+            log_error!("model '{}': cannot send a response: {error}", self.instance.model_name);
         }
         let success = error.is_none() && sent.is_ok();
         self.report(success);
@@ -146,7 +145,7 @@ impl Slot {
         };
         if let Err(error) = released {
             log_error!(
-                "model '{}': a request was not released: {error}",
+                "model '{}': cannot release a request: {error}",
                 self.instance.model_name
             );
         }
@@ -165,21 +164,24 @@ impl Slot {
                 ))
             };
             if let Err(error) = reported {
-                log_error!("model '{}': no statistics: {error}", self.instance.model_name);
+                log_error!(
+                    "model '{}': cannot report statistics: {error}",
+                    self.instance.model_name
+                );
             }
         });
     }
 }
 
 impl Drop for Slot {
-    /// Answers with INTERNAL if nothing else did, as when a panic unwinds past the slot.
+    /// Answers with INTERNAL unless the slot has ended; a panic can drop a slot early.
     fn drop(&mut self) {
         if self.response.is_some() {
             let error = Error::internal(format!(
-                "model '{}': the request was given up before it was answered",
+                "model '{}': the request was dropped without a response",
                 self.instance.model_name
             ));
-            // A failure to send has been logged.
+            // `finish` has logged a failure to send.
             let _ = self.finish(Some(&error));
         }
     }
@@ -190,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_can_go_to_another_thread() {
+    fn slot_is_send() {
         fn movable<T: Send + 'static>() {}
         movable::<Slot>();
     }

@@ -1,33 +1,32 @@
-//! Times of a request and their report to Triton.
+//! The times of a request, and their report to Triton's statistics.
 
 use std::ptr::NonNull;
 
 use crate::error::{Error, check};
 use crate::sys;
 
-/// Nanoseconds of the steady clock that the server uses too (`CLOCK_MONOTONIC`); never 0.
+/// Returns the time of the steady clock that the server uses (`CLOCK_MONOTONIC`) in nanoseconds; never 0.
 pub fn steady_clock_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes to `now` only. It cannot fail: the clock exists and the pointer is good.
+    // SAFETY: writes to `now` only. The call cannot fail: the clock exists and the pointer is valid.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
     (seconds * 1_000_000_000 + nanoseconds).max(1)
 }
 
-/// The four times that Triton's statistics are made of, in nanoseconds of
-/// [`steady_clock_ns`], in the order in which they happen.
+/// The four times of Triton's statistics in nanoseconds of [`steady_clock_ns`], in order.
 ///
-/// Triton subtracts neighbours as unsigned numbers, so each is at least the one before it.
+/// Each time is at least the one before, because Triton subtracts neighbours as unsigned integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timestamps {
-    /// The backend took the request over.
+    /// When the backend accepted the request.
     pub exec_start: u64,
-    /// Its inputs are read: the time up to here counts as `compute_input`.
+    /// When the inputs were read; the time before counts as `compute_input`.
     pub compute_start: u64,
-    /// Its outputs are there: the time up to here counts as `compute_infer`.
+    /// When the request was computed; the time before counts as `compute_infer`.
     pub compute_end: u64,
-    /// It is answered: the time up to here counts as `compute_output`.
+    /// When the request was answered; the time before counts as `compute_output`.
     pub exec_end: u64,
 }
 
@@ -56,8 +55,8 @@ impl Stopwatch {
         self.compute_end = Some(steady_clock_ns());
     }
 
-    /// The times with `exec_end` as the end. A request that never came to its computation
-    /// spent all its time on its inputs; one that never came out of it, all the rest there.
+    /// Returns the times with `exec_end` as the end. Without a mark for the start of computing, all
+    /// time counts as input; without one for the end, all later time counts as computing.
     pub(crate) fn stop(&self, exec_end: u64) -> Timestamps {
         let exec_end = exec_end.max(self.exec_start);
         let compute_start = self.compute_start.unwrap_or(exec_end).clamp(self.exec_start, exec_end);
@@ -71,7 +70,7 @@ impl Stopwatch {
     }
 }
 
-/// `TRITONBACKEND_ModelInstanceReportStatistics`.
+/// Reports the times of a request (`TRITONBACKEND_ModelInstanceReportStatistics`).
 ///
 /// # Safety
 ///
@@ -82,7 +81,7 @@ pub(crate) unsafe fn report_request(
     success: bool,
     times: &Timestamps,
 ) -> Result<(), Error> {
-    // SAFETY: the caller vouches for both handles.
+    // SAFETY: the caller guarantees both handles.
     unsafe {
         check(sys::TRITONBACKEND_ModelInstanceReportStatistics(
             instance.as_ptr(),
@@ -96,7 +95,7 @@ pub(crate) unsafe fn report_request(
     }
 }
 
-/// `TRITONBACKEND_ModelInstanceReportBatchStatistics`.
+/// Reports the times of a batch (`TRITONBACKEND_ModelInstanceReportBatchStatistics`).
 ///
 /// # Safety
 ///
@@ -106,7 +105,7 @@ pub(crate) unsafe fn report_batch(
     batch_size: u64,
     times: &Timestamps,
 ) -> Result<(), Error> {
-    // SAFETY: the caller vouches for the handle.
+    // SAFETY: the caller guarantees the handle.
     unsafe {
         check(sys::TRITONBACKEND_ModelInstanceReportBatchStatistics(
             instance.as_ptr(),
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_taken_as_they_are() {
+    fn stop_marks_in_order_are_unchanged() {
         let times = stopwatch(Some(110), Some(150)).stop(160);
         assert_eq!(
             times,
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_and_odd_marks_stay_in_order() {
+    fn stop_missing_or_unordered_marks_are_ordered() {
         for (start, end) in [
             (None, None),
             (Some(110), None),
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_is_steady_and_not_zero() {
+    fn steady_clock_is_monotonic_and_not_zero() {
         let first = steady_clock_ns();
         assert!(first > 0);
         assert!(steady_clock_ns() >= first);

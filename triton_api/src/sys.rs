@@ -1,14 +1,13 @@
 //! The raw declarations, generated from `include/triton_api.h`.
 //!
-//! For this crate, for what `export_backend!` expands to and for the fake server of the tests;
-//! nothing else may call them.
+//! Only this crate, the expansion of `export_backend!` and the fake server of the tests may use them.
 
 #![allow(
     missing_docs,
     non_camel_case_types,
     non_upper_case_globals,
     clippy::undocumented_unsafe_blocks,
-    reason = "generated; the header carries the comments, and which lints it meets depends on bindgen"
+    reason = "generated; the comments are in the header, and bindgen's version decides which lints fire"
 )]
 
 include!(concat!(env!("OUT_DIR"), "/sys.rs"));

@@ -1,11 +1,11 @@
 //! Triton's enumerations as Rust types.
 //!
-//! Values that come from the server are never trusted to be known: a newer server may send one
-//! that this crate has not heard of.
+//! Conversions from the server's values can fail, because a newer server may send a value that this crate does not
+//! know.
 
 use crate::sys;
 
-/// The type of a tensor's elements, `TRITONSERVER_DataType`.
+/// The type of a tensor's elements (`TRITONSERVER_DataType`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DataType {
@@ -33,14 +33,14 @@ pub enum DataType {
     Fp32,
     /// IEEE double precision.
     Fp64,
-    /// Elements of any length, `TYPE_STRING` in a model configuration (see [`crate::bytes`]).
+    /// Byte strings of any length; `TYPE_STRING` in a model configuration (see [`crate::bytes`]).
     Bytes,
     /// bfloat16.
     Bf16,
 }
 
 impl DataType {
-    /// From Triton's value.
+    /// Converts Triton's value; `None` if it is unknown.
     #[doc(hidden)]
     pub fn from_raw(raw: sys::TRITONSERVER_DataType) -> Option<Self> {
         Some(match raw {
@@ -62,7 +62,7 @@ impl DataType {
         })
     }
 
-    /// Triton's value.
+    /// Returns Triton's value.
     #[doc(hidden)]
     pub fn raw(self) -> sys::TRITONSERVER_DataType {
         match self {
@@ -83,7 +83,7 @@ impl DataType {
         }
     }
 
-    /// The bytes of one element; `None` for [`DataType::Bytes`], whose elements differ.
+    /// Returns the size of one element in bytes; `None` for [`DataType::Bytes`], whose elements vary.
     pub fn byte_size(self) -> Option<usize> {
         Some(match self {
             Self::Bool | Self::Uint8 | Self::Int8 => 1,
@@ -95,19 +95,19 @@ impl DataType {
     }
 }
 
-/// Where a buffer lies, `TRITONSERVER_MemoryType`.
+/// The memory that a buffer is in (`TRITONSERVER_MemoryType`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MemoryType {
     /// Ordinary host memory.
     Cpu,
-    /// Host memory that a GPU can reach.
+    /// Host memory that a GPU can access.
     CpuPinned,
-    /// Memory of a GPU, which the host must not touch.
+    /// GPU memory, which the host must not access.
     Gpu,
 }
 
 impl MemoryType {
-    /// From Triton's value.
+    /// Converts Triton's value; `None` if it is unknown.
     #[doc(hidden)]
     pub fn from_raw(raw: sys::TRITONSERVER_MemoryType) -> Option<Self> {
         Some(match raw {
@@ -118,7 +118,7 @@ impl MemoryType {
         })
     }
 
-    /// Triton's value.
+    /// Returns Triton's value.
     #[doc(hidden)]
     pub fn raw(self) -> sys::TRITONSERVER_MemoryType {
         match self {
@@ -128,27 +128,27 @@ impl MemoryType {
         }
     }
 
-    /// Whether the host may read and write there.
+    /// Returns whether the host can access the memory.
     pub fn is_host(self) -> bool {
         self != Self::Gpu
     }
 }
 
-/// What a model instance was asked to run on, `TRITONSERVER_InstanceGroupKind`.
+/// The kind of device of a model instance (`TRITONSERVER_InstanceGroupKind`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum InstanceKind {
-    /// `KIND_AUTO`. Triton resolves it before it makes an instance.
+    /// `KIND_AUTO`. Triton replaces it before it creates an instance.
     Auto,
     /// `KIND_CPU`.
     Cpu,
-    /// `KIND_GPU`: on the instance's device id.
+    /// `KIND_GPU`: the GPU of the instance's device id.
     Gpu,
-    /// `KIND_MODEL`: the model places itself.
+    /// `KIND_MODEL`: the model chooses its devices.
     Model,
 }
 
 impl InstanceKind {
-    /// From Triton's value.
+    /// Converts Triton's value; `None` if it is unknown.
     #[doc(hidden)]
     pub fn from_raw(raw: sys::TRITONSERVER_InstanceGroupKind) -> Option<Self> {
         Some(match raw {
@@ -160,7 +160,7 @@ impl InstanceKind {
         })
     }
 
-    /// Triton's value.
+    /// Returns Triton's value.
     #[doc(hidden)]
     pub fn raw(self) -> sys::TRITONSERVER_InstanceGroupKind {
         match self {
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_data_type_survives_the_way_out_and_back() {
+    fn data_type_raw_round_trips() {
         let known: Vec<DataType> = (0..64).filter_map(DataType::from_raw).collect();
         assert_eq!(known.len(), 14);
         for datatype in known {
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_values_are_not_guessed() {
+    fn from_raw_unknown_value_is_none() {
         assert_eq!(DataType::from_raw(sys::TRITONSERVER_TYPE_INVALID), None);
         assert_eq!(DataType::from_raw(15), None);
         assert_eq!(MemoryType::from_raw(3), None);

@@ -1,4 +1,4 @@
-//! The header says what the real server offers.
+//! The header, the real server and the fake server declare the same functions.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ use object::{Object, ObjectSymbol};
 
 const HEADER: &str = include_str!("../include/triton_api.h");
 
-/// The functions that the header declares: a name of the API before a parenthesis.
+/// Returns the functions that the header declares: API names before a parenthesis.
 fn declared() -> BTreeSet<String> {
     let mut code = String::new();
     for (index, part) in HEADER.split("/*").enumerate() {
@@ -32,7 +32,7 @@ fn declared() -> BTreeSet<String> {
         .collect()
 }
 
-/// The server's library: from the environment or from the repository's virtual environment.
+/// Returns the path of the server's library, from the environment or the repository's virtual environment.
 fn server_library() -> PathBuf {
     if let Some(path) = env::var_os("TRITON_SERVER_LIBRARY") {
         return path.into();
@@ -60,7 +60,7 @@ fn server_library() -> PathBuf {
 }
 
 #[test]
-fn the_real_server_exports_every_declared_function() {
+fn real_server_exports_all_declared_functions() {
     let path = server_library();
     let data = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let file = object::File::parse(data.as_slice()).expect("an ELF library");
@@ -79,7 +79,7 @@ fn the_real_server_exports_every_declared_function() {
 }
 
 #[test]
-fn the_fake_server_defines_every_declared_function() {
+fn fake_server_defines_all_declared_functions() {
     let defined: BTreeSet<String> = triton_fake::DEFINED.iter().map(|&name| name.to_owned()).collect();
     assert_eq!(declared(), defined);
 }

@@ -1,4 +1,4 @@
-//! Requests through the exported symbols: answered once, released once, whatever happens.
+//! Requests through the exported symbols: each is answered once and released once on every path.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec, ModelSpec
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Runs `test` on an instance that behaves so, unloads it, and checks the accounts.
+/// Runs `test` on an instance with this behaviour, unloads it and checks that all handles were released.
 fn with_instance(behaviour: &str, test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
     let server = FakeServer::new(triton_fake::backend_symbols!());
     let backend = server.load_backend().unwrap();
@@ -35,7 +35,7 @@ fn text(server: &FakeServer, text: &str) -> FakeRequest {
         .build()
 }
 
-/// The request was answered by the backend once with an error, and this is it.
+/// Returns the error of a request that the backend answered once.
 fn error_of(request: &FakeRequest) -> (ErrorCode, String) {
     let response = request.wait(SOON).unwrap();
     assert_eq!(request.final_responses(), 1);
@@ -52,7 +52,7 @@ fn echoed(request: &FakeRequest) -> Vec<String> {
 }
 
 #[test]
-fn a_batch_is_answered() {
+fn execute_batch_answers_each_request() {
     with_instance("echo", |server, instance| {
         let first = server
             .request()
@@ -99,7 +99,7 @@ fn a_batch_is_answered() {
 }
 
 #[test]
-fn an_empty_batch_is_fine() {
+fn execute_empty_batch_succeeds() {
     for behaviour in ["echo", "thread", "forget_to_accept"] {
         with_instance(behaviour, |_, instance| {
             assert_eq!(instance.execute(&[]), Ok(()));
@@ -108,7 +108,7 @@ fn an_empty_batch_is_fine() {
 }
 
 #[test]
-fn only_wanted_outputs_are_made() {
+fn respond_builds_only_requested_outputs() {
     with_instance("echo", |server, instance| {
         let request = server.request().bytes_input("text", &[1], &["a"]).build();
         instance.execute(&[&request]).unwrap();
@@ -118,13 +118,13 @@ fn only_wanted_outputs_are_made() {
 }
 
 #[test]
-fn inputs_in_pieces_are_gathered() {
+fn input_in_several_buffers_is_joined() {
     for pieces in [1, 2, 3, 7, 40] {
         with_instance("echo", |server, instance| {
             let request = server
                 .request()
                 .bytes_input("text", &[1, 2], &["a cat", "on a mat"])
-                .pieces(pieces)
+                .buffers(pieces)
                 .memory(MemoryType::CpuPinned)
                 .output("echoed")
                 .output_memory(MemoryType::CpuPinned)
@@ -136,7 +136,7 @@ fn inputs_in_pieces_are_gathered() {
 }
 
 #[test]
-fn ids_may_be_null_empty_or_odd() {
+fn request_id_null_empty_or_invalid_is_accepted() {
     with_instance("echo", |server, instance| {
         let id_of = |builder: RequestBuilder| {
             let request = builder.bytes_input("text", &[1], &["x"]).output("echoed").build();
@@ -151,7 +151,7 @@ fn ids_may_be_null_empty_or_odd() {
 }
 
 #[test]
-fn a_bad_input_fails_alone() {
+fn bad_input_fails_only_its_request() {
     let bytes = |data: &'static [u8], shape: &'static [i64]| {
         move |builder: RequestBuilder| builder.raw_input("text", DataType::Bytes, shape, data)
     };
@@ -165,73 +165,73 @@ fn a_bad_input_fails_alone() {
         (
             Box::new(bytes(&[1, 0, 0], &[1])),
             ErrorCode::InvalidArg,
-            "model 'm', input 'text': the data end inside the length of element 0: 3 of 4 bytes",
+            "model 'm', input 'text': the length of element 0 is truncated: got 3 of 4 bytes",
         ),
         (
             Box::new(bytes(&[9, 0, 0, 0, b'a'], &[1])),
             ErrorCode::InvalidArg,
-            "model 'm', input 'text': element 0 is said to have 9 bytes but 1 are left",
+            "model 'm', input 'text': element 0 is truncated: expected 9 bytes, got 1",
         ),
         (
             Box::new(bytes(&[1, 0, 0, 0, b'a', 7], &[1])),
             ErrorCode::InvalidArg,
-            "model 'm', input 'text': 1 bytes follow the 1 elements that the shape asks for",
+            "model 'm', input 'text': 1 bytes follow the last of 1 elements",
         ),
         (
             Box::new(bytes(&[1, 0, 0, 0, b'a'], &[i64::MAX])),
             ErrorCode::InvalidArg,
-            "model 'm', input 'text': the shape asks for 9223372036854775807 elements but the \
-             data hold 1",
+            "model 'm', input 'text': expected 9223372036854775807 elements, as in the shape, \
+             got 1",
         ),
         (
             Box::new(bytes(&[1, 0, 0, 0, b'a'], &[i64::MAX, 8])),
             ErrorCode::InvalidArg,
-            "input 'text': its shape is out of range",
+            "input 'text': the shape is out of range",
         ),
         (
             Box::new(bytes(&[], &[0])),
             ErrorCode::InvalidArg,
-            "model 'm', input 'text': the tensor has no element",
+            "model 'm', input 'text': the tensor has no elements",
         ),
         (
             Box::new(bytes(&[], &[1, -1])),
             ErrorCode::InvalidArg,
-            "input 'text': its shape is out of range",
+            "input 'text': the shape is out of range",
         ),
         (
             Box::new(move |builder| builder.bytes_input("text", &[1], &["x".repeat(LIMIT)])),
             ErrorCode::InvalidArg,
-            "input 'text': 1004 bytes are more than the limit of 1000",
+            "input 'text': expected at most 1000 bytes, got 1004",
         ),
         (
             Box::new(|builder| builder.bytes_input("text", &[1], &["x"]).claimed_size(u64::MAX)),
             ErrorCode::InvalidArg,
-            "input 'text': 18446744073709551615 bytes are more than the limit of 1000",
+            "input 'text': expected at most 1000 bytes, got 18446744073709551615",
         ),
         (
             Box::new(|builder| builder.bytes_input("text", &[1], &["x"]).claimed_size(4)),
             ErrorCode::Internal,
-            "input 'text': its buffers exceed its size",
+            "input 'text': the buffers exceed the size of the tensor",
         ),
         (
             Box::new(|builder| builder.bytes_input("text", &[1], &["x"]).claimed_size(6)),
             ErrorCode::Internal,
-            "input 'text': its buffers are 1 bytes short of its size",
+            "input 'text': the buffers are 1 bytes shorter than the tensor",
         ),
         (
             Box::new(|builder| builder.bytes_input("text", &[1], &["x"]).memory(MemoryType::Gpu)),
             ErrorCode::Unsupported,
-            "input 'text': it lies in GPU memory; send it in host memory",
+            "input 'text': GPU memory is not supported; send the tensor in host memory",
         ),
         (
             Box::new(|builder| builder.bytes_input("text", &[1], &["x"]).output_memory(MemoryType::Gpu)),
             ErrorCode::Unsupported,
-            "model 'm': output 'echoed': it was to go to GPU memory; ask for it in host memory",
+            "model 'm': output 'echoed': GPU memory is not supported; request the tensor in host memory",
         ),
         (
             Box::new(|builder| builder.bytes_input("text", &[1], &["x"]).output("wrong")),
             ErrorCode::Internal,
-            "model 'm': output 'wrong': its data do not fit its shape",
+            "model 'm': output 'wrong': the data do not fit the shape",
         ),
     ];
     with_instance("echo", |server, instance| {
@@ -248,7 +248,7 @@ fn a_bad_input_fails_alone() {
 }
 
 #[test]
-fn an_error_before_accept_leaves_the_requests_with_triton() {
+fn execute_error_before_accept_leaves_requests_to_triton() {
     with_instance("fail_before_accept", |server, instance| {
         let requests = [text(server, "a"), text(server, "b")];
         let error = instance.execute(&[&requests[0], &requests[1]]).unwrap_err();
@@ -262,7 +262,7 @@ fn an_error_before_accept_leaves_the_requests_with_triton() {
 }
 
 #[test]
-fn a_batch_that_is_not_accepted_is_an_error() {
+fn execute_batch_not_accepted_is_error() {
     with_instance("forget_to_accept", |server, instance| {
         let error = instance.execute(&[&text(server, "a")]).unwrap_err();
         assert_eq!(error.code(), ErrorCode::Internal);
@@ -271,14 +271,14 @@ fn a_batch_that_is_not_accepted_is_an_error() {
 }
 
 #[test]
-fn a_response_that_cannot_be_made_gives_the_batch_back() {
+fn accept_response_failure_returns_the_batch_to_triton() {
     with_instance("echo", |server, instance| {
         for good in [0, 1] {
             server.fail_response_new(good);
             let requests = [text(server, "a"), text(server, "b")];
             let error = instance.execute(&[&requests[0], &requests[1]]).unwrap_err();
             assert_eq!(error.code(), ErrorCode::Unavailable);
-            assert_eq!(error.message(), "model 'm': no response for a test");
+            assert_eq!(error.message(), "model 'm': planned failure of ResponseNew");
             assert_eq!(server.counts().responses, 0);
         }
         let request = text(server, "c");
@@ -288,7 +288,7 @@ fn a_response_that_cannot_be_made_gives_the_batch_back() {
 }
 
 #[test]
-fn a_null_request_gives_the_batch_back() {
+fn accept_null_request_returns_the_batch_to_triton() {
     with_instance("echo", |server, instance| {
         let error = instance.execute_with_null(&[&text(server, "a")]).unwrap_err();
         assert_eq!(
@@ -300,17 +300,17 @@ fn a_null_request_gives_the_batch_back() {
 }
 
 #[test]
-fn a_panic_before_accept_is_an_error_and_poisons() {
+fn panic_before_accept_is_error_and_poisons_the_instance() {
     with_instance("panic_before_accept", |server, instance| {
         let error = instance.execute(&[&text(server, "a")]).unwrap_err();
         assert_eq!(error.code(), ErrorCode::Internal);
         assert!(!error.message().contains("secret"), "{error}");
-        poisoned(server, instance);
+        assert_poisoned(server, instance);
     });
 }
 
 #[test]
-fn a_panic_after_accept_answers_all_and_poisons() {
+fn panic_after_accept_answers_all_and_poisons_the_instance() {
     with_instance("panic_after_accept", |server, instance| {
         let requests = [text(server, "a"), text(server, "b"), text(server, "c")];
         assert_eq!(instance.execute(&requests.each_ref()), Ok(()));
@@ -318,17 +318,17 @@ fn a_panic_after_accept_answers_all_and_poisons() {
         for request in &requests[1..] {
             let (code, message) = error_of(request);
             assert_eq!(code, ErrorCode::Internal);
-            assert_eq!(message, "model 'm': the request was given up before it was answered");
+            assert_eq!(message, "model 'm': the request was dropped without a response");
             assert!(!request.statistics()[0].success);
         }
         assert_eq!(instance.batch_statistics().len(), 3);
-        poisoned(server, instance);
+        assert_poisoned(server, instance);
     });
 }
 
-fn poisoned(server: &FakeServer, instance: &FakeInstance<'_>) {
-    let reason = "model 'm', instance 'instance_0': the instance no longer works and must be \
-                  reloaded: it panicked while it executed";
+fn assert_poisoned(server: &FakeServer, instance: &FakeInstance<'_>) {
+    let reason = "model 'm', instance 'instance_0': the instance failed and must be \
+                  reloaded: a panic in `execute`";
     for error in [
         instance.ready().unwrap_err(),
         instance.execute(&[&text(server, "later")]).unwrap_err(),
@@ -339,7 +339,7 @@ fn poisoned(server: &FakeServer, instance: &FakeInstance<'_>) {
 }
 
 #[test]
-fn an_error_after_accept_is_only_logged() {
+fn execute_error_after_accept_is_only_logged() {
     with_instance("error_after_accept", |server, instance| {
         let requests = [text(server, "a"), text(server, "b")];
         assert_eq!(instance.execute(&requests.each_ref()), Ok(()));
@@ -356,7 +356,7 @@ fn an_error_after_accept_is_only_logged() {
 }
 
 #[test]
-fn a_thread_answers_after_execute_has_returned() {
+fn slot_on_a_thread_is_answered_after_execute_returns() {
     with_instance("thread", |server, instance| {
         let requests = [text(server, "a"), text(server, "b")];
         instance.execute(&requests.each_ref()).unwrap();
@@ -369,7 +369,7 @@ fn a_thread_answers_after_execute_has_returned() {
 }
 
 #[test]
-fn a_slot_dropped_on_a_thread_is_answered() {
+fn slot_dropped_on_a_thread_is_answered() {
     with_instance("drop_on_thread", |server, instance| {
         let request = text(server, "a");
         instance.execute(&[&request]).unwrap();
@@ -381,7 +381,7 @@ fn a_slot_dropped_on_a_thread_is_answered() {
 }
 
 #[test]
-fn finalize_with_jobs_in_flight_answers_them() {
+fn finalize_answers_requests_in_flight() {
     with_instance("thread", |server, instance| {
         let requests: Vec<_> = (0..5)
             .map(|index| {
@@ -391,7 +391,7 @@ fn finalize_with_jobs_in_flight_answers_them() {
             })
             .collect();
         assert!(requests.iter().all(|request| !request.is_released()));
-        // The instance is finalized meanwhile, and its drop waits for the thread.
+        // Finalizing starts while the requests run; the drop of the instance waits for the thread.
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(50));
             requests.iter().for_each(|request| request.cancel());
@@ -400,7 +400,7 @@ fn finalize_with_jobs_in_flight_answers_them() {
 }
 
 #[test]
-fn a_cancel_is_seen_at_work() {
+fn cancel_while_running_is_visible_to_the_backend() {
     with_instance("until_cancelled", |server, instance| {
         let request = text(server, "a");
         instance.execute(&[&request]).unwrap();
@@ -413,7 +413,7 @@ fn a_cancel_is_seen_at_work() {
 }
 
 #[test]
-fn a_thread_can_poison_the_instance() {
+fn thread_poisons_the_instance() {
     with_instance("poison_on_thread", |server, instance| {
         let request = text(server, "a");
         instance.execute(&[&request]).unwrap();
@@ -428,7 +428,7 @@ fn a_thread_can_poison_the_instance() {
 }
 
 #[test]
-fn readiness_can_be_asked_while_requests_run() {
+fn ready_during_execute_does_not_block() {
     with_instance("echo", |server, instance| {
         std::thread::scope(|scope| {
             scope.spawn(|| (0..200).for_each(|_| assert_eq!(instance.ready(), Ok(()))));

@@ -1,4 +1,4 @@
-//! Initialize and finalize, in order and out of it.
+//! Initialize and finalize, with and without failures.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ fn server() -> FakeServer {
 }
 
 #[test]
-fn everything_is_finalized() {
+fn finalize_drops_all_states() {
     let server = server();
     let backend = server.load_backend().unwrap();
     assert!(backend.parallel_loading());
@@ -65,7 +65,7 @@ fn everything_is_finalized() {
 }
 
 #[test]
-fn configuration_is_completed_only_when_asked() {
+fn config_is_completed_only_on_request() {
     let server = server();
     let backend = server.load_backend().unwrap();
     for wanted in [true, false] {
@@ -78,15 +78,15 @@ fn configuration_is_completed_only_when_asked() {
 }
 
 #[test]
-fn failed_loads_leave_nothing() {
+fn load_failure_leaves_no_handles() {
     let server = server();
     let backend = server.load_backend().unwrap();
     for (behaviour, code, message) in [
-        ("fail_model", ErrorCode::NotFound, "the model was told to fail"),
+        ("fail_model", ErrorCode::NotFound, "planned failure of the model"),
         (
             "panic_model",
             ErrorCode::Internal,
-            "TRITONBACKEND_ModelInitialize panicked; the server's log says where",
+            "panic in TRITONBACKEND_ModelInitialize; see the server log",
         ),
     ] {
         let error = backend
@@ -106,7 +106,7 @@ fn failed_loads_leave_nothing() {
         (
             "panic_instance",
             ErrorCode::Internal,
-            "TRITONBACKEND_ModelInstanceInitialize panicked; the server's log says where",
+            "panic in TRITONBACKEND_ModelInstanceInitialize; see the server log",
         ),
     ] {
         let model = backend
@@ -116,7 +116,7 @@ fn failed_loads_leave_nothing() {
         assert_eq!((error.code(), error.message()), (code, message));
         drop(model);
     }
-    // The server goes on.
+    // The backend still loads models.
     drop(backend.load_model(ModelSpec::new("m")).unwrap());
     drop(backend);
     assert_eq!(ALIVE.load(Ordering::SeqCst), 0);
@@ -125,16 +125,16 @@ fn failed_loads_leave_nothing() {
 }
 
 #[test]
-fn a_backend_that_fails_leaves_nothing() {
+fn backend_failure_leaves_no_handles() {
     let mut server = server();
     server.set_backend_config(json!({"cmdline": {"fail": "true"}}));
     let error = server.load_backend().unwrap_err();
-    assert_eq!(error.message(), "the backend was told to fail");
+    assert_eq!(error.message(), "planned failure of the backend");
     server.assert_clean();
 }
 
 #[test]
-fn the_api_version_is_checked() {
+fn load_backend_checks_the_api_version() {
     let mut server = server();
     for (major, minor, fits) in [
         (1, 19, true),
@@ -155,7 +155,7 @@ fn the_api_version_is_checked() {
 }
 
 #[test]
-fn a_server_without_metrics_is_put_up_with() {
+fn server_without_metrics_still_serves() {
     let mut server = server();
     server.set_metrics(false);
     let backend = server.load_backend().unwrap();
@@ -170,7 +170,7 @@ fn a_server_without_metrics_is_put_up_with() {
 }
 
 #[test]
-fn metrics_are_counted() {
+fn metrics_count_calls() {
     let server = server();
     let backend = server.load_backend().unwrap();
     let model = backend.load_model(ModelSpec::new("m")).unwrap();

@@ -1,6 +1,6 @@
-//! The definitions of the C functions, by the object that they work on.
+//! The C functions, grouped by the object that they work on.
 //!
-//! None of them calls the backend, so that the accounts can be locked for the whole call.
+//! No function calls the backend, so the record of handles can be locked for the whole call.
 
 mod backend;
 mod metrics;
@@ -22,7 +22,7 @@ use crate::state::{CHANGED, ErrorObject, Failure, State, lock, text_to_c};
 
 type RawError = *mut TRITONSERVER_Error;
 
-/// Runs one call with the accounts locked and hands a failure out as an error object.
+/// Runs one call with the record of handles locked, and returns a failure as an error object.
 fn call(f: impl FnOnce(&mut State) -> Result<(), Failure>) -> RawError {
     let mut state = lock();
     let result = f(&mut state);
@@ -38,19 +38,19 @@ fn call(f: impl FnOnce(&mut State) -> Result<(), Failure>) -> RawError {
     raw
 }
 
-/// Writes a result, unless the caller does not want it.
+/// Writes a result unless `out` is null.
 ///
 /// # Safety
 ///
-/// `out` is null or good to write to.
+/// `out` is null or valid for a write.
 unsafe fn put<T>(out: *mut T, value: T) {
     if !out.is_null() {
-        // SAFETY: not null, and the caller vouches for the rest.
+        // SAFETY: not null, and the caller guarantees the rest.
         unsafe { out.write(value) }
     }
 }
 
-/// A copy of a C string; null is empty.
+/// Copies a C string; null becomes an empty string.
 ///
 /// # Safety
 ///
@@ -59,6 +59,6 @@ unsafe fn copy(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: not null, and the caller vouches for the rest.
+    // SAFETY: not null, and the caller guarantees the rest.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }

@@ -1,4 +1,4 @@
-//! A model instance as the server keeps it.
+//! The server's side of a model instance.
 
 use serde_json::Value;
 use triton_api::{Error, InstanceKind, MemoryUsage, Timestamps};
@@ -10,20 +10,20 @@ use crate::state::{InputObject, InstanceObject, RequestObject, id, lock, raw, te
 /// A report of `TRITONBACKEND_ModelInstanceReportBatchStatistics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchStatistics {
-    /// The rows of the batch.
+    /// The number of batch elements.
     pub batch_size: u64,
-    /// Its times.
+    /// The times of the batch.
     pub times: Timestamps,
 }
 
-/// What a model instance is to be like: on the CPU, unless changed.
+/// The settings of a model instance; the default is the CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceSpec {
-    /// Its name.
+    /// The instance's name.
     pub name: String,
-    /// What it is to run on.
+    /// The kind of device.
     pub kind: InstanceKind,
-    /// The GPU's number.
+    /// The GPU's index.
     pub device_id: i32,
 }
 
@@ -37,7 +37,7 @@ impl Default for InstanceSpec {
     }
 }
 
-/// A loaded instance; dropping it finalizes it.
+/// A loaded instance, which is finalized on drop.
 #[derive(Debug)]
 pub struct FakeInstance<'m> {
     model: &'m FakeModel<'m>,
@@ -62,30 +62,30 @@ impl<'m> FakeInstance<'m> {
             finalized: false,
         };
         let initialize = model.symbols().model_instance_initialize;
-        // SAFETY: the handle is in the accounts.
+        // SAFETY: the handle is in the record.
         let result = take_error(unsafe { initialize(raw::<InstanceObject>(id)) });
         if result.is_err() {
-            // As the server does.
+            // The server also finalizes an instance that failed to initialize.
             instance.end().ok();
         }
         result.map(|()| instance)
     }
 
-    /// `TRITONBACKEND_ModelInstanceExecute`. If it returns an error the server answers and
-    /// releases the requests, here as there.
+    /// Calls `TRITONBACKEND_ModelInstanceExecute`. If the call fails, the server answers and releases
+    /// the requests, as the real server does.
     ///
     /// # Errors
     ///
-    /// What the backend returned.
+    /// The error that the backend returned.
     pub fn execute(&self, requests: &[&FakeRequest]) -> Result<(), Error> {
         self.run(requests, false)
     }
 
-    /// As [`FakeInstance::execute`], with a null pointer after the requests.
+    /// Calls [`FakeInstance::execute`] with a null pointer after the requests.
     ///
     /// # Errors
     ///
-    /// What the backend returned.
+    /// The error that the backend returned.
     pub fn execute_with_null(&self, requests: &[&FakeRequest]) -> Result<(), Error> {
         self.run(requests, true)
     }
@@ -113,9 +113,9 @@ impl<'m> FakeInstance<'m> {
             handles.as_mut_ptr()
         };
         let execute = self.model.symbols().model_instance_execute;
-        // SAFETY: the handles are in the accounts, or null as the test wants it.
+        // SAFETY: the handles are in the record, or null if the test requests it.
         let result = take_error(unsafe { execute(raw::<InstanceObject>(self.id), array, count) });
-        // The array is the server's and need not outlive the call.
+        // The backend must not use the array after the call, so its contents become invalid.
         handles.fill(std::ptr::without_provenance_mut(usize::MAX));
         drop(handles);
         if let Err(error) = &result {
@@ -126,18 +126,18 @@ impl<'m> FakeInstance<'m> {
         result
     }
 
-    /// `TRITONBACKEND_ModelInstanceReady`.
+    /// Calls `TRITONBACKEND_ModelInstanceReady`.
     ///
     /// # Errors
     ///
-    /// What the backend returned.
+    /// The error that the backend returned.
     pub fn ready(&self) -> Result<(), Error> {
         let ready = self.model.symbols().model_instance_ready;
-        // SAFETY: the handle is in the accounts.
+        // SAFETY: the handle is in the record.
         take_error(unsafe { ready(raw::<InstanceObject>(self.id)) })
     }
 
-    /// The batch statistics that were reported.
+    /// Returns the reported batch statistics.
     pub fn batch_statistics(&self) -> Vec<BatchStatistics> {
         lock()
             .peek::<InstanceObject>(self.id)
@@ -145,7 +145,7 @@ impl<'m> FakeInstance<'m> {
             .unwrap_or_default()
     }
 
-    /// The memory that was reported last.
+    /// Returns the memory usage of the last report.
     pub fn memory_usage(&self) -> Vec<MemoryUsage> {
         lock()
             .peek::<InstanceObject>(self.id)
@@ -153,16 +153,16 @@ impl<'m> FakeInstance<'m> {
             .unwrap_or_default()
     }
 
-    /// The configuration of its model, as it is now.
+    /// Returns the current configuration of the model.
     pub fn model_config(&self) -> Value {
         self.model.config()
     }
 
-    /// `TRITONBACKEND_ModelInstanceFinalize`.
+    /// Calls `TRITONBACKEND_ModelInstanceFinalize`.
     ///
     /// # Errors
     ///
-    /// What the backend returned.
+    /// The error that the backend returned.
     pub fn finalize(mut self) -> Result<(), Error> {
         self.end()
     }
@@ -173,7 +173,7 @@ impl<'m> FakeInstance<'m> {
         }
         let handle = raw::<InstanceObject>(self.id);
         let finalize = self.model.symbols().model_instance_finalize;
-        // SAFETY: the handle is in the accounts.
+        // SAFETY: the handle is in the record.
         let result = take_error(unsafe { finalize(handle) });
         lock().discard::<InstanceObject>(id(handle), "finalized");
         result
@@ -188,7 +188,7 @@ impl Drop for FakeInstance<'_> {
     }
 }
 
-/// What the server does with a request that Execute gave back.
+/// Answers and releases a request after Execute returned an error.
 fn take_back(request: &FakeRequest, error: &Error) {
     let number = request.id;
     let mut state = lock();

@@ -1,13 +1,12 @@
-//! A Triton server in miniature, to test a backend in process.
+//! A fake Triton server for in-process tests of a backend.
 //!
 //! The crate defines the `TRITONSERVER_*` and `TRITONBACKEND_*` functions that `triton_api`
-//! declares, so that a test binary links without the real server, and it counts every handle.
-//! Handles are numbers and are never dereferenced: a freed, foreign or doubly released one is
-//! found out and recorded instead of being undefined behaviour. Nothing here panics inside a
-//! call from C; what went wrong is listed by [`FakeServer::violations`] and fails
-//! [`FakeServer::assert_clean`].
+//! declares, so a test binary links without the real server. The fake server counts every handle.
+//! Handles are numbers that are never dereferenced: using a freed or foreign handle, or releasing
+//! one twice, is recorded instead of being undefined behaviour. No call from C panics. Errors are
+//! listed by [`FakeServer::violations`] and fail [`FakeServer::assert_clean`].
 //!
-//! A test drives the symbols that the backend really exports:
+//! A test calls the symbols that the backend exports:
 //!
 //! ```text
 //! use my_backend as _; // links the exported symbols
@@ -25,9 +24,9 @@
 //! server.assert_clean();
 //! ```
 //!
-//! Many objects (errors, messages) belong to no server in Triton's API, so the accounts are one
-//! for the process: a second [`FakeServer::new`] waits until the first is dropped, and the tests
-//! of one binary that use it run one after another.
+//! In Triton's API, many objects (errors, messages) belong to no server, so the record of handles is global
+//! to the process. A second [`FakeServer::new`] waits until the first server is dropped, so the tests of one
+//! binary that use a server run one after another.
 
 mod c_api;
 mod instance;
@@ -44,6 +43,6 @@ pub use signatures::DEFINED;
 pub use state::{Counts, LogRecord};
 pub use symbols::BackendSymbols;
 
-/// The types that [`backend_symbols!`] names.
+/// The types that [`backend_symbols!`] uses.
 #[doc(hidden)]
 pub use triton_api::sys;

@@ -1,4 +1,4 @@
-//! Requests as a test makes them and reads their answers.
+//! Requests and their responses, from the client's side.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,16 +21,16 @@ pub enum ParameterValue {
 /// An output tensor of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FakeOutput {
-    /// The type of its elements; `None` if Triton would not know it.
+    /// The type of the elements; `None` if Triton does not know the type.
     pub datatype: Option<DataType>,
-    /// Its dimensions.
+    /// The dimensions.
     pub shape: Vec<i64>,
-    /// Its bytes, as the backend wrote them.
+    /// The bytes that the backend wrote.
     pub data: Vec<u8>,
 }
 
 impl FakeOutput {
-    /// The elements of a BYTES tensor; `None` if the tensor is not well formed.
+    /// Returns the elements of a BYTES tensor; `None` if the tensor is malformed.
     pub fn elements(&self) -> Option<Vec<Vec<u8>>> {
         let mut rest = self.data.as_slice();
         let mut elements = Vec::new();
@@ -44,7 +44,7 @@ impl FakeOutput {
         Some(elements)
     }
 
-    /// The elements of a BYTES tensor as text; `None` if they are not.
+    /// Returns the elements of a BYTES tensor as text; `None` if the tensor is malformed or not UTF-8.
     pub fn strings(&self) -> Option<Vec<String>> {
         self.elements()?
             .into_iter()
@@ -53,16 +53,16 @@ impl FakeOutput {
     }
 }
 
-/// A response as the client gets it.
+/// A response that the client received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FakeResponse {
-    /// Whether it was sent as the last one.
+    /// Whether the response was sent as the final one.
     pub is_final: bool,
-    /// The error that was sent with it.
+    /// The error that was sent with the response.
     pub error: Option<Error>,
-    /// Its outputs by name.
+    /// The outputs by name.
     pub outputs: BTreeMap<String, FakeOutput>,
-    /// Its parameters by name.
+    /// The parameters by name.
     pub parameters: BTreeMap<String, ParameterValue>,
 }
 
@@ -71,11 +71,11 @@ pub struct FakeResponse {
 pub struct RequestStatistics {
     /// Whether the request counts as a success.
     pub success: bool,
-    /// Its times.
+    /// The times of the request.
     pub times: Timestamps,
 }
 
-/// A request was not answered and released in time.
+/// The error of [`FakeRequest::wait`]: the request was not answered and released in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimedOut;
 
@@ -92,13 +92,13 @@ struct InputSpec {
     datatype: DataType,
     shape: Vec<i64>,
     data: Vec<u8>,
-    pieces: usize,
+    buffers: usize,
     memory_type: MemoryType,
     claimed_size: Option<u64>,
 }
 
-/// Makes a [`FakeRequest`]. Starts with an empty id, no inputs and no wanted outputs. (A real
-/// server asks for all the model's outputs if the client names none.)
+/// Builds a [`FakeRequest`], at first with an empty id, no inputs and no requested outputs. (A real
+/// server requests all outputs of the model if the client names none.)
 pub struct RequestBuilder {
     id: Option<String>,
     inputs: Vec<InputSpec>,
@@ -118,21 +118,21 @@ impl RequestBuilder {
         }
     }
 
-    /// The client's id.
+    /// Sets the client's id.
     #[must_use]
     pub fn id(mut self, id: &str) -> Self {
         self.id = Some(id.to_owned());
         self
     }
 
-    /// The id pointer is null.
+    /// Makes the id pointer null.
     #[must_use]
     pub fn null_id(mut self) -> Self {
         self.id = None;
         self
     }
 
-    /// A well-formed BYTES input.
+    /// Adds a well-formed BYTES input.
     #[must_use]
     pub fn bytes_input<T: AsRef<[u8]>>(self, name: &str, shape: &[i64], elements: &[T]) -> Self {
         let mut data = Vec::new();
@@ -145,7 +145,7 @@ impl RequestBuilder {
         self.raw_input(name, DataType::Bytes, shape, &data)
     }
 
-    /// An input of any bytes, well formed or not.
+    /// Adds an input with these bytes, well formed or not.
     #[must_use]
     pub fn raw_input(mut self, name: &str, datatype: DataType, shape: &[i64], data: &[u8]) -> Self {
         self.inputs.push(InputSpec {
@@ -153,7 +153,7 @@ impl RequestBuilder {
             datatype,
             shape: shape.to_vec(),
             data: data.to_vec(),
-            pieces: 1,
+            buffers: 1,
             memory_type: MemoryType::Cpu,
             claimed_size: None,
         });
@@ -167,53 +167,53 @@ impl RequestBuilder {
         self
     }
 
-    /// The last input comes in that many buffers; with more buffers than bytes some are empty.
+    /// Splits the last input into this many buffers, some of them empty if there are more buffers than bytes.
     #[must_use]
-    pub fn pieces(self, pieces: usize) -> Self {
-        self.last(|input| input.pieces = pieces.max(1))
+    pub fn buffers(self, buffers: usize) -> Self {
+        self.last(|input| input.buffers = buffers.max(1))
     }
 
-    /// The last input lies in that memory.
+    /// Sets the memory type of the last input.
     #[must_use]
     pub fn memory(self, memory_type: MemoryType) -> Self {
         self.last(|input| input.memory_type = memory_type)
     }
 
-    /// The last input claims that size, whatever its buffers hold.
+    /// Sets the size that the server reports for the last input, which may differ from that of its buffers.
     #[must_use]
     pub fn claimed_size(self, byte_size: u64) -> Self {
         self.last(|input| input.claimed_size = Some(byte_size))
     }
 
-    /// The client wants that output.
+    /// Requests an output.
     #[must_use]
     pub fn output(mut self, name: &str) -> Self {
         self.outputs.push(name.to_owned());
         self
     }
 
-    /// Buffers for outputs are offered in that memory, whatever the backend wishes.
+    /// Sets the memory type of output buffers, whatever type the backend requests.
     #[must_use]
     pub fn output_memory(mut self, memory_type: MemoryType) -> Self {
         self.output_memory = memory_type;
         self
     }
 
-    /// The client has taken the request back already.
+    /// Cancels the request before it is executed.
     #[must_use]
     pub fn cancelled(mut self) -> Self {
         self.cancelled = true;
         self
     }
 
-    /// The request, ready to be executed once.
+    /// Builds the request, which can be executed once.
     pub fn build(self) -> FakeRequest {
         let mut state = lock();
         let mut inputs = Vec::new();
         for input in self.inputs {
-            let chunk = input.data.len().div_ceil(input.pieces).max(1);
+            let chunk = input.data.len().div_ceil(input.buffers).max(1);
             let mut buffers: Vec<_> = input.data.chunks(chunk).map(<[u8]>::to_vec).collect();
-            buffers.resize(input.pieces.max(buffers.len()), Vec::new());
+            buffers.resize(input.buffers.max(buffers.len()), Vec::new());
             inputs.push(state.insert(InputObject {
                 name: text_to_c(&input.name),
                 datatype: input.datatype.raw(),
@@ -238,7 +238,7 @@ impl RequestBuilder {
     }
 }
 
-/// A request. Copies are the same request; it may be watched and cancelled from any thread.
+/// A request. Clones refer to the same request, which any thread may observe and cancel.
 #[derive(Debug, Clone, Copy)]
 pub struct FakeRequest {
     pub(crate) id: usize,
@@ -249,18 +249,18 @@ impl FakeRequest {
         lock().peek::<RequestObject>(self.id).map_or_else(V::default, get)
     }
 
-    /// The client takes the request back.
+    /// Cancels the request.
     pub fn cancel(self) {
         if let Some(request) = lock().peek_mut::<RequestObject>(self.id) {
             request.cancelled = true;
         }
     }
 
-    /// Waits until the request is answered and released, by whatever thread.
+    /// Waits until the request is answered and released, and returns its final response.
     ///
     /// # Errors
     ///
-    /// If that takes longer than `timeout`.
+    /// The wait takes longer than `timeout`.
     pub fn wait(self, timeout: Duration) -> Result<FakeResponse, TimedOut> {
         let end = Instant::now() + timeout;
         let mut state = lock();
@@ -282,22 +282,22 @@ impl FakeRequest {
         }
     }
 
-    /// All responses up to now.
+    /// Returns all responses so far.
     pub fn responses(self) -> Vec<FakeResponse> {
         self.read(|request| request.responses.clone())
     }
 
-    /// How many final responses there were up to now.
+    /// Returns the number of final responses so far.
     pub fn final_responses(self) -> usize {
         self.read(|request| request.responses.iter().filter(|sent| sent.is_final).count())
     }
 
-    /// Whether it is released.
+    /// Returns whether the request is released.
     pub fn is_released(self) -> bool {
         self.read(|request| request.released)
     }
 
-    /// The statistics that were reported for it.
+    /// Returns the statistics reported for the request.
     pub fn statistics(self) -> Vec<RequestStatistics> {
         self.read(|request| request.statistics.clone())
     }

@@ -16,7 +16,7 @@ use crate::symbols::BackendSymbols;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// A server with one backend. Its accounts begin empty and are its own while it lives.
+/// A server with one backend. The record of handles is empty at first.
 #[derive(Debug)]
 pub struct FakeServer {
     symbols: BackendSymbols,
@@ -26,8 +26,8 @@ pub struct FakeServer {
 }
 
 impl FakeServer {
-    /// A server for the backend with these entry points
-    /// ([`backend_symbols!`](crate::backend_symbols)). Waits until no other server lives.
+    /// Creates a server for the backend with these entry points
+    /// ([`backend_symbols!`](crate::backend_symbols)). Waits until no other server exists.
     pub fn new(symbols: BackendSymbols) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         lock().reset();
@@ -39,52 +39,52 @@ impl FakeServer {
         }
     }
 
-    /// The API version that the server claims; that of the header unless set.
+    /// Sets the API version that the server reports. The default is that of the header.
     pub fn set_api_version(&mut self, major: u32, minor: u32) {
         lock().settings.api_version = (major, minor);
     }
 
-    /// The `--backend-config` settings.
+    /// Sets the `--backend-config` settings.
     pub fn set_backend_config(&mut self, config: Value) {
         self.backend_config = config;
     }
 
-    /// The folder that the backend's library lies in.
+    /// Sets the folder of the backend's library.
     pub fn set_backend_location(&mut self, location: &Path) {
         self.backend_location = location.to_owned();
     }
 
-    /// Whether the server has metrics; it has unless set.
+    /// Sets whether the server has metrics. The default is true.
     pub fn set_metrics(&mut self, available: bool) {
         lock().settings.metrics = available;
     }
 
-    /// Lets one `TRITONBACKEND_ResponseNew` fail, after `good` that work.
+    /// Makes one `TRITONBACKEND_ResponseNew` fail, after `good` calls that succeed.
     pub fn fail_response_new(&self, good: u32) {
         lock().settings.fail_response_new = Some(good);
     }
 
-    /// `TRITONBACKEND_Initialize`, and what the server does before it. If it fails the backend
-    /// is finalized, as in the server.
+    /// Loads the backend (`TRITONBACKEND_Initialize`). If the call fails, the backend is finalized, as by
+    /// the real server.
     ///
     /// # Errors
     ///
-    /// What the backend returned.
+    /// The error that the backend returned.
     pub fn load_backend(&self) -> Result<FakeBackend<'_>, Error> {
         FakeBackend::load(self)
     }
 
-    /// A new request.
+    /// Returns a builder for a request.
     pub fn request(&self) -> RequestBuilder {
         RequestBuilder::new()
     }
 
-    /// What the backend has logged.
+    /// Returns the lines that the backend logged.
     pub fn logs(&self) -> Vec<LogRecord> {
         lock().logs.clone()
     }
 
-    /// The value of a metric that is or was there.
+    /// Returns the value of a metric, even if the metric is deleted.
     pub fn metric(&self, family: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let labels = labels
             .iter()
@@ -93,21 +93,21 @@ impl FakeServer {
         lock().metric_values.get(&(family.to_owned(), labels)).copied()
     }
 
-    /// The objects that the backend holds.
+    /// Counts the objects that the backend holds.
     pub fn counts(&self) -> Counts {
         lock().counts()
     }
 
-    /// What the backend did wrong.
+    /// Returns the backend's violations of the API.
     pub fn violations(&self) -> Vec<String> {
         lock().violations.clone()
     }
 
-    /// The backend did nothing wrong and holds nothing.
+    /// Asserts that the backend violated no rule and holds no objects.
     ///
     /// # Panics
     ///
-    /// If it did or does.
+    /// There is a violation, or the backend holds an object.
     pub fn assert_clean(&self) {
         let (violations, counts) = (self.violations(), self.counts());
         assert!(violations.is_empty(), "violations: {violations:#?}");
@@ -115,7 +115,7 @@ impl FakeServer {
     }
 }
 
-/// A loaded backend; dropping it finalizes it.
+/// A loaded backend, which is finalized on drop.
 #[derive(Debug)]
 pub struct FakeBackend<'s> {
     server: &'s FakeServer,
@@ -150,7 +150,7 @@ impl<'s> FakeBackend<'s> {
             parallel_loading: false,
             finalized: false,
         };
-        // SAFETY: the handles are in the accounts.
+        // SAFETY: the handles are in the record.
         let result = unsafe {
             take_error((server.symbols.initialize)(handle)).and_then(|()| {
                 take_error((server.symbols.get_backend_attribute)(
@@ -168,25 +168,26 @@ impl<'s> FakeBackend<'s> {
         result.map(|()| backend)
     }
 
-    /// Whether the backend allows instances to be loaded in parallel.
+    /// Returns whether the backend supports loading instances in parallel.
     pub fn parallel_loading(&self) -> bool {
         self.parallel_loading
     }
 
-    /// `TRITONBACKEND_ModelInitialize`. If it fails the model is finalized, as in the server.
+    /// Loads a model (`TRITONBACKEND_ModelInitialize`). If the call fails, the model is finalized, as by the
+    /// real server.
     ///
     /// # Errors
     ///
-    /// What the backend returned.
+    /// The error that the backend returned.
     pub fn load_model(&self, spec: ModelSpec) -> Result<FakeModel<'_>, Error> {
         FakeModel::load(self, spec)
     }
 
-    /// `TRITONBACKEND_Finalize`.
+    /// Finalizes the backend (`TRITONBACKEND_Finalize`).
     ///
     /// # Errors
     ///
-    /// What the backend returned.
+    /// The error that the backend returned.
     pub fn finalize(mut self) -> Result<(), Error> {
         self.end()
     }
@@ -195,7 +196,7 @@ impl<'s> FakeBackend<'s> {
         if std::mem::replace(&mut self.finalized, true) {
             return Ok(());
         }
-        // SAFETY: the handle is in the accounts.
+        // SAFETY: the handle is in the record.
         let result = take_error(unsafe { (self.server.symbols.finalize)(raw::<BackendObject>(self.id)) });
         lock().discard::<BackendObject>(self.id, "finalized");
         result
@@ -210,23 +211,23 @@ impl Drop for FakeBackend<'_> {
     }
 }
 
-/// What a model is to be like.
+/// The settings of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
-    /// Its name.
+    /// The model's name.
     pub name: String,
-    /// Its version.
+    /// The model's version.
     pub version: u64,
-    /// Its folder.
+    /// The model's folder.
     pub repository: PathBuf,
-    /// Its configuration, as Triton's JSON.
+    /// The model configuration, as Triton's JSON.
     pub config: Value,
-    /// Whether the backend is asked to complete the configuration.
+    /// Whether the backend should complete the configuration.
     pub auto_complete: bool,
 }
 
 impl ModelSpec {
-    /// Version 1 in the current folder, with an empty configuration, not to be completed.
+    /// Returns settings for version 1 in the current folder, with an empty configuration and no completion.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -237,35 +238,35 @@ impl ModelSpec {
         }
     }
 
-    /// With that folder.
+    /// Sets the folder.
     #[must_use]
     pub fn repository(mut self, repository: impl Into<PathBuf>) -> Self {
         self.repository = repository.into();
         self
     }
 
-    /// With that version.
+    /// Sets the version.
     #[must_use]
     pub fn version(mut self, version: u64) -> Self {
         self.version = version;
         self
     }
 
-    /// With that configuration.
+    /// Sets the configuration.
     #[must_use]
     pub fn config(mut self, config: Value) -> Self {
         self.config = config;
         self
     }
 
-    /// With that parameter in its configuration, as config.pbtxt would give it.
+    /// Adds a parameter to the configuration, in the form of `config.pbtxt`.
     #[must_use]
     pub fn parameter(mut self, key: &str, value: &str) -> Self {
         self.config["parameters"][key] = json!({"string_value": value});
         self
     }
 
-    /// To be completed or not.
+    /// Sets whether the backend should complete the configuration.
     #[must_use]
     pub fn auto_complete(mut self, auto_complete: bool) -> Self {
         self.auto_complete = auto_complete;
@@ -273,7 +274,7 @@ impl ModelSpec {
     }
 }
 
-/// A loaded model; dropping it finalizes it.
+/// A loaded model, which is finalized on drop.
 #[derive(Debug)]
 pub struct FakeModel<'b> {
     backend: &'b FakeBackend<'b>,
@@ -299,7 +300,7 @@ impl<'b> FakeModel<'b> {
             finalized: false,
         };
         let initialize = model.symbols().model_initialize;
-        // SAFETY: the handle is in the accounts.
+        // SAFETY: the handle is in the record.
         let result = take_error(unsafe { initialize(raw::<ModelObject>(id)) });
         if let Some(model) = lock().peek_mut::<ModelObject>(id) {
             model.initializing = false;
@@ -314,7 +315,7 @@ impl<'b> FakeModel<'b> {
         &self.backend.server.symbols
     }
 
-    /// The configuration as it is now, completed if the backend has completed it.
+    /// Returns the current configuration, including the backend's completion.
     pub fn config(&self) -> Value {
         lock()
             .peek::<ModelObject>(self.id)
@@ -322,21 +323,21 @@ impl<'b> FakeModel<'b> {
             .unwrap_or(Value::Null)
     }
 
-    /// `TRITONBACKEND_ModelInstanceInitialize`. If it fails the instance is finalized, as in
-    /// the server.
+    /// Loads an instance (`TRITONBACKEND_ModelInstanceInitialize`). If the call fails, the instance is
+    /// finalized, as by the real server.
     ///
     /// # Errors
     ///
-    /// What the backend returned.
+    /// The error that the backend returned.
     pub fn load_instance(&self, spec: InstanceSpec) -> Result<FakeInstance<'_>, Error> {
         FakeInstance::load(self, spec)
     }
 
-    /// `TRITONBACKEND_ModelFinalize`.
+    /// Finalizes the model (`TRITONBACKEND_ModelFinalize`).
     ///
     /// # Errors
     ///
-    /// What the backend returned.
+    /// The error that the backend returned.
     pub fn finalize(mut self) -> Result<(), Error> {
         self.end()
     }
@@ -346,7 +347,7 @@ impl<'b> FakeModel<'b> {
             return Ok(());
         }
         let finalize = self.symbols().model_finalize;
-        // SAFETY: the handle is in the accounts.
+        // SAFETY: the handle is in the record.
         let result = take_error(unsafe { finalize(raw::<ModelObject>(self.id)) });
         lock().discard::<ModelObject>(self.id, "finalized");
         result
@@ -361,7 +362,7 @@ impl Drop for FakeModel<'_> {
     }
 }
 
-/// Takes over an error that the backend returned, as the server does.
+/// Takes ownership of an error that the backend returned, as the real server does.
 pub(crate) fn take_error(error: *mut sys::TRITONSERVER_Error) -> Result<(), Error> {
     if error.is_null() {
         return Ok(());

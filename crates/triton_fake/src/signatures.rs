@@ -1,5 +1,5 @@
-//! The definitions have the signatures of the header, function by function, or this does not
-//! compile: an array holds values of one type.
+//! Checks at compile time that each definition has the signature of the header: an array holds values of one
+//! type.
 
 use triton_api::sys;
 

@@ -1,4 +1,4 @@
-//! The accounts: every object that was handed out, what became of it, and what went wrong.
+//! The record of handles: every object that was handed out, its fate, and all violations of the API.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -13,15 +13,15 @@ use crate::request::{FakeOutput, FakeResponse, ParameterValue, RequestStatistics
 
 static STATE: Mutex<State> = Mutex::new(State::new());
 
-/// Signalled whenever something was sent, released or logged.
+/// Notified after every call from the backend.
 pub(crate) static CHANGED: Condvar = Condvar::new();
 
-/// Locks the accounts. Never held while the backend runs.
+/// Locks the record. The lock is never held during a call into the backend.
 pub(crate) fn lock() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many objects the backend holds: made for it and not given back.
+/// The number of objects of each kind that the backend holds and has not released.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each field counts the TRITON objects of that name")]
 pub struct Counts {
@@ -32,7 +32,7 @@ pub struct Counts {
     pub metrics: usize,
     pub buffer_attributes: usize,
     pub responses: usize,
-    /// Requests that were handed to Execute and are not released.
+    /// Requests that were passed to Execute and are not released.
     pub requests: usize,
 }
 
@@ -41,11 +41,11 @@ pub struct Counts {
 pub struct LogRecord {
     /// `INFO`, `WARNING`, `ERROR` or `VERBOSE`.
     pub level: &'static str,
-    /// The source file that logged.
+    /// The source file of the log statement.
     pub file: String,
-    /// The line in it.
+    /// The line in the source file.
     pub line: i32,
-    /// The words.
+    /// The message.
     pub message: String,
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct ErrorObject {
 
 pub(crate) struct MessageObject {
     pub json: Vec<u8>,
-    /// Whether the backend has to delete it.
+    /// Whether the backend must delete the message.
     pub owned: bool,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct FamilyObject {
     pub metrics: usize,
 }
 
-/// A metric's value outlives it in [`State::metric_values`], under this key.
+/// The key of a metric in [`State::metric_values`], which keeps the value after the metric is deleted.
 pub(crate) type MetricKey = (String, BTreeMap<String, String>);
 
 pub(crate) struct MetricObject {
@@ -88,7 +88,7 @@ pub(crate) struct BackendObject {
     pub name: CString,
     pub location: CString,
     pub config: usize,
-    /// The backend's own pointer, as an address.
+    /// The pointer that the backend stored, as an address.
     pub state: usize,
 }
 
@@ -103,7 +103,7 @@ pub(crate) struct ModelObject {
     pub repository: CString,
     pub config: Vec<u8>,
     pub auto_complete: bool,
-    /// ModelSetConfig works only now.
+    /// ModelSetConfig is valid only while this is true.
     pub initializing: bool,
     pub state: usize,
 }
@@ -124,7 +124,7 @@ pub(crate) struct InputObject {
     pub shape: Vec<i64>,
     pub buffers: Vec<Vec<u8>>,
     pub memory_type: MemoryType,
-    /// A size that differs from that of the buffers, as a faulty server would give.
+    /// A reported size that differs from that of the buffers, as from a faulty server.
     pub claimed_size: Option<u64>,
 }
 
@@ -134,7 +134,7 @@ pub(crate) struct RequestObject {
     pub outputs: Vec<CString>,
     pub output_memory: MemoryType,
     pub cancelled: bool,
-    /// Handed to Execute: the backend's or Triton's to answer.
+    /// Whether the request was passed to Execute, so the backend or Triton must answer it.
     pub executing: bool,
     pub released: bool,
     pub responses: Vec<FakeResponse>,
@@ -175,7 +175,7 @@ pub(crate) enum Object {
 /// One kind of [`Object`].
 pub(crate) trait Kind: Sized {
     const NAME: &'static str;
-    /// The opaque C type that stands for it.
+    /// The opaque C type of the object.
     type Raw;
     fn wrap(self) -> Object;
     fn get(object: &Object) -> Option<&Self>;
@@ -221,11 +221,11 @@ kinds! {
     Output(OutputObject) = TRITONBACKEND_Output "output";
 }
 
-/// What a test has asked of the server.
+/// The server's settings.
 pub(crate) struct Settings {
     pub api_version: (u32, u32),
     pub metrics: bool,
-    /// ResponseNew fails when this comes down to 0.
+    /// Counts down with each ResponseNew, which fails at 0.
     pub fail_response_new: Option<u32>,
 }
 
@@ -243,11 +243,11 @@ impl Settings {
 }
 
 pub(crate) struct State {
-    /// Handles below this one belong to an earlier server and are ignored.
+    /// Smaller handles belong to an earlier server and are ignored.
     first_id: usize,
     next_id: usize,
     objects: BTreeMap<usize, Object>,
-    /// What became of the objects that are no more.
+    /// The kind and the fate of each object that no longer exists.
     gone: BTreeMap<usize, (&'static str, &'static str)>,
     pub violations: Vec<String>,
     pub logs: Vec<LogRecord>,
@@ -255,7 +255,7 @@ pub(crate) struct State {
     pub settings: Settings,
 }
 
-/// The failure of a call, to be turned into an error object.
+/// The failure of a call, which becomes an error object.
 pub(crate) struct Failure {
     pub code: sys::TRITONSERVER_Error_Code,
     pub message: String,
@@ -284,8 +284,8 @@ impl State {
         }
     }
 
-    /// Forgets everything, for a new server. Handles go on counting, so that a late thread of a
-    /// failed test does not disturb the next.
+    /// Clears the record for a new server. Handles keep counting, so a late thread of a failed test does
+    /// not affect the next test.
     pub(crate) fn reset(&mut self) {
         let next_id = self.next_id;
         *self = Self {
@@ -306,7 +306,7 @@ impl State {
         id
     }
 
-    /// A new object as the handle that C gets to see.
+    /// Adds an object and returns its handle.
     pub(crate) fn insert_raw<T: Kind>(&mut self, object: T) -> *mut T::Raw {
         raw::<T>(self.insert(object))
     }
@@ -319,7 +319,7 @@ impl State {
         self.objects.get_mut(&id).and_then(T::get_mut)
     }
 
-    /// The object behind a handle that the backend passed to `function`.
+    /// Returns the object behind a handle that the backend passed to `function`.
     pub(crate) fn get<T: Kind>(&mut self, function: &str, handle: *const T::Raw) -> Result<&mut T, Failure> {
         let id = id(handle);
         if self.peek::<T>(id).is_none() {
@@ -329,7 +329,7 @@ impl State {
             .ok_or_else(|| Failure::new(sys::TRITONSERVER_ERROR_INTERNAL, "bad handle"))
     }
 
-    /// Takes the object behind a handle out of the accounts.
+    /// Removes the object behind a handle that the backend passed to `function`.
     pub(crate) fn remove<T: Kind>(
         &mut self,
         function: &str,
@@ -350,9 +350,9 @@ impl State {
         let text = if id == 0 {
             format!("{function}: null {}", T::NAME)
         } else if let Some((name, fate)) = self.gone.get(&id) {
-            format!("{function}: {name} {id} was {fate} before")
+            format!("{function}: {name} {id} was already {fate}")
         } else {
-            format!("{function}: handle {id} is no {}", T::NAME)
+            format!("{function}: handle {id} is not of kind {}", T::NAME)
         };
         if id == 0 || id >= self.first_id {
             self.violation(text.clone());
@@ -380,7 +380,7 @@ impl State {
         counts
     }
 
-    /// Takes a response off the accounts with all its outputs.
+    /// Removes the outputs of a response and returns them.
     pub(crate) fn close_response(
         &mut self,
         response: &ResponseObject,
@@ -402,35 +402,34 @@ impl State {
         outputs
     }
 
-    /// Times must not be 0 and must not run backwards.
+    /// Records a violation if the times are 0 or not in order.
     pub(crate) fn check_times(&mut self, function: &str, times: &Timestamps) {
         let in_order = times.exec_start <= times.compute_start
             && times.compute_start <= times.compute_end
             && times.compute_end <= times.exec_end;
         if times.exec_start == 0 || !in_order {
-            self.violation(format!("{function}: odd times {times:?}"));
+            self.violation(format!("{function}: invalid times {times:?}"));
         }
     }
 }
 
-/// The handle with number `id`: an address below anything that is mapped, so that a
-/// dereference would not go unnoticed.
+/// Returns the handle with number `id`: an address below all mapped memory, so a dereference crashes.
 pub(crate) fn raw<T: Kind>(id: usize) -> *mut T::Raw {
     ptr::without_provenance_mut(id)
 }
 
-/// The number of a handle.
+/// Returns the number of a handle.
 pub(crate) fn id<T>(handle: *const T) -> usize {
     handle.addr()
 }
 
-/// A path as Triton hands it out.
+/// Converts a path to a C string.
 pub(crate) fn path_to_c(path: PathBuf) -> CString {
     use std::os::unix::ffi::OsStringExt;
     CString::new(path.into_os_string().into_vec()).unwrap_or_default()
 }
 
-/// Text as Triton hands it out; what follows a NUL would be lost, so there must be none.
+/// Converts text to a C string; the text must not contain a NUL.
 pub(crate) fn text_to_c(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }

@@ -7,8 +7,8 @@ use triton_api::sys::{
 
 type RawError = *mut TRITONSERVER_Error;
 
-/// Pointers to the functions that a backend exports. [`backend_symbols!`](crate::backend_symbols)
-/// fills it with those that are linked.
+/// Pointers to the functions that a backend exports. [`backend_symbols!`](crate::backend_symbols) returns
+/// the linked ones.
 #[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "each field is the TRITONBACKEND function of that name")]
 pub struct BackendSymbols {
@@ -25,8 +25,8 @@ pub struct BackendSymbols {
     pub model_instance_ready: unsafe extern "C" fn(*mut TRITONBACKEND_ModelInstance) -> RawError,
 }
 
-/// The [`BackendSymbols`] that this binary links: those of `export_backend!` here or in a crate
-/// that is named (`use my_backend as _;` is enough).
+/// Returns the [`BackendSymbols`] that this binary links: those of `export_backend!` in this crate or in a
+/// crate that it uses (`use my_backend as _;` is enough).
 #[macro_export]
 macro_rules! backend_symbols {
     () => {{

@@ -1,4 +1,4 @@
-//! What a backend can do wrong is found out.
+//! Violations of the API by a backend are recorded.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +13,7 @@ use triton_fake::{BackendSymbols, Counts, FakeServer, InstanceSpec, ModelSpec};
 type RawError = *mut TRITONSERVER_Error;
 type Execute = unsafe fn(*mut TRITONBACKEND_ModelInstance, *mut TRITONBACKEND_Request) -> RawError;
 
-/// What Execute does with each request. Only one server lives at a time, and so only one of these.
+/// The behaviour of Execute. One is enough, because only one server exists at a time.
 static EXECUTE: Mutex<Option<Execute>> = Mutex::new(None);
 
 unsafe extern "C" fn nothing<T>(_object: *mut T) -> RawError {
@@ -37,9 +37,9 @@ unsafe extern "C" fn execute(
     f.map_or(ptr::null_mut(), |f| unsafe { f(instance, *requests) })
 }
 
-/// Runs a misbehaving backend on one request: what the server says of it, and whether the request was answered. All of it is
-/// read while the server lives, since the next test's server begins empty accounts.
-fn found_out(misbehave: Execute) -> (Vec<String>, Counts, bool) {
+/// Runs a backend with this behaviour on one request. Returns the violations, the counts of objects and whether the
+/// request was answered, read while the server exists because the next server clears the record.
+fn run_backend(behaviour: Execute) -> (Vec<String>, Counts, bool) {
     let server = FakeServer::new(BackendSymbols {
         initialize: nothing,
         finalize: nothing,
@@ -51,7 +51,7 @@ fn found_out(misbehave: Execute) -> (Vec<String>, Counts, bool) {
         model_instance_execute: execute,
         model_instance_ready: nothing,
     });
-    *EXECUTE.lock().unwrap() = Some(misbehave);
+    *EXECUTE.lock().unwrap() = Some(behaviour);
     let backend = server.load_backend().unwrap();
     let model = backend.load_model(ModelSpec::new("m")).unwrap();
     let instance = model.load_instance(InstanceSpec::default()).unwrap();
@@ -66,14 +66,14 @@ fn found_out(misbehave: Execute) -> (Vec<String>, Counts, bool) {
 
 unsafe fn response_to(request: *mut TRITONBACKEND_Request) -> *mut TRITONBACKEND_Response {
     let mut response = ptr::null_mut();
-    // SAFETY: as the caller.
+    // SAFETY: the caller guarantees a live request.
     unsafe { TRITONBACKEND_ResponseNew(&mut response, request) };
     response
 }
 
-/// What a good backend does.
+/// Answers and releases a request, as a correct backend does.
 unsafe fn answer(request: *mut TRITONBACKEND_Request) {
-    // SAFETY: as the caller.
+    // SAFETY: the caller guarantees a live request.
     unsafe {
         TRITONBACKEND_ResponseSend(response_to(request), 1, ptr::null_mut());
         TRITONBACKEND_RequestRelease(request, 1);
@@ -85,9 +85,9 @@ fn has(violations: &[String], words: &str) -> bool {
 }
 
 #[test]
-fn a_good_backend_is_clean() {
+fn correct_backend_has_no_violations() {
     // SAFETY: the request is live.
-    let (violations, counts, answered) = found_out(|_, request| unsafe {
+    let (violations, counts, answered) = run_backend(|_, request| unsafe {
         answer(request);
         ptr::null_mut()
     });
@@ -96,9 +96,9 @@ fn a_good_backend_is_clean() {
 }
 
 #[test]
-fn handles_that_are_kept_are_counted() {
-    // SAFETY: the request is live; the leaks are meant.
-    let (_, counts, answered) = found_out(|_, request| unsafe {
+fn leaked_handles_are_counted() {
+    // SAFETY: the request is live; the leaks are intended.
+    let (_, counts, answered) = run_backend(|_, request| unsafe {
         response_to(request);
         TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, c"leaked".as_ptr());
         let mut message = ptr::null_mut();
@@ -131,9 +131,9 @@ fn handles_that_are_kept_are_counted() {
 }
 
 #[test]
-fn a_second_release_is_found() {
+fn release_twice_is_violation() {
     // SAFETY: handles are never dereferenced.
-    let (violations, ..) = found_out(|_, request| unsafe {
+    let (violations, ..) = run_backend(|_, request| unsafe {
         answer(request);
         TRITONBACKEND_RequestRelease(request, 1)
     });
@@ -141,9 +141,9 @@ fn a_second_release_is_found() {
 }
 
 #[test]
-fn a_second_send_is_found() {
+fn send_twice_is_violation() {
     // SAFETY: handles are never dereferenced.
-    let (violations, ..) = found_out(|_, request| unsafe {
+    let (violations, ..) = run_backend(|_, request| unsafe {
         let response = response_to(request);
         TRITONBACKEND_ResponseSend(response, 1, ptr::null_mut());
         let error = TRITONBACKEND_ResponseSend(response, 1, ptr::null_mut());
@@ -153,17 +153,17 @@ fn a_second_send_is_found() {
         TRITONBACKEND_RequestRelease(request, 1);
         ptr::null_mut()
     });
-    assert!(has(&violations, "ResponseSend: response") && has(&violations, "was sent before"));
+    assert!(has(&violations, "ResponseSend: response") && has(&violations, "was already sent"));
     assert!(has(&violations, "ResponseDelete: response"), "{violations:?}");
-    assert!(has(&violations, "was answered before"), "{violations:?}");
+    assert!(has(&violations, "was already answered"), "{violations:?}");
 }
 
 #[test]
-fn a_release_without_an_answer_is_found() {
+fn release_without_final_response_is_violation() {
     // SAFETY: handles are never dereferenced.
-    let (violations, ..) = found_out(|_, request| unsafe {
+    let (violations, ..) = run_backend(|_, request| unsafe {
         let response = response_to(request);
-        // Not final.
+        // Without the final flag.
         TRITONBACKEND_ResponseSend(response, 0, ptr::null_mut());
         TRITONBACKEND_RequestRelease(request, 1);
         ptr::null_mut()
@@ -172,9 +172,9 @@ fn a_release_without_an_answer_is_found() {
 }
 
 #[test]
-fn use_after_release_is_found() {
+fn use_after_release_is_violation() {
     // SAFETY: handles are never dereferenced.
-    let (violations, ..) = found_out(|instance, request| unsafe {
+    let (violations, ..) = run_backend(|instance, request| unsafe {
         let late = response_to(request);
         let mut input = ptr::null_mut();
         TRITONBACKEND_RequestInputByIndex(request, 0, &mut input);
@@ -190,7 +190,7 @@ fn use_after_release_is_found() {
     for words in [
         "RequestInputCount: request",
         "InputBuffer: input",
-        "ReportStatistics: after the request was released",
+        "ReportStatistics: called after the request was released",
         "ResponseSend: request",
     ] {
         assert!(has(&violations, words), "{words}: {violations:?}");
@@ -198,9 +198,9 @@ fn use_after_release_is_found() {
 }
 
 #[test]
-fn an_error_after_the_answer_is_found() {
+fn execute_error_after_response_is_violation() {
     // SAFETY: handles are never dereferenced.
-    let (violations, ..) = found_out(|_, request| unsafe {
+    let (violations, ..) = run_backend(|_, request| unsafe {
         answer(request);
         TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, c"late".as_ptr())
     });
@@ -208,24 +208,24 @@ fn an_error_after_the_answer_is_found() {
 }
 
 #[test]
-fn odd_statistics_are_found() {
+fn invalid_statistics_are_violations() {
     // SAFETY: handles are never dereferenced.
-    let (violations, ..) = found_out(|instance, request| unsafe {
+    let (violations, ..) = run_backend(|instance, request| unsafe {
         TRITONBACKEND_ModelInstanceReportStatistics(instance, request, true, 0, 2, 3, 4);
         TRITONBACKEND_ModelInstanceReportStatistics(instance, request, true, 1, 2, 3, 4);
         TRITONBACKEND_ModelInstanceReportBatchStatistics(instance, 1, 1, 4, 3, 5);
         answer(request);
         ptr::null_mut()
     });
-    assert!(has(&violations, "ReportStatistics: odd times"));
-    assert!(has(&violations, "twice for one request"));
-    assert!(has(&violations, "ReportBatchStatistics: odd times"));
+    assert!(has(&violations, "ReportStatistics: invalid times"));
+    assert!(has(&violations, "called twice for one request"));
+    assert!(has(&violations, "ReportBatchStatistics: invalid times"));
 }
 
 #[test]
-fn what_is_not_the_backends_to_delete_is_found() {
+fn use_of_objects_of_the_server_is_violation() {
     // SAFETY: handles are never dereferenced.
-    let (violations, ..) = found_out(|instance, request| unsafe {
+    let (violations, ..) = run_backend(|instance, request| unsafe {
         let mut model = ptr::null_mut();
         TRITONBACKEND_ModelInstanceModel(instance, &mut model);
         let mut backend = ptr::null_mut();
@@ -247,11 +247,11 @@ fn what_is_not_the_backends_to_delete_is_found() {
         ptr::null_mut()
     });
     for words in [
-        "MessageDelete: the message is Triton's",
-        "ModelSetConfig: outside of",
+        "MessageDelete: the message belongs to Triton",
+        "ModelSetConfig: called outside of",
         "MessageDelete: message",
         "ErrorDelete: null error",
-        "output 'unwanted' was not asked for",
+        "output 'unwanted' was not requested",
     ] {
         assert!(has(&violations, words), "{words}: {violations:?}");
     }

@@ -1,5 +1,4 @@
-//! A backend that answers with what it was asked, and misbehaves as its model's parameter
-//! `behaviour` says.
+//! A backend that echoes its input and misbehaves as the model parameter `behaviour` requests.
 
 #![expect(clippy::panic, reason = "panics are one way to misbehave")]
 
@@ -18,13 +17,13 @@ use triton_api::{
 
 triton_api::export_backend!(Echo);
 
-/// States that are alive: what is initialized must be finalized.
+/// Number of live states: each initialized state must be finalized.
 pub static ALIVE: AtomicUsize = AtomicUsize::new(0);
 
-/// The largest input that the backend takes.
+/// The largest input that the backend accepts, in bytes.
 pub const LIMIT: usize = 1000;
 
-/// Counts itself in [`ALIVE`].
+/// A state that is counted in [`ALIVE`].
 #[derive(Debug)]
 struct Alive;
 
@@ -54,7 +53,7 @@ impl Backend for Echo {
 
     fn initialize(context: &BackendContext<'_>) -> Result<Self, Error> {
         if context.config()?["cmdline"]["fail"] == "true" {
-            return Err(Error::not_found("the backend was told to fail"));
+            return Err(Error::not_found("planned failure of the backend"));
         }
         Ok(Self {
             calls: CounterFamily::new("echo_calls_total", "Calls").ok(),
@@ -92,7 +91,7 @@ impl Model for EchoModel {
             context.version_path().display()
         );
         match behaviour.as_str() {
-            "fail_model" => return Err(Error::not_found("the model was told to fail")),
+            "fail_model" => return Err(Error::not_found("planned failure of the model")),
             "panic_model" => panic!("with a secret"),
             _ => {}
         }
@@ -106,7 +105,7 @@ impl Model for EchoModel {
     }
 }
 
-/// Slots for the thread, and the thread.
+/// A thread that answers slots.
 #[derive(Debug)]
 struct Worker {
     slots: Option<Sender<Vec<Slot>>>,
@@ -142,7 +141,7 @@ impl Drop for Worker {
 fn work(behaviour: &str, slot: Slot, health: &Health) {
     match behaviour {
         "thread" => {
-            // A sign from the test that Execute has returned.
+            // The test sends the first cancel once Execute has returned.
             wait_for_cancel(&slot);
             answer(slot);
         }
@@ -244,14 +243,14 @@ impl Instance for EchoInstance {
     }
 }
 
-/// Answers a slot with its input `text` and parameters that show what was read.
+/// Answers a slot with its input `text`, and with parameters for the other inputs that were read.
 fn answer(mut slot: Slot) {
     match prepare(&mut slot) {
         Ok((shape, elements)) => {
             slot.mark_compute_end();
             let parts: Vec<&[u8]> = elements.iter().map(Vec::as_slice).collect();
             let numbers: Vec<u8> = (0..8).collect();
-            // A failure has been answered.
+            // The slot has answered with the error.
             let _ = slot.respond(&[
                 OutputTensor::bytes("echoed", &shape, &parts),
                 OutputTensor::raw("numbers", triton_api::DataType::Int16, &[2, 2], &numbers),
@@ -286,7 +285,7 @@ fn prepare(slot: &mut Slot) -> Result<Echoed, Error> {
     Ok((shape, elements))
 }
 
-/// A configuration of a model that behaves so.
+/// Returns the configuration of a model with this behaviour.
 pub fn config(behaviour: &str) -> Value {
     json!({"parameters": {"behaviour": {"string_value": behaviour}}})
 }

@@ -14,11 +14,11 @@ use crate::state::{
     RequestObject, raw,
 };
 
-/// Reads something of one object and writes it where the caller wants it.
+/// Reads a value of an object and writes it to `out`.
 fn read<T: Kind, V>(function: &str, handle: *mut T::Raw, out: *mut V, get: impl FnOnce(&mut T) -> V) -> RawError {
     call(|state| {
         let value = get(state.get::<T>(function, handle)?);
-        // SAFETY: the caller wants the result there.
+        // SAFETY: the result pointer is null or valid.
         unsafe { put(out, value) };
         Ok(())
     })
@@ -31,7 +31,7 @@ fn write<T: Kind>(function: &str, handle: *mut T::Raw, set: impl FnOnce(&mut T))
     })
 }
 
-/// The backend's own pointer, which the accounts keep as an address.
+/// Converts the address of the backend's state to a pointer.
 fn to_pointer(state: usize) -> *mut c_void {
     ptr::with_exposed_provenance_mut(state)
 }
@@ -40,7 +40,7 @@ fn to_pointer(state: usize) -> *mut c_void {
 pub(crate) unsafe extern "C" fn TRITONBACKEND_ApiVersion(major: *mut u32, minor: *mut u32) -> RawError {
     call(|state| {
         let version = state.settings.api_version;
-        // SAFETY: the caller wants the results there.
+        // SAFETY: each result pointer is null or valid.
         unsafe {
             put(major, version.0);
             put(minor, version.1);
@@ -75,7 +75,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_BackendArtifacts(
     artifact_type: *mut TRITONBACKEND_ArtifactType,
     location: *mut *const c_char,
 ) -> RawError {
-    // SAFETY: the caller wants the result there.
+    // SAFETY: the result pointer is null or valid.
     unsafe { put(artifact_type, TRITONBACKEND_ARTIFACT_FILESYSTEM) };
     read::<BackendObject, _>("TRITONBACKEND_BackendArtifacts", backend, location, |backend| {
         backend.location.as_ptr()
@@ -136,7 +136,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ModelRepository(
     artifact_type: *mut TRITONBACKEND_ArtifactType,
     location: *mut *const c_char,
 ) -> RawError {
-    // SAFETY: the caller wants the result there.
+    // SAFETY: the result pointer is null or valid.
     unsafe { put(artifact_type, TRITONBACKEND_ARTIFACT_FILESYSTEM) };
     read::<ModelObject, _>("TRITONBACKEND_ModelRepository", model, location, |model| {
         model.repository.as_ptr()
@@ -156,7 +156,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ModelConfig(
             .clone();
         check_version(config_version)?;
         let raw = state.insert_raw(MessageObject { json, owned: true });
-        // SAFETY: the caller wants the result there.
+        // SAFETY: the result pointer is null or valid.
         unsafe { put(model_config, raw) };
         Ok(())
     })
@@ -187,7 +187,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ModelSetConfig(
         check_version(config_version)?;
         let model = state.get::<ModelObject>(NAME, model)?;
         if !model.initializing {
-            state.violation(format!("{NAME}: outside of TRITONBACKEND_ModelInitialize"));
+            state.violation(format!("{NAME}: called outside of TRITONBACKEND_ModelInitialize"));
             return Err(Failure::new(TRITONSERVER_ERROR_INTERNAL, "too late"));
         }
         model.config = json;
@@ -339,9 +339,9 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ModelInstanceReportStatistics(
         request.statistics.push(RequestStatistics { success, times });
         let (released, twice) = (request.released, request.statistics.len() > 1);
         if released {
-            state.violation(format!("{NAME}: after the request was released"));
+            state.violation(format!("{NAME}: called after the request was released"));
         } else if twice {
-            state.violation(format!("{NAME}: twice for one request"));
+            state.violation(format!("{NAME}: called twice for one request"));
         }
         Ok(())
     })

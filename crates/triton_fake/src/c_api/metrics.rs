@@ -19,7 +19,7 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_MetricFamilyNew(
         if !state.settings.metrics {
             return Err(Failure::new(TRITONSERVER_ERROR_UNSUPPORTED, "metrics not supported"));
         }
-        // SAFETY: the caller passes a C string and wants the result there.
+        // SAFETY: the caller passes a C string and `out` is null or valid.
         unsafe {
             let name = copy(name);
             let object = FamilyObject { kind, name, metrics: 0 };
@@ -70,7 +70,7 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_MetricNew(
             key: (parent.name.clone(), map),
         };
         state.metric_values.entry(object.key.clone()).or_default();
-        // SAFETY: the caller wants the result there.
+        // SAFETY: the result pointer is null or valid.
         unsafe { put(metric, state.insert_raw(object)) };
         Ok(())
     })
@@ -105,7 +105,7 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_MetricValue(
     value: *mut f64,
 ) -> RawError {
     change("TRITONSERVER_MetricValue", metric, |_, current| {
-        // SAFETY: the caller wants the result there.
+        // SAFETY: the result pointer is null or valid.
         unsafe { put(value, *current) };
         Ok(())
     })

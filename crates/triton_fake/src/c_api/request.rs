@@ -8,15 +8,15 @@ use triton_api::sys::*;
 use super::{RawError, call, put};
 use crate::state::{Failure, InputObject, RequestObject, State, id, raw};
 
-/// The request behind a handle, which must not be released: the accounts keep it for the test,
-/// but a backend must not look at it any more.
+/// Returns the request behind a handle. Using a released request is a violation, although the record keeps it
+/// for the test.
 pub(super) fn live<'a>(
     state: &'a mut State,
     function: &str,
     handle: *const TRITONBACKEND_Request,
 ) -> Result<&'a mut RequestObject, Failure> {
     if state.get::<RequestObject>(function, handle)?.released {
-        let text = format!("{function}: request {} was released before", id(handle));
+        let text = format!("{function}: request {} was already released", id(handle));
         state.violation(text.clone());
         return Err(Failure::new(TRITONSERVER_ERROR_INTERNAL, text));
     }
@@ -31,7 +31,7 @@ fn read<V>(
 ) -> RawError {
     call(|state| {
         let value = get(live(state, function, request)?)?;
-        // SAFETY: the caller wants the result there.
+        // SAFETY: the result pointer is null or valid.
         unsafe { put(out, value) };
         Ok(())
     })
@@ -128,7 +128,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_RequestRelease(
             state.discard::<InputObject>(input, "released with its request");
         }
         if !executing {
-            state.violation(format!("{NAME}: request {number} is Triton's"));
+            state.violation(format!("{NAME}: request {number} still belongs to Triton"));
         }
         if !answered {
             state.violation(format!("{NAME}: request {number} has no final response"));
@@ -153,7 +153,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_InputProperties(
     call(|state| {
         let input = state.get::<InputObject>("TRITONBACKEND_InputProperties", input)?;
         let size: usize = input.buffers.iter().map(Vec::len).sum();
-        // SAFETY: the caller wants the results there.
+        // SAFETY: each result pointer is null or valid.
         unsafe {
             put(name, input.name.as_ptr());
             put(datatype, input.datatype);
@@ -184,7 +184,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_InputBuffer(
             (_, true) => std::ptr::null(),
             _ => data.as_ptr().cast(),
         };
-        // SAFETY: the caller wants the results there.
+        // SAFETY: each result pointer is null or valid.
         unsafe {
             put(buffer, pointer);
             put(buffer_byte_size, data.len() as u64);

@@ -22,7 +22,10 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseNew(
         if let Some(left) = state.settings.fail_response_new {
             state.settings.fail_response_new = left.checked_sub(1);
             if left == 0 {
-                return Err(Failure::new(TRITONSERVER_ERROR_UNAVAILABLE, "no response for a test"));
+                return Err(Failure::new(
+                    TRITONSERVER_ERROR_UNAVAILABLE,
+                    "planned failure of ResponseNew",
+                ));
             }
         }
         let raw = state.insert_raw(ResponseObject {
@@ -30,7 +33,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseNew(
             outputs: Vec::new(),
             parameters: BTreeMap::new(),
         });
-        // SAFETY: the caller wants the result there.
+        // SAFETY: the result pointer is null or valid.
         unsafe { put(response, raw) };
         Ok(())
     })
@@ -127,7 +130,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseOutput(
             .iter()
             .any(|output| output.to_bytes() == name.as_bytes());
         if !wanted {
-            state.violation(format!("{NAME}: output '{name}' was not asked for"));
+            state.violation(format!("{NAME}: output '{name}' was not requested"));
         }
         let made = state.insert(OutputObject {
             response: number,
@@ -137,7 +140,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseOutput(
             buffer: None,
         });
         state.get::<ResponseObject>(NAME, response)?.outputs.push(made);
-        // SAFETY: the caller wants the result there.
+        // SAFETY: the result pointer is null or valid.
         unsafe { put(output, raw::<OutputObject>(made)) };
         Ok(())
     })
@@ -175,7 +178,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_OutputBuffer(
             _ if size == 0 => std::ptr::null_mut(),
             _ => data.as_mut_ptr().cast(),
         };
-        // SAFETY: the caller wants the results there.
+        // SAFETY: each result pointer is null or valid.
         unsafe {
             put(buffer, pointer);
             put(memory_type, offered.raw());
@@ -214,10 +217,10 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseSend(
             parameters: response.parameters,
         });
         if released {
-            state.violation(format!("{NAME}: request {number} was released before"));
+            state.violation(format!("{NAME}: request {number} was already released"));
         }
         if answered {
-            state.violation(format!("{NAME}: request {number} was answered before"));
+            state.violation(format!("{NAME}: request {number} was already answered"));
         }
         Ok(())
     })

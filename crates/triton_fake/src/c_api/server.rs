@@ -19,7 +19,7 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_ErrorNew(code: TRITONSERVER_Error_C
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn TRITONSERVER_ErrorDelete(error: RawError) {
-    // A bad handle has been recorded, and there is no way to return it.
+    // An invalid handle was recorded; the function cannot return an error.
     let _ = lock().remove::<ErrorObject>("TRITONSERVER_ErrorDelete", error, "deleted");
 }
 
@@ -51,7 +51,7 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_MessageNewFromSerializedJson(
             unsafe { std::slice::from_raw_parts(base.cast::<u8>(), byte_size) }.to_vec()
         };
         let raw = state.insert_raw(MessageObject { json, owned: true });
-        // SAFETY: the caller wants the result there.
+        // SAFETY: the result pointer is null or valid.
         unsafe { put(message, raw) };
         Ok(())
     })
@@ -62,7 +62,7 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_MessageDelete(message: *mut TRITONS
     const NAME: &str = "TRITONSERVER_MessageDelete";
     call(|state| {
         if !state.get::<MessageObject>(NAME, message)?.owned {
-            state.violation(format!("{NAME}: the message is Triton's"));
+            state.violation(format!("{NAME}: the message belongs to Triton"));
             return Ok(());
         }
         state.remove::<MessageObject>(NAME, message, "deleted")?;
@@ -78,7 +78,7 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_MessageSerializeToJson(
 ) -> RawError {
     call(|state| {
         let message = state.get::<MessageObject>("TRITONSERVER_MessageSerializeToJson", message)?;
-        // SAFETY: the caller wants the results there.
+        // SAFETY: each result pointer is null or valid.
         unsafe {
             put(base, message.json.as_ptr().cast());
             put(byte_size, message.json.len());
@@ -111,7 +111,7 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_LogMessage(
         }
     };
     if level == "ERROR" {
-        // A panic hook that logs here would otherwise hide a failed assertion.
+        // Otherwise the backend's panic hook, which logs here, would hide a failed assertion.
         eprintln!("{level} {file}:{line}] {message}");
     }
     lock().logs.push(LogRecord {
@@ -131,17 +131,17 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_ParameterNew(
     value: *const c_void,
 ) -> *mut TRITONSERVER_Parameter {
     if type_ != TRITONSERVER_PARAMETER_STRING {
-        lock().violation("TRITONSERVER_ParameterNew: only strings are known here".to_owned());
+        lock().violation("TRITONSERVER_ParameterNew: only strings are supported".to_owned());
         return std::ptr::null_mut();
     }
-    // SAFETY: the caller passes C strings, the type says so of the value.
+    // SAFETY: the caller passes C strings, and the type guarantees that the value is one.
     let (name, value) = unsafe { (copy(name), copy(value.cast())) };
     lock().insert_raw(ParameterObject { name, value })
 }
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn TRITONSERVER_ParameterDelete(parameter: *mut TRITONSERVER_Parameter) {
-    // A bad handle has been recorded, and there is no way to return it.
+    // An invalid handle was recorded; the function cannot return an error.
     let _ = lock().remove::<ParameterObject>("TRITONSERVER_ParameterDelete", parameter, "deleted");
 }
 
@@ -157,7 +157,7 @@ pub(crate) unsafe extern "C" fn TRITONSERVER_BufferAttributesNew(
                 byte_size: 0,
             },
         });
-        // SAFETY: the caller wants the result there.
+        // SAFETY: the result pointer is null or valid.
         unsafe { put(buffer_attributes, raw) };
         Ok(())
     })

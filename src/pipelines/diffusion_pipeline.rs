@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::denoising_state::PrepareContext;
 use super::job::Job;
-use super::latent_tiles::LatentTiles;
+use super::latent_tiles::{LatentTiles, TileCounts};
 use super::loading::Components;
 use super::prompt_encoder::PromptEncoder;
 use super::safety_check::SafetyCheck;
@@ -37,15 +37,6 @@ pub struct PipelineOutput {
     pub nsfw_content_detected: Option<Vec<bool>>,
     /// The number of tiles and chunks of each image; `None` for a pipeline that has none.
     pub tiles: Option<TileCounts>,
-}
-
-/// The number of tiles and chunks of an enlarged image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TileCounts {
-    /// Overlapping tiles of the UNet.
-    pub unet: usize,
-    /// Chunks of the VAE decoder's last layers.
-    pub vae: usize,
 }
 
 /// The pipelines of a model folder. The inputs of a request select one of them.

@@ -9,6 +9,15 @@ use tch::{Kind, Tensor};
 
 use diffusion_core::{Error, Result};
 
+/// The number of tiles and chunks of an enlarged image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileCounts {
+    /// Overlapping tiles of the UNet.
+    pub unet: usize,
+    /// Chunks of the VAE decoder's last layers.
+    pub vae: usize,
+}
+
 /// Shortest side of a tile, in latents.
 const MIN_SIDE: i64 = 32;
 /// Neighbouring tiles share the side of a tile divided by this.
@@ -130,9 +139,6 @@ impl LatentTiles {
 
     /// Adds the prediction for [`LatentTiles::next_tile`], `[batch size, channels, height, width]`. After the last tile
     /// returns the prediction for the whole and starts over.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn add(&mut self, prediction: &Tensor) -> Result<Option<Tensor>> {
         let mut blend = match self.prediction.take() {
             Some(blend) => blend,

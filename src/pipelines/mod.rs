@@ -20,8 +20,9 @@ use diffusion_core::Result;
 
 pub use crate::torch::Device;
 pub use depth_map::{depth_map, given_depth_map};
-pub use diffusion_pipeline::{DiffusionPipeline, PipelineOutput, TileCounts};
+pub use diffusion_pipeline::{DiffusionPipeline, PipelineOutput};
 pub use job::Job;
+pub use latent_tiles::TileCounts;
 pub use loading::{Components, ModelIndex};
 pub use prompt_encoder::{MAX_CHUNKS, PromptEmbeds, PromptEncoder};
 pub use safety_check::SafetyCheck;

@@ -65,9 +65,6 @@ unsafe impl Send for Generator {}
 
 impl Generator {
     /// Makes a generator in the state of `torch.Generator("cpu").manual_seed(seed)`.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn new(seed: u64) -> Result<Self> {
         let mut inner = ptr::null_mut();
         // SAFETY: `inner` is a place for one pointer, which the call fills on success.

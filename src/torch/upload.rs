@@ -60,9 +60,6 @@ impl PinnedUploader {
 
     /// Makes an unwritten, contiguous tensor on the host for [`PinnedUploader::copy_to_device`]: pinned for a CUDA device, if the system
     /// allows it.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn buffer(&self, shape: &[i64], kind: Kind) -> Result<Tensor> {
         if let (Some(_), Some(dtype)) = (&self.0, scalar_type(kind)) {
             let mut out = ptr::null_mut();

@@ -124,9 +124,6 @@ impl StoredTensor {
     }
 
     /// Returns a read-only tensor over the storage, which other models share.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn tensor(self: &Arc<Self>) -> Result<Tensor> {
         // SAFETY: only models get weights, and they are `Frozen`: they do not write to them.
         unsafe { torch::from_blob(Arc::clone(self), &self.key.shape, self.key.kind) }

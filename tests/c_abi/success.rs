@@ -272,7 +272,7 @@ fn odd_but_good_requests() {
             server
                 .request()
                 .bytes_input("prompt", &[1, 1], &["a red cat"])
-                .pieces(40)
+                .buffers(40)
                 .bytes_input("gen_args", &[1, 1], &[&gen_args])
                 .pieces(3)
                 .memory(MemoryType::CpuPinned)

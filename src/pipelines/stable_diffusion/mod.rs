@@ -9,7 +9,7 @@ mod text2img;
 mod upscale;
 
 use super::denoising_state::{DenoisingState, PrepareContext};
-use super::diffusion_pipeline::TileCounts;
+use super::latent_tiles::TileCounts;
 use crate::models::layers::ChunkSize;
 use diffusion_core::Result;
 use diffusion_image::RgbImage;

@@ -274,7 +274,7 @@ fn odd_but_good_requests() {
                 .bytes_input("prompt", &[1, 1], &["a red cat"])
                 .buffers(40)
                 .bytes_input("gen_args", &[1, 1], &[&gen_args])
-                .pieces(3)
+                .buffers(3)
                 .memory(MemoryType::CpuPinned)
                 .output(OUTPUT)
                 .output_memory(MemoryType::CpuPinned)

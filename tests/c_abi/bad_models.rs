@@ -60,7 +60,7 @@ fn cut(bytes: u64) -> impl FnOnce(&Path) {
 }
 
 #[test]
-fn folders() {
+fn load_invalid_checkpoint_folder_is_rejected() {
     use ErrorCode::{InvalidArg, NotFound, Unsupported};
     const TENSOR: &str = "down_blocks.0.attentions.1.proj_in.weight";
     const SCHEDULER: &str = "scheduler/scheduler_config.json";
@@ -242,7 +242,7 @@ fn folders() {
 }
 
 #[test]
-fn parameters() {
+fn load_invalid_parameter_is_rejected() {
     use ErrorCode::{InvalidArg, Unsupported};
     let cases: [(&str, &str, ErrorCode, &[&str]); 14] = [
         ("dtype", "int8", InvalidArg, &["float32", "bfloat16"]),
@@ -286,7 +286,7 @@ fn parameters() {
 }
 
 #[test]
-fn configurations() {
+fn load_invalid_model_config_is_rejected() {
     let tensor = |name: &str, kind: &str| json!({"name": name, "data_type": kind, "dims": [1]});
     let config = |key: &str, value: Value| {
         let mut config = json!({
@@ -345,7 +345,7 @@ fn configurations() {
 }
 
 #[test]
-fn places() {
+fn load_on_unavailable_device_is_rejected() {
     beside_a_good_one(|repository, backend| {
         let spec = repository.link("sd_base", "sd2_base");
         let place = |kind| InstanceSpec {

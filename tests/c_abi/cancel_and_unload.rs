@@ -23,7 +23,7 @@ fn assert_cancelled(server: &FakeServer, request: &FakeRequest) {
 }
 
 #[test]
-fn cancelled_before_the_start() {
+fn cancel_before_start_makes_no_unet_call() {
     serve(|server, instance| {
         let request = good_inputs(server.request()).cancelled().build();
         instance.execute(&[&request]).unwrap();
@@ -35,7 +35,7 @@ fn cancelled_before_the_start() {
 }
 
 #[test]
-fn cancelled_while_it_runs() {
+fn cancel_while_running_keeps_other_requests() {
     serve(|server, instance| {
         let cancelled = endless(server, 64);
         let neighbour = ask(server, &json!({"num_inference_steps": 60, "seed": 1}));
@@ -51,7 +51,7 @@ fn cancelled_while_it_runs() {
 }
 
 #[test]
-fn cancelled_with_all_its_rows() {
+fn cancel_stops_all_elements_of_a_request() {
     serve(|server, instance| {
         let args = long_args();
         let request = infer_elements(server, &["a", "b", "c"], &[args.clone(), args.clone(), args]);
@@ -88,7 +88,7 @@ fn cancelled_in_a_full_engine(server: &FakeServer, instance: &FakeInstance<'_>) 
 }
 
 #[test]
-fn cancelled_while_it_waits_for_room() {
+fn cancel_while_waiting_for_capacity_returns() {
     serve_as(
         |spec| spec.parameter("max_unet_batch_size", "2"),
         cancelled_in_a_full_engine,
@@ -131,21 +131,21 @@ fn unload_with(ask: impl Fn(&FakeServer) -> Vec<FakeRequest>, ready: impl Fn(&Fa
 }
 
 #[test]
-fn unloaded_while_requests_run() {
+fn unload_while_running_answers_all_requests() {
     let long = |server: &FakeServer| [64, 72, 64, 80].map(|height| endless(server, height)).to_vec();
     let outcome = unload_with(long, |server| wait_for_calls(server, 4));
     assert_eq!(outcome, (0, 4), "nobody waits for a thousand steps");
 }
 
 #[test]
-fn unloaded_at_once() {
+fn unload_at_once_answers_all_requests() {
     let long = |server: &FakeServer| vec![endless(server, 64), endless(server, 64)];
     assert_eq!(unload_with(long, |_| ()), (0, 2));
 }
 
 /// At whatever point of its life a request is when the instance goes.
 #[test]
-fn unloaded_at_any_moment() {
+fn unload_at_any_moment_answers_all_requests() {
     let short = |server: &FakeServer| vec![ask(server, &good_args()), ask(server, &good_args())];
     for milliseconds in [0, 5, 10, 20, 30, 40, 60, 80] {
         let delay = Duration::from_millis(milliseconds);
@@ -158,7 +158,7 @@ fn unloaded_at_any_moment() {
 }
 
 #[test]
-fn loaded_again_and_again() {
+fn load_and_unload_repeatedly_serves() {
     let repository = Repository::new();
     let spec = repository.link("sd_base", "sd2_base");
     let server = server();

@@ -114,13 +114,13 @@ fn assert_same_image(change: impl FnOnce(&Path)) {
 }
 
 #[test]
-fn a_copy_is_the_same() {
+fn copied_checkpoint_generates_the_same_image() {
     assert_same_image(|_| ());
 }
 
 /// `sd_turbo` has links to the parts of `sd2_base`, and differs in its scheduler alone.
 #[test]
-fn parts_that_are_links() {
+fn linked_components_generate_the_same_image() {
     let repository = Repository::new();
     let expected = image_of(repository.link("sd_base", "sd2_base"));
     fs::remove_file(repository.checkpoint("sd_base")).unwrap();
@@ -137,12 +137,12 @@ fn parts_that_are_links() {
 }
 
 #[test]
-fn float32_is_the_same() {
+fn float32_checkpoint_generates_the_same_image() {
     assert_same_image(|folder| convert_all(folder, Kind::Float, Dtype::F32));
 }
 
 #[test]
-fn bfloat16_is_read() {
+fn bfloat16_checkpoint_is_loaded() {
     let repository = Repository::new();
     let spec = repository.changed("sd_base", "sd2_base", |folder| {
         convert_all(folder, Kind::BFloat16, Dtype::BF16)
@@ -151,7 +151,7 @@ fn bfloat16_is_read() {
 }
 
 #[test]
-fn the_fp16_variant_is_found() {
+fn fp16_variant_generates_the_same_image() {
     assert_same_image(|folder| {
         for file in FILES {
             let variant = file.replace(".safetensors", ".fp16.safetensors");
@@ -185,12 +185,12 @@ fn shard_name(number: usize) -> String {
 }
 
 #[test]
-fn shards_are_put_together() {
+fn sharded_unet_generates_the_same_image() {
     assert_same_image(shard);
 }
 
 #[test]
-fn a_missing_shard_is_named() {
+fn missing_shard_is_named_in_the_error() {
     let repository = Repository::new();
     let spec = repository.changed("sd_base", "sd2_base", |folder| {
         shard(folder);
@@ -209,7 +209,7 @@ fn a_missing_shard_is_named() {
 /// As transformers 5 writes it: no `text_model.` before the names, `tokenizer.json` alone, the
 /// special tokens in `tokenizer_config.json`.
 #[test]
-fn a_folder_of_transformers_5_is_the_same() {
+fn transformers_5_layout_generates_the_same_image() {
     assert_same_image(|folder| {
         rewrite(&folder.join(TEXT_ENCODER), |tensors| {
             *tensors = std::mem::take(tensors)

@@ -62,7 +62,7 @@ fn assert_failed(request: &FakeRequest, code: ErrorCode) {
 }
 
 #[test]
-fn a_panic_in_prepare() {
+fn panic_in_prepare_fails_the_instance() {
     beside_another(|server, instance| {
         let running = endless(server, 64);
         instance.execute(&[&running]).unwrap();
@@ -78,7 +78,7 @@ fn a_panic_in_prepare() {
 }
 
 #[test]
-fn a_panic_in_a_step() {
+fn panic_in_step_fails_the_instance() {
     beside_another(|server, instance| {
         let [first, neighbour] = [(); 2].map(|()| endless(server, 64));
         let other_size = endless(server, 72);
@@ -94,7 +94,7 @@ fn a_panic_in_a_step() {
 }
 
 #[test]
-fn a_panic_in_finish() {
+fn panic_in_finish_fails_the_instance() {
     beside_another(|server, instance| {
         let running = endless(server, 64);
         instance.execute(&[&running]).unwrap();
@@ -109,7 +109,7 @@ fn a_panic_in_finish() {
 
 /// One response for the request, although two of its elements are in flight when the first fails.
 #[test]
-fn a_panic_with_several_rows() {
+fn panic_with_several_elements_answers_once() {
     beside_another(|server, instance| {
         let args = long_args();
         let request = infer_elements(server, &["a", "b", "c"], &[args.clone(), args.clone(), args]);
@@ -122,7 +122,7 @@ fn a_panic_with_several_rows() {
 
 /// Execute waits for room in an engine that fails meanwhile.
 #[test]
-fn a_panic_while_execute_waits() {
+fn panic_while_execute_waits_answers_all() {
     let repository = Repository::new();
     let server = server();
     let backend = server.load_backend().unwrap();
@@ -150,7 +150,7 @@ fn a_panic_while_execute_waits() {
 }
 
 #[test]
-fn out_of_memory_is_said_and_survived() {
+fn out_of_memory_fails_only_the_request() {
     serve(|server, instance| {
         for point in [FailPoint::Prepare, FailPoint::Step, FailPoint::Finish] {
             arm(point, Fault::OutOfMemory);
@@ -165,7 +165,7 @@ fn out_of_memory_is_said_and_survived() {
 }
 
 #[test]
-fn one_row_out_of_memory_fails_its_request() {
+fn out_of_memory_of_one_element_fails_its_request() {
     serve(|server, instance| {
         for point in [FailPoint::Prepare, FailPoint::Finish] {
             arm(point, Fault::OutOfMemory);
@@ -180,7 +180,7 @@ fn one_row_out_of_memory_fails_its_request() {
 }
 
 #[test]
-fn jobs_that_do_not_fit_together_go_alone() {
+fn shared_step_out_of_memory_is_retried_one_by_one() {
     serve(|server, instance| {
         let args = [1, 2].map(|seed| json!({"num_inference_steps": 100, "seed": seed}));
         let run = |arm_fault: bool| {
@@ -206,7 +206,7 @@ fn jobs_that_do_not_fit_together_go_alone() {
 }
 
 #[test]
-fn a_job_that_does_not_fit_alone_fails_alone() {
+fn single_step_out_of_memory_fails_only_its_job() {
     serve(|server, instance| {
         let args = [1, 2].map(|seed| json!({"num_inference_steps": 100, "seed": seed}));
         let expected = args.each_ref().map(|args| {
@@ -229,7 +229,7 @@ fn a_job_that_does_not_fit_alone_fails_alone() {
 }
 
 #[test]
-fn out_of_memory_at_load() {
+fn load_out_of_memory_can_be_retried() {
     let repository = Repository::new();
     let spec = repository.link("sd_base", "sd2_base");
     let server = server();
@@ -248,7 +248,7 @@ fn out_of_memory_at_load() {
 }
 
 #[test]
-fn a_panic_at_load() {
+fn load_panic_can_be_retried() {
     let repository = Repository::new();
     let server = server();
     let backend = server.load_backend().unwrap();

@@ -6,7 +6,7 @@ use triton_fake::ParameterValue;
 use crate::support::*;
 
 #[test]
-fn four_at_once_get_the_bytes_of_each_alone() {
+fn shared_unet_calls_do_not_change_images() {
     serve(|server, instance| {
         let args = [
             json!({"num_inference_steps": 20, "guidance_scale": 7.5, "seed": 11}),
@@ -52,7 +52,7 @@ fn four_at_once_get_the_bytes_of_each_alone() {
 }
 
 #[test]
-fn other_sizes_beside_change_nothing() {
+fn concurrent_sizes_do_not_change_images() {
     serve(|server, instance| {
         let small = json!({"num_inference_steps": 6, "seed": 1});
         let wide = json!({"num_inference_steps": 4, "seed": 1, "width": 128});
@@ -69,7 +69,7 @@ fn other_sizes_beside_change_nothing() {
 
 /// A short request does not wait for a long one to end.
 #[test]
-fn a_short_request_overtakes_a_long_one() {
+fn short_request_completes_before_a_long_one() {
     serve(|server, instance| {
         let long = endless(server, 64);
         instance.execute(&[&long]).unwrap();
@@ -83,7 +83,7 @@ fn a_short_request_overtakes_a_long_one() {
 
 /// More elements than the engine has room for: Execute waits for room and nothing is lost.
 #[test]
-fn a_small_engine_serves_a_large_batch() {
+fn batch_above_the_capacity_is_served() {
     serve_as(
         |spec| spec.parameter("max_unet_batch_size", "2"),
         |server, instance| {

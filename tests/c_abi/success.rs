@@ -13,7 +13,7 @@ fn shape_of(request: &triton_fake::FakeRequest) -> Vec<i64> {
 }
 
 #[test]
-fn one_element() {
+fn single_element_returns_image_parameters_and_statistics() {
     serve(|server, instance| {
         let request = ask(
             server,
@@ -45,7 +45,7 @@ fn one_element() {
 }
 
 #[test]
-fn rows_have_arguments_of_their_own() {
+fn batch_elements_use_their_own_arguments() {
     serve(|server, instance| {
         let args = [
             json!({"num_inference_steps": 2, "seed": 1, "guidance_scale": 1}),
@@ -74,7 +74,7 @@ fn rows_have_arguments_of_their_own() {
 }
 
 #[test]
-fn several_images_of_one_prompt() {
+fn num_images_per_prompt_returns_distinct_images() {
     serve(|server, instance| {
         let args = json!({"num_inference_steps": 1, "seed": 5, "num_images_per_prompt": 2});
         let request = infer_elements(server, &["a cat", "a dog"], &[args.clone(), args]);
@@ -90,7 +90,7 @@ fn several_images_of_one_prompt() {
 }
 
 #[test]
-fn prompts_with_weights() {
+fn weighted_prompt_changes_the_image_and_its_token_limit() {
     serve(|server, instance| {
         let image = |prompt: &str, negative: &str, syntax: &str| {
             let args = json!({"num_inference_steps": 2, "seed": 7, "prompt_syntax": syntax});
@@ -131,7 +131,7 @@ fn prompts_with_weights() {
 
 /// Requests whose prompts have different numbers of tokens are in flight together, and do not share UNet calls.
 #[test]
-fn prompts_of_different_lengths() {
+fn concurrent_prompts_of_different_lengths_do_not_change_images() {
     serve(|server, instance| {
         let args = json!({"num_inference_steps": 2, "seed": 7, "prompt_syntax": "weighted"});
         let prompts = [1, 100, 200].map(|words| "a ".repeat(words));
@@ -149,7 +149,7 @@ fn prompts_of_different_lengths() {
 }
 
 #[test]
-fn a_seed_gives_a_image() {
+fn random_seed_is_returned_and_reproduces_the_image() {
     serve(|server, instance| {
         let image = |args: &Value| {
             let request = ask(server, args);
@@ -171,7 +171,7 @@ fn a_seed_gives_a_image() {
 }
 
 #[test]
-fn a_long_prompt_is_cut_and_says_so() {
+fn long_prompt_is_reported_as_truncated() {
     serve(|server, instance| {
         let long = "cat ".repeat(200);
         let request = infer_elements(server, &[&long], &[good_args()]);
@@ -182,7 +182,7 @@ fn a_long_prompt_is_cut_and_says_so() {
 }
 
 #[test]
-fn prompts_count() {
+fn prompt_and_negative_prompt_change_the_image() {
     serve(|server, instance| {
         let image = |prompt: &str, negative: Option<&str>| {
             let builder = server
@@ -207,7 +207,7 @@ fn prompts_count() {
 }
 
 #[test]
-fn a_model_without_a_batch_dimension() {
+fn model_without_batch_dimension_serves_one_element() {
     let config = json!({
         "name": "sd_base", "backend": "diffusion", "max_batch_size": 0,
         "input": [
@@ -240,7 +240,7 @@ fn a_model_without_a_batch_dimension() {
 }
 
 #[test]
-fn dims_that_vary() {
+fn model_with_variable_dims_serves() {
     let tensor =
         |name: &str| json!({"name": name, "data_type": "TYPE_STRING", "dims": [-1], "optional": name != "prompt"});
     let config = json!({
@@ -259,7 +259,7 @@ fn dims_that_vary() {
 }
 
 #[test]
-fn odd_but_good_requests() {
+fn null_id_and_several_buffers_do_not_change_the_image() {
     serve(|server, instance| {
         let plain = good_inputs(server.request()).build();
         instance.execute(&[&plain]).unwrap();
@@ -288,7 +288,7 @@ fn odd_but_good_requests() {
 }
 
 #[test]
-fn an_output_that_nobody_wants_is_not_made() {
+fn output_not_requested_is_omitted() {
     serve(|server, instance| {
         let args = good_args().to_string();
         let request = server
@@ -304,7 +304,7 @@ fn an_output_that_nobody_wants_is_not_made() {
 }
 
 #[test]
-fn batches_of_none_and_of_several() {
+fn execute_with_zero_or_several_requests_succeeds() {
     serve(|server, instance| {
         assert_eq!(instance.execute(&[]), Ok(()));
         let requests: Vec<_> = (0..5).map(|_| ask(server, &good_args())).collect();
@@ -316,7 +316,7 @@ fn batches_of_none_and_of_several() {
 }
 
 #[test]
-fn a_batch_that_cannot_be_accepted_stays_with_the_server() {
+fn execute_accept_failure_returns_requests_to_the_server() {
     serve(|server, instance| {
         let requests: Vec<_> = (0..3).map(|_| ask(server, &good_args())).collect();
         server.fail_response_new(1);
@@ -329,7 +329,7 @@ fn a_batch_that_cannot_be_accepted_stays_with_the_server() {
 }
 
 #[test]
-fn other_formats() {
+fn output_format_selects_the_file_format() {
     serve(|server, instance| {
         for (format, magic) in [("jpeg", &b"\xff\xd8\xff"[..]), ("webp", b"RIFF"), ("png", b"\x89PNG")] {
             let args = json!({"num_inference_steps": 1, "output_format": format});
@@ -341,7 +341,7 @@ fn other_formats() {
 }
 
 #[test]
-fn default_gen_args_stand_in() {
+fn default_gen_args_apply_unless_overridden() {
     serve_as(
         |spec| {
             spec.parameter("default_gen_args", r#"{"num_inference_steps": 2, "width": 128}"#)
@@ -367,7 +367,7 @@ fn default_gen_args_stand_in() {
 }
 
 #[test]
-fn a_server_without_metrics() {
+fn server_without_metrics_serves_and_warns() {
     let repository = Repository::new();
     let mut server = server();
     server.set_metrics(false);
@@ -388,7 +388,7 @@ fn a_server_without_metrics() {
 }
 
 #[test]
-fn a_server_of_another_api_version_is_refused() {
+fn load_backend_incompatible_api_version_is_rejected() {
     for (version, good) in [((1, 18), false), ((2, 19), false), ((0, 99), false), ((1, 20), true)] {
         let mut server = server();
         server.set_api_version(version.0, version.1);
@@ -405,7 +405,7 @@ fn a_server_of_another_api_version_is_refused() {
 }
 
 #[test]
-fn a_config_of_a_backend_name_alone_is_completed() {
+fn config_with_backend_name_only_is_completed() {
     serve(|_, instance| {
         let config = instance.model_config();
         assert_eq!(config["max_batch_size"], 8);
@@ -421,7 +421,7 @@ fn a_config_of_a_backend_name_alone_is_completed() {
 }
 
 #[test]
-fn instances_share_a_model() {
+fn instances_share_the_components_of_a_model() {
     let repository = Repository::new();
     let server = server();
     let backend = server.load_backend().unwrap();

@@ -52,7 +52,7 @@ fn resident(server: &FakeServer) -> f64 {
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
 #[test]
-fn fine_tunes_that_differ_in_the_unet_share_the_rest() {
+fn fine_tuned_unets_share_the_other_components() {
     let server = server();
     let repository = Repository::new();
     {
@@ -98,7 +98,7 @@ fn fine_tunes_that_differ_in_the_unet_share_the_rest() {
 }
 
 #[test]
-fn a_second_instance_takes_no_weights_of_its_own() {
+fn second_instance_adds_no_weights() {
     let server = server();
     let repository = Repository::new();
     {
@@ -119,7 +119,7 @@ fn a_second_instance_takes_no_weights_of_its_own() {
 }
 
 #[test]
-fn instances_that_load_beside_each_other_load_once() {
+fn concurrent_instance_loads_read_the_weights_once() {
     let server = server();
     let repository = Repository::new();
     {
@@ -145,7 +145,7 @@ fn instances_that_load_beside_each_other_load_once() {
 
 /// The files of an unloaded model are neither open nor mapped: SageMaker deletes them.
 #[test]
-fn nothing_of_a_files_is_held_after_an_unload() {
+fn unload_releases_all_open_and_mapped_files() {
     let server = server();
     let repository = Repository::new();
     {

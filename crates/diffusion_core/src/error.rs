@@ -1,8 +1,8 @@
 //! The error type of all crates.
 //!
-//! An error is a cause, which decides the Triton code, and a sentence that names the model, the input and the limit. The
-//! sentence never contains text of a user: SageMaker's front end searches error texts for words such as "out of memory"
-//! and answers 507 if it finds one, so a quoted prompt could make an endpoint unload healthy models.
+//! An error is a cause, which decides the Triton code, and a sentence that names the model, the input and the limit.
+//! The sentence never contains text of a user: SageMaker's front end searches error texts for words such as "out of
+//! memory" and answers 507 if it finds one, so a quoted prompt could make an endpoint unload healthy models.
 
 /// The result of an operation that can fail with [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

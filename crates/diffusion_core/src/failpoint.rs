@@ -49,7 +49,8 @@ mod armed {
 
     static ARMED: Mutex<Vec<(FailPoint, Failure)>> = Mutex::new(Vec::new());
 
-    /// Makes the next pass of `point` in this process fail, once. Several failures of one point happen in the order of the calls.
+    /// Makes the next pass of `point` in this process fail, once. Several failures of one point happen in the order of
+    /// the calls.
     pub fn arm(point: FailPoint, failure: Failure) {
         let mut armed = ARMED.lock().unwrap_or_else(PoisonError::into_inner);
         armed.push((point, failure));

@@ -17,8 +17,8 @@ pub fn is_plain_key(key: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
 }
 
-/// Returns whether an error or a warning may quote the name of a tensor or a parameter in `config.pbtxt`: 1 to 40 letters, digits
-/// and underscores, without a word that SageMaker reads as a lack of memory.
+/// Returns whether an error or a warning may quote the name of a tensor or a parameter in `config.pbtxt`: 1 to 40
+/// letters, digits and underscores, without a word that SageMaker reads as a lack of memory.
 pub fn is_plain_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')

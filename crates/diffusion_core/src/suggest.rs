@@ -3,8 +3,9 @@
 /// Longest name that is compared or quoted, in bytes. The comparison takes time in proportion to its square.
 pub(crate) const MAX_NAME_BYTES: usize = 40;
 
-/// Returns the member of `known` with the fewest edits from `name`, if they are few enough for a typo: at most a third of the
-/// letters of the longer name. Letter case, and `-` for `_`, do not count. `None` for a name of more than 40 bytes.
+/// Returns the member of `known` with the fewest edits from `name`, if they are few enough for a typo: at most a third
+/// of the letters of the longer name. Letter case, and `-` for `_`, do not count. `None` for a name of more than 40
+/// bytes.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
         return None;
@@ -22,7 +23,8 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate)
 }
 
-/// Returns the end of an error that names the nearest known name, such as ``; did you mean `seed`?``; empty if there is none.
+/// Returns the end of an error that names the nearest known name, such as ``; did you mean `seed`?``; empty if there is
+/// none.
 pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(name, known).map_or_else(String::new, |k| format!("; did you mean `{k}`?"))
 }

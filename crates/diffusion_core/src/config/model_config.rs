@@ -1,6 +1,6 @@
 //! Completion and validation of a Triton model configuration, as pure functions on its JSON.
 //!
-//! Triton prints a `config.pbtxt` with every scalar field, so that an absent `max_batch_size` reads 0, an absent list
+//! Triton prints a `config.pbtxt` with every scalar field: an absent `max_batch_size` reads 0, an absent list
 //! `[]` and an absent type `TYPE_INVALID`. A backend may change inputs, outputs and `max_batch_size` only.
 
 use serde_json::{Map, Value, json};
@@ -128,8 +128,8 @@ fn max_batch_size(config: &Map<String, Value>) -> i64 {
 
 /// Checks a completed configuration against the inputs of the pipeline.
 ///
-/// Every dim is 1 or -1: one dim with a batch dimension; one or two without (`max_batch_size` 0), where two let a client
-/// send `[1,1]`. Optional inputs may be missing in the list; clients then cannot send them.
+/// Every dim is 1 or -1: one dim with a batch dimension; one or two without (`max_batch_size` 0), where two let a
+/// client send `[1,1]`. Optional inputs may be missing in the list; clients then cannot send them.
 ///
 /// # Errors
 /// `InvalidArgument` that names the tensor; `Unsupported` for decoupled models, sequence batching and reshaped tensors.

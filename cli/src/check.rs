@@ -61,8 +61,8 @@ pub struct CheckedFolder {
     pub warnings: Vec<String>,
 }
 
-/// Loads the folder like the server and drops the model. `dtype` is that of the weights, so nothing is converted; the checks do
-/// not depend on it.
+/// Loads the folder like the server and drops the model. `dtype` is that of the weights, so nothing is converted; the
+/// checks do not depend on it.
 ///
 /// # Errors
 /// The server's error.

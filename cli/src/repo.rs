@@ -105,7 +105,8 @@ fn with_name(argument: &str) -> Result<(String, PathBuf)> {
     Ok((name.to_owned(), folder))
 }
 
-/// Returns the name of a folder: in the Hugging Face cache (`models--ORG--NAME/snapshots/COMMIT`) the repository's name.
+/// Returns the name of a folder: in the Hugging Face cache (`models--ORG--NAME/snapshots/COMMIT`) the repository's
+/// name.
 fn folder_name(folder: &Path) -> Option<String> {
     let whole = fs::canonicalize(folder).ok()?;
     let mut parts = whole.iter().rev().filter_map(|part| part.to_str());

@@ -17,8 +17,8 @@ use crate::files;
 
 /// Elements that are converted at a time.
 const CHUNK: usize = 1 << 20;
-/// The data begins at a multiple of this, and so do all tensors whose length is a multiple: the server can then map them instead of
-/// copying them (`src/weights/materialize.rs`).
+/// The data begins at a multiple of this, and so do all tensors whose length is a multiple: the server can then map
+/// them instead of copying them (`src/weights/materialize.rs`).
 const ALIGNMENT: usize = 64;
 
 /// A safetensors file whose tensors are read one by one.
@@ -137,8 +137,8 @@ impl Entry {
     }
 }
 
-/// Writes a file of tensors from `source` and converts those whose dtype differs. `done` gets the number of bytes of each chunk that
-/// was read. The same tensors give the same file.
+/// Writes a file of tensors from `source` and converts those whose dtype differs. `done` gets the number of bytes of
+/// each chunk that was read. The same tensors give the same file.
 ///
 /// # Errors
 /// Errors of the files and of [`convert`], with the name of the tensor.
@@ -149,8 +149,8 @@ pub fn write(
     notes: &BTreeMap<String, String>,
     done: impl Fn(u64),
 ) -> Result<()> {
-    // The order of the safetensors crate: wide elements first, so each tensor is aligned to its elements. Odd lengths come last, to keep
-    // the alignment of the others.
+    // The order of the safetensors crate: wide elements first, so each tensor is aligned to its elements. Odd lengths
+    // come last, to keep the alignment of the others.
     entries.sort_by_cached_key(|entry| {
         let odd = !entry.bytes().is_multiple_of(ALIGNMENT as u64);
         (Reverse(entry.dtype.bitsize()), odd, entry.name.clone())

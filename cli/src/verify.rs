@@ -9,8 +9,8 @@ use crate::check::check;
 use crate::inspect::Report;
 use crate::{output, progress};
 
-/// Loads the folder `staged` like the server and prints the server's warnings. Messages name the folder `shown`, which the user
-/// knows.
+/// Loads the folder `staged` like the server and prints the server's warnings. Messages name the folder `shown`, which
+/// the user knows.
 ///
 /// # Errors
 /// The server's error.

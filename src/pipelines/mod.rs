@@ -27,8 +27,8 @@ pub use loading::{Components, ModelIndex};
 pub use prompt_encoder::{MAX_CHUNKS, PromptEmbeds, PromptEncoder};
 pub use safety_check::SafetyCheck;
 
-/// Frees the memory of a device that is cached and not in use: upcast buffers, libtorch's CUDA cache, and what the C library keeps
-/// from the system.
+/// Frees the memory of a device that is cached and not in use: upcast buffers, libtorch's CUDA cache, and what the C
+/// library keeps from the system.
 ///
 /// # Errors
 /// Those of CUDA, as `Internal`; the other caches are freed all the same.

@@ -1,7 +1,8 @@
 //! CUDA, loaded at run time.
 //!
-//! The backend links only the CPU libraries of libtorch, so one file works on machines with and without a GPU. The first GPU
-//! instance opens `libtorch_cuda.so`, whose static initialisers register the CUDA kernels with the dispatcher in the process.
+//! The backend links only the CPU libraries of libtorch, so one file works on machines with and without a GPU. The
+//! first GPU instance opens `libtorch_cuda.so`, whose static initialisers register the CUDA kernels with the dispatcher
+//! in the process.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -25,11 +26,12 @@ const LIBRARY: &str = "libtorch_cuda.so";
 
 /// Loads libtorch's CUDA library and returns the device `index`.
 ///
-/// The library is searched in the folder of [`LIBRARY_PATH_VARIABLE`], in `cuda/` next to this backend's file, next to that file, and
-/// in the paths of the system's loader.
+/// The library is searched in the folder of [`LIBRARY_PATH_VARIABLE`], in `cuda/` next to this backend's file, next to
+/// that file, and in the paths of the system's loader.
 ///
 /// # Errors
-/// `Unsupported` if the library or one of its dependencies is missing, or if the device does not exist; the message names the paths.
+/// `Unsupported` if the library or one of its dependencies is missing, or if the device does not exist; the message
+/// names the paths.
 pub fn device(index: u32) -> Result<tch::Device> {
     load()?;
     let count = tch::Cuda::device_count();
@@ -49,7 +51,7 @@ pub fn make_current(device: tch::Device) -> Result<()> {
     match device {
         tch::Device::Cuda(index) => {
             let index = c_int::try_from(index).map_err(|_| Error::internal("a CUDA device index out of range"))?;
-            // SAFETY: takes a number; libtorch checks it and throws into the shim.
+            // SAFETY: passes a number; libtorch checks it and throws into the shim.
             check_status(unsafe { td_cuda_set_device(index) })
         }
         _ => Ok(()),
@@ -62,13 +64,14 @@ pub fn make_current(device: tch::Device) -> Result<()> {
 /// Errors of CUDA, as `Internal`.
 pub fn empty_cache(device: tch::Device) -> Result<()> {
     match device {
-        // SAFETY: takes nothing; libtorch's CUDA library is in the process.
+        // SAFETY: passes no arguments; libtorch's CUDA library is in the process.
         tch::Device::Cuda(_) if is_linked() => check_status(unsafe { td_cuda_empty_cache() }),
         _ => Ok(()),
     }
 }
 
-/// Returns the free memory of a device from [`device`] in bytes, without the memory that libtorch caches for loaded models.
+/// Returns the free memory of a device from [`device`] in bytes, without the memory that libtorch caches for loaded
+/// models.
 ///
 /// # Errors
 /// Errors of CUDA, as `Internal`.
@@ -134,7 +137,7 @@ fn own_folder() -> Option<PathBuf> {
         dli_saddr: std::ptr::null_mut(),
     };
     let here: fn() -> Option<PathBuf> = own_folder;
-    // SAFETY: `info` is a place for the answer; the address is one of this very file.
+    // SAFETY: `info` has room for the answer; the address is in this file.
     let found = unsafe { libc::dladdr(here as *const c_void, &mut info) };
     if found == 0 || info.dli_fname.is_null() {
         return None;

@@ -25,8 +25,8 @@ unsafe extern "C" {
 /// Memory for tensors.
 ///
 /// # Safety
-/// `data` is valid for reads of `bytes` bytes on `device` from any thread, and neither moves nor changes, for as long as the value
-/// lives.
+/// `data` is valid for reads of `bytes` bytes on `device` from any thread, and neither moves nor changes, for as long
+/// as the value lives.
 pub unsafe trait TensorStorage: Send + Sync + 'static {
     /// Returns the address of the memory.
     fn data(&self) -> *const u8;
@@ -44,7 +44,8 @@ extern "C" fn release<M: TensorStorage>(owner: *mut c_void) {
 /// Makes a contiguous tensor over the memory of `owner`, which lives until the last tensor over it is dropped.
 ///
 /// # Safety
-/// Nothing may write to the tensor or a view of it: other tensors use the same memory, which may be a read-only map of a file.
+/// Nothing may write to the tensor or a view of it: other tensors use the same memory, which may be a read-only map of
+/// a file.
 ///
 /// # Errors
 /// `Internal` for a shape of another length, or a dtype that weights do not have.
@@ -64,8 +65,8 @@ pub unsafe fn from_blob<M: TensorStorage>(owner: Arc<M>, shape: &[i64], kind: Ki
     };
     let data = owner.data().cast_mut().cast::<c_void>();
     let mut out = ptr::null_mut();
-    // SAFETY: the memory is as long as shape and dtype say and lives as long as the owner, whose count the shim takes over on
-    // every path; `shape` is read for its length; `out` is a place for one pointer.
+    // SAFETY: the memory is as long as shape and dtype say and lives as long as the owner, whose count the shim takes
+    // over on every path; `shape` is read for its length; `out` has room for one pointer.
     check_status(unsafe {
         td_from_blob(
             data,

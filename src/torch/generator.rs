@@ -1,7 +1,7 @@
 //! Random generators, seeded per request.
 //!
-//! tch has only the process-wide generator of libtorch, which all requests would share. Here each request has a generator with the
-//! numbers of `torch.Generator("cpu").manual_seed(seed)`, as in diffusers.
+//! tch has only the process-wide generator of libtorch, which all requests would share. Here each request has a
+//! generator with the numbers of `torch.Generator("cpu").manual_seed(seed)`, as in diffusers.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
@@ -34,7 +34,8 @@ pub(super) fn check_status(message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
     }
-    // SAFETY: a message of the shim is a NUL-terminated string from malloc that the caller frees, and nothing else refers to it.
+    // SAFETY: a message of the shim is a NUL-terminated string from malloc that the caller frees, and nothing else
+    // refers to it.
     let text = unsafe {
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
         td_message_free(message);
@@ -67,7 +68,7 @@ impl Generator {
     /// Makes a generator in the state of `torch.Generator("cpu").manual_seed(seed)`.
     pub fn new(seed: u64) -> Result<Self> {
         let mut inner = ptr::null_mut();
-        // SAFETY: `inner` is a place for one pointer, which the call fills on success.
+        // SAFETY: `inner` has room for one pointer, which the call fills on success.
         check_status(unsafe { td_generator_new(seed, &mut inner) })?;
         NonNull::new(inner)
             .map(|inner| Self { inner })
@@ -85,7 +86,7 @@ impl Generator {
             scalar_type(kind).ok_or_else(|| Error::internal(format!("noise of dtype {kind:?} is not supported")))?;
         let mut out = ptr::null_mut();
         // SAFETY: the generator is alive and borrowed exclusively; `shape` is read for
-        // `shape.len()` values; `out` is a place for one pointer.
+        // `shape.len()` values; `out` has room for one pointer.
         check_status(unsafe { td_randn(self.inner.as_ptr(), shape.as_ptr(), shape.len(), dtype, &mut out) })?;
         if out.is_null() {
             return Err(Error::internal("libtorch returned no noise"));

@@ -7,10 +7,11 @@ use tch::Device;
 use super::cuda;
 use diffusion_core::Result;
 
-/// Returns freed memory to the system. The C library keeps it otherwise: several hundred megabytes after many tensors of middle size.
+/// Returns freed memory to the system. The C library keeps it otherwise: several hundred megabytes after many tensors
+/// of middle size.
 #[cfg(target_env = "gnu")]
 pub fn trim() {
-    // SAFETY: takes no pointer and may be called at any time, from any thread.
+    // SAFETY: passes no pointer, and may be called at any time, from any thread.
     unsafe {
         libc::malloc_trim(0);
     }
@@ -19,8 +20,8 @@ pub fn trim() {
 /// Size of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Asks the system to back new memory by huge pages, before it is first written: a gigabyte then needs 512 page faults instead of
-/// 262,144, which would take longer than reading the weights. Does nothing if the system has none.
+/// Asks the system to back new memory by huge pages, before it is first written: a gigabyte then needs 512 page faults
+/// instead of 262,144, which would take longer than reading the weights. Does nothing if the system has none.
 pub fn prefer_huge_pages(data: *mut u8, bytes: usize) {
     let offset = data.align_offset(HUGE_PAGE);
     let Some(rest) = bytes.checked_sub(offset) else {
@@ -30,8 +31,8 @@ pub fn prefer_huge_pages(data: *mut u8, bytes: usize) {
     if length == 0 {
         return;
     }
-    // SAFETY: the range is whole pages inside the caller's memory; MADV_HUGEPAGE changes neither contents nor validity, and a kernel
-    // that does not know it answers with an error.
+    // SAFETY: the range is whole pages inside the caller's memory; MADV_HUGEPAGE changes neither contents nor validity,
+    // and a kernel that does not know it answers with an error.
     unsafe {
         libc::madvise(data.wrapping_add(offset).cast(), length, libc::MADV_HUGEPAGE);
     }
@@ -43,9 +44,10 @@ pub fn trim() {}
 
 /// Returns the available memory of a device in bytes; `None` if it is unknown.
 ///
-/// On the host it is the minimum of what the system, the control group at `/sys/fs/cgroup` (of a container) and the limit of the address
-/// space (`ulimit -v`) leave; page cache that is not mapped counts as free. On a GPU it is the free memory of the driver. `mapped` bytes
-/// of the memory that will be used are in maps of this process, and need no more of its address space.
+/// On the host it is the minimum of what the system, the control group at `/sys/fs/cgroup` (of a container) and the
+/// limit of the address space (`ulimit -v`) leave; page cache that is not mapped counts as free. On a GPU it is the
+/// free memory of the driver. `mapped` bytes of the memory that will be used are in maps of this process, and need no
+/// more of its address space.
 ///
 /// # Errors
 /// Errors of CUDA, as `Internal`.
@@ -71,25 +73,27 @@ fn system() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// Returns what `RLIMIT_AS` leaves, if there is such a limit; the address space in use is the first number of `/proc/self/statm`, in pages.
+/// Returns what `RLIMIT_AS` leaves, if there is such a limit; the address space in use is the first number of
+/// `/proc/self/statm`, in pages.
 fn address_space() -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is a place for the answer.
+    // SAFETY: `limit` has room for the answer.
     let failed = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } != 0;
     if failed || limit.rlim_cur == libc::RLIM_INFINITY {
         return None;
     }
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = text.split_whitespace().next()?.parse().ok()?;
-    // SAFETY: takes a number.
+    // SAFETY: passes a number.
     let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
     Some(limit.rlim_cur.saturating_sub(pages.saturating_mul(page)))
 }
 
-/// Returns what the limit of the control group mounted at `root` leaves (Linux, `Documentation/admin-guide/cgroup-v2.rst`, and `cgroup-v1/memory.rst`).
+/// Returns what the limit of the control group mounted at `root` leaves (Linux,
+/// `Documentation/admin-guide/cgroup-v2.rst`, and `cgroup-v1/memory.rst`).
 fn control_group(root: &Path) -> Option<u64> {
     let number = |path: &str| -> Option<u64> { std::fs::read_to_string(root.join(path)).ok()?.trim().parse().ok() };
     let figure = |path: &str, key: &str| -> u64 {

@@ -32,7 +32,7 @@ char *copy_message(const char *text) noexcept {
   return message;
 }
 
-// Runs `body`; turns whatever it throws into a message.
+// Runs `body` and returns an exception as a message.
 template <typename Body>
 char *guarded(Body &&body) noexcept {
   try {
@@ -81,21 +81,21 @@ char *td_randn(td_generator *generator, const int64_t *sizes, size_t rank,
 }
 
 char *td_from_blob(void *data, const int64_t *sizes, size_t rank, int dtype,
-                int device, void *owner, void (*release)(void *),
-                void **out) noexcept {
+                   int device, void *owner, void (*release)(void *),
+                   void **out) noexcept {
   return guarded([&] {
-    // Whatever happens from here on, the last copy of `kept` releases the owner.
+    // From here on the last copy of `kept` releases the owner, on every path.
     std::shared_ptr<void> kept(owner, release);
-    const auto place =
+    const auto target =
         device < 0 ? c10::Device(c10::DeviceType::CPU)
                    : cuda_device(device);
     at::Tensor tensor = at::from_blob(
         data, at::IntArrayRef(sizes, rank), [kept](void *) {},
         at::TensorOptions()
             .dtype(static_cast<at::ScalarType>(dtype))
-            .device(place),
-        // Said, so that libtorch need not ask the driver where the memory is.
-        place);
+            .device(target),
+        // With the device, libtorch need not ask the driver where the memory is.
+        target);
     *out = new at::Tensor(std::move(tensor));
   });
 }
@@ -153,12 +153,13 @@ char *td_upload(const void *host, int index, int64_t stream,
   return guarded([&] {
     const at::Tensor &from = *static_cast<const at::Tensor *>(host);
     const auto *device = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
-    // The copy's memory comes from the stream's own pool, so that no other
-    // stream's work on what was there before can be under way.
+    // The memory of the copy comes from the pool of this stream, so no other
+    // stream can still work on its previous contents.
     c10::StreamGuard guard(cuda_stream(index, stream));
     at::Tensor copy = from.to(cuda_device(index), from.scalar_type(),
                               /*non_blocking=*/true, /*copy=*/true);
-    // Freed, its memory waits for the default stream, where models read it.
+    // When the copy is freed, its memory waits for the default stream, where
+    // models read it.
     copy.record_stream(device->getDefaultStream(cuda_device(index)));
     *out = new at::Tensor(std::move(copy));
   });

@@ -1,7 +1,8 @@
 //! Asynchronous copies from pinned memory to a device.
 //!
-//! A copy from ordinary memory goes through a buffer of the driver, and its thread waits. A copy from pinned memory on a separate stream
-//! runs while the next tensor is read and hashed, and does not wait for models that compute on the default stream of the device.
+//! A copy from ordinary memory goes through a buffer of the driver, and its thread waits. A copy from pinned memory on
+//! a separate stream runs while the next tensor is read and hashed, and does not wait for models that compute on the
+//! default stream of the device.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -58,12 +59,12 @@ impl PinnedUploader {
         }
     }
 
-    /// Makes an unwritten, contiguous tensor on the host for [`PinnedUploader::copy_to_device`]: pinned for a CUDA device, if the system
-    /// allows it.
+    /// Makes an unwritten, contiguous tensor on the host for [`PinnedUploader::copy_to_device`]: pinned for a CUDA
+    /// device, if the system allows it.
     pub fn buffer(&self, shape: &[i64], kind: Kind) -> Result<Tensor> {
         if let (Some(_), Some(dtype)) = (&self.0, scalar_type(kind)) {
             let mut out = ptr::null_mut();
-            // SAFETY: `shape` is read for its length, `out` is a place for one pointer.
+            // SAFETY: `shape` is read for its length, `out` has room for one pointer.
             let pinned = check_status(unsafe { td_pinned_empty(shape.as_ptr(), shape.len(), dtype, &mut out) });
             if pinned.is_ok() && !out.is_null() {
                 // SAFETY: on success `out` is a new `at::Tensor*` that nobody else owns, which is what a `C_tensor` is.
@@ -73,7 +74,8 @@ impl PinnedUploader {
         Ok(Tensor::f_empty(shape, (kind, Device::Cpu))?)
     }
 
-    /// Copies a tensor to the device. On a GPU its values are valid after [`PinnedUploader::finish`]; the host's memory lives until then.
+    /// Copies a tensor to the device. On a GPU its values are valid after [`PinnedUploader::finish`]; the host's memory
+    /// lives until then.
     ///
     /// # Errors
     /// Out of memory; errors of CUDA, as `Internal`.
@@ -121,15 +123,15 @@ impl Drop for PinnedUploader {
 impl CopyStream {
     /// Waits for all copies on the stream and frees unused pinned memory.
     fn wait(&self) -> Result<()> {
-        // SAFETY: takes numbers.
+        // SAFETY: passes numbers only.
         check_status(unsafe { td_stream_synchronize(self.index, self.id) })?;
-        // SAFETY: takes nothing.
+        // SAFETY: passes no arguments.
         check_status(unsafe { td_pinned_empty_cache() })
     }
 }
 
-/// Returns the stream on which this process copies to the device. There is only one, because libtorch's allocator caches memory for each
-/// stream: a load reuses the memory that an earlier load freed.
+/// Returns the stream on which this process copies to the device. There is only one, because libtorch's allocator
+/// caches memory for each stream: a load reuses the memory that an earlier load freed.
 fn stream_of(index: c_int) -> Result<i64> {
     static STREAMS: Mutex<BTreeMap<c_int, i64>> = Mutex::new(BTreeMap::new());
     let mut streams = STREAMS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,7 +139,7 @@ fn stream_of(index: c_int) -> Result<i64> {
         return Ok(id);
     }
     let mut id = 0;
-    // SAFETY: a number and a place for one; there is a CUDA device, so that its library is in the process.
+    // SAFETY: `id` has room for the number; a CUDA device exists, so its library is in the process.
     check_status(unsafe { td_copy_stream(index, &mut id) })?;
     streams.insert(index, id);
     Ok(id)

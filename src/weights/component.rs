@@ -19,8 +19,8 @@ impl Component {
     /// Opens the weight files in `folder`; [`WeightFiles::find`] explains `stem` and the choice of files.
     ///
     /// # Errors
-    /// `NotFound` if there are no weights; `Unsupported` if there are only pickles (`.bin`), which are never executed; the
-    /// errors of [`WeightFiles::find`] and [`TensorFile::open`].
+    /// `NotFound` if there are no weights; `Unsupported` if there are only pickles (`.bin`), which are never executed;
+    /// the errors of [`WeightFiles::find`] and [`TensorFile::open`].
     pub fn open(folder: &Path, stem: &str) -> Result<Self> {
         let Some(found) = WeightFiles::find(folder, stem, Variant::Main)? else {
             return Err(Self::nothing_found(folder, stem));

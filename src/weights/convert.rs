@@ -14,7 +14,8 @@ use diffusion_core::{Error, Result};
 /// Converts little-endian floats from one dtype to another: to the nearest value, ties to even.
 ///
 /// # Errors
-/// `InvalidArgument` if a finite value is beyond the range of `to`; `Unsupported` for a dtype that weights are not kept in.
+/// `InvalidArgument` if a finite value is beyond the range of `to`; `Unsupported` for a dtype that weights are not kept
+/// in.
 pub fn convert(bytes: &[u8], from: Dtype, to: Dtype) -> Result<Vec<u8>> {
     let float = |dtype| {
         file::kind(dtype).ok_or_else(|| Error::unsupported(format!("{dtype:?} is not a float dtype of weights")))

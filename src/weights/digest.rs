@@ -23,7 +23,8 @@ impl Digest {
 
 /// The identity of a file and of its contents.
 ///
-/// It includes the time of the last change (ctime), which only the system sets, unlike the time of the last modification.
+/// It includes the time of the last change (ctime), which only the system sets, unlike the time of the last
+/// modification.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FileIdentity {
     device: u64,
@@ -51,8 +52,8 @@ pub type Digests = Arc<HashMap<String, Digest>>;
 
 /// The digests of files that were read before, so a second load of a file does not read tensors that are in the store.
 ///
-/// A cached digest only finds a tensor in the store, and relies on the identity of the file. A tensor that is added to the store is
-/// hashed by the load that adds it.
+/// A cached digest only finds a tensor in the store, and relies on the identity of the file. A tensor that is added to
+/// the store is hashed by the load that adds it.
 pub struct DigestCache {
     files: Mutex<HashMap<FileIdentity, Digests>>,
 }

@@ -31,8 +31,8 @@ impl MappedFile {
         &self.identity
     }
 
-    /// Returns the current identity of the file: a process may have written to it, which the map shows. `None` if the file is shorter than
-    /// the map, since reading the map would then end the process.
+    /// Returns the current identity of the file: a process may have written to it, which the map shows. `None` if the
+    /// file is shorter than the map, since reading the map would then end the process.
     pub fn identity_now(&self) -> Option<FileIdentity> {
         let metadata = self.file.metadata().ok()?;
         (metadata.len() >= self.map.len() as u64).then(|| FileIdentity::of(&metadata))
@@ -54,8 +54,8 @@ impl TensorFile {
     /// Maps the file and checks its header against its length.
     ///
     /// # Errors
-    /// `NotFound` without the file; `InvalidArgument` for a damaged safetensors file (a header that is not JSON, offsets beyond
-    /// the end, a truncated file).
+    /// `NotFound` without the file; `InvalidArgument` for a damaged safetensors file (a header that is not JSON,
+    /// offsets beyond the end, a truncated file).
     pub fn open(path: &Path) -> Result<Self> {
         let cannot_read = |error| Error::not_found(format!("{}: {error}", path.display()));
         // Opening a pipe would wait for a writer.

@@ -20,16 +20,17 @@ use diffusion_core::{Error, Result};
 
 /// Host memory that a load leaves free, for models that run.
 const HOST_RESERVE: u64 = 256 << 20;
-/// A half-precision matrix of at least this many bytes is upcast at each use on the CPU, not at load. Small matrices are upcast at load,
-/// because their upcast would cost more time than it saves memory.
+/// A half-precision matrix of at least this many bytes is upcast at each use on the CPU, not at load. Small matrices
+/// are upcast at load, because their upcast would cost more time than it saves memory.
 const MIN_LAZY_UPCAST_BYTES: u64 = 1 << 20;
 /// Time between two progress reports.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 
 /// Collects the components of a model and loads their weights together onto one device.
 ///
-/// A large half-precision matrix that is requested in float32 on the CPU stays in its file: an upcast at load would need three times the
-/// memory traffic and twice the memory, which limit the time of a load and the number of models. It is upcast at each use ([`WeightPath::stored`](super::WeightPath::stored)), for some per cent of a denoising step.
+/// A large half-precision matrix that is requested in float32 on the CPU stays in its file: an upcast at load would
+/// need three times the memory traffic and twice the memory, which limit the time of a load and the number of models.
+/// It is upcast at each use ([`WeightPath::stored`](super::WeightPath::stored)), for some per cent of a denoising step.
 pub struct Loader {
     device: Device,
     components: Vec<(Component, Kind)>,
@@ -144,11 +145,12 @@ impl Loader {
         Ok(ComponentId(self.components.len() - 1))
     }
 
-    /// Loads all tensors that are not in the store, in parallel. Calls `report` with the progress, at most every two seconds.
+    /// Loads all tensors that are not in the store, in parallel. Calls `report` with the progress, at most every two
+    /// seconds.
     ///
     /// # Errors
-    /// Out of memory, before anything is loaded, if the device has too little memory; an unsupported dtype (`Unsupported`); those of
-    /// CUDA.
+    /// Out of memory, before anything is loaded, if the device has too little memory; an unsupported dtype
+    /// (`Unsupported`); those of CUDA.
     pub fn load(self, report: &(dyn Fn(Progress) + Sync)) -> Result<LoadedWeights> {
         let device = self.device;
         let items = items(&self.components, device, self.min_lazy_upcast_bytes)?;
@@ -164,7 +166,8 @@ impl Loader {
         let keys: Vec<Key> = std::iter::zip(&items, &digests)
             .map(|(item, &digest)| item.key(digest, device))
             .collect();
-        // One load per device, from the check of free memory until the memory is allocated: two loads would count the same memory.
+        // One load per device, from the check of free memory until the memory is allocated: two loads would count the
+        // same memory.
         let lock = STORE.load_lock(device);
         let one_at_a_time = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let used = weight_memory(&keys);
@@ -203,8 +206,8 @@ impl Loader {
     }
 }
 
-/// Lists the float tensors of all components. The largest come first, so no thread begins one at the end. Models do not load integers,
-/// such as positions.
+/// Lists the float tensors of all components. The largest come first, so no thread begins one at the end. Models do not
+/// load integers, such as positions.
 fn items(components: &[(Component, Kind)], device: Device, min_lazy_upcast_bytes: u64) -> Result<Vec<Item<'_>>> {
     let mut items = Vec::new();
     for (number, (component, target)) in components.iter().enumerate() {

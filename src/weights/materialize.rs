@@ -11,19 +11,20 @@ use super::store::{Key, StoredTensor};
 use crate::torch::{PinnedUploader, memory};
 use diffusion_core::{Error, Result};
 
-/// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`). The sums of MKL may depend on the alignment of its
-/// inputs, so a float32 tensor is used in its file only if it is aligned like a copy. Other dtypes promise no exact sums, or
-/// are upcast before any sum.
+/// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`). The sums of MKL may depend on the
+/// alignment of its inputs, so a float32 tensor is used in its file only if it is aligned like a copy. Other dtypes
+/// promise no exact sums, or are upcast before any sum.
 const ALIGNMENT: usize = 64;
 /// A smaller tensor is copied: it is not worth keeping the map of a whole file.
 const MIN_MAPPED_BYTES: usize = 1 << 20;
 /// Elements that are converted at once.
 const CHUNK: usize = 16384;
 
-/// Makes the stored tensor of `key` from tensor `name` of `file`: mapped where the file's bytes can be used, else copied.
+/// Makes the stored tensor of `key` from tensor `name` of `file`: mapped where the file's bytes can be used, else
+/// copied.
 ///
-/// `hashed` says that the key's digest was just computed from this map, and is not the cached digest of the file. A mapped tensor is
-/// then not hashed again; only a change of the file's size or times is noticed.
+/// `hashed` says that the key's digest was just computed from this map, and is not the cached digest of the file. A
+/// mapped tensor is then not hashed again; only a change of the file's size or times is noticed.
 ///
 /// # Errors
 /// `Unavailable` if the bytes do not have the key's digest; out of memory; those of CUDA.
@@ -53,7 +54,8 @@ pub fn materialize(
         }
         return Ok(held);
     }
-    // Hashes the bytes that are converted, since the file may change at any moment, and other models may get the tensor.
+    // Hashes the bytes that are converted, since the file may change at any moment, and other models may get the
+    // tensor.
     let mut hasher = blake3::Hasher::new();
     let mut tensor = uploader.buffer(&key.shape, key.kind)?;
     fill(&mut tensor, bytes, key.from, &mut hasher)?;
@@ -76,8 +78,8 @@ pub fn can_map(key: &Key, bytes: &[u8]) -> bool {
         && (bytes.as_ptr() as usize).is_multiple_of(alignment)
 }
 
-/// Fills a new host tensor with `bytes`, which are of dtype `from` and need not be aligned. Every byte that is converted goes through
-/// `hasher`.
+/// Fills a new host tensor with `bytes`, which are of dtype `from` and need not be aligned. Every byte that is
+/// converted goes through `hasher`.
 fn fill(tensor: &mut Tensor, bytes: &[u8], from: Kind, hasher: &mut blake3::Hasher) -> Result<()> {
     let (from_size, to_size) = (from.elt_size_in_bytes(), tensor.kind().elt_size_in_bytes());
     let count = tensor.numel();
@@ -89,8 +91,8 @@ fn fill(tensor: &mut Tensor, bytes: &[u8], from: Kind, hasher: &mut blake3::Hash
     }
     let data = tensor.data_ptr().cast::<u8>();
     memory::prefer_huge_pages(data, count * to_size);
-    // SAFETY: the tensor is new, contiguous and `count` elements long, and nothing else refers to it. libtorch leaves it unwritten;
-    // all bytes are written below before anything reads them.
+    // SAFETY: the tensor is new, contiguous and `count` elements long, and nothing else refers to it. libtorch leaves
+    // it unwritten; all bytes are written below before anything reads them.
     let target = unsafe { std::slice::from_raw_parts_mut(data, count * to_size) };
     // Aligned for every dtype.
     let mut chunk = vec![0u64; (CHUNK * from_size).div_ceil(size_of::<u64>())];

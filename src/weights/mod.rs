@@ -1,8 +1,9 @@
 //! From safetensors files to tensors on a device.
 //!
-//! [`WeightFiles`] finds the files of a component and [`Component`] maps them. [`Loader`] loads their tensors in parallel into
-//! the store, which has one copy of equal tensors of all models. [`Weights`] returns tensors by their names in the
-//! checkpoint: a missing tensor, another shape or an unexpected tensor fails the load with the name of the tensor.
+//! [`WeightFiles`] finds the files of a component and [`Component`] maps them. [`Loader`] loads their tensors in
+//! parallel into the store, which has one copy of equal tensors of all models. [`Weights`] returns tensors by their
+//! names in the checkpoint: a missing tensor, another shape or an unexpected tensor fails the load with the name of the
+//! tensor.
 
 mod component;
 mod convert;
@@ -49,7 +50,8 @@ pub fn load_component(folder: &Path, stem: &str, device: Device, kind: Kind) -> 
     loader.load(&|_| {})?.take(part)
 }
 
-/// Largest JSON file that is read, in bytes. The largest in supported folders is the `vocab.json` of a tokenizer with 1 MB.
+/// Largest JSON file that is read, in bytes. The largest in supported folders is the `vocab.json` of a tokenizer with 1
+/// MB.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// Reads a JSON file of a model folder.

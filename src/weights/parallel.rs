@@ -9,8 +9,8 @@ const MAX_THREADS: usize = 8;
 
 /// Applies `work` to all items on several threads and returns the results in the order of the items.
 ///
-/// The threads are joined before the call returns: an unloaded model leaves no thread. If the system refuses threads, the
-/// calling thread does all the work.
+/// The threads are joined before the call returns: an unloaded model leaves no thread. If the system refuses threads,
+/// the calling thread does all the work.
 ///
 /// # Errors
 /// An error of `work`; the remaining items are then skipped.

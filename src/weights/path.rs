@@ -159,8 +159,8 @@ impl WeightPath<'_> {
         Ok(self.stored(name, shape)?.f_to_kind(self.kind())?)
     }
 
-    /// Returns the tensor `name` in its stored dtype. A large matrix on the CPU may be stored in half precision though the model computes
-    /// in float32, and is upcast at each use (see [`Loader`](super::Loader)).
+    /// Returns the tensor `name` in its stored dtype. A large matrix on the CPU may be stored in half precision though
+    /// the model computes in float32, and is upcast at each use (see [`Loader`](super::Loader)).
     ///
     /// # Errors
     /// Those of [`WeightPath::tensor`].

@@ -12,8 +12,8 @@ pub unsafe trait Frozen: Send {}
 
 /// A loaded model that several threads read.
 ///
-/// Tensors of tch are `Send` but not `Sync`, since any tensor can be written through a shared reference. A [`Frozen`] model writes to
-/// none.
+/// Tensors of tch are `Send` but not `Sync`, since any tensor can be written through a shared reference. A [`Frozen`]
+/// model writes to none.
 pub struct SharedModel<T: Frozen>(Arc<T>);
 
 // SAFETY: `T` is reached by shared reference only and, being `Frozen`, reads only; libtorch permits

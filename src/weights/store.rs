@@ -51,10 +51,10 @@ pub struct StoredTensor {
     values: Storage,
 }
 
-// SAFETY: a map is never written, and `TensorFile::open` says why other processes do not write to the file. An owned tensor is never handed
-// out: only its address is read, until its last owner drops it. On a GPU its values may still be in a copy when it is stored; nobody
-// reads them before `Loader::load` has waited for the copy, and other loads on the device wait for that load. libtorch may free its
-// storage on any thread.
+// SAFETY: a map is never written, and `TensorFile::open` says why other processes do not write to the file. An owned
+// tensor is never handed out: only its address is read, until its last owner drops it. On a GPU its values may still be
+// in a copy when it is stored; nobody reads them before `Loader::load` has waited for the copy, and other loads on the
+// device wait for that load. libtorch may free its storage on any thread.
 unsafe impl Sync for StoredTensor {}
 
 // SAFETY: both kinds of storage keep their address, their length and their contents while `self` lives.
@@ -102,8 +102,8 @@ impl StoredTensor {
         }
     }
 
-    /// Returns whether the contents are still those of the key: a process may have written into the file. A file with another size or
-    /// times is hashed again, once, because deleting the model also changes the times.
+    /// Returns whether the contents are still those of the key: a process may have written into the file. A file with
+    /// another size or times is hashed again, once, because deleting the model also changes the times.
     pub fn is_unchanged(&self) -> bool {
         let Storage::Mapped(file, range, verified) = &self.values else {
             return true;
@@ -156,8 +156,8 @@ pub static STORE: LazyLock<Store> = LazyLock::new(|| Store {
 });
 
 impl Store {
-    /// Returns the tensor of a key. Calls `make` if there is none, or if its file has been written to; models that have the old tensor
-    /// keep it.
+    /// Returns the tensor of a key. Calls `make` if there is none, or if its file has been written to; models that have
+    /// the old tensor keep it.
     ///
     /// # Errors
     /// Those of `make`.
@@ -200,7 +200,8 @@ impl Store {
             Err(TryLockError::Poisoned(weak)) => weak.into_inner().upgrade(),
             Err(TryLockError::WouldBlock) => return true,
         };
-        // Dropped before the tensor: if this is its last owner, the drop removes the slot, unless there is another count.
+        // Dropped before the tensor: if this is its last owner, the drop removes the slot, unless there is another
+        // count.
         drop(slot);
         let Some(held) = held else {
             self.forget(key);
@@ -221,7 +222,8 @@ impl Store {
     /// Removes the slot of a dropped tensor, unless it is filled again or about to be.
     fn forget(&self, key: &Key) {
         let mut slots = self.slots();
-        // One count is that of the table. A thread that is about to fill the slot has another, which it got under the lock of the table.
+        // One count is that of the table. A thread that is about to fill the slot has another, which it got under the
+        // lock of the table.
         if slots
             .get(key)
             .is_some_and(|slot| Arc::strong_count(slot) == 1 && !is_filled(slot))
@@ -235,7 +237,8 @@ impl Store {
     }
 }
 
-/// Returns whether a slot has a tensor. Does not wait: a locked slot is being filled, and its thread may need the lock of the table.
+/// Returns whether a slot has a tensor. Does not wait: a locked slot is being filled, and its thread may need the lock
+/// of the table.
 fn is_filled(slot: &Slot) -> bool {
     match slot.try_lock() {
         Ok(weak) => weak.strong_count() > 0,

@@ -162,7 +162,8 @@ fn tensor_of_a_changed_file_is_not_shared() {
     assert!(STORE.has(&key(&values, Kind::Float)));
 }
 
-/// An endpoint deletes the files of a model that it unloads, which changes their times; other models still share the tensors.
+/// An endpoint deletes the files of a model that it unloads, which changes their times; other models still share the
+/// tensors.
 #[test]
 fn tensor_of_a_deleted_file_is_still_shared() {
     let values = vec![8.5f32; 1 << 18];

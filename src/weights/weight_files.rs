@@ -38,8 +38,8 @@ struct ShardIndex {
 impl WeightFiles {
     /// Finds the weight files in the folder of a component; `None` if it has no safetensors files.
     ///
-    /// `stem` is `model` for components of transformers and `diffusion_pytorch_model` for components of diffusers. A single
-    /// file is preferred to a sharded one, as in diffusers.
+    /// `stem` is `model` for components of transformers and `diffusion_pytorch_model` for components of diffusers. A
+    /// single file is preferred to a sharded one, as in diffusers.
     ///
     /// # Errors
     /// `InvalidArgument` for an index that cannot be read or that names a file outside of the folder.

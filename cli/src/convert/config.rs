@@ -43,8 +43,8 @@ pub struct InferOptions {
 /// Infers the configurations of a folder.
 ///
 /// # Errors
-/// A tensor is missing that every model of the family has; the prediction type is not given; a size that no published model
-/// has.
+/// A tensor is missing that every model of the family has; the prediction type is not given; a size that no published
+/// model has.
 pub fn infer(key_map: &KeyMap, wanted: InferOptions) -> Result<Configs> {
     let prediction = match (key_map.family, wanted.prediction) {
         (_, Some(prediction)) => prediction,
@@ -112,7 +112,8 @@ fn unet(key_map: &KeyMap, image_size: u32) -> Result<Value> {
     let key = format!("{transformer}transformer_blocks.0.attn2.to_k.weight");
     let projection = key_map.shape(Unet, &format!("{transformer}proj_in.weight"));
     let linear = projection.is_some_and(|shape| shape.len() == 2);
-    // Stable Diffusion 1 has 8 heads everywhere, 2 has heads of 64 channels. This key of diffusers is the number of heads.
+    // Stable Diffusion 1 has 8 heads everywhere, 2 has heads of 64 channels. This key of diffusers is the number of
+    // heads.
     let heads = if linear {
         fits(&channels, HEAD, "unet")?;
         json!(channels.iter().map(|n| n / HEAD).collect::<Vec<_>>())

@@ -27,8 +27,8 @@ impl KeyMap {
     /// Maps all tensors of a file.
     ///
     /// # Errors
-    /// `Unsupported` for a file of another model, `NotFound` if a component is missing, `InvalidArgument` for an unexpected
-    /// tensor of a component.
+    /// `Unsupported` for a file of another model, `NotFound` if a component is missing, `InvalidArgument` for an
+    /// unexpected tensor of a component.
     pub fn from_file(source: &Source) -> Result<Self> {
         let names = source.names();
         let infos: Vec<(&str, &TensorInfo)> = names
@@ -123,8 +123,8 @@ impl KeyMap {
     }
 }
 
-/// Returns the component of a tensor and its mapping; `None` for a tensor outside of the components. The mapping is `None` for an
-/// unexpected tensor.
+/// Returns the component of a tensor and its mapping; `None` for a tensor outside of the components. The mapping is
+/// `None` for an unexpected tensor.
 fn map_tensor(
     name: &str,
     shape: &[usize],

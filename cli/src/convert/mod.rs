@@ -38,7 +38,8 @@ pub struct Arguments {
     /// A folder with vocab.json and merges.txt, or a diffusers folder with tokenizer/: the file has no tokenizer
     #[arg(long, value_name = "FOLDER")]
     tokenizer: Option<PathBuf>,
-    /// A diffusers folder whose configurations and tokenizer are used, instead of configurations inferred from the shapes
+    /// A diffusers folder whose configurations and tokenizer are used, instead of configurations inferred from the
+    /// shapes
     #[arg(long, value_name = "FOLDER")]
     config: Option<PathBuf>,
     /// What the UNet predicts; required for Stable Diffusion 2, since it cannot be inferred
@@ -73,9 +74,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         )?,
     };
 
-    let beside = files::folder_of(&arguments.out);
-    files::make_folder(&beside)?;
-    let temporary = files::temporary_folder(&beside)?;
+    let parent = files::folder_of(&arguments.out);
+    files::make_folder(&parent)?;
+    let temporary = files::temporary_folder(&parent)?;
     let folder = temporary.path().join("folder");
     for (path, value) in &configs {
         write_json(&folder.join(path), value)?;
@@ -107,8 +108,8 @@ fn write_weights(source: &Source, key_map: &KeyMap, folder: &Path, dtype: Option
     Ok(())
 }
 
-/// Refuses pickles (`.ckpt`, `.pt`, `.bin`), which can run code when they are read. Their contents identify them: those of torch are
-/// zip archives, older ones begin with the pickle itself.
+/// Refuses pickles (`.ckpt`, `.pt`, `.bin`), which can run code when they are read. Their contents identify them: those
+/// of torch are zip archives, older ones begin with the pickle itself.
 fn refuse_pickle(path: &Path) -> Result<()> {
     let mut begin = Vec::new();
     files::open(path)?

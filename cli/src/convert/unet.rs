@@ -1,4 +1,5 @@
-//! Names of the UNet: `input_blocks`, `middle_block` and `output_blocks` of `openaimodel.py` to the blocks of diffusers.
+//! Names of the UNet: `input_blocks`, `middle_block` and `output_blocks` of `openaimodel.py` to the blocks of
+//! diffusers.
 
 use super::types::{Mapping, TargetTensor, strip_index};
 

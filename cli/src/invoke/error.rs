@@ -42,7 +42,8 @@ pub enum InvokeError {
 }
 
 impl InvokeError {
-    /// Makes the error of a response with a status other than 200: `{"error": "..."}` from Triton, or any text from a proxy.
+    /// Makes the error of a response with a status other than 200: `{"error": "..."}` from Triton, or any text from a
+    /// proxy.
     pub fn refused(status: u16, answer: &[u8]) -> Self {
         #[derive(Deserialize)]
         struct Failure {

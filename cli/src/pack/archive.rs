@@ -10,7 +10,8 @@ use tar::{Builder, EntryType, Header};
 
 use crate::{files, progress};
 
-/// Writes the folder `model` as an archive of one folder, `name`; follows links. The archive gets its name when it is complete.
+/// Writes the folder `model` as an archive of one folder, `name`; follows links. The archive gets its name when it is
+/// complete.
 ///
 /// # Errors
 /// Errors of the file system.

@@ -71,12 +71,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => PathBuf::from(format!("{name}{ARCHIVE}")),
     };
     let is_archive = out.as_os_str().as_encoded_bytes().ends_with(ARCHIVE.as_bytes());
-    let beside = if is_archive {
+    let parent = if is_archive {
         files::folder_of(&out)
     } else {
         out.clone()
     };
-    files::make_folder(&beside)?;
+    files::make_folder(&parent)?;
     let target = out.join(name);
     if !is_archive {
         files::require_absent(&target)?;
@@ -91,7 +91,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(problem) = report.problems.into_iter().next() {
         return Err(refused(&problem));
     }
-    let temporary = files::temporary_folder(&beside)?;
+    let temporary = files::temporary_folder(&parent)?;
     let model = temporary.path().join(name);
     stage::checkpoint(&arguments.folder, &model, prefer, arguments.dtype, !is_archive)?;
     stage::configuration(

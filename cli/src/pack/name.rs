@@ -5,8 +5,8 @@ use diffusion_core::{Error, Result};
 /// Longest name, in bytes.
 const MAX_NAME: usize = 128;
 
-/// Checks a name that is valid for a folder, an archive, a URL and Triton: letters, digits, `.`, `_` and `-`; the first is a letter
-/// or a digit.
+/// Checks a name that is valid for a folder, an archive, a URL and Triton: letters, digits, `.`, `_` and `-`; the first
+/// is a letter or a digit.
 ///
 /// # Errors
 /// `InvalidArgument` with this rule.

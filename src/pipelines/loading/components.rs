@@ -45,8 +45,8 @@ impl Components {
     /// The second value holds warnings for the log.
     ///
     /// # Errors
-    /// A missing file or tensor (`NotFound`), a damaged one (`InvalidArgument`), an unsupported one (`Unsupported`), each with
-    /// its name; out of memory.
+    /// A missing file or tensor (`NotFound`), a damaged one (`InvalidArgument`), an unsupported one (`Unsupported`),
+    /// each with its name; out of memory.
     pub fn load(folder: &Path, parameters: &ModelParameters, device: Device) -> Result<(Self, Vec<String>)> {
         Self::load_with_progress(folder, parameters, device, &|_| {})
     }

@@ -1,7 +1,7 @@
 //! From a model folder to the loaded components of a pipeline.
 //!
-//! Loading has two phases, with one file for each component. `open` checks the configuration and opens the weight files;
-//! after all weights were loaded together, `build` makes the model from them.
+//! Loading has two phases, with one file for each component. `open` checks the configuration and opens the weight
+//! files; after all weights were loaded together, `build` makes the model from them.
 
 mod components;
 mod depth;

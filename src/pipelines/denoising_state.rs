@@ -54,9 +54,6 @@ pub struct UnmaskedLatents {
 impl UnmaskedLatents {
     /// Replaces the kept part of `latents` by the image with the noise of the scheduler's current timestep, or without
     /// noise after the last step.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn blend(&self, latents: &Tensor, scheduler: &dyn Scheduler, last: bool) -> Result<Tensor> {
         let kept = if last {
             self.image_latents.shallow_clone()
@@ -88,9 +85,6 @@ pub struct PrepareContext<'a> {
 
 impl PrepareContext<'_> {
     /// Draws standard normal noise of that shape on the CPU and copies it to the device.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn noise(&mut self, shape: &[i64]) -> Result<Tensor> {
         Ok(self
             .generator
@@ -132,18 +126,12 @@ impl PrepareContext<'_> {
     }
 
     /// Copies a tensor to the device, in the dtype of latents.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn to_device(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.f_to_device(self.components.device)?.f_to_kind(self.kind)?)
     }
 
     /// Encodes an image `[1, 3, height, width]` of -1 to 1: a sample of the VAE's distribution, scaled for the UNet,
     /// `[1, channels, height/f, width/f]`.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn encode(&mut self, image: &Tensor) -> Result<Tensor> {
         let image = self.to_device(image)?;
         let vae = &self.components.vae;
@@ -163,9 +151,6 @@ impl PrepareContext<'_> {
     }
 
     /// Repeats the tensor of one image for each image of the job.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn repeat_per_image(&self, one: Tensor) -> Result<Tensor> {
         if self.images == 1 {
             return Ok(one);

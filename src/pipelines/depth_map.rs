@@ -14,9 +14,6 @@ use diffusion_core::{Error, Result};
 ///
 /// A constant map becomes zeros. diffusers computes 0/0, or scales the rounding errors of the interpolation to the whole
 /// range.
-///
-/// # Errors
-/// Out of memory.
 pub fn depth_map(predicted_depth: &Tensor, height: i64, width: i64) -> Result<Tensor> {
     let all: &[i64] = &[1, 2, 3];
     let depth = predicted_depth.f_unsqueeze(1)?;
@@ -39,7 +36,7 @@ pub fn depth_map(predicted_depth: &Tensor, height: i64, width: i64) -> Result<Te
 ///
 /// # Errors
 /// `InvalidArgument` if it is not two-dimensional, empty, or holds a number that is not finite in
-/// `kind`; out of memory.
+/// `kind`.
 pub fn given_depth_map(map: &Tensor, height: i64, width: i64, device: Device, kind: Kind) -> Result<Tensor> {
     let [lines, columns] = map.size()[..] else {
         return Err(Error::invalid_argument(format!(

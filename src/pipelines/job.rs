@@ -77,9 +77,6 @@ impl Job {
     }
 
     /// Returns the input of the next UNet call, `[batch size, channels, height, width]`.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn input(&self) -> Result<Tensor> {
         let twice = |tensor: &Tensor| {
             if self.guided {
@@ -99,9 +96,6 @@ impl Job {
     }
 
     /// Takes the UNet's prediction for [`Job::input`] and makes a scheduler step once every tile has its prediction.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn advance(&mut self, prediction: &Tensor) -> Result<()> {
         self.calls += 1;
         match &mut self.state.tiles {

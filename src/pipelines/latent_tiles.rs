@@ -130,9 +130,6 @@ impl LatentTiles {
 
     /// Adds the prediction for [`LatentTiles::next_tile`], `[batch size, channels, height, width]`. After the last tile
     /// returns the prediction for the whole and starts over.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn add(&mut self, prediction: &Tensor) -> Result<Option<Tensor>> {
         let mut blend = match self.prediction.take() {
             Some(blend) => blend,

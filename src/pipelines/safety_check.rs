@@ -45,7 +45,7 @@ impl SafetyCheck {
     ///
     /// # Errors
     /// `NotFound` for a missing file or tensor, `InvalidArgument` for a damaged one, `Unsupported` for an unsupported one,
-    /// each with its name; out of memory.
+    /// each with its name.
     pub fn load(folder: &Path, weights: Weights) -> Result<Self> {
         let processor = ClipImageProcessor::open(&folder.join("feature_extractor"))?;
         let folder = folder.join("safety_checker");
@@ -65,7 +65,7 @@ impl SafetyCheck {
     /// Returns a flag for each image. diffusers replaces flagged images by black ones.
     ///
     /// # Errors
-    /// Those of [`SafetyCheck::check_size`]; out of memory.
+    /// Those of [`SafetyCheck::check_size`].
     pub fn flags(&self, images: &[RgbImage]) -> Result<Vec<bool>> {
         if images.is_empty() {
             return Ok(Vec::new());

@@ -12,7 +12,7 @@ use tch::Tensor;
 use crate::weights::read_json;
 use diffusion_core::{Context, Error, Result};
 use diffusion_image::RgbImage;
-use diffusion_image::resize::{self, Filter};
+use diffusion_image::resize::{Filter, resize};
 
 /// Most pixels of an image once it is resized; of a very long one, whose short side grows to
 /// `size`, these would be many.
@@ -170,7 +170,7 @@ impl ClipImageProcessor {
                 let (width, height) = self.resized(image.width(), image.height());
                 // In range, since their product is.
                 let side = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-                Some(resize::rgb(image, side(width), side(height), filter)?)
+                Some(resize(image, side(width), side(height), filter)?)
             }
             None => None,
         };

@@ -259,7 +259,7 @@ impl DptImageProcessor {
                 "image: at its proportions the depth estimator would get {width}x{height} pixels, where a side may have 1 to {MAX_SIDE}"
             )));
         }
-        self.pixel_values(&resize::rgb(image, width as u32, height as u32, resize.filter)?)
+        self.pixel_values(&resize::resize(image, width as u32, height as u32, resize.filter)?)
     }
 
     fn pixel_values(&self, image: &RgbImage) -> Result<Tensor> {

@@ -10,7 +10,7 @@ use diffusion_image::{Mask, RgbImage};
 /// Source: diffusers `image_processor.py` (`denormalize`, `pt_to_numpy`, `numpy_to_pil`).
 ///
 /// # Errors
-/// Internal for a tensor of another shape; out of memory.
+/// Internal for a tensor of another shape.
 pub fn images(decoded: &Tensor) -> Result<Vec<RgbImage>> {
     let (count, channels, height, width) = decoded.size4()?;
     if channels != 3 {
@@ -47,18 +47,12 @@ pub fn images(decoded: &Tensor) -> Result<Vec<RgbImage>> {
 ///
 /// The memory layout stays channels-last, as in diffusers (`pil_to_numpy`, `numpy_to_pt` and `normalize` of
 /// `image_processor.py`); the bytes of convolutions depend on the layout.
-///
-/// # Errors
-/// Out of memory.
 pub fn image_to_tensor(image: &RgbImage) -> Result<Tensor> {
     let values = unit_range(image.rgb(), image.height(), image.width(), 3)?;
     Ok(values.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
 }
 
 /// Converts a mask to `[1, 1, height, width]` float32 of 0 to 1.
-///
-/// # Errors
-/// Out of memory.
 pub fn mask_to_tensor(image: &Mask) -> Result<Tensor> {
     unit_range(image.values(), image.height(), image.width(), 1)
 }

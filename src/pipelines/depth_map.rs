@@ -36,7 +36,7 @@ pub fn depth_map(predicted_depth: &Tensor, height: i64, width: i64) -> Result<Te
 ///
 /// # Errors
 /// `InvalidArgument` if it is not two-dimensional, empty, or holds a number that is not finite in
-/// `kind`; out of memory.
+/// `kind`.
 pub fn given_depth_map(map: &Tensor, height: i64, width: i64, device: Device, kind: Kind) -> Result<Tensor> {
     let [lines, columns] = map.size()[..] else {
         return Err(Error::invalid_argument(format!(

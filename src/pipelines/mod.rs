@@ -3,6 +3,8 @@
 //! One call of a diffusers pipeline is split at the UNet, which lets the engine batch the steps of several requests:
 //! `prepare` creates a job from a request, `step` advances jobs by one UNet call, `finish` decodes the latents of a job.
 //! Pipelines differ in `prepare` and in the postprocessing of images (`stable_diffusion`); the steps are the same for all.
+//!
+//! Every function that creates tensors can fail with `OutOfMemory`; `# Errors` sections list the other errors.
 
 mod denoising_state;
 mod depth_map;

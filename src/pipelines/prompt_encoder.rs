@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
 use crate::weights::SharedModel;
 use diffusion_core::Result;
-use diffusion_request::{Prompts, WeightedPrompt};
+use diffusion_request::Prompts;
 
 /// Most calls of the text encoder for one weighted prompt (`max_embeddings_multiples` of the source): 225 tokens with
 /// CLIP's 77. Longer prompts are truncated.
@@ -51,21 +51,18 @@ impl PromptEncoder {
     /// prompt only if plain and to both prompts if weighted.
     ///
     /// # Errors
-    /// Out of memory; a tokenizer that fails.
+    /// Internal if the tokenizer fails.
     pub fn encode(&self, prompts: &Prompts, guided: bool, clip_skip: usize) -> Result<PromptEmbeds> {
-        match prompts {
-            Prompts::Plain {
-                prompt,
-                negative_prompt,
-            } => self.encode_plain(prompt, guided.then_some(negative_prompt), clip_skip),
-            Prompts::Weighted {
-                prompt,
-                negative_prompt,
-            } => self.encode_weighted(prompt, guided.then_some(negative_prompt), clip_skip),
+        match &prompts.weighted {
+            None => {
+                let negative = guided.then_some(prompts.negative_prompt.as_str());
+                self.encode_plain(&prompts.prompt, negative, clip_skip)
+            }
+            Some((prompt, negative)) => self.encode_weighted(prompt, guided.then_some(negative), clip_skip),
         }
     }
 
-    fn encode_plain(&self, prompt: &str, negative: Option<&String>, clip_skip: usize) -> Result<PromptEmbeds> {
+    fn encode_plain(&self, prompt: &str, negative: Option<&str>, clip_skip: usize) -> Result<PromptEmbeds> {
         let prompt = self.tokenizer.encode(prompt)?;
         let negative = negative.map(|text| self.tokenizer.encode(text)).transpose()?;
         Ok(PromptEmbeds {
@@ -77,8 +74,8 @@ impl PromptEncoder {
 
     fn encode_weighted(
         &self,
-        prompt: &WeightedPrompt,
-        negative: Option<&WeightedPrompt>,
+        prompt: &[(String, f64)],
+        negative: Option<&Vec<(String, f64)>>,
         clip_skip: usize,
     ) -> Result<PromptEmbeds> {
         let prompt = self.weighted_tokens(prompt)?;
@@ -111,10 +108,10 @@ impl PromptEncoder {
 
     /// Tokenizes a prompt; each token has the weight of its fragment. Fragments are tokenized one by one: a word that
     /// changes its weight in the middle is two words.
-    fn weighted_tokens(&self, prompt: &WeightedPrompt) -> Result<WeightedTokens> {
+    fn weighted_tokens(&self, fragments: &[(String, f64)]) -> Result<WeightedTokens> {
         let limit = self.tokens_per_chunk() * MAX_CHUNKS;
         let mut tokens = WeightedTokens::default();
-        for (text, weight) in &prompt.fragments {
+        for (text, weight) in fragments {
             let ids = self.tokenizer.encode_unpadded(text)?;
             let weights = std::iter::repeat_n(*weight as f32, ids.len());
             tokens.weights.extend(weights);

@@ -51,7 +51,7 @@ impl SafetyCheck {
     /// Returns a flag for each image. diffusers replaces flagged images by black ones.
     ///
     /// # Errors
-    /// Those of [`SafetyCheck::check_size`]; out of memory.
+    /// Those of [`SafetyCheck::check_size`].
     pub fn flags(&self, images: &[RgbImage]) -> Result<Vec<bool>> {
         if images.is_empty() {
             return Ok(Vec::new());

@@ -11,7 +11,7 @@ use super::common::{PerChannel, PixelValues, Size, check_side, filter};
 use crate::weights::read_json;
 use diffusion_core::{Context, Error, Result};
 use diffusion_image::RgbImage;
-use diffusion_image::resize::{self, Filter};
+use diffusion_image::resize::{Filter, resize};
 
 /// Largest number of pixels of a resized image. A very long image would exceed it when its short side grows to `size`.
 const MAX_RESIZED_PIXELS: u64 = 1 << 26;
@@ -170,7 +170,7 @@ impl ClipImageProcessor {
                 let (width, height) = self.resized(image.width(), image.height());
                 // In range, since their product is.
                 let side = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-                Some(resize::rgb(image, side(width), side(height), filter)?)
+                Some(resize(image, side(width), side(height), filter)?)
             }
             None => None,
         };

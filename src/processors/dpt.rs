@@ -81,7 +81,7 @@ impl Resize {
         let (height, width) = self.target(image.height(), image.width());
         let sides = 1.0..=f64::from(MAX_SIDE);
         if sides.contains(&height) && sides.contains(&width) {
-            return resize::rgb(image, width as u32, height as u32, self.filter);
+            return resize::resize(image, width as u32, height as u32, self.filter);
         }
         Err(Error::invalid_argument(format!(
             "image: expected proportions that give the depth estimator sides of 1 to {MAX_SIDE} pixels, got {width}x{height}"

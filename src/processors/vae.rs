@@ -10,7 +10,7 @@ use diffusion_image::{Mask, RgbImage};
 /// Source: diffusers `image_processor.py` (`denormalize`, `pt_to_numpy`, `numpy_to_pil`).
 ///
 /// # Errors
-/// Internal for a tensor of another shape; out of memory.
+/// Internal for a tensor of another shape.
 pub fn images(decoded: &Tensor) -> Result<Vec<RgbImage>> {
     let (count, channels, height, width) = decoded.size4()?;
     if channels != 3 {

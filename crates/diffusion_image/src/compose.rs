@@ -12,10 +12,9 @@ mod region;
 pub use self::overlay::{apply_overlay, keep_unmasked};
 pub use self::region::{Region, crop_region};
 
-use super::raster::Raster;
-use super::resize::{Filter, Part};
-use crate::Mask;
-use crate::RgbImage;
+use crate::raster::Raster;
+use crate::resize::{Filter, Part, resize, resize_part};
+use crate::{Mask, RgbImage};
 use diffusion_core::{Error, Result};
 
 /// The filter of the pipelines' `VaeImageProcessor`.
@@ -25,16 +24,10 @@ const RESAMPLE: Filter = Filter::Lanczos;
 ///
 /// # Errors
 /// Internal if the region has no area.
-pub fn crop(image: &RgbImage, region: Region) -> Result<RgbImage> {
-    crop_raster(image, region)
-}
-
-/// Crops a mask as [`crop`] does.
-///
-/// # Errors
-/// Internal if the region has no area.
-pub fn crop_mask(image: &Mask, region: Region) -> Result<Mask> {
-    crop_raster(image, region)
+pub fn crop<R: Raster>(image: &R, region: Region) -> Result<R> {
+    let mut canvas = Canvas::black(region.width(), region.height());
+    canvas.paste(image, -i64::from(region.left), -i64::from(region.top));
+    canvas.finish()
 }
 
 /// Fits the whole image into the middle of `width` times `height` pixels and stretches its outermost lines or columns over
@@ -42,16 +35,49 @@ pub fn crop_mask(image: &Mask, region: Region) -> Result<Mask> {
 ///
 /// # Errors
 /// InvalidArgument for an image so narrow that no pixel would be left; Internal if a side is 0.
-pub fn resize_and_fill(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
-    fill(image, width, height)
-}
-
-/// Fits a mask as [`resize_and_fill`] does.
-///
-/// # Errors
-/// Those of [`resize_and_fill`].
-pub fn resize_and_fill_mask(image: &Mask, width: u32, height: u32) -> Result<Mask> {
-    fill(image, width, height)
+pub fn resize_and_fill<R: Raster>(image: &R, width: u32, height: u32) -> Result<R> {
+    check_sides(width, height)?;
+    let (source_width, source_height) = image.size();
+    let ratio = f64::from(width) / f64::from(height);
+    let source_ratio = f64::from(source_width) / f64::from(source_height);
+    let inner_width = if ratio < source_ratio {
+        width
+    } else {
+        scaled(source_width, height, source_height)
+    };
+    let inner_height = if ratio >= source_ratio {
+        height
+    } else {
+        scaled(source_height, width, source_width)
+    };
+    if inner_width == 0 || inner_height == 0 {
+        return Err(Error::invalid_argument(format!(
+            "an image of {source_width}x{source_height} pixels is too narrow to fit into {width}x{height}"
+        )));
+    }
+    let resized = resize(image, inner_width, inner_height, RESAMPLE)?;
+    let mut canvas = Canvas::black(width, height);
+    let (left, top) = centred((width, height), (inner_width, inner_height));
+    canvas.paste(&resized, left, top);
+    // diffusers names no filter for the rims; Pillow's default is bicubic.
+    let rim = |part: Part, width: u32, height: u32| resize_part(&resized, part, width, height, Filter::Bicubic);
+    let whole = Part::whole(resized.size());
+    if ratio < source_ratio {
+        let rest = height / 2 - inner_height / 2;
+        if rest > 0 {
+            canvas.paste(&rim(whole.between_lines(0), width, rest)?, 0, 0);
+            let bottom = rim(whole.between_lines(inner_height), width, rest)?;
+            canvas.paste(&bottom, 0, i64::from(rest) + i64::from(inner_height));
+        }
+    } else if ratio > source_ratio {
+        let rest = width / 2 - inner_width / 2;
+        if rest > 0 {
+            canvas.paste(&rim(whole.between_columns(0), rest, height)?, 0, 0);
+            let right = rim(whole.between_columns(inner_width), rest, height)?;
+            canvas.paste(&right, i64::from(rest) + i64::from(inner_width), 0);
+        }
+    }
+    canvas.finish()
 }
 
 /// Covers `width` times `height` pixels with the middle of the image: `resize_mode="crop"`.
@@ -73,7 +99,7 @@ pub fn resize_and_crop(image: &RgbImage, width: u32, height: u32) -> Result<RgbI
     } else {
         scaled(source_height, width, source_width)
     };
-    let resized = image.resize(inner_width, inner_height, RESAMPLE)?;
+    let resized = resize(image, inner_width, inner_height, RESAMPLE)?;
     let mut canvas = Canvas::black(width, height);
     let (left, top) = centred((width, height), (inner_width, inner_height));
     canvas.paste(&resized, left, top);
@@ -83,57 +109,6 @@ pub fn resize_and_crop(image: &RgbImage, width: u32, height: u32) -> Result<RgbI
 /// Exchanges black and white (`PIL.ImageOps.invert`).
 pub fn invert(image: &Mask) -> Mask {
     image.map(|value| 255 - value)
-}
-
-fn crop_raster<R: Raster>(image: &R, region: Region) -> Result<R> {
-    let mut canvas = Canvas::black(region.width(), region.height());
-    canvas.paste(image, -i64::from(region.left), -i64::from(region.top));
-    canvas.finish()
-}
-
-fn fill<R: Raster>(image: &R, width: u32, height: u32) -> Result<R> {
-    check_sides(width, height)?;
-    let (source_width, source_height) = image.size();
-    let ratio = f64::from(width) / f64::from(height);
-    let source_ratio = f64::from(source_width) / f64::from(source_height);
-    let inner_width = if ratio < source_ratio {
-        width
-    } else {
-        scaled(source_width, height, source_height)
-    };
-    let inner_height = if ratio >= source_ratio {
-        height
-    } else {
-        scaled(source_height, width, source_width)
-    };
-    if inner_width == 0 || inner_height == 0 {
-        return Err(Error::invalid_argument(format!(
-            "an image of {source_width}x{source_height} pixels is too narrow to fit into {width}x{height}"
-        )));
-    }
-    let resized = image.resize(inner_width, inner_height, RESAMPLE)?;
-    let mut canvas = Canvas::black(width, height);
-    let (left, top) = centred((width, height), (inner_width, inner_height));
-    canvas.paste(&resized, left, top);
-    // diffusers names no filter for the rims; Pillow's default is bicubic.
-    let rim = |part: Part, width: u32, height: u32| resized.resize_part(part, width, height, Filter::Bicubic);
-    let whole = Part::whole(resized.size());
-    if ratio < source_ratio {
-        let rest = height / 2 - inner_height / 2;
-        if rest > 0 {
-            canvas.paste(&rim(whole.between_lines(0), width, rest)?, 0, 0);
-            let bottom = rim(whole.between_lines(inner_height), width, rest)?;
-            canvas.paste(&bottom, 0, i64::from(rest) + i64::from(inner_height));
-        }
-    } else if ratio > source_ratio {
-        let rest = width / 2 - inner_width / 2;
-        if rest > 0 {
-            canvas.paste(&rim(whole.between_columns(0), rest, height)?, 0, 0);
-            let right = rim(whole.between_columns(inner_width), rest, height)?;
-            canvas.paste(&right, i64::from(rest) + i64::from(inner_width), 0);
-        }
-    }
-    canvas.finish()
 }
 
 fn check_sides(width: u32, height: u32) -> Result<()> {

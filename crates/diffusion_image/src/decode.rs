@@ -63,6 +63,9 @@ impl ImageLimits {
     }
 }
 
+/// Width, height and orientation of a file.
+type Header = (u32, u32, Orientation);
+
 /// An image file whose header is checked and whose pixels are not decoded yet. A clone shares the bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EncodedImage {
@@ -95,8 +98,8 @@ impl EncodedImage {
         let file = base64_text::decode(text, limits.max_base64_bytes)?;
         let format = Format::of(&file)?;
         let (width, height, orientation) = contained(format, || match format {
-            Format::Jpeg => jpeg::header(&file, limits),
-            _ => format::header(format, &file, limits),
+            Format::Jpeg => jpeg::open(&file, limits).map(|(_, header)| header),
+            _ => format::open(format, &file, limits).map(|(_, header)| header),
         })?;
         let (width, height) = match orientation {
             Orientation::Rotate90

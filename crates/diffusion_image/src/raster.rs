@@ -1,35 +1,24 @@
 //! The common interface of colour images and masks.
 
-use super::resize::{self, Filter, Part};
-use crate::Mask;
-use crate::RgbImage;
+use crate::{Mask, RgbImage};
 use diffusion_core::Result;
 
-/// An image of 8-bit samples, `CHANNELS` a pixel, lines from top to bottom without padding.
-pub(super) trait Raster: Sized {
+/// An image of 8-bit samples, lines from top to bottom without padding.
+pub trait Raster: Sized {
+    /// Samples of a pixel.
     const CHANNELS: usize;
 
+    /// Returns width and height in pixels.
     fn size(&self) -> (u32, u32);
 
+    /// Returns the samples, `[height, width, CHANNELS]`.
     fn samples(&self) -> &[u8];
 
+    /// Creates an image from its samples.
+    ///
     /// # Errors
     /// Internal if a side is 0 or `samples` has another length.
     fn from_samples(width: u32, height: u32, samples: Vec<u8>) -> Result<Self>;
-
-    /// Resizes as Pillow's `resize((width, height), filter, box)` does.
-    ///
-    /// # Errors
-    /// Internal if a side is 0.
-    fn resize_part(&self, part: Part, width: u32, height: u32, filter: Filter) -> Result<Self>;
-
-    /// Resizes as Pillow's `resize((width, height), filter)` does.
-    ///
-    /// # Errors
-    /// Internal if a side is 0.
-    fn resize(&self, width: u32, height: u32, filter: Filter) -> Result<Self> {
-        self.resize_part(Part::whole(self.size()), width, height, filter)
-    }
 }
 
 impl Raster for RgbImage {
@@ -46,10 +35,6 @@ impl Raster for RgbImage {
     fn from_samples(width: u32, height: u32, samples: Vec<u8>) -> Result<Self> {
         Self::new(width, height, samples)
     }
-
-    fn resize_part(&self, part: Part, width: u32, height: u32, filter: Filter) -> Result<Self> {
-        resize::rgb_part(self, part, width, height, filter)
-    }
 }
 
 impl Raster for Mask {
@@ -65,9 +50,5 @@ impl Raster for Mask {
 
     fn from_samples(width: u32, height: u32, samples: Vec<u8>) -> Result<Self> {
         Self::new(width, height, samples)
-    }
-
-    fn resize_part(&self, part: Part, width: u32, height: u32, filter: Filter) -> Result<Self> {
-        resize::mask_part(self, part, width, height, filter)
     }
 }

@@ -11,8 +11,7 @@ mod coefficients;
 
 use self::coefficients::{Coefficients, PRECISION_BITS, Span};
 use crate::DepthMap;
-use crate::Mask;
-use crate::RgbImage;
+use crate::raster::Raster;
 use diffusion_core::{Error, Result};
 
 /// A resampling filter, with Pillow's names.
@@ -28,22 +27,12 @@ pub enum Filter {
     Lanczos,
 }
 
-/// Resizes as `image.resize((width, height), filter)` does; copies if the size stays.
+/// Resizes an image or a mask as Pillow's `image.resize((width, height), filter)` does; copies if the size stays.
 ///
 /// # Errors
 /// Internal if `width` or `height` is 0.
-pub fn rgb(image: &RgbImage, width: u32, height: u32, filter: Filter) -> Result<RgbImage> {
-    let whole = Part::whole((image.width(), image.height()));
-    rgb_part(image, whole, width, height, filter)
-}
-
-/// Resizes a mask as [`rgb`] does.
-///
-/// # Errors
-/// Internal if `width` or `height` is 0.
-pub fn mask(image: &Mask, width: u32, height: u32, filter: Filter) -> Result<Mask> {
-    let whole = Part::whole((image.width(), image.height()));
-    mask_part(image, whole, width, height, filter)
+pub fn resize<R: Raster>(image: &R, width: u32, height: u32, filter: Filter) -> Result<R> {
+    resize_part(image, Part::whole(image.size()), width, height, filter)
 }
 
 /// Resizes a depth map as Pillow resizes an image of mode `F`.
@@ -94,28 +83,12 @@ impl Part {
     }
 }
 
-/// Resizes a part of an image as `image.resize((width, height), filter, box)` does, with a filter that has weights.
-pub(super) fn rgb_part(image: &RgbImage, part: Part, width: u32, height: u32, filter: Filter) -> Result<RgbImage> {
-    let values = samples::<3>(
-        image.rgb(),
-        part,
-        size(image.width(), image.height()),
-        target(width, height)?,
-        filter,
-    );
-    RgbImage::new(width, height, values)
-}
-
-/// Resizes a part of a mask as [`rgb_part`] does.
-pub(super) fn mask_part(image: &Mask, part: Part, width: u32, height: u32, filter: Filter) -> Result<Mask> {
-    let values = samples::<1>(
-        image.values(),
-        part,
-        size(image.width(), image.height()),
-        target(width, height)?,
-        filter,
-    );
-    Mask::new(width, height, values)
+/// Resizes as `image.resize((width, height), filter, box)` does, with a filter that has weights.
+pub(super) fn resize_part<R: Raster>(image: &R, part: Part, width: u32, height: u32, filter: Filter) -> Result<R> {
+    let resize = if R::CHANNELS == 1 { samples::<1> } else { samples::<3> };
+    let source = size(image.size().0, image.size().1);
+    let values = resize(image.samples(), part, source, target(width, height)?, filter);
+    R::from_samples(width, height, values)
 }
 
 /// Width and height.

@@ -137,10 +137,9 @@ impl GenArgs {
     /// # Errors
     /// InvalidArgument that names the key and the pipelines.
     pub fn check_supported_by(&self, classes: &[PipelineClass]) -> Result<()> {
-        let mut args = self.clone();
         let unsupported = KEYS
             .iter()
-            .find(|key| !classes.iter().any(|&class| key.is_supported_by(class)) && key.is_set(&mut args));
+            .find(|key| !classes.iter().any(|&class| key.is_supported_by(class)) && key.is_set(self));
         match unsupported {
             Some(key) => Err(Error::invalid_argument(format!(
                 "`{}` is not supported by {}",

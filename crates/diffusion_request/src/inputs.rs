@@ -1,29 +1,16 @@
-//! The image inputs of a request: one struct per pipeline, with everything in which the requests of pipelines differ.
+//! The inputs of a request: one struct per pipeline, with everything in which the requests of pipelines differ.
 //!
-//! A new pipeline is one file, one variant and one line in each of the two matches below.
+//! A new pipeline is one struct, one variant and one line in each of the two matches below.
 
-mod depth2img;
-mod img2img;
-mod inpaint;
-mod text2img;
-mod upscale;
+mod element;
 
 use serde_json::Value;
 
-use crate::gen_args::GenArgs;
-use crate::validate::{ElementInputs, ModelInfo, PipelineRules};
 use diffusion_core::config::PipelineClass;
 use diffusion_core::{Error, Result};
-use diffusion_image::{EncodedImage, ImageLimits};
+use diffusion_image::EncodedImage;
 
-pub use depth2img::Depth2Img;
-pub use img2img::Img2Img;
-pub use inpaint::Inpaint;
-pub use text2img::Text2Img;
-pub use upscale::Upscale;
-
-/// Longest side of an input image, in pixels. A longer image within the pixel limit is too thin for any use.
-const MAX_IMAGE_SIDE: u32 = 16_384;
+pub(crate) use element::Element;
 
 /// The inputs of a pipeline in addition to the prompts. Images are checked up to their headers.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,83 +73,187 @@ pub(crate) trait InputRules {
     }
 
     /// Returns the keys of `gen_args` that belong to the inputs, with their values.
-    fn gen_args(&self, generated: Size) -> Vec<(&'static str, Value)>;
+    fn gen_args(&self, _generated: Size) -> Vec<(&'static str, Value)> {
+        Vec::from_iter(self.strength().map(|strength| ("strength", strength.into())))
+    }
 }
 
-/// One batch element with what its inputs are read by.
-pub(crate) struct Element<'a> {
-    pub inputs: &'a ElementInputs<'a>,
-    pub args: &'a GenArgs,
-    pub rules: &'a PipelineRules,
-    pub model: &'a ModelInfo,
+/// No inputs in addition to the prompts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Text2Img;
+
+impl InputRules for Text2Img {
+    fn size(&self, element: &Element<'_>) -> Result<Size> {
+        element.size_from_args()
+    }
+
+    fn gen_args(&self, (height, width): Size) -> Vec<(&'static str, Value)> {
+        vec![("height", height.into()), ("width", width.into())]
+    }
 }
 
-impl Element<'_> {
-    /// Reads the image `text` of input `name`.
-    fn image(&self, name: &'static str, text: Option<&[u8]>) -> Result<EncodedImage> {
-        self.optional_image(name, text)?.ok_or_else(|| {
-            Error::invalid_argument(format!("input `{name}` is missing; {} requires it", self.rules.class()))
+/// An image that is changed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Img2Img {
+    /// The image, of any size.
+    pub image: EncodedImage,
+    /// How far the image is changed, above 0 and at most 1; leaves at least one step.
+    pub strength: f64,
+}
+
+impl Img2Img {
+    fn read(element: &Element<'_>) -> Result<Self> {
+        Ok(Self {
+            image: element.image("image", element.inputs.image)?,
+            strength: element.strength(),
         })
     }
+}
 
-    fn optional_image(&self, name: &'static str, text: Option<&[u8]>) -> Result<Option<EncodedImage>> {
-        let limits = self.rules.limits();
-        let (Some(max_base64_bytes), Some(max_pixels)) = (limits.max_image_bytes, limits.max_image_pixels) else {
-            return Err(Error::internal(format!(
-                "{} has no limits for images",
-                self.rules.class()
-            )));
-        };
-        let limits = ImageLimits {
-            max_base64_bytes,
-            max_pixels,
-            max_side: MAX_IMAGE_SIDE,
-        };
-        text.map(|text| EncodedImage::new(name, text, &limits)).transpose()
+impl InputRules for Img2Img {
+    fn size(&self, element: &Element<'_>) -> Result<Size> {
+        element.limited_size_from_image(&self.image)
     }
 
-    fn strength(&self) -> f64 {
-        self.args.strength.or(self.rules.defaults().strength).unwrap_or(1.0)
+    fn strength(&self) -> Option<f64> {
+        Some(self.strength)
+    }
+}
+
+/// An image that is changed and keeps its depth.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Depth2Img {
+    /// The image, of any size.
+    pub image: EncodedImage,
+    /// The depth to keep, of any size; `None` means that the model estimates the depth of `image`.
+    pub depth_map: Option<EncodedImage>,
+    /// How far the image is changed, above 0 and at most 1; leaves at least one step.
+    pub strength: f64,
+}
+
+impl Depth2Img {
+    fn read(element: &Element<'_>) -> Result<Self> {
+        Ok(Self {
+            image: element.image("image", element.inputs.image)?,
+            depth_map: element.optional_image("depth_map", element.inputs.depth_map)?,
+            strength: element.strength(),
+        })
+    }
+}
+
+impl InputRules for Depth2Img {
+    fn size(&self, element: &Element<'_>) -> Result<Size> {
+        element.limited_size_from_image(&self.image)
     }
 
-    /// Takes the size from the arguments. Each side has its own default, as in diffusers 0.16: current diffusers uses
-    /// both defaults if one side is missing, and drops the side that is given.
-    fn size_from_args(&self) -> Result<Size> {
-        let max_pixels = self.rules.limits().max_pixels;
-        let height = self.args.height.unwrap_or(self.model.default_height.into());
-        let width = self.args.width.unwrap_or(self.model.default_width.into());
-        let fits = height.checked_mul(width).is_some_and(|area| area <= max_pixels);
-        match (u32::try_from(height), u32::try_from(width)) {
-            (Ok(height), Ok(width)) if fits => Ok((height, width)),
-            _ => Err(Error::invalid_argument(format!(
-                "gen_args: `height` {height} times `width` {width} is more than max_pixels {max_pixels}"
-            ))),
-        }
+    fn strength(&self) -> Option<f64> {
+        Some(self.strength)
     }
+}
 
-    /// Takes the size from `image`, rounded down to what the VAE can encode.
-    fn size_from_image(&self, image: &EncodedImage) -> Result<Size> {
-        let factor = self.model.vae_scale_factor;
-        let down = |side: u32| side - side % factor;
-        match (down(image.height()), down(image.width())) {
-            (0, _) | (_, 0) => Err(Error::invalid_argument(format!(
-                "input `image` must be at least {factor} pixels high and wide, got {}x{}",
-                image.width(),
-                image.height()
-            ))),
-            size => Ok(size),
-        }
-    }
+/// An image of which a part is repainted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inpaint {
+    /// The image, of any size.
+    pub image: EncodedImage,
+    /// White is repainted, black is kept; of any size, and of the size of `image` with `padding_mask_crop`.
+    pub mask_image: EncodedImage,
+    /// How far the repainted part is changed, above 0 and at most 1; leaves at least one step.
+    pub strength: f64,
+    /// Margin in pixels around the masked part; the pipeline sees only the masked part and the margin.
+    pub padding_mask_crop: Option<u32>,
+    /// Whether the kept pixels are copied from `image`.
+    pub keep_unmasked: bool,
+}
 
-    /// Takes the size from `image` and checks it against `max_pixels`.
-    fn limited_size_from_image(&self, image: &EncodedImage) -> Result<Size> {
-        let (height, width) = self.size_from_image(image)?;
-        let max_pixels = self.rules.limits().max_pixels;
-        if u64::from(height) * u64::from(width) > max_pixels {
+impl Inpaint {
+    fn read(element: &Element<'_>) -> Result<Self> {
+        let image = element.image("image", element.inputs.image)?;
+        let mask_image = element.image("mask_image", element.inputs.mask_image)?;
+        let padding_mask_crop = element.args.padding_mask_crop;
+        let size = |image: &EncodedImage| (image.width(), image.height());
+        if padding_mask_crop.is_some() && size(&image) != size(&mask_image) {
             return Err(Error::invalid_argument(format!(
-                "input `image`: {width}x{height} pixels are more than max_pixels {max_pixels}"
+                "`padding_mask_crop` requires inputs `image` and `mask_image` of the same size, got {}x{} and {}x{}",
+                image.width(),
+                image.height(),
+                mask_image.width(),
+                mask_image.height()
             )));
         }
-        Ok((height, width))
+        let keep_unmasked = element.args.keep_unmasked.or(element.rules.defaults().keep_unmasked);
+        Ok(Self {
+            image,
+            mask_image,
+            strength: element.strength(),
+            padding_mask_crop: padding_mask_crop.and_then(|pad| u32::try_from(pad).ok()),
+            keep_unmasked: keep_unmasked.unwrap_or(true),
+        })
+    }
+}
+
+impl InputRules for Inpaint {
+    fn size(&self, element: &Element<'_>) -> Result<Size> {
+        element.size_from_args()
+    }
+
+    fn output_size(&self, generated: Size) -> Size {
+        // The crop is pasted into the whole image.
+        match self.padding_mask_crop {
+            Some(_) => (self.image.height(), self.image.width()),
+            None => generated,
+        }
+    }
+
+    fn strength(&self) -> Option<f64> {
+        Some(self.strength)
+    }
+
+    fn gen_args(&self, (height, width): Size) -> Vec<(&'static str, Value)> {
+        let mut args: Vec<(&str, Value)> = vec![
+            ("height", height.into()),
+            ("width", width.into()),
+            ("strength", self.strength.into()),
+            ("keep_unmasked", self.keep_unmasked.into()),
+        ];
+        args.extend(self.padding_mask_crop.map(|pad| ("padding_mask_crop", pad.into())));
+        args
+    }
+}
+
+/// An image that is enlarged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upscale {
+    /// The image, of any size.
+    pub image: EncodedImage,
+    /// Timestep of the noise that is added to the image.
+    pub noise_level: u32,
+}
+
+impl Upscale {
+    fn read(element: &Element<'_>) -> Result<Self> {
+        let image = element.image("image", element.inputs.image)?;
+        let default = element.rules.defaults().noise_level.unwrap_or(0);
+        let noise_level = element.args.noise_level.unwrap_or(default.into());
+        let max = element.model.max_noise_level;
+        match u32::try_from(noise_level) {
+            Ok(noise_level) if noise_level <= max => Ok(Self { image, noise_level }),
+            _ => Err(Error::invalid_argument(format!(
+                "gen_args: `noise_level` {noise_level} is more than the model's max_noise_level {max}"
+            ))),
+        }
+    }
+}
+
+impl InputRules for Upscale {
+    /// The input image is limited, not the result: a large result is generated in tiles.
+    fn size(&self, element: &Element<'_>) -> Result<Size> {
+        let (height, width) = element.size_from_image(&self.image)?;
+        let factor = element.model.vae_scale_factor;
+        Ok((height * factor, width * factor))
+    }
+
+    fn gen_args(&self, _: Size) -> Vec<(&'static str, Value)> {
+        vec![("noise_level", self.noise_level.into())]
     }
 }

@@ -12,5 +12,5 @@ pub use gen_args::GenArgs;
 pub use generate_request::GenerateRequest;
 pub use inputs::{Depth2Img, Img2Img, Inpaint, PipelineInputs, Text2Img, Upscale};
 pub use metadata::Metadata;
-pub use prompt_syntax::{PromptSyntax, Prompts, WeightedPrompt};
+pub use prompt_syntax::{PromptSyntax, Prompts};
 pub use validate::{ElementInputs, ModelInfo, RequestValidator};

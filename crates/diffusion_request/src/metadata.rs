@@ -19,8 +19,8 @@ impl Metadata {
     /// was used, `model` the name under which Triton serves the model.
     pub fn new(request: &GenerateRequest, scheduler: &str, model: &str, image_index: usize) -> Self {
         Self {
-            prompt: request.prompts.prompt().to_owned(),
-            negative_prompt: request.prompts.negative_prompt().to_owned(),
+            prompt: request.prompts.prompt.clone(),
+            negative_prompt: request.prompts.negative_prompt.clone(),
             gen_args: request.gen_args(scheduler),
             image_index,
             model: model.to_owned(),

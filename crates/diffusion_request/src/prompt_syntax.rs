@@ -31,76 +31,49 @@ impl PromptSyntax {
     }
 }
 
-/// The prompts of a request, parsed as the syntax says.
+/// Fragments of a weighted prompt: text without syntax, each with its weight. Never empty: a prompt without text is one
+/// empty fragment of weight 1.
+pub type Fragments = Vec<(String, f64)>;
+
+/// The prompts of a request, parsed.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Prompts {
-    /// Of [`PromptSyntax::Plain`].
-    Plain {
-        /// The prompt.
-        prompt: String,
-        /// The negative prompt.
-        negative_prompt: String,
-    },
-    /// Of [`PromptSyntax::Weighted`].
-    Weighted {
-        /// The prompt.
-        prompt: WeightedPrompt,
-        /// The negative prompt.
-        negative_prompt: WeightedPrompt,
-    },
+pub struct Prompts {
+    /// The prompt as the request gave it.
+    pub prompt: String,
+    /// The negative prompt as the request gave it.
+    pub negative_prompt: String,
+    /// The fragments of `prompt` and of `negative_prompt`; `None` for the plain syntax.
+    pub weighted: Option<(Fragments, Fragments)>,
 }
 
 impl Prompts {
     /// Parses a prompt and a negative prompt.
     ///
     /// # Errors
-    /// Those of [`WeightedPrompt::parse`], with the name of the input; none for plain prompts.
+    /// InvalidArgument that names the prompt, for a weight that is not a number or out of range, and for text in too many
+    /// brackets; none for plain prompts.
     pub fn parse(syntax: PromptSyntax, prompt: String, negative_prompt: String) -> Result<Self> {
-        Ok(match syntax {
-            PromptSyntax::Plain => Self::Plain {
-                prompt,
-                negative_prompt,
-            },
-            PromptSyntax::Weighted => Self::Weighted {
-                prompt: WeightedPrompt::parse(prompt).context(|| "prompt")?,
-                negative_prompt: WeightedPrompt::parse(negative_prompt).context(|| "negative_prompt")?,
-            },
+        let weighted = match syntax {
+            PromptSyntax::Plain => None,
+            PromptSyntax::Weighted => Some((
+                parse_weighted(&prompt).context(|| "prompt")?,
+                parse_weighted(&negative_prompt).context(|| "negative_prompt")?,
+            )),
+        };
+        Ok(Self {
+            prompt,
+            negative_prompt,
+            weighted,
         })
     }
 
     /// Returns the syntax that the prompts were parsed with.
     pub fn syntax(&self) -> PromptSyntax {
-        match self {
-            Self::Plain { .. } => PromptSyntax::Plain,
-            Self::Weighted { .. } => PromptSyntax::Weighted,
+        match self.weighted {
+            None => PromptSyntax::Plain,
+            Some(_) => PromptSyntax::Weighted,
         }
     }
-
-    /// Returns the text of the prompt as the request gave it.
-    pub fn prompt(&self) -> &str {
-        match self {
-            Self::Plain { prompt, .. } => prompt,
-            Self::Weighted { prompt, .. } => &prompt.text,
-        }
-    }
-
-    /// Returns the text of the negative prompt as the request gave it.
-    pub fn negative_prompt(&self) -> &str {
-        match self {
-            Self::Plain { negative_prompt, .. } => negative_prompt,
-            Self::Weighted { negative_prompt, .. } => &negative_prompt.text,
-        }
-    }
-}
-
-/// A prompt of the weighted syntax.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WeightedPrompt {
-    /// The text as the request gave it.
-    pub text: String,
-    /// Fragments of text without syntax, each with its weight. Not empty: a prompt without text is one empty fragment of
-    /// weight 1.
-    pub fragments: Vec<(String, f64)>,
 }
 
 /// Weights are from minus this to this.
@@ -112,87 +85,82 @@ const MAX_DEPTH: usize = 128;
 /// Factor of `(text)`; `[text]` divides by it.
 const BRACKET: f64 = 1.1;
 
-impl WeightedPrompt {
-    /// Splits a prompt into fragments of text, each with its weight.
-    ///
-    /// - `(text)` multiplies the weight by 1.1, `[text]` divides it by 1.1, `(text:1.3)` multiplies it by 1.3. Brackets
-    ///   can be nested, up to [`MAX_DEPTH`]. Round and square brackets are independent of each other and may overlap.
-    /// - `\(`, `\)`, `\[`, `\]` and `\\` are the characters themselves; any other backslash is dropped.
-    /// - A bracket that is never closed weights all text after it. A closing bracket that was never opened is text, and so
-    ///   is `:1.3)` outside of round brackets.
-    ///
-    /// Neighbours of equal weight are one fragment. Weights are products of float64 in the order in which brackets close,
-    /// as in Python. Only ASCII digits count. The time is linear in the length of the text.
-    ///
-    /// # Errors
-    /// InvalidArgument for a weight that is not a number (`:1.2.3)`) or beyond [`MAX_WEIGHT`], and for text in too many
-    /// brackets. The message does not hold any of the text.
-    pub fn parse(text: String) -> Result<Self> {
-        let mut fragments: Vec<(&str, f64)> = Vec::new();
-        // For each open bracket the index of its first fragment.
-        let (mut round, mut square) = (Vec::new(), Vec::new());
-        let mut rest = text.as_str();
-        while let Some((symbol, after)) = Symbol::first(rest) {
-            let literal = match symbol {
-                Symbol::OpenRound => {
-                    round.push(fragments.len());
+/// Splits a prompt into fragments of text, each with its weight.
+///
+/// - `(text)` multiplies the weight by 1.1, `[text]` divides it by 1.1, `(text:1.3)` multiplies it by 1.3. Brackets
+///   can be nested, up to [`MAX_DEPTH`]. Round and square brackets are independent of each other and may overlap.
+/// - `\(`, `\)`, `\[`, `\]` and `\\` are the characters themselves; any other backslash is dropped.
+/// - A bracket that is never closed weights all text after it. A closing bracket that was never opened is text, and so
+///   is `:1.3)` outside of round brackets.
+///
+/// Neighbours of equal weight are one fragment. Weights are products of float64 in the order in which brackets close,
+/// as in Python. Only ASCII digits count. The time is linear in the length of the text.
+///
+/// # Errors
+/// InvalidArgument for a weight that is not a number (`:1.2.3)`) or beyond [`MAX_WEIGHT`], and for text in too many
+/// brackets. The message does not hold any of the text.
+fn parse_weighted(prompt: &str) -> Result<Fragments> {
+    let mut fragments: Vec<(&str, f64)> = Vec::new();
+    // For each open bracket the index of its first fragment.
+    let (mut round, mut square) = (Vec::new(), Vec::new());
+    let mut rest = prompt;
+    while let Some((symbol, after)) = Symbol::first(rest) {
+        let text = match symbol {
+            Symbol::OpenRound => {
+                round.push(fragments.len());
+                None
+            }
+            Symbol::OpenSquare => {
+                square.push(fragments.len());
+                None
+            }
+            Symbol::CloseRound { text, weight } => match round.pop() {
+                Some(first) => {
+                    weigh(&mut fragments, first, weight.map_or(Ok(BRACKET), number)?);
                     None
                 }
-                Symbol::OpenSquare => {
-                    square.push(fragments.len());
+                None => Some(text),
+            },
+            Symbol::CloseSquare { text } => match square.pop() {
+                Some(first) => {
+                    weigh(&mut fragments, first, 1.0 / BRACKET);
                     None
                 }
-                Symbol::CloseRound { text, weight } => match round.pop() {
-                    Some(first) => {
-                        weigh(&mut fragments, first, weight.map_or(Ok(BRACKET), number)?);
-                        None
-                    }
-                    None => Some(text),
-                },
-                Symbol::CloseSquare { text } => match square.pop() {
-                    Some(first) => {
-                        weigh(&mut fragments, first, 1.0 / BRACKET);
-                        None
-                    }
-                    None => Some(text),
-                },
-                Symbol::Text(text) => Some(text),
-            };
-            if let Some(literal) = literal {
-                // Every bracket that is open now will weight this fragment, at the latest at the end.
-                if round.len() + square.len() > MAX_DEPTH {
-                    return Err(Error::invalid_argument(format!(
-                        "`prompt_syntax` weighted: text can be in at most {MAX_DEPTH} brackets"
-                    )));
-                }
-                fragments.push((literal, 1.0));
+                None => Some(text),
+            },
+            Symbol::Text(text) => Some(text),
+        };
+        if let Some(text) = text {
+            // Every bracket that is open now will weight this fragment, at the latest at the end.
+            if round.len() + square.len() > MAX_DEPTH {
+                return Err(Error::invalid_argument(format!(
+                    "`prompt_syntax` weighted: text can be in at most {MAX_DEPTH} brackets"
+                )));
             }
-            rest = after;
+            fragments.push((text, 1.0));
         }
-        for first in round {
-            weigh(&mut fragments, first, BRACKET);
-        }
-        for first in square {
-            weigh(&mut fragments, first, 1.0 / BRACKET);
-        }
-        let mut merged: Vec<(String, f64)> = Vec::new();
-        for (fragment, weight) in fragments {
-            if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(&weight) {
-                return Err(bad_weight());
-            }
-            match merged.last_mut() {
-                Some((last, same)) if *same == weight => last.push_str(fragment),
-                _ => merged.push((fragment.to_owned(), weight)),
-            }
-        }
-        if merged.is_empty() {
-            merged.push((String::new(), 1.0));
-        }
-        Ok(Self {
-            text,
-            fragments: merged,
-        })
+        rest = after;
     }
+    for first in round {
+        weigh(&mut fragments, first, BRACKET);
+    }
+    for first in square {
+        weigh(&mut fragments, first, 1.0 / BRACKET);
+    }
+    let mut merged: Fragments = Vec::new();
+    for (fragment, weight) in fragments {
+        if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(&weight) {
+            return Err(bad_weight());
+        }
+        match merged.last_mut() {
+            Some((last, same)) if *same == weight => last.push_str(fragment),
+            _ => merged.push((fragment.to_owned(), weight)),
+        }
+    }
+    if merged.is_empty() {
+        merged.push((String::new(), 1.0));
+    }
+    Ok(merged)
 }
 
 /// Multiplies the weights from fragment `first` on.

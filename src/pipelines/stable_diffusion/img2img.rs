@@ -9,7 +9,7 @@ use crate::pipelines::denoising_state::{DenoisingState, PrepareContext};
 use crate::processors::vae::image_to_tensor;
 use diffusion_core::Result;
 use diffusion_image::RgbImage;
-use diffusion_image::resize::{self, Filter};
+use diffusion_image::resize::{Filter, resize};
 use diffusion_request::Img2Img;
 
 impl PipelineSteps for Img2Img {
@@ -22,10 +22,10 @@ impl PipelineSteps for Img2Img {
 /// Returns the latents of `image` with the noise of the first step that `strength` leaves.
 ///
 /// # Errors
-/// InvalidArgument if `strength` leaves no step; out of memory.
+/// InvalidArgument if `strength` leaves no step.
 pub fn noisy_latents(context: &mut PrepareContext<'_>, image: &RgbImage, strength: f64) -> Result<Tensor> {
     let (height, width) = (context.request.height, context.request.width);
-    let image = resize::rgb(image, width, height, Filter::Lanczos)?;
+    let image = resize(image, width, height, Filter::Lanczos)?;
     context.apply_strength(strength)?;
     let latents = context.encode(&image_to_tensor(&image)?)?;
     // `cat` keeps the memory layout, on which the bytes of the UNet's first convolution depend.

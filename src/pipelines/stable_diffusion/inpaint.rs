@@ -9,7 +9,7 @@ use crate::pipelines::denoising_state::{DenoisingState, PrepareContext, Unmasked
 use crate::processors::vae::{image_to_tensor, mask_to_tensor};
 use diffusion_core::{Context, Result};
 use diffusion_image::compose::{self, Region};
-use diffusion_image::resize::{self, Filter};
+use diffusion_image::resize::{Filter, resize};
 use diffusion_image::{Mask, RgbImage};
 use diffusion_request::Inpaint;
 
@@ -29,11 +29,11 @@ impl PipelineSteps for Inpaint {
         let (image, mask) = match region {
             Some(region) => (
                 compose::resize_and_fill(&compose::crop(&original, region)?, width, height)?,
-                compose::resize_and_fill_mask(&compose::crop_mask(&original_mask, region)?, width, height)?,
+                compose::resize_and_fill(&compose::crop(&original_mask, region)?, width, height)?,
             ),
             None => (
-                resize::rgb(&original, width, height, Filter::Lanczos)?,
-                resize::mask(&original_mask, width, height, Filter::Lanczos)?,
+                resize(&original, width, height, Filter::Lanczos)?,
+                resize(&original_mask, width, height, Filter::Lanczos)?,
             ),
         };
 

@@ -20,7 +20,7 @@ pub trait PipelineSteps {
     /// Decodes the images and prepares the denoising loop.
     ///
     /// # Errors
-    /// InvalidArgument for damaged images and for a `strength` without a step; out of memory.
+    /// InvalidArgument for damaged images and for a `strength` without a step.
     fn prepare(&self, context: PrepareContext<'_>) -> Result<Prepared>;
 }
 

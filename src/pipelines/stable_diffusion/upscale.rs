@@ -10,7 +10,7 @@ use crate::pipelines::denoising_state::{DenoisingState, PrepareContext};
 use crate::pipelines::latent_tiles::{LatentTiles, TileCounts};
 use crate::processors::vae::image_to_tensor;
 use diffusion_core::{Error, Result};
-use diffusion_image::resize::{self, Filter};
+use diffusion_image::resize::{Filter, resize};
 use diffusion_request::Upscale;
 
 /// How much larger the UNet's tiles may be than the area that the VAE decodes in the same memory. The UNet's widest maps
@@ -24,7 +24,7 @@ impl PipelineSteps for Upscale {
     fn prepare(&self, mut context: PrepareContext<'_>) -> Result<Prepared> {
         let (height, width) = context.latent_size();
         let side = |n: i64| u32::try_from(n).map_err(|_| Error::internal("a side beyond 32 bits"));
-        let image = resize::rgb(&self.image.rgb()?, side(width)?, side(height)?, Filter::Bicubic)?;
+        let image = resize(&self.image.rgb()?, side(width)?, side(height)?, Filter::Bicubic)?;
         let image = context.to_device(&image_to_tensor(&image)?)?;
         let noise = context.noise(&image.size())?;
         let low_res_scheduler = context

@@ -38,19 +38,19 @@ fn crop_beyond_the_image_is_black() {
     let all = crop(&source, region(0, 0, 6, 4)).unwrap();
     assert_eq!(all, source);
     assert!(crop(&source, region(3, 0, 3, 4)).is_err());
-    let far = crop_mask(&plain(3, 3, 9), region(10, 10, 12, 12)).unwrap();
+    let far = crop(&plain(3, 3, 9), region(10, 10, 12, 12)).unwrap();
     assert_eq!(far, plain(2, 2, 0));
 }
 
 #[test]
 fn fill_leaves_black_only_an_odd_last_line() {
     // 8x4 into 8x8: two lines above and two below, of the colour of the edge.
-    let filled = resize_and_fill_mask(&plain(8, 4, 200), 8, 8).unwrap();
+    let filled = resize_and_fill(&plain(8, 4, 200), 8, 8).unwrap();
     assert_eq!(filled, plain(8, 8, 200));
-    let wide = resize_and_fill_mask(&plain(4, 8, 200), 8, 8).unwrap();
+    let wide = resize_and_fill(&plain(4, 8, 200), 8, 8).unwrap();
     assert_eq!(wide, plain(8, 8, 200));
     // 8x4 into 8x9: the rest is odd.
-    let odd = resize_and_fill_mask(&plain(8, 4, 200), 8, 9).unwrap();
+    let odd = resize_and_fill(&plain(8, 4, 200), 8, 9).unwrap();
     assert_eq!(odd.values()[..64], [200; 64]);
     assert_eq!(odd.values()[64..], [0; 8]);
 }

@@ -10,7 +10,7 @@ use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat};
 
-use super::{ImageLimits, webp};
+use super::{Header, ImageLimits, webp};
 use diffusion_core::{Error, Result};
 
 /// Bytes that a decoder may allocate in addition to the pixels: tables, lines, and text chunks before the pixels.
@@ -82,34 +82,18 @@ impl Format {
     }
 }
 
-/// Reads and checks the header of `file`: width, height and orientation.
+/// Opens `file` and checks its header.
 ///
 /// # Errors
 /// InvalidArgument for a damaged header, an unsupported kind, and an image beyond the limits.
 ///
 /// # Panics
 /// Where a decoder does; the caller catches it.
-pub(super) fn header(format: Format, file: &[u8], limits: &ImageLimits) -> Result<(u32, u32, Orientation)> {
-    let (decoder, orientation) = open(format, file, limits)?;
-    let (width, height) = decoder.dimensions();
-    Ok((width, height, orientation))
-}
-
-/// Decodes the first image of `file` and turns it upright.
-///
-/// # Errors
-/// Those of [`header`], and InvalidArgument for damaged or missing pixels.
-///
-/// # Panics
-/// As [`header`].
-pub(super) fn decode(format: Format, file: &[u8], limits: &ImageLimits) -> Result<DynamicImage> {
-    let (decoder, orientation) = open(format, file, limits)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| format.error(&error))?;
-    image.apply_orientation(orientation);
-    Ok(image)
-}
-
-fn open<'a>(format: Format, file: &'a [u8], limits: &ImageLimits) -> Result<(Box<dyn ImageDecoder + 'a>, Orientation)> {
+pub(super) fn open<'a>(
+    format: Format,
+    file: &'a [u8],
+    limits: &ImageLimits,
+) -> Result<(Box<dyn ImageDecoder + 'a>, Header)> {
     let refused = |error: ImageError| format.error(&error);
     let reader = Cursor::new(file);
     let mut decoder: Box<dyn ImageDecoder + 'a> = match format {
@@ -132,7 +116,21 @@ fn open<'a>(format: Format, file: &'a [u8], limits: &ImageLimits) -> Result<(Box
     decoder.set_limits(allowed(decoder.total_bytes())).map_err(refused)?;
     // Pillow ignores a broken orientation, too.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    Ok((decoder, orientation))
+    Ok((decoder, (width, height, orientation)))
+}
+
+/// Decodes the first image of `file` and turns it upright.
+///
+/// # Errors
+/// Those of [`open`], and InvalidArgument for damaged or missing pixels.
+///
+/// # Panics
+/// As [`open`].
+pub(super) fn decode(format: Format, file: &[u8], limits: &ImageLimits) -> Result<DynamicImage> {
+    let (decoder, (_, _, orientation)) = open(format, file, limits)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| format.error(&error))?;
+    image.apply_orientation(orientation);
+    Ok(image)
 }
 
 /// Checks the number of frames of an animation. Only the first frame is used.

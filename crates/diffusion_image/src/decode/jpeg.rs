@@ -10,8 +10,8 @@ use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, RgbImage};
 use mozjpeg::{ColorSpace, Decompress, Marker};
 
-use super::ImageLimits;
 use super::format::Format;
+use super::{Header, ImageLimits};
 use diffusion_core::{Error, Result};
 
 /// Most scans of a progressive file. Each scan costs a pass over the whole image and may need only a few bytes of the
@@ -21,7 +21,7 @@ const MAX_SCANS: usize = 100;
 /// First bytes of the EXIF marker; a TIFF header follows.
 const EXIF: &[u8] = b"Exif\0\0";
 
-/// Reads and checks the header of `file`: width, height and orientation.
+/// Opens `file` and checks its header.
 ///
 /// # Errors
 /// InvalidArgument for a damaged header, for a number of channels other than 1, 3 and 4, for too many scans, and for an
@@ -29,40 +29,7 @@ const EXIF: &[u8] = b"Exif\0\0";
 ///
 /// # Panics
 /// libjpeg's errors unwind; the caller catches them.
-pub(super) fn header(file: &[u8], limits: &ImageLimits) -> Result<(u32, u32, Orientation)> {
-    open(file, limits).map(|(_, header)| header)
-}
-
-/// Decodes `file` and turns the image upright.
-///
-/// # Errors
-/// Those of [`header`], and InvalidArgument for damaged or missing pixels.
-///
-/// # Panics
-/// As [`header`].
-pub(super) fn decode(file: &[u8], limits: &ImageLimits) -> Result<DynamicImage> {
-    let (decoder, (width, height, orientation)) = open(file, limits)?;
-    let channels = decoder.components().len();
-    let mut started = match channels {
-        1 => decoder.grayscale(),
-        3 => decoder.rgb(),
-        _ => decoder.to_colorspace(ColorSpace::JCS_CMYK),
-    }
-    .map_err(damaged)?;
-    let samples: Vec<u8> = started.read_scanlines().map_err(damaged)?;
-    let image = match channels {
-        1 => GrayImage::from_raw(width, height, samples).map(DynamicImage::from),
-        3 => RgbImage::from_raw(width, height, samples).map(DynamicImage::from),
-        _ => RgbImage::from_raw(width, height, rgb_of_inverted_cmyk(&samples)).map(DynamicImage::from),
-    };
-    let mut image = image.ok_or_else(|| Format::Jpeg.damaged())?;
-    image.apply_orientation(orientation);
-    Ok(image)
-}
-
-type Header = (u32, u32, Orientation);
-
-fn open<'a>(file: &'a [u8], limits: &ImageLimits) -> Result<(Decompress<WholeFile<'a>>, Header)> {
+pub(super) fn open<'a>(file: &'a [u8], limits: &ImageLimits) -> Result<(Decompress<WholeFile<'a>>, Header)> {
     let decoder = Decompress::with_markers(&[Marker::APP(1)])
         .from_reader(WholeFile(file))
         .map_err(damaged)?;
@@ -87,13 +54,40 @@ fn open<'a>(file: &'a [u8], limits: &ImageLimits) -> Result<(Decompress<WholeFil
     Ok((decoder, (width, height, orientation)))
 }
 
+/// Decodes `file` and turns the image upright.
+///
+/// # Errors
+/// Those of [`open`], and InvalidArgument for damaged or missing pixels.
+///
+/// # Panics
+/// As [`open`].
+pub(super) fn decode(file: &[u8], limits: &ImageLimits) -> Result<DynamicImage> {
+    let (decoder, (width, height, orientation)) = open(file, limits)?;
+    let channels = decoder.components().len();
+    let mut started = match channels {
+        1 => decoder.grayscale(),
+        3 => decoder.rgb(),
+        _ => decoder.to_colorspace(ColorSpace::JCS_CMYK),
+    }
+    .map_err(damaged)?;
+    let samples: Vec<u8> = started.read_scanlines().map_err(damaged)?;
+    let image = match channels {
+        1 => GrayImage::from_raw(width, height, samples).map(DynamicImage::from),
+        3 => RgbImage::from_raw(width, height, samples).map(DynamicImage::from),
+        _ => RgbImage::from_raw(width, height, rgb_of_inverted_cmyk(&samples)).map(DynamicImage::from),
+    };
+    let mut image = image.ok_or_else(|| Format::Jpeg.damaged())?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
 fn damaged(_: io::Error) -> Error {
     Format::Jpeg.damaged()
 }
 
 /// A file in memory whose end is an error. libjpeg would take the end of a reader for the end of the image and fill the
 /// rest with gray; Pillow refuses a truncated file.
-struct WholeFile<'a>(&'a [u8]);
+pub(super) struct WholeFile<'a>(&'a [u8]);
 
 impl Read for WholeFile<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

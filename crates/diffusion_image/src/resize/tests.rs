@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{Mask, RgbImage};
 
 const FILTERS: [Filter; 4] = [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos];
 
@@ -49,7 +50,7 @@ fn transposed(image: &Mask) -> Mask {
 proptest! {
     #[test]
     fn resize_to_the_same_size_is_a_copy(image in image(), filter in filter()) {
-        let result = rgb(&image, image.width(), image.height(), filter).unwrap();
+        let result = resize(&image, image.width(), image.height(), filter).unwrap();
         prop_assert_eq!(result, image);
     }
 
@@ -58,15 +59,15 @@ proptest! {
         colour in any::<[u8; 3]>(), width in side(), height in side(), w in side(), h in side(), filter in filter(),
     ) {
         let source = RgbImage::new(width, height, colour.repeat((width * height) as usize)).unwrap();
-        let result = rgb(&source, w, h, filter).unwrap();
+        let result = resize(&source, w, h, filter).unwrap();
         prop_assert_eq!(result.rgb(), colour.repeat((w * h) as usize));
     }
 
     #[test]
     fn resize_does_not_mix_channels(image in image(), w in side(), h in side(), filter in filter()) {
-        let result = rgb(&image, w, h, filter).unwrap();
+        let result = resize(&image, w, h, filter).unwrap();
         for number in 0..3 {
-            let alone = mask(&channel(&image, number), w, h, filter).unwrap();
+            let alone = resize(&channel(&image, number), w, h, filter).unwrap();
             prop_assert_eq!(channel(&result, number), alone);
         }
     }
@@ -75,8 +76,8 @@ proptest! {
     #[test]
     fn resize_of_a_mirrored_image_is_mirrored(image in image(), w in side(), h in side()) {
         for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
-            let result = mirrored(&rgb(&image, w, h, filter).unwrap());
-            let other = rgb(&mirrored(&image), w, h, filter).unwrap();
+            let result = mirrored(&resize(&image, w, h, filter).unwrap());
+            let other = resize(&mirrored(&image), w, h, filter).unwrap();
             for (a, b) in result.rgb().iter().zip(other.rgb()) {
                 prop_assert!(a.abs_diff(*b) <= 1);
             }
@@ -87,8 +88,8 @@ proptest! {
     #[test]
     fn passes_have_equal_weights(image in image(), w in side(), filter in filter()) {
         let source = channel(&image, 0);
-        let along_rows = mask(&source, w, source.height(), filter).unwrap();
-        let along_columns = mask(&transposed(&source), source.height(), w, filter).unwrap();
+        let along_rows = resize(&source, w, source.height(), filter).unwrap();
+        let along_columns = resize(&transposed(&source), source.height(), w, filter).unwrap();
         prop_assert_eq!(transposed(&along_rows), along_columns);
     }
 
@@ -102,7 +103,7 @@ proptest! {
         prop_assert_eq!((result.width(), result.height(), result.bits()), (w, h, 8));
         // A single pass: no intermediate is clipped.
         let only_rows = depth(&map, w, map.height(), filter).unwrap();
-        let bytes = mask(&source, w, map.height(), filter).unwrap();
+        let bytes = resize(&source, w, map.height(), filter).unwrap();
         for (float, byte) in only_rows.values().iter().zip(bytes.values()) {
             prop_assert!((float.clamp(0.0, 255.0) - f32::from(*byte)).abs() <= 0.51);
         }
@@ -112,7 +113,7 @@ proptest! {
 #[test]
 fn nearest_picks_the_pixel_under_the_centre() {
     let source = Mask::new(4, 1, vec![10, 20, 30, 40]).unwrap();
-    let resized = |width| mask(&source, width, 2, Filter::Nearest).unwrap();
+    let resized = |width| resize(&source, width, 2, Filter::Nearest).unwrap();
     assert_eq!(resized(2).values(), [20, 40, 20, 40]);
     assert_eq!(resized(1).values(), [30, 30]);
     assert_eq!(resized(8).values(), [10, 10, 20, 20, 30, 30, 40, 40].repeat(2));
@@ -121,9 +122,9 @@ fn nearest_picks_the_pixel_under_the_centre() {
 #[test]
 fn bilinear_halves_as_expected() {
     let source = Mask::new(2, 1, vec![0, 100]).unwrap();
-    let result = mask(&source, 4, 1, Filter::Bilinear).unwrap();
+    let result = resize(&source, 4, 1, Filter::Bilinear).unwrap();
     assert_eq!(result.values(), [0, 25, 75, 100]);
-    let back = mask(&result, 1, 1, Filter::Bilinear).unwrap();
+    let back = resize(&result, 1, 1, Filter::Bilinear).unwrap();
     assert_eq!(back.values(), [50]);
 }
 
@@ -131,7 +132,7 @@ fn bilinear_halves_as_expected() {
 fn overshoot_is_clipped_except_in_depth_maps() {
     let step = [0u8, 0, 0, 255, 255, 255];
     let source = Mask::new(6, 1, step.to_vec()).unwrap();
-    let result = mask(&source, 24, 1, Filter::Lanczos).unwrap();
+    let result = resize(&source, 24, 1, Filter::Lanczos).unwrap();
     assert_eq!(*result.values().iter().min().unwrap(), 0);
     assert_eq!(*result.values().iter().max().unwrap(), 255);
     let map = DepthMap::new(6, 1, 8, step.map(f32::from).to_vec()).unwrap();
@@ -145,14 +146,14 @@ fn edge_without_area_blends_its_neighbours() {
     let lines = [[0u8; 3], [100; 3], [200; 3]].concat();
     let source = RgbImage::new(1, 3, lines).unwrap();
     let part = |y| Part::whole((1, 3)).between_lines(y);
-    let top = rgb_part(&source, part(0), 1, 2, Filter::Bicubic).unwrap();
+    let top = resize_part(&source, part(0), 1, 2, Filter::Bicubic).unwrap();
     // Weights 0.5625 and -0.0625 of the first two lines, normalised.
     assert_eq!(top.rgb(), [0; 6]);
-    let bottom = rgb_part(&source, part(3), 1, 2, Filter::Bicubic).unwrap();
+    let bottom = resize_part(&source, part(3), 1, 2, Filter::Bicubic).unwrap();
     assert_eq!(bottom.rgb(), [213; 6]);
     let wide = RgbImage::new(3, 1, source.rgb().to_vec()).unwrap();
     let right = Part::whole((3, 1)).between_columns(3);
-    let right = rgb_part(&wide, right, 2, 1, Filter::Bicubic).unwrap();
+    let right = resize_part(&wide, right, 2, 1, Filter::Bicubic).unwrap();
     assert_eq!(right.rgb(), [213; 6]);
 }
 
@@ -160,7 +161,7 @@ fn edge_without_area_blends_its_neighbours() {
 fn empty_size_is_an_error() {
     let source = RgbImage::new(2, 2, vec![0; 12]).unwrap();
     for (width, height) in [(0, 2), (2, 0)] {
-        let error = rgb(&source, width, height, Filter::Bicubic).unwrap_err();
+        let error = resize(&source, width, height, Filter::Bicubic).unwrap_err();
         assert!(matches!(error, Error::Internal(_)), "{error:?}");
     }
 }

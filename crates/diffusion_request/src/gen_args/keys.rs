@@ -196,18 +196,10 @@ impl Key {
     }
 
     /// Returns whether `args` has a value for the key.
-    pub(super) fn is_set(&self, args: &mut GenArgs) -> bool {
-        match &self.kind {
-            Kind::Int(_, field) | Kind::Size(field) => field(args).is_some(),
-            Kind::Float(_, field) => field(args).is_some(),
-            Kind::Bool(field) => field(args).is_some(),
-            Kind::ClassName(field) => field(args).is_some(),
-            Kind::Format(field) => field(args).is_some(),
-            Kind::PromptSyntax(field) => field(args).is_some(),
-            Kind::Timesteps(field) => field(args).is_some(),
-            Kind::Sigmas(field) => field(args).is_some(),
-            Kind::Planned(_) => false,
-        }
+    pub(super) fn is_set(&self, args: &GenArgs) -> bool {
+        let mut value = GenArgs::default();
+        self.fill(&mut value, &mut args.clone());
+        value != GenArgs::default()
     }
 
     /// Moves the value of the key from `from` to `to`, unless `to` has one.

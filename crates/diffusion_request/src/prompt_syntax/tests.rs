@@ -3,10 +3,6 @@ use super::*;
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 
-fn parse_weighted(prompt: &str) -> Result<Vec<(String, f64)>> {
-    WeightedPrompt::parse(prompt.to_owned()).map(|parsed| parsed.fragments)
-}
-
 fn parsed(prompt: &str) -> Vec<(String, f64)> {
     parse_weighted(prompt).unwrap()
 }

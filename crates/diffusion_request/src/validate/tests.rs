@@ -112,7 +112,7 @@ fn sagemaker_example_is_valid() {
     )
     .unwrap();
     assert_eq!(
-        request.prompts.negative_prompt(),
+        request.prompts.negative_prompt,
         "blur, signature, low detail, low quality"
     );
     assert_eq!((request.num_inference_steps, request.guidance_scale), (50, 8.0));
@@ -225,7 +225,7 @@ fn prompts_are_parsed_by_their_syntax() {
     let request = validate(b"(a:2)", None, None, &own).unwrap();
     assert_eq!(request.prompts.syntax(), PromptSyntax::Weighted);
     assert_eq!(request.gen_args("X")["prompt_syntax"], "weighted");
-    assert_eq!(request.prompts.prompt(), "(a:2)");
+    assert_eq!(request.prompts.prompt, "(a:2)");
     validate(bad, None, Some(br#"{"prompt_syntax": "plain"}"#), &own).unwrap();
 }
 

@@ -97,19 +97,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         gen_args: bytes("gen_args"),
     })?;
     let pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
-    let generated = generate(pipeline, request.clone())?;
-
-    let model = arguments.model_name();
+    let metadata = Metadata::new(&request, &arguments.model_name());
+    let (seed, output_format) = (request.seed, request.output);
+    let generated = generate(pipeline, request)?;
     let images = generated
         .images
         .iter()
         .enumerate()
-        .map(|(index, image)| {
-            let metadata = Metadata::new(&request, generated.scheduler, &model, index);
-            encode(image, &request.output, &metadata.to_json())
-        })
+        .map(|(index, image)| encode(image, &output_format, &metadata.of_image(generated.scheduler, index)))
         .collect::<Result<Vec<_>>>()?;
-    print_parameters(&request, &generated);
+    print_parameters(seed, &generated);
     for path in arguments.request.write(&images)? {
         output::print(path.display());
     }
@@ -131,8 +128,8 @@ fn generate(mut pipeline: DiffusionPipeline, request: GenerateRequest) -> Result
 }
 
 /// Prints the parameters of the server's response.
-fn print_parameters(request: &GenerateRequest, generated: &PipelineOutput) {
-    output::print(format_args!("seed: {}", request.seed));
+fn print_parameters(seed: u64, generated: &PipelineOutput) {
+    output::print(format_args!("seed: {seed}"));
     output::print(format_args!("steps_run: {}", generated.steps_run));
     output::print(format_args!("scheduler: {}", generated.scheduler));
     if generated.prompt_truncated {

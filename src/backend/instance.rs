@@ -13,7 +13,7 @@ use crate::pipelines::{Device, DiffusionPipeline};
 use crate::request::tensors::decode;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{Engine, QueuedRequest};
-use diffusion_request::RequestValidator;
+use diffusion_request::{Metadata, RequestValidator};
 
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
@@ -84,15 +84,15 @@ impl ModelInstanceState {
             Err(error) => return slot.fail(&to_triton(self.model.name(), &error)),
         };
         slot.set_batch_size(elements.len() as u64);
-        let model: Arc<str> = self.model.name().into();
         let response = PendingResponse::new(slot, elements.len(), self.model.max_batch_size() > 0);
         let requests = elements.into_iter().enumerate().map(|(index, request)| QueuedRequest {
             batch_size: request.unet_batch_size(),
             handler: Box::new(ElementResponder {
                 response: Arc::clone(&response),
                 index,
-                request: request.clone(),
-                model: Arc::clone(&model),
+                metadata: Metadata::new(&request, self.model.name()),
+                seed: request.seed,
+                output_format: request.output,
                 counters: self.model.counters(),
                 encoder: self.encoder.handle(),
             }),

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
 use diffusion_engine::ResponseHandler;
-use diffusion_image::{encode, to_base64};
-use diffusion_request::{GenerateRequest, Metadata};
+use diffusion_image::{OutputFormat, encode, to_base64};
+use diffusion_request::Metadata;
 use triton_api::{OutputTensor, Slot};
 
 use super::encoder_thread::EncoderHandle;
@@ -172,10 +172,12 @@ pub struct ElementResponder {
     pub response: Arc<PendingResponse>,
     /// The index of the batch element.
     pub index: usize,
-    /// The request of the batch element, for the metadata of its images.
-    pub request: GenerateRequest,
-    /// The model's name, for the metadata of its images.
-    pub model: Arc<str>,
+    /// The parameters of the batch element, which its PNGs record.
+    pub metadata: Metadata,
+    /// The seed of the batch element.
+    pub seed: u64,
+    /// The file format of its images.
+    pub output_format: OutputFormat,
     /// The model's metrics.
     pub counters: Arc<Counters>,
     /// The thread that encodes the images.
@@ -201,15 +203,15 @@ impl ElementResponder {
             .iter()
             .enumerate()
             .map(|(index, image)| {
-                let metadata = Metadata::new(&self.request, output.scheduler, &self.model, index);
-                let file = encode(image, &self.request.output, &metadata.to_json())?;
+                let metadata = self.metadata.of_image(output.scheduler, index);
+                let file = encode(image, &self.output_format, &metadata)?;
                 Ok(to_base64(&file))
             })
             .collect::<Result<Vec<_>>>()?;
         self.counters.images_generated(images.len());
         Ok(ElementResult {
             images,
-            seed: self.request.seed,
+            seed: self.seed,
             steps_run: output.steps_run,
             prompt_truncated: output.prompt_truncated,
             nsfw_content_detected: output.nsfw_content_detected.clone(),

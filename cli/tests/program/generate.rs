@@ -31,8 +31,8 @@ fn expected(model: &str, row: &ElementInputs<'_>) -> Vec<Vec<u8>> {
     let images = generated.images.iter().enumerate();
     images
         .map(|(index, image)| {
-            let metadata = Metadata::new(&request, generated.scheduler, model, index);
-            encode(image, &request.output, &metadata.to_json()).unwrap()
+            let metadata = Metadata::new(&request, model).of_image(generated.scheduler, index);
+            encode(image, &request.output, &metadata).unwrap()
         })
         .collect()
 }

@@ -7,8 +7,6 @@ use crate::prompt_syntax::Prompts;
 use diffusion_image::OutputFormat;
 
 /// An image request with every argument decided, within the limits of its model.
-///
-/// A clone shares the bytes of the images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
     /// The prompt and the negative prompt, which is not used without guidance. Both may be empty.
@@ -58,9 +56,9 @@ impl GenerateRequest {
         unet_batch_size(self.num_images_per_prompt as u64, guided) as usize
     }
 
-    /// Returns the arguments as a `gen_args` object. The same prompts, inputs and model with this object give the same
-    /// images. `scheduler` is the class name of the scheduler that was used.
-    pub fn gen_args(&self, scheduler: &str) -> Map<String, Value> {
+    /// Returns the arguments as a `gen_args` object, without the scheduler. The same prompts, inputs, model and scheduler
+    /// with this object give the same images.
+    pub fn gen_args(&self) -> Map<String, Value> {
         let mut args = Map::new();
         let mut put = |key: &str, value: Value| args.insert(key.to_owned(), value);
         for (key, value) in self.inputs.rules().gen_args((self.height, self.width)) {
@@ -83,7 +81,6 @@ impl GenerateRequest {
             put("clip_skip", clip_skip.into());
         }
         put("seed", self.seed.into());
-        put("scheduler", scheduler.into());
         put("output_format", self.output.format().name().into());
         if let Some(quality) = self.output.quality() {
             put("quality", quality.into());

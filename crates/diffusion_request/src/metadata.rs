@@ -4,37 +4,38 @@ use serde_json::{Map, Value, json};
 
 use crate::GenerateRequest;
 
-/// The parameters of one image, for the text chunk of its PNG.
+/// The parameters of a request, for the text chunk of its PNGs. Holds no images, unlike the request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Metadata {
     prompt: String,
     negative_prompt: String,
+    /// Without the scheduler, which is known when the images are.
     gen_args: Map<String, Value>,
-    image_index: usize,
     model: String,
 }
 
 impl Metadata {
-    /// Creates the metadata of image `image_index` (from 0) of a request. `scheduler` is the class name of the scheduler that
-    /// was used, `model` the name under which Triton serves the model.
-    pub fn new(request: &GenerateRequest, scheduler: &str, model: &str, image_index: usize) -> Self {
+    /// Creates the metadata of a request. `model` is the name under which Triton serves the model.
+    pub fn new(request: &GenerateRequest, model: &str) -> Self {
         Self {
             prompt: request.prompts.prompt.clone(),
             negative_prompt: request.prompts.negative_prompt.clone(),
-            gen_args: request.gen_args(scheduler),
-            image_index,
+            gen_args: request.gen_args(),
             model: model.to_owned(),
         }
     }
 
-    /// Returns the JSON object `{prompt, negative_prompt, gen_args, image_index, model, generator}`. A request with its
-    /// prompts and `gen_args` gives the same images; this one is number `image_index`.
-    pub fn to_json(&self) -> Value {
+    /// Returns the JSON object `{prompt, negative_prompt, gen_args, image_index, model, generator}` of image `image_index`
+    /// (from 0). `scheduler` is the class name of the scheduler that was used. A request with these prompts and
+    /// `gen_args` gives the same images.
+    pub fn of_image(&self, scheduler: &str, image_index: usize) -> Value {
+        let mut gen_args = self.gen_args.clone();
+        gen_args.insert("scheduler".to_owned(), scheduler.into());
         json!({
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
-            "gen_args": self.gen_args,
-            "image_index": self.image_index,
+            "gen_args": gen_args,
+            "image_index": image_index,
             "model": self.model,
             "generator": concat!("triton-diffusion ", env!("CARGO_PKG_VERSION")),
         })
@@ -77,7 +78,7 @@ mod tests {
     }
 
     fn metadata() -> Value {
-        Metadata::new(&request(), "PNDMScheduler", "sd_base", 1).to_json()
+        Metadata::new(&request(), "sd_base").of_image("PNDMScheduler", 1)
     }
 
     #[test]

@@ -49,8 +49,15 @@ impl Element<'_> {
     /// both defaults if one side is missing, and drops the side that is given.
     pub fn size_from_args(&self) -> Result<Size> {
         let max_pixels = self.rules.limits().max_pixels;
-        let height = self.args.height.unwrap_or(self.model.default_height.into());
-        let width = self.args.width.unwrap_or(self.model.default_width.into());
+        let factor = u64::from(self.model.vae_scale_factor);
+        let down = |side: u64| side - side % factor;
+        let height = down(self.args.height.unwrap_or(self.model.default_height.into()));
+        let width = down(self.args.width.unwrap_or(self.model.default_width.into()));
+        if height == 0 || width == 0 {
+            return Err(Error::invalid_argument(format!(
+                "gen_args: `height` and `width` must be at least {factor}"
+            )));
+        }
         let fits = height.checked_mul(width).is_some_and(|area| area <= max_pixels);
         match (u32::try_from(height), u32::try_from(width)) {
             (Ok(height), Ok(width)) if fits => Ok((height, width)),

@@ -224,7 +224,7 @@ fn prompts_are_parsed_by_their_syntax() {
     assert!(fails(bad, b"", b"", &own).starts_with("prompt: "));
     let request = validate(b"(a:2)", None, None, &own).unwrap();
     assert_eq!(request.prompts.syntax(), PromptSyntax::Weighted);
-    assert_eq!(request.gen_args("X")["prompt_syntax"], "weighted");
+    assert_eq!(request.gen_args()["prompt_syntax"], "weighted");
     assert_eq!(request.prompts.prompt, "(a:2)");
     validate(bad, None, Some(br#"{"prompt_syntax": "plain"}"#), &own).unwrap();
 }
@@ -424,7 +424,9 @@ proptest! {
             scheduler: Some(SCHEDULERS[scheduler].into()),
             output: [OutputFormat::Png, OutputFormat::Jpeg { quality }, OutputFormat::Webp { quality }][format],
         };
-        let args = Value::Object(request.gen_args(SCHEDULERS[scheduler])).to_string();
+        let mut args = request.gen_args();
+        args.insert("scheduler".into(), SCHEDULERS[scheduler].into());
+        let args = Value::Object(args).to_string();
         let again = validate(b"a", Some(b"b"), Some(args.as_bytes()), &validator()).unwrap();
         prop_assert_eq!(again, request);
     }

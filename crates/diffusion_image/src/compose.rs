@@ -40,15 +40,10 @@ pub fn resize_and_fill<const N: usize>(image: &Raster<N>, width: u32, height: u3
     let (source_width, source_height) = image.size();
     let ratio = f64::from(width) / f64::from(height);
     let source_ratio = f64::from(source_width) / f64::from(source_height);
-    let inner_width = if ratio < source_ratio {
-        width
+    let (inner_width, inner_height) = if ratio < source_ratio {
+        (width, scaled(source_height, width, source_width))
     } else {
-        scaled(source_width, height, source_height)
-    };
-    let inner_height = if ratio >= source_ratio {
-        height
-    } else {
-        scaled(source_height, width, source_width)
+        (scaled(source_width, height, source_height), height)
     };
     if inner_width == 0 || inner_height == 0 {
         return Err(Error::invalid_argument(format!(
@@ -89,15 +84,10 @@ pub fn resize_and_crop(image: &RgbImage, width: u32, height: u32) -> Result<RgbI
     let (source_width, source_height) = image.size();
     let ratio = f64::from(width) / f64::from(height);
     let source_ratio = f64::from(source_width) / f64::from(source_height);
-    let inner_width = if ratio > source_ratio {
-        width
+    let (inner_width, inner_height) = if ratio > source_ratio {
+        (width, scaled(source_height, width, source_width))
     } else {
-        scaled(source_width, height, source_height)
-    };
-    let inner_height = if ratio <= source_ratio {
-        height
-    } else {
-        scaled(source_height, width, source_width)
+        (scaled(source_width, height, source_height), height)
     };
     let resized = resize(image, inner_width, inner_height, RESAMPLE)?;
     let mut canvas = Raster::black(width, height)?;

@@ -24,10 +24,10 @@ const RESAMPLE: Filter = Filter::Lanczos;
 ///
 /// # Errors
 /// Internal if the region has no area.
-pub fn crop<R: Raster>(image: &R, region: Region) -> Result<R> {
-    let mut canvas = Canvas::black(region.width(), region.height());
+pub fn crop<const N: usize>(image: &Raster<N>, region: Region) -> Result<Raster<N>> {
+    let mut canvas = Raster::black(region.width(), region.height())?;
     canvas.paste(image, -i64::from(region.left), -i64::from(region.top));
-    canvas.finish()
+    Ok(canvas)
 }
 
 /// Fits the whole image into the middle of `width` times `height` pixels and stretches its outermost lines or columns over
@@ -35,20 +35,15 @@ pub fn crop<R: Raster>(image: &R, region: Region) -> Result<R> {
 ///
 /// # Errors
 /// InvalidArgument for an image so narrow that no pixel would be left; Internal if a side is 0.
-pub fn resize_and_fill<R: Raster>(image: &R, width: u32, height: u32) -> Result<R> {
+pub fn resize_and_fill<const N: usize>(image: &Raster<N>, width: u32, height: u32) -> Result<Raster<N>> {
     check_sides(width, height)?;
     let (source_width, source_height) = image.size();
     let ratio = f64::from(width) / f64::from(height);
     let source_ratio = f64::from(source_width) / f64::from(source_height);
-    let inner_width = if ratio < source_ratio {
-        width
+    let (inner_width, inner_height) = if ratio < source_ratio {
+        (width, scaled(source_height, width, source_width))
     } else {
-        scaled(source_width, height, source_height)
-    };
-    let inner_height = if ratio >= source_ratio {
-        height
-    } else {
-        scaled(source_height, width, source_width)
+        (scaled(source_width, height, source_height), height)
     };
     if inner_width == 0 || inner_height == 0 {
         return Err(Error::invalid_argument(format!(
@@ -56,7 +51,7 @@ pub fn resize_and_fill<R: Raster>(image: &R, width: u32, height: u32) -> Result<
         )));
     }
     let resized = resize(image, inner_width, inner_height, RESAMPLE)?;
-    let mut canvas = Canvas::black(width, height);
+    let mut canvas = Raster::black(width, height)?;
     let (left, top) = centred((width, height), (inner_width, inner_height));
     canvas.paste(&resized, left, top);
     // diffusers names no filter for the rims; Pillow's default is bicubic.
@@ -77,7 +72,7 @@ pub fn resize_and_fill<R: Raster>(image: &R, width: u32, height: u32) -> Result<
             canvas.paste(&right, i64::from(rest) + i64::from(inner_width), 0);
         }
     }
-    canvas.finish()
+    Ok(canvas)
 }
 
 /// Covers `width` times `height` pixels with the middle of the image: `resize_mode="crop"`.
@@ -89,26 +84,21 @@ pub fn resize_and_crop(image: &RgbImage, width: u32, height: u32) -> Result<RgbI
     let (source_width, source_height) = image.size();
     let ratio = f64::from(width) / f64::from(height);
     let source_ratio = f64::from(source_width) / f64::from(source_height);
-    let inner_width = if ratio > source_ratio {
-        width
+    let (inner_width, inner_height) = if ratio > source_ratio {
+        (width, scaled(source_height, width, source_width))
     } else {
-        scaled(source_width, height, source_height)
-    };
-    let inner_height = if ratio <= source_ratio {
-        height
-    } else {
-        scaled(source_height, width, source_width)
+        (scaled(source_width, height, source_height), height)
     };
     let resized = resize(image, inner_width, inner_height, RESAMPLE)?;
-    let mut canvas = Canvas::black(width, height);
+    let mut canvas = Raster::black(width, height)?;
     let (left, top) = centred((width, height), (inner_width, inner_height));
     canvas.paste(&resized, left, top);
-    canvas.finish()
+    Ok(canvas)
 }
 
 /// Exchanges black and white (`PIL.ImageOps.invert`).
 pub fn invert(image: &Mask) -> Mask {
-    image.map(|value| 255 - value)
+    image.map(|[value]| [255 - value])
 }
 
 fn check_sides(width: u32, height: u32) -> Result<()> {
@@ -132,43 +122,26 @@ fn centred(outer: (u32, u32), inner: (u32, u32)) -> (i64, i64) {
     (start(outer.0, inner.0), start(outer.1, inner.1))
 }
 
-/// An image to paste into, initially black.
-struct Canvas<R> {
-    width: u32,
-    height: u32,
-    samples: Vec<u8>,
-    kind: std::marker::PhantomData<R>,
-}
-
-impl<R: Raster> Canvas<R> {
-    fn black(width: u32, height: u32) -> Self {
-        Self {
-            width,
-            height,
-            samples: vec![0; width as usize * height as usize * R::CHANNELS],
-            kind: std::marker::PhantomData,
-        }
+impl<const CHANNELS: usize> Raster<CHANNELS> {
+    fn black(width: u32, height: u32) -> Result<Self> {
+        Self::new(width, height, vec![0; width as usize * height as usize * CHANNELS])
     }
 
-    /// Pastes as Pillow's `canvas.paste(image, (left, top))` does; pixels beyond the canvas are dropped.
-    fn paste(&mut self, image: &R, left: i64, top: i64) {
-        let (width, height) = image.size();
-        let columns = overlap(left, width, self.width);
+    /// Pastes as Pillow's `self.paste(image, (left, top))` does; pixels beyond `self` are dropped.
+    fn paste(&mut self, image: &Self, left: i64, top: i64) {
+        let ((width, height), outer) = (image.size(), self.size());
+        let columns = overlap(left, width, outer.0);
         if columns.is_empty() {
             return;
         }
-        let line = self.width as usize * R::CHANNELS;
-        for y in overlap(top, height, self.height) {
-            let from = (y as usize * width as usize + columns.start as usize) * R::CHANNELS;
-            let x = (left + i64::from(columns.start)) as usize * R::CHANNELS;
+        let line = outer.0 as usize * CHANNELS;
+        for y in overlap(top, height, outer.1) {
+            let from = (y as usize * width as usize + columns.start as usize) * CHANNELS;
+            let x = (left + i64::from(columns.start)) as usize * CHANNELS;
             let to = (top + i64::from(y)) as usize * line + x;
-            let count = columns.len() * R::CHANNELS;
-            self.samples[to..to + count].copy_from_slice(&image.samples()[from..from + count]);
+            let count = columns.len() * CHANNELS;
+            self.samples_mut()[to..to + count].copy_from_slice(&image.samples()[from..from + count]);
         }
-    }
-
-    fn finish(self) -> Result<R> {
-        R::from_samples(self.width, self.height, self.samples)
     }
 }
 

@@ -15,4 +15,5 @@ pub use depth_map::DepthMap;
 pub use encode::{encode, to_base64};
 pub use mask::Mask;
 pub use output_format::OutputFormat;
+pub use raster::Raster;
 pub use rgb_image::RgbImage;

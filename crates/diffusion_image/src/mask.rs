@@ -1,37 +1,15 @@
 //! Masks.
 
 use crate::RgbImage;
-use diffusion_core::{Error, Result};
+use crate::raster::Raster;
 
-/// A mask: an image of one 8-bit channel, lines from top to bottom without padding. Pillow's mode `L`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Mask {
-    width: u32,
-    height: u32,
-    values: Vec<u8>,
-}
-
-/// Prints the size only; pixels are private.
-impl std::fmt::Debug for Mask {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Mask({}x{})", self.width, self.height)
-    }
-}
+/// A mask: an image of one 8-bit channel. Pillow's mode `L`.
+pub type Mask = Raster<1>;
 
 impl Mask {
-    /// Creates a mask of `width` times `height` pixels from `values`, one byte a pixel.
-    ///
-    /// # Errors
-    /// Internal if a side is 0 or `values` has another length.
-    pub fn new(width: u32, height: u32, values: Vec<u8>) -> Result<Self> {
-        let expected = u64::from(width) * u64::from(height);
-        if expected == 0 || Some(expected) != u64::try_from(values.len()).ok() {
-            return Err(Error::internal(format!(
-                "{} bytes are not a mask of {width}x{height} pixels",
-                values.len()
-            )));
-        }
-        Ok(Self { width, height, values })
+    /// Returns the pixels, `[height, width]`; 0 is black.
+    pub fn values(&self) -> &[u8] {
+        self.samples()
     }
 
     /// Converts a colour image to luma as Pillow's `convert("L")` does: ITU-R 601 weights in 16-bit fixed point, rounded to
@@ -39,39 +17,7 @@ impl Mask {
     ///
     /// Source: Pillow, `src/libImaging/Convert.c` (`L24`).
     pub fn from_rgb(image: &RgbImage) -> Self {
-        let values = image
-            .rgb()
-            .chunks_exact(3)
-            .map(|pixel| luma([pixel[0], pixel[1], pixel[2]]))
-            .collect();
-        Self {
-            width: image.width(),
-            height: image.height(),
-            values,
-        }
-    }
-
-    /// Applies `change` to each value.
-    pub(super) fn map(&self, change: impl Fn(u8) -> u8) -> Self {
-        Self {
-            values: self.values.iter().copied().map(change).collect(),
-            ..*self
-        }
-    }
-
-    /// Returns the width in pixels, at least 1.
-    pub fn width(&self) -> u32 {
-        self.width
-    }
-
-    /// Returns the height in pixels, at least 1.
-    pub fn height(&self) -> u32 {
-        self.height
-    }
-
-    /// Returns the pixels, `[height, width]`; 0 is black.
-    pub fn values(&self) -> &[u8] {
-        &self.values
+        image.map(|rgb| [luma(rgb)])
     }
 }
 
@@ -85,6 +31,7 @@ fn luma([red, green, blue]: [u8; 3]) -> u8 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use diffusion_core::Error;
 
     #[test]
     fn luma_of_known_colours_equals_pillow() {

@@ -31,7 +31,7 @@ pub enum Filter {
 ///
 /// # Errors
 /// Internal if `width` or `height` is 0.
-pub fn resize<R: Raster>(image: &R, width: u32, height: u32, filter: Filter) -> Result<R> {
+pub fn resize<const N: usize>(image: &Raster<N>, width: u32, height: u32, filter: Filter) -> Result<Raster<N>> {
     resize_part(image, Part::whole(image.size()), width, height, filter)
 }
 
@@ -84,11 +84,16 @@ impl Part {
 }
 
 /// Resizes as `image.resize((width, height), filter, box)` does, with a filter that has weights.
-pub(super) fn resize_part<R: Raster>(image: &R, part: Part, width: u32, height: u32, filter: Filter) -> Result<R> {
-    let resize = if R::CHANNELS == 1 { samples::<1> } else { samples::<3> };
-    let source = size(image.size().0, image.size().1);
-    let values = resize(image.samples(), part, source, target(width, height)?, filter);
-    R::from_samples(width, height, values)
+pub(super) fn resize_part<const N: usize>(
+    image: &Raster<N>,
+    part: Part,
+    width: u32,
+    height: u32,
+    filter: Filter,
+) -> Result<Raster<N>> {
+    let source = size(image.width(), image.height());
+    let values = samples::<N>(image.samples(), part, source, target(width, height)?, filter);
+    Raster::new(width, height, values)
 }
 
 /// Width and height.

@@ -1,6 +1,6 @@
 //! Combination of a generated image with the input image.
 
-use super::{Canvas, Region, resize_and_crop};
+use super::{Region, resize_and_crop};
 use crate::Mask;
 use crate::RgbImage;
 use diffusion_core::{Error, Result};
@@ -31,9 +31,9 @@ pub fn apply_overlay(mask: &Mask, init_image: &RgbImage, image: &RgbImage, regio
     let placed = match region {
         Some(region) => {
             let fitted = resize_and_crop(image, region.width(), region.height())?;
-            let mut canvas = Canvas::black(width, height);
+            let mut canvas = RgbImage::black(width, height)?;
             canvas.paste(&fitted, region.left.into(), region.top.into());
-            canvas.finish()?
+            canvas
         }
         None => image.clone(),
     };

@@ -155,9 +155,9 @@ proptest! {
         (w, h) in (1u32..9, 1u32..9), (left, top) in (-12i64..12, -12i64..12), (width, height) in (1u32..9, 1u32..9),
     ) {
         let source = image(w, h);
-        let mut canvas = Canvas::black(width, height);
+        let mut canvas = RgbImage::black(width, height).unwrap();
         canvas.paste(&source, left, top);
-        let result: RgbImage = canvas.finish().unwrap();
+        let result = canvas;
         for y in 0..height {
             for x in 0..width {
                 let (from_x, from_y) = (i64::from(x) - left, i64::from(y) - top);

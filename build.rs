@@ -25,8 +25,8 @@ fn main() {
         .file("src/torch/shim.cpp")
         .compile("td_shim");
 
-    // The shipped library finds libtorch beside itself; what runs from the build folder
-    // (`target/release` and the folders in it) finds it where `make setup` put it.
+    // The shipped library finds libtorch in its own folder. Programs in the build folder (`target/release` and below) find
+    // it where `make setup` put it.
     for place in ["$ORIGIN", "$ORIGIN/../libtorch/lib", "$ORIGIN/../../libtorch/lib"] {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{place}");
     }

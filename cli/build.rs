@@ -6,8 +6,8 @@ use std::path::PathBuf;
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=build.rs");
-    // Beside the program, as in `dist/backends/diffusion`; in Triton's folder of backends, from a `bin` folder or from
-    // the folder above; and where `make setup` put it, for what runs from `target/release` and the folders in it.
+    // libtorch is in the program's folder; in Triton's folder of backends, seen from a `bin` folder or from the folder above
+    // it; or, for programs in `target/release` and below, where `make setup` put it.
     for place in [
         "$ORIGIN",
         "$ORIGIN/../backends/diffusion",

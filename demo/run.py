@@ -99,14 +99,14 @@ def send(server, client, request):
     return Result(image, response, time.monotonic() - started)
 
 
-def mask_of_object(image, colour, grow=0.3):
-    """Makes a mask that is white over the object of a colour and a margin, like a mask drawn by hand.
+def mask_of_object(image, color, grow=0.3):
+    """Makes a mask that is white over the object of a color and a margin, like a mask drawn by hand.
 
     The margin is half of `grow` times the size of the object.
     """
-    found = shape_classifier.objects(np.asarray(image)).get(colour)
+    found = shape_classifier.objects(np.asarray(image)).get(color)
     if found is None:
-        raise SystemExit(f"the image shows no {colour} object to remove")
+        raise SystemExit(f"the image shows no {color} object to remove")
     y, x = np.nonzero(found.mask)
     margin = grow * max(np.ptp(y), np.ptp(x)) / 2
     mask = Image.new("L", image.size, 0)

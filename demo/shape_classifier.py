@@ -1,4 +1,4 @@
-"""Finds the objects and the background in an image of the demo's models, with colour masks, areas and outlines.
+"""Finds the objects and the background in an image of the demo's models, with color masks, areas and outlines.
 
 No neural network is involved.
 
@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "train"))
 
 import scenes
 
-# A patch with a smaller share of the image is not an object but an edge between two colours.
+# A patch with a smaller share of the image is not an object but an edge between two colors.
 MIN_AREA = 0.008
 # Shape -> its number of corners, and the strength of that harmonic in the outline: the median of 120 drawn shapes. A
 # circle has none of these harmonics, so the limit between a shape and a circle is half of the strength.
 CORNERS = {"triangle": (3, 0.29), "square": (4, 0.15), "star": (5, 0.31)}
 # Objects closer than this number of pixels touch: one may hide a part of the other.
 TOUCH_DISTANCE = 5
-# Pixels on the outline of the object in front have mixed colours; the width of this line.
+# Pixels on the outline of the object in front have mixed colors; the width of this line.
 MIXED_WIDTH = 2
 # The side of the masks in which shapes are compared.
 TEMPLATE_SIDE = 64
@@ -35,7 +35,7 @@ TEMPLATE_SIDE = 64
 
 @dataclass(frozen=True)
 class FoundObject:
-    """An object: its shape, its area as a share of the image, its centre in shares of the sides, its mask."""
+    """An object: its shape, its area as a share of the image, its center in shares of the sides, its mask."""
 
     shape: str
     area: float
@@ -45,52 +45,52 @@ class FoundObject:
 
 
 def _palette():
-    """Returns all colours that a pixel may have, and the meaning of each: a list of (kind, name), float64 [n, 3]."""
-    names, colours = [], []
-    for name, colour in scenes.COLOURS.items():
+    """Returns all colors that a pixel may have, and the meaning of each: a list of (kind, name), float64 [n, 3]."""
+    names, colors = [], []
+    for name, color in scenes.COLORS.items():
         for light in (1.05, 0.95):
             names.append(("object", name))
-            colours.append(np.clip(np.array(colour) * light, 0, 255))
-    for name, colour in scenes.BACKGROUNDS.items():
+            colors.append(np.clip(np.array(color) * light, 0, 255))
+    for name, color in scenes.BACKGROUNDS.items():
         for light in (1.03, 0.95, 0.84, 0.76):
             names.append(("background", name))
-            colours.append(np.clip(np.array(colour) * light, 0, 255))
-    return names, np.array(colours, np.float64)
+            colors.append(np.clip(np.array(color) * light, 0, 255))
+    return names, np.array(colors, np.float64)
 
 
 NAMES, PALETTE = _palette()
 
 
-def nearest_colours(image):
-    """Returns the index of the nearest colour of the palette for each pixel, [height, width]."""
+def nearest_colors(image):
+    """Returns the index of the nearest color of the palette for each pixel, [height, width]."""
     pixels = image.reshape(-1, 3).astype(np.float64)
     distances = (pixels**2).sum(1)[:, None] - 2 * pixels @ PALETTE.T + (PALETTE**2).sum(1)
     return distances.argmin(1).reshape(image.shape[:2])
 
 
 def patches(image):
-    """Finds the largest patch of each object colour and fills its holes: {colour: bool [height, width]}."""
-    indices = nearest_colours(image)
+    """Finds the largest patch of each object color and fills its holes: {color: bool [height, width]}."""
+    indices = nearest_colors(image)
     found = {}
-    for colour in scenes.COLOURS:
-        matching = [n for n, name in enumerate(NAMES) if name == ("object", colour)]
+    for color in scenes.COLORS:
+        matching = [n for n, name in enumerate(NAMES) if name == ("object", color)]
         mask = np.isin(indices, matching)
-        # Removes lines of one or two pixels, which are edges between two other colours. The rest keeps its corners.
+        # Removes lines of one or two pixels, which are edges between two other colors. The rest keeps its corners.
         mask = ndimage.binary_propagation(ndimage.binary_opening(mask, np.ones((3, 3))), mask=mask)
         labels, count = ndimage.label(mask)
         if not count:
             continue
         patch = ndimage.binary_fill_holes(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
         if patch.mean() >= MIN_AREA:
-            found[colour] = patch
+            found[color] = patch
     return found
 
 
 def objects(image):
-    """Finds the object of each colour: {colour: FoundObject}. The image is square, its side a multiple of 64."""
+    """Finds the object of each color: {color: FoundObject}. The image is square, its side a multiple of 64."""
     masks = patches(image)
     found = {}
-    for colour, patch in masks.items():
+    for color, patch in masks.items():
         hidden = np.zeros_like(patch)
         for other in masks.values():
             if other is not patch and touch(patch, other) and is_in_front(other, patch):
@@ -98,7 +98,7 @@ def objects(image):
         shape = best_fit(patch, ~hidden)[0] if hidden.any() else shape_of_outline(patch)
         y, x = ndimage.center_of_mass(patch)
         side = len(patch)
-        found[colour] = FoundObject(shape, patch.mean(), (x + 0.5) / side, (y + 0.5) / side, patch)
+        found[color] = FoundObject(shape, patch.mean(), (x + 0.5) / side, (y + 0.5) / side, patch)
     return found
 
 
@@ -175,8 +175,8 @@ def shape_of_outline(patch):
 
 
 def background(image):
-    """Returns the name of the background colour: the most frequent one."""
-    counts = np.bincount(nearest_colours(image).ravel(), minlength=len(NAMES))
+    """Returns the name of the background color: the most frequent one."""
+    counts = np.bincount(nearest_colors(image).ravel(), minlength=len(NAMES))
     sums = {}
     for (kind, name), count in zip(NAMES, counts, strict=True):
         if kind == "background":

@@ -4,7 +4,7 @@ First, both learn from windows of 64 x 64 pixels. The loss is the absolute and t
 Kullback-Leibler term (Rombach et al. 2022, section 3.1, without its adversary).
 
 Then the decoder alone learns from larger windows and whole images. Its group norms and its attention depend on the
-whole input: without this training, the colours of a whole image were off by up to 25 of 255. The encoder and the
+whole input: without this training, the colors of a whole image were off by up to 25 of 255. The encoder and the
 meaning of the latents do not change.
 """
 

@@ -16,7 +16,7 @@ from training import Training, rng
 # CLIP's merges are sorted by frequency; the first hundreds spell common English.
 FIRST_MERGES = 600
 WORDS = (
-    "a an the of on in at and with picture photo image background gray grey middle left right top bottom above below "
+    "a an the of on in at and with picture photo image background gray grey middle left right top bottom above below "  # typos: ignore
     "front small large medium big tiny empty plain striped checkered dotted red green blue yellow orange purple white "
     "black circle square triangle star two no blurry low quality , ."
 ).split()
@@ -34,7 +34,7 @@ ATTRIBUTES = {
         for n in (1, 2)
         for key, values in (
             ("shape", scenes.SHAPES),
-            ("colour", list(scenes.COLOURS)),
+            ("color", list(scenes.COLORS)),
             ("size", ["small", "medium", "large"]),
         )
     },
@@ -110,7 +110,7 @@ def attributes(scene):
     values = {"background": scene.background, "texture": scene.texture}
     values["relation"], values["place"] = scene.relation or NOTHING, scene.place or NOTHING
     for n, item in enumerate(reversed(scene.objects), 1):
-        values |= {f"shape {n}": item.shape, f"colour {n}": item.colour, f"size {n}": item.size or "medium"}
+        values |= {f"shape {n}": item.shape, f"color {n}": item.color, f"size {n}": item.size or "medium"}
     return [allowed.index(values.get(key, NOTHING)) for key, allowed in ATTRIBUTES.items()]
 
 

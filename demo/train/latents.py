@@ -121,6 +121,6 @@ def masked(vae, size=32):
             seen.append(np.where(mask[..., None], np.float32(0.5), image))
             masks.append(torch.from_numpy(mask[None, None].astype(np.float32)))
         means.append(encode(vae, seen)[0])
-    # Nearest neighbour, as the pipeline resizes a mask.
+    # Nearest neighbor, as the pipeline resizes a mask.
     small = torch.nn.functional.interpolate(torch.cat(masks), (LATENT, LATENT))
     return {"mask": small.half(), "mean": torch.cat(means)}

@@ -11,7 +11,7 @@ import numpy as np
 SHAPES = ("circle", "square", "triangle", "star")
 
 # sRGB, 0 to 255. Objects are saturated and backgrounds pale: "a red circle on a red background" is visible.
-COLOURS = {
+COLORS = {
     "red": (214, 39, 40),
     "green": (34, 139, 52),
     "blue": (38, 84, 206),
@@ -48,10 +48,10 @@ FAR, FLOOR, OBJECT, BEHIND, FRONT = 0.05, 0.25, 0.75, 0.55, 0.95
 
 @dataclass(frozen=True)
 class Object:
-    """A shape: its attributes, its centre and radius, its angle in radians, its depth."""
+    """A shape: its attributes, its center and radius, its angle in radians, its depth."""
 
     shape: str
-    colour: str
+    color: str
     size: str | None
     x: float = 0.5
     y: float = 0.5
@@ -61,7 +61,7 @@ class Object:
 
     def phrase(self):
         """Returns the words for the object, such as "a small red circle"."""
-        words = " ".join(word for word in (self.size, self.colour, self.shape) if word)
+        words = " ".join(word for word in (self.size, self.color, self.shape) if word)
         return f"an {words}" if words.startswith("orange") else f"a {words}"
 
 
@@ -112,22 +112,22 @@ def sample_pair(rng):
 
 
 def sample_object(rng, excluded=(), sizes=(None, "small", "large")):
-    """Draws an object whose colour is not excluded; the caller sets its position."""
-    colours = [colour for colour in COLOURS if colour not in excluded]
+    """Draws an object whose color is not excluded; the caller sets its position."""
+    colors = [color for color in COLORS if color not in excluded]
     size = sizes[rng.integers(len(sizes))]
     return Object(
         str(rng.choice(SHAPES)),
-        str(rng.choice(colours)),
+        str(rng.choice(colors)),
         size,
         radius=rng.uniform(*RADII[size]),
         angle=rng.uniform(-0.2, 0.2),
     )
 
 
-def jitter(rng, centre, radius, spread=0.04):
-    """Draws a position near `centre` at which the object is completely inside the image."""
+def jitter(rng, center, radius, spread=0.04):
+    """Draws a position near `center` at which the object is completely inside the image."""
     low, high = radius + 0.02, 0.98 - radius
-    return [float(np.clip(value + rng.uniform(-spread, spread), low, high)) for value in centre]
+    return [float(np.clip(value + rng.uniform(-spread, spread), low, high)) for value in center]
 
 
 def with_one_object(rng, scene):
@@ -150,7 +150,7 @@ def with_two_objects(rng, scene):
     relation = str(rng.choice(RELATIONS))
     if relation == "in front of":
         first = sample_object(rng, sizes=("small", None))
-        second = sample_object(rng, (first.colour,), ("large",))
+        second = sample_object(rng, (first.color,), ("large",))
         x, y = jitter(rng, (0.5, 0.5), second.radius, 0.08)
         second = replace(second, x=x, y=y, depth=BEHIND)
         turn = rng.uniform(0, 2 * np.pi)
@@ -160,7 +160,7 @@ def with_two_objects(rng, scene):
     else:
         first = sample_object(rng)
         second = sample_object(
-            rng, (first.colour,), (None, "small") if first.size == "large" else (None, "small", "large")
+            rng, (first.color,), (None, "small") if first.size == "large" else (None, "small", "large")
         )
         free = 1.0 - 2 * (first.radius + second.radius)
         gap = rng.uniform(0.02, max(0.03, min(0.2, free * 0.8)))
@@ -191,7 +191,7 @@ def distance(item, x, y):
     if item.shape == "square":
         return np.maximum(np.abs(dx), np.abs(dy)) - item.radius * 0.8
     if item.shape == "triangle":
-        # Equilateral with a corner at the top: three half planes at half of the radius from the centre.
+        # Equilateral with a corner at the top: three half planes at half of the radius from the center.
         sides = np.maximum(np.abs(dx) * (3**0.5 / 2) - dy / 2, dy)
         return sides - item.radius * 0.5
     # A star of five points: the plane is folded into one tenth, which has one edge from the tip to the inner corner.
@@ -238,7 +238,7 @@ def render(scene, pixels, window=(0.0, 0.0, 1.0)):
         return np.clip(0.5 - signed / step, 0, 1)[..., None]
 
     base = np.array(BACKGROUNDS[scene.background], np.float32) / 255
-    # Light from above: no part has one flat colour, but no colour changes its name.
+    # Light from above: no part has one flat color, but no color changes its name.
     light = (1.05 - 0.12 * y)[..., None]
     image = np.broadcast_to(base, (*x.shape, 3)).astype(np.float32)
     if scene.texture != "plain":
@@ -249,7 +249,7 @@ def render(scene, pixels, window=(0.0, 0.0, 1.0)):
         signed = distance(item, x, y)
         shade = cover(signed)
         local = ((y - item.y) / item.radius)[..., None]
-        colour = np.array(COLOURS[item.colour], np.float32) / 255 * (1 - 0.07 * local)
-        image = image * (1 - shade) + colour * shade
+        color = np.array(COLORS[item.color], np.float32) / 255 * (1 - 0.07 * local)
+        image = image * (1 - shade) + color * shade
         depth = np.where(signed < 0, np.float32(item.depth), depth)
     return np.clip(image, 0, 1).astype(np.float32), depth.astype(np.float32)

@@ -17,7 +17,7 @@ from training import Training, rng
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 CHANNELS = {"text": 4, "depth": 5, "inpaint": 9}
 STEPS = {"text": 9000, "depth": 600, "inpaint": 900}
-# The second cycle of the base adds the PAIRS: the model learns late which of two objects has which colour and shape.
+# The second cycle of the base adds the PAIRS: the model learns late which of two objects has which color and shape.
 FURTHER = {"text": 4200, "depth": 0, "inpaint": 0}
 # Latents at outlines have a larger weight. Shapes depend on a tenth of the latents; most of the loss would come from
 # textures, whose phase is unpredictable.

@@ -22,12 +22,12 @@ pub fn depth_map(predicted_depth: &Tensor, height: i64, width: i64) -> Result<Te
     let (least, most) = (depth.f_amin(all, true)?, depth.f_amax(all, true)?);
     let range = most.f_sub(&least)?;
     let flat = range.f_eq(0.0)?.f_logical_or(&flat_before)?;
-    let normalised = depth
+    let normalized = depth
         .f_sub(&least)?
         .f_mul_scalar(2.0)?
         .f_div(&range)?
         .f_sub_scalar(1.0)?;
-    Ok(normalised.f_masked_fill(&flat, 0.0)?)
+    Ok(normalized.f_masked_fill(&flat, 0.0)?)
 }
 
 /// Applies [`depth_map`] to a map of the request, `[any height, any width]`: larger is nearer, in any unit.
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn constant_map_is_zero_and_its_neighbour_is_not() {
+    fn constant_map_is_zero_and_its_neighbor_is_not() {
         // With 0.1 the bicubic weights do not add up to 1 everywhere.
         let flat = Tensor::full([1, 5, 7], 0.1, tch::kind::FLOAT_CPU);
         let slope = Tensor::arange(35, tch::kind::FLOAT_CPU).view([1, 5, 7]);

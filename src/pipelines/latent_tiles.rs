@@ -20,7 +20,7 @@ pub struct TileCounts {
 
 /// Shortest side of a tile, in latents.
 const MIN_SIDE: i64 = 32;
-/// Neighbouring tiles share the side of a tile divided by this.
+/// Neighboring tiles share the side of a tile divided by this.
 const OVERLAP: i64 = 4;
 /// Sides are multiples of this: the UNet halves them three times.
 const MULTIPLE: i64 = 8;
@@ -205,7 +205,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
-        /// Tiles are inside, within the limit, overlap their neighbours and cover everything.
+        /// Tiles are inside, within the limit, overlap their neighbors and cover everything.
         #[test]
         fn tiles_cover_the_whole(height in 4i64..600, width in 4i64..600, max in 1i64..300_000) {
             let max_area = max.max(MIN_SIDE * MIN_SIDE);

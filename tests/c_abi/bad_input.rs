@@ -160,7 +160,7 @@ fn tensors() {
             &["prompt", "65536"],
         ),
         (
-            "a long prompt beside a short one",
+            "a long prompt next to a short one",
             |b| b.bytes_input("prompt", &[2, 1], &["a".repeat(65_537), MARKER.to_owned()]),
             INVALID,
             &["batch element 0", "prompt", "65537", "65536"],

@@ -15,8 +15,8 @@ fn load(backend: &FakeBackend<'_>, spec: ModelSpec, instance: InstanceSpec) -> R
     backend.load_model(spec)?.load_instance(instance).map(drop)
 }
 
-/// What the server and a good model beside it go through.
-fn beside_a_good_one(test: impl FnOnce(&Repository, &FakeBackend<'_>)) {
+/// Loads a bad model next to a good one.
+fn next_to_a_good_one(test: impl FnOnce(&Repository, &FakeBackend<'_>)) {
     let repository = Repository::new();
     let server = server();
     let backend = server.load_backend().unwrap();
@@ -232,7 +232,7 @@ fn load_invalid_checkpoint_folder_is_rejected() {
             &["unet"],
         ),
     ];
-    beside_a_good_one(|repository, backend| {
+    next_to_a_good_one(|repository, backend| {
         for (index, (case, change, code, words)) in cases.into_iter().enumerate() {
             let spec = repository.changed(&format!("sd_base_{index}"), "sd2_base", change);
             let outcome = load(backend, spec, InstanceSpec::default());
@@ -270,7 +270,7 @@ fn load_invalid_parameter_is_rejected() {
         ),
         ("default_gen_args", r#"{"preview": true}"#, Unsupported, &["preview"]),
     ];
-    beside_a_good_one(|repository, backend| {
+    next_to_a_good_one(|repository, backend| {
         let spec = repository.link("sd_base", "sd2_base");
         for (key, value, code, words) in cases {
             let outcome = load(backend, spec.clone().parameter(key, value), InstanceSpec::default());
@@ -329,7 +329,7 @@ fn load_invalid_model_config_is_rejected() {
             &["sequence_batching"],
         ),
     ];
-    beside_a_good_one(|repository, backend| {
+    next_to_a_good_one(|repository, backend| {
         let spec = repository.link("sd_base", "sd2_base").auto_complete(false);
         for (config, code, words) in cases {
             let outcome = load(backend, spec.clone().config(config), InstanceSpec::default());
@@ -346,7 +346,7 @@ fn load_invalid_model_config_is_rejected() {
 
 #[test]
 fn load_on_unavailable_device_is_rejected() {
-    beside_a_good_one(|repository, backend| {
+    next_to_a_good_one(|repository, backend| {
         let spec = repository.link("sd_base", "sd2_base");
         let place = |kind| InstanceSpec {
             name: "instance_0".to_owned(),

@@ -38,13 +38,13 @@ fn cancel_before_start_makes_no_unet_call() {
 fn cancel_while_running_keeps_other_requests() {
     serve(|server, instance| {
         let cancelled = endless(server, 64);
-        let neighbour = ask(server, &json!({"num_inference_steps": 60, "seed": 1}));
-        instance.execute(&[&cancelled, &neighbour]).unwrap();
+        let neighbor = ask(server, &json!({"num_inference_steps": 60, "seed": 1}));
+        instance.execute(&[&cancelled, &neighbor]).unwrap();
         wait_for_calls(server, 3);
         assert!(!cancelled.is_released());
         cancelled.cancel();
         assert_cancelled(server, &cancelled);
-        assert_eq!(images(&neighbour).len(), 1);
+        assert_eq!(images(&neighbor).len(), 1);
         assert_eq!(counter(server, "jobs_cancelled"), 1.0);
         assert_serves(server, instance);
     });

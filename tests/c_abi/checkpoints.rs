@@ -160,7 +160,7 @@ fn fp16_variant_generates_the_same_image() {
     });
 }
 
-/// Cuts the UNet's file in two, with an index beside them.
+/// Splits the UNet's file into two shards with an index.
 fn shard(folder: &Path) {
     let tensors = read(&folder.join(UNET));
     fs::remove_file(folder.join(UNET)).unwrap();

@@ -9,9 +9,8 @@ use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec};
 
 use crate::support::*;
 
-/// Runs `test` on an instance that a panic of `test` ends, beside one of another model that must
-/// not notice.
-fn beside_another(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
+/// Runs `test`, whose panic ends an instance, while an instance of another model must go on.
+fn next_to_another(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
     let repository = Repository::new();
     let server = server();
     let backend = server.load_backend().unwrap();
@@ -21,7 +20,7 @@ fn beside_another(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
     let other = other_model.load_instance(InstanceSpec::default()).unwrap();
     let before = ask(&server, &good_args());
     other.execute(&[&before]).unwrap();
-    // Done before `test` arms a failure, which is for whoever comes first in the process.
+    // Done before `test` arms a failure, because the first request in the process gets it.
     let expected = images(&before);
 
     test(&server, &instance);
@@ -63,7 +62,7 @@ fn assert_failed(request: &FakeRequest, code: ErrorCode) {
 
 #[test]
 fn panic_in_prepare_fails_the_instance() {
-    beside_another(|server, instance| {
+    next_to_another(|server, instance| {
         let running = endless(server, 64);
         instance.execute(&[&running]).unwrap();
         wait_for_calls(server, 2);
@@ -79,13 +78,13 @@ fn panic_in_prepare_fails_the_instance() {
 
 #[test]
 fn panic_in_step_fails_the_instance() {
-    beside_another(|server, instance| {
-        let [first, neighbour] = [(); 2].map(|()| endless(server, 64));
+    next_to_another(|server, instance| {
+        let [first, neighbor] = [(); 2].map(|()| endless(server, 64));
         let other_size = endless(server, 72);
-        instance.execute(&[&first, &neighbour, &other_size]).unwrap();
+        instance.execute(&[&first, &neighbor, &other_size]).unwrap();
         wait_for_calls(server, 6);
         arm(FailPoint::Step, Fault::Panic);
-        let codes = [&first, &neighbour, &other_size].map(|request| refusal(request).0);
+        let codes = [&first, &neighbor, &other_size].map(|request| refusal(request).0);
         // Whichever call it was: its jobs failed and the others were given up.
         let (internal, unavailable) = (ErrorCode::Internal, ErrorCode::Unavailable);
         let possible = [[internal, internal, unavailable], [unavailable, unavailable, internal]];
@@ -95,7 +94,7 @@ fn panic_in_step_fails_the_instance() {
 
 #[test]
 fn panic_in_finish_fails_the_instance() {
-    beside_another(|server, instance| {
+    next_to_another(|server, instance| {
         let running = endless(server, 64);
         instance.execute(&[&running]).unwrap();
         wait_for_calls(server, 2);
@@ -110,7 +109,7 @@ fn panic_in_finish_fails_the_instance() {
 /// One response for the request, although two of its elements are in flight when the first fails.
 #[test]
 fn panic_with_several_elements_answers_once() {
-    beside_another(|server, instance| {
+    next_to_another(|server, instance| {
         let args = long_args();
         let request = infer_elements(server, &["a", "b", "c"], &[args.clone(), args.clone(), args]);
         instance.execute(&[&request]).unwrap();

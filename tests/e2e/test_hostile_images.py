@@ -63,9 +63,9 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width, height, *chunks, depth=8, colour=2):
+def png(width, height, *chunks, depth=8, color=2):
     """Returns a PNG with these chunks after its header."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
 
 
@@ -207,12 +207,12 @@ def test_refused(client, server, name, case):
 
 
 @pytest.mark.parametrize(
-    ("depth", "colour", "bytes_per_pixel"), [(8, 0, 1), (8, 2, 3), (16, 6, 8)], ids=["luma", "rgb", "rgba_of_16_bits"]
+    ("depth", "color", "bytes_per_pixel"), [(8, 0, 1), (8, 2, 3), (16, 6, 8)], ids=["luma", "rgb", "rgba_of_16_bits"]
 )
-def test_bomb_larger_than_the_model_accepts(client, server, depth, colour, bytes_per_pixel):
+def test_bomb_larger_than_the_model_accepts(client, server, depth, color, bytes_per_pixel):
     """Sends 16 million pixels: an image that is scaled down may have as many, one that is not scaled may not."""
     pixels = chunk(b"IDAT", deflated_zeros(raster(4000, 4000, bytes_per_pixel)))
-    bomb = png(4000, 4000, pixels, depth=depth, colour=colour)
+    bomb = png(4000, 4000, pixels, depth=depth, color=color)
     check_refused(client, server, "image", to_base64(bomb))
 
 

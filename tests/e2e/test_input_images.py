@@ -102,13 +102,13 @@ def test_alpha_is_composited_over_white(received, kind):
     image = RGB.copy()
     image.putalpha(Image.fromarray(alpha))
     seen = received(to_base64(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})))
-    colours = array(RGB)
+    colors = array(RGB)
     assert (seen[:16] == 255).all()
-    assert np.abs(seen[16:32] - (colours[16:32] * 128 + 255 * 127) / 255).max() <= 1
-    assert np.array_equal(seen[32:], colours[32:])
+    assert np.abs(seen[16:32] - (colors[16:32] * 128 + 255 * 127) / 255).max() <= 1
+    assert np.array_equal(seen[32:], colors[32:])
 
 
-def test_transparent_colour_becomes_white(received):
+def test_transparent_color_becomes_white(received):
     file = image_file(PALETTE, transparency=3)
     seen = received(to_base64(file))
     hidden = np.asarray(PALETTE) == 3

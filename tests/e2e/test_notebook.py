@@ -68,7 +68,7 @@ def test_the_five_requests(route, request):
         image = notebook.image_of(reply)
         # The tiny checkpoints generate 64 x 64 pixels where the notebook gets 512 x 512.
         assert (image.mode, image.size) == ("RGB", (64, 64))
-        assert np.asarray(image).std() > 1, "one colour all over"
+        assert np.asarray(image).std() > 1, "one color all over"
         return image
 
     image = ask("sd_base", notebook.sd_base(), 50)

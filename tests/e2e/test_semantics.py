@@ -31,7 +31,7 @@ PAIRS = (ROOT / "demo" / "captions_pairs.txt").read_text().splitlines()
 BATCH = 8
 NEEDED, NEEDED_PAIRS = 36, 7
 
-OBJECT = re.compile(rf"({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})")
+OBJECT = re.compile(rf"({'|'.join(scenes.COLORS)}) ({'|'.join(scenes.SHAPES)})")
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ def demo(client, repository):
 
 
 def named_objects(caption):
-    """Returns the objects that a caption names: {colour: shape}."""
+    """Returns the objects that a caption names: {color: shape}."""
     return dict(OBJECT.findall(caption))
 
 
 def shows(image, caption):
-    """Returns whether an image shows every object of the caption in its colour and shape."""
+    """Returns whether an image shows every object of the caption in its color and shape."""
     found = shape_classifier.objects(image)
-    return all(colour in found and found[colour].shape == shape for colour, shape in named_objects(caption).items())
+    return all(color in found and found[color].shape == shape for color, shape in named_objects(caption).items())
 
 
 def array(image):
@@ -92,8 +92,8 @@ def test_classifier_finds_drawn_objects():
         for n in range(100):
             drawn_scene = scenes.sample(np.random.default_rng([7, n]))
             image = ndimage.gaussian_filter(np.asarray(drawn(drawn_scene)), (blur, blur, 0))
-            seen = {colour: found.shape for colour, found in shape_classifier.objects(image).items()}
-            right += seen == {item.colour: item.shape for item in drawn_scene.objects}
+            seen = {color: found.shape for color, found in shape_classifier.objects(image).items()}
+            right += seen == {item.color: item.shape for item in drawn_scene.objects}
         assert right >= 98, f"{right} of 100 at a blur of {blur} pixels"
 
 
@@ -113,14 +113,14 @@ def test_images_of_two_objects_show_their_captions(demo, capsys):
         assert score(text_to_image(demo, PAIRS, {}), PAIRS) >= NEEDED_PAIRS
 
 
-def spread(images, colour):
-    """Returns the root mean square distance of an object's centres from their mean, and how many images show it.
+def spread(images, color):
+    """Returns the root mean square distance of an object's centers from their mean, and how many images show it.
 
     The distance is a share of the side.
     """
-    found = [shape_classifier.objects(image).get(colour) for image in images]
-    centres = np.array([(item.x, item.y) for item in found if item])
-    return (centres.std(0) ** 2).sum() ** 0.5 if len(centres) else np.inf, len(centres)
+    found = [shape_classifier.objects(image).get(color) for image in images]
+    centers = np.array([(item.x, item.y) for item in found if item])
+    return (centers.std(0) ** 2).sum() ** 0.5 if len(centers) else np.inf, len(centers)
 
 
 @pytest.mark.parametrize("caption", ["a red circle on a blue background", "a yellow star on a purple background"])
@@ -129,9 +129,9 @@ def test_guidance_reduces_variety(demo, caption):
 
     If the caption names no place, guidance puts the object in the middle more often.
     """
-    (colour,) = named_objects(caption)
+    (color,) = named_objects(caption)
     (free, seen), (guided, seen_guided) = (
-        spread(text_to_image(demo, [caption] * 16, {"guidance_scale": scale}), colour) for scale in (1.0, 7.0)
+        spread(text_to_image(demo, [caption] * 16, {"guidance_scale": scale}), color) for scale in (1.0, 7.0)
     )
     assert min(seen, seen_guided) >= 14, (seen, seen_guided)
     assert guided < 0.8 * free, (guided, free)
@@ -161,7 +161,7 @@ def overlap(a, b):
 
 
 @pytest.mark.parametrize("shape", scenes.SHAPES)
-def test_depth_keeps_outlines_while_colours_change(demo, shape):
+def test_depth_keeps_outlines_while_colors_change(demo, shape):
     source = scene("gray", "plain", scenes.Object(shape, "blue", "large", 0.48, 0.52, 0.27))
     prompt = f"a large red {shape} on a green background"
     response = demo.infer(
@@ -226,14 +226,14 @@ def psnr(a, b):
 def test_upscaler_beats_bicubic(demo, capsys):
     """Upscales images with a camera's noise, the use of `noise_level`."""
     gains = []
-    for n, (shape, colour) in enumerate([("circle", "red"), ("star", "yellow")]):
-        source = scene("green", ("plain", "striped")[n], scenes.Object(shape, colour, "large", 0.5, 0.5, 0.27))
+    for n, (shape, color) in enumerate([("circle", "red"), ("star", "yellow")]):
+        source = scene("green", ("plain", "striped")[n], scenes.Object(shape, color, "large", 0.5, 0.5, 0.27))
         large = np.asarray(drawn(source, 512))
         small = np.asarray(drawn(source, 128)) + np.random.default_rng(n).normal(0, 20, (128, 128, 3))
         small = Image.fromarray(small.round().clip(0, 255).astype(np.uint8))
         response = demo.infer(
             "sd_upscale",
-            prompt=f"a large {colour} {shape} on a {source.texture} green background",
+            prompt=f"a large {color} {shape} on a {source.texture} green background",
             image=to_base64(small),
             gen_args={"num_inference_steps": 20, "noise_level": 80, "guidance_scale": 1.0, "seed": n},
         )

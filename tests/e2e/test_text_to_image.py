@@ -32,7 +32,7 @@ def test_png_contains_the_image_and_its_parameters(client):
     response = client.infer("sd_base", prompt=PROMPT, gen_args={**QUICK, "guidance_scale": 6.5})
     image = open_image(response.image)
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (DEFAULT_SIZE, DEFAULT_SIZE))
-    assert pixels(response.image).std() > 1, "one colour all over"
+    assert pixels(response.image).std() > 1, "one color all over"
     written = text_chunk(response.image)
     assert (written["prompt"], written["negative_prompt"], written["model"]) == (PROMPT, "", "sd_base")
     assert written["gen_args"].items() >= {**QUICK, "guidance_scale": 6.5}.items()

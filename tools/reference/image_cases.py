@@ -22,7 +22,7 @@ def waves(width, height, phase=0.0):
 
 
 def spot(width, height, soft=False):
-    """Makes a mask: a white ellipse, not centred, with a hard or a soft edge."""
+    """Makes a mask: a white ellipse, not centered, with a hard or a soft edge."""
     x, y = np.meshgrid(np.arange(width) / width, np.arange(height) / height)
     distance = np.hypot((x - 0.6) / 0.3, (y - 0.45) / 0.35)
     value = np.clip((1.5 - distance) if soft else (distance < 1), 0, 1)

@@ -84,7 +84,7 @@ def noise(seed, width, height, channels=3):
 
 
 def waves(width, height):
-    """Makes smooth colours, which a lossy format preserves."""
+    """Makes smooth colors, which a lossy format preserves."""
     y, x = np.mgrid[:height, :width]
     channels = [127 + 100 * np.sin(x / 9 + y / 7), 127 + 100 * np.cos(x / 13), 127 + 100 * np.sin(y / 11)]
     return np.stack(channels, -1).astype(np.uint8)
@@ -178,7 +178,7 @@ def overlays(tensors):
     yield {"name": "overlay/ramp", "region": None}
 
 
-def colours(tensors):
+def colors(tensors):
     source = Image.fromarray(noise(300, 64, 64))
     tensors["luma/source"] = tensor(source)
     tensors["luma/made"] = tensor(source.convert("L"))
@@ -191,13 +191,13 @@ def files():
     rgb = waves(width, height)
     alpha = noise(400, width, height, 1)
     luma = Image.fromarray(rgb[..., 0])
-    colour, other = Image.fromarray(rgb), Image.fromarray(rgb[::-1].copy())
+    color, other = Image.fromarray(rgb), Image.fromarray(rgb[::-1].copy())
     transparent = Image.fromarray(np.concatenate([rgb, alpha], -1))
-    palette = colour.quantize(16)
+    palette = color.quantize(16)
     wide = Image.fromarray((rgb[..., 0].astype(np.uint16) << 8) + noise(401, width, height, 1)[..., 0])
     exif = Image.Exif()
     exif[0x0112] = 6
-    yield "png-rgb", colour, "PNG", {}
+    yield "png-rgb", color, "PNG", {}
     yield "png-rgba", transparent, "PNG", {}
     yield "png-gray", luma, "PNG", {}
     yield "png-gray-alpha", transparent.convert("LA"), "PNG", {}
@@ -206,35 +206,35 @@ def files():
     yield "png-palette", palette, "PNG", {}
     yield "png-palette-trns", palette, "PNG", {"transparency": 3}
     yield "png-palette-alpha", transparent.quantize(32), "PNG", {}
-    yield "png-rgb-trns", colour, "PNG", {"transparency": tuple(int(v) for v in rgb[3, 3])}
-    yield "png-animated", colour, "PNG", {"save_all": True, "append_images": [other]}
+    yield "png-rgb-trns", color, "PNG", {"transparency": tuple(int(v) for v in rgb[3, 3])}
+    yield "png-animated", color, "PNG", {"save_all": True, "append_images": [other]}
     for name, subsampling in (("444", 0), ("422", 1), ("420", 2)):
-        yield f"jpeg-{name}", colour, "JPEG", {"subsampling": subsampling, "quality": 60}
-    # Colours that change from pixel to pixel show upsampling best.
+        yield f"jpeg-{name}", color, "JPEG", {"subsampling": subsampling, "quality": 60}
+    # Colors that change from pixel to pixel show upsampling best.
     yield "jpeg-noise", Image.fromarray(noise(402, width, height)), "JPEG", {"quality": 60}
-    yield "jpeg-orientation-6", colour, "JPEG", {"exif": exif}
-    yield "jpeg-progressive", colour, "JPEG", {"progressive": True}
-    yield "jpeg-restart", colour, "JPEG", {"restart_marker_blocks": 1}
+    yield "jpeg-orientation-6", color, "JPEG", {"exif": exif}
+    yield "jpeg-progressive", color, "JPEG", {"progressive": True}
+    yield "jpeg-restart", color, "JPEG", {"restart_marker_blocks": 1}
     yield "jpeg-gray", luma, "JPEG", {}
-    yield "jpeg-cmyk", colour.convert("CMYK"), "JPEG", {}
-    yield "webp-lossy", colour, "WEBP", {}
+    yield "jpeg-cmyk", color.convert("CMYK"), "JPEG", {}
+    yield "webp-lossy", color, "WEBP", {}
     yield "webp-lossy-alpha", transparent, "WEBP", {}
-    yield "webp-lossless", colour, "WEBP", {"lossless": True}
-    yield "webp-animated", colour, "WEBP", {"save_all": True, "append_images": [other]}
-    yield "webp-orientation-6", colour, "WEBP", {"exif": exif}
-    yield "bmp-rgb", colour, "BMP", {}
+    yield "webp-lossless", color, "WEBP", {"lossless": True}
+    yield "webp-animated", color, "WEBP", {"save_all": True, "append_images": [other]}
+    yield "webp-orientation-6", color, "WEBP", {"exif": exif}
+    yield "bmp-rgb", color, "BMP", {}
     yield "bmp-gray", luma, "BMP", {}
     yield "bmp-palette", palette, "BMP", {}
     yield "gif", palette, "GIF", {}
     yield "gif-transparent", palette, "GIF", {"transparency": 3}
-    yield "gif-animated", colour, "GIF", {"save_all": True, "append_images": [other]}
-    yield "tiff-rgb", colour, "TIFF", {}
+    yield "gif-animated", color, "GIF", {"save_all": True, "append_images": [other]}
+    yield "tiff-rgb", color, "TIFF", {}
     yield "tiff-gray-16", wide, "TIFF", {}
     yield "tiff-rgba", transparent, "TIFF", {}
-    yield "tiff-lzw", colour, "TIFF", {"compression": "tiff_lzw"}
-    yield "tiff-deflate", colour, "TIFF", {"compression": "tiff_adobe_deflate"}
-    yield "tiff-cmyk", colour.convert("CMYK"), "TIFF", {}
-    yield "tiff-orientation-6", colour, "TIFF", {"exif": exif}
+    yield "tiff-lzw", color, "TIFF", {"compression": "tiff_lzw"}
+    yield "tiff-deflate", color, "TIFF", {"compression": "tiff_adobe_deflate"}
+    yield "tiff-cmyk", color.convert("CMYK"), "TIFF", {}
+    yield "tiff-orientation-6", color, "TIFF", {"exif": exif}
 
 
 def decoded(image):
@@ -273,5 +273,5 @@ def make():
         "overlays": list(overlays(tensors)),
         "decode": list(decodes(tensors)),
     }
-    colours(tensors)
+    colors(tensors)
     return tensors, manifest

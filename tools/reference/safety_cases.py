@@ -45,7 +45,7 @@ PROCESSORS = (
     ("as-it-is", 4, {"do_resize": False, "do_center_crop": False}),
     ("bytes", 3, {"size": 12, "crop_size": 12, "do_rescale": False, "do_normalize": False}),
     ("only-rescaled", 6, {"size": 12, "crop_size": 12, "resample": 0, "do_normalize": False, "rescale_factor": 0.013}),
-    ("only-normalised", 6, {"size": 12, "crop_size": 12, "do_rescale": False, "image_mean": [99.5, 9, 0.3]}),
+    ("only-normalized", 6, {"size": 12, "crop_size": 12, "do_rescale": False, "image_mean": [99.5, 9, 0.3]}),
 )
 
 

@@ -16,7 +16,7 @@ SYMBOLS = re.compile(r"\\[()\[\]\\]|\\|[()\[\]]|:[+-]?[.\d]+\)|[^\\()\[\]:]+|:")
 
 
 def parse(prompt):
-    """Splits a prompt into (text, weight) pairs; joins neighbours of equal weight."""
+    """Splits a prompt into (text, weight) pairs; joins neighbors of equal weight."""
     texts = []
     opened = {"(": [], "[": []}  # indices into texts at which open brackets start
     spans = []  # (first, end, factor), in the order of the closing brackets

@@ -17,7 +17,7 @@ pub fn steady_clock_ns() -> u64 {
 
 /// The four times of Triton's statistics in nanoseconds of [`steady_clock_ns`], in order.
 ///
-/// Each time is at least the one before, because Triton subtracts neighbours as unsigned integers.
+/// Each time is at least the one before, because Triton subtracts neighbors as unsigned integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timestamps {
     /// When the backend accepted the request.

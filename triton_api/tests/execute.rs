@@ -12,12 +12,12 @@ use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec, ModelSpec
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Runs `test` on an instance with this behaviour, unloads it and checks that all handles were released.
-fn with_instance(behaviour: &str, test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
+/// Runs `test` on an instance with this behavior, unloads it and checks that all handles were released.
+fn with_instance(behavior: &str, test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
     let server = FakeServer::new(triton_fake::backend_symbols!());
     let backend = server.load_backend().unwrap();
     let model = backend
-        .load_model(ModelSpec::new("m").config(config(behaviour)))
+        .load_model(ModelSpec::new("m").config(config(behavior)))
         .unwrap();
     let instance = model.load_instance(InstanceSpec::default()).unwrap();
     test(&server, &instance);
@@ -100,8 +100,8 @@ fn execute_batch_answers_each_request() {
 
 #[test]
 fn execute_empty_batch_succeeds() {
-    for behaviour in ["echo", "thread", "forget_to_accept"] {
-        with_instance(behaviour, |_, instance| {
+    for behavior in ["echo", "thread", "forget_to_accept"] {
+        with_instance(behavior, |_, instance| {
             assert_eq!(instance.execute(&[]), Ok(()));
         });
     }

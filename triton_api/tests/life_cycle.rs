@@ -81,7 +81,7 @@ fn config_is_completed_only_on_request() {
 fn load_failure_leaves_no_handles() {
     let server = server();
     let backend = server.load_backend().unwrap();
-    for (behaviour, code, message) in [
+    for (behavior, code, message) in [
         ("fail_model", ErrorCode::NotFound, "planned failure of the model"),
         (
             "panic_model",
@@ -90,14 +90,14 @@ fn load_failure_leaves_no_handles() {
         ),
     ] {
         let error = backend
-            .load_model(ModelSpec::new("m").config(config(behaviour)))
+            .load_model(ModelSpec::new("m").config(config(behavior)))
             .unwrap_err();
         assert_eq!((error.code(), error.message()), (code, message));
     }
-    let bad = json!({"parameters": {"behaviour": {}}});
+    let bad = json!({"parameters": {"behavior": {}}});
     let error = backend.load_model(ModelSpec::new("m").config(bad)).unwrap_err();
-    assert_eq!(error.message(), "model 'm': parameter 'behaviour' has no string_value");
-    for (behaviour, code, message) in [
+    assert_eq!(error.message(), "model 'm': parameter 'behavior' has no string_value");
+    for (behavior, code, message) in [
         (
             "fail_instance",
             ErrorCode::Unsupported,
@@ -110,7 +110,7 @@ fn load_failure_leaves_no_handles() {
         ),
     ] {
         let model = backend
-            .load_model(ModelSpec::new("m").config(config(behaviour)))
+            .load_model(ModelSpec::new("m").config(config(behavior)))
             .unwrap();
         let error = model.load_instance(InstanceSpec::default()).unwrap_err();
         assert_eq!((error.code(), error.message()), (code, message));

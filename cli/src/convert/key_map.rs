@@ -183,7 +183,7 @@ fn family(tensors: &[(&str, &TensorInfo)]) -> Result<Family> {
             )));
         }
     }
-    // Quantised files have integers and 8-bit floats.
+    // Quantized files have integers and 8-bit floats.
     let odd = tensors.iter().find(|(name, info)| {
         name.starts_with(UNET) && !matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
     });

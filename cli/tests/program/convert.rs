@@ -22,7 +22,7 @@ fn some(shape: &[usize]) -> Tensor {
     }
 }
 
-/// What files hold beside the three models.
+/// Tensors that files hold in addition to the three models.
 fn with_left_overs(mut tensors: Tensors, open_clip: bool) -> Tensors {
     let mut more = vec![
         "betas",

@@ -77,7 +77,7 @@ fn pack_writes_one_folder_with_the_served_files() {
         ("unet/diffusion_flax_model.msgpack", "flax"),
         ("vae/model.onnx", "onnx"),
         ("v1-5-pruned.ckpt", "pickle"),
-        ("LICENSE.md", "licence"),
+        ("LICENSE.md", "license"),
         (".gitattributes", "hidden"),
     ] {
         fs::write(model.join(name), contents).unwrap();
@@ -91,7 +91,7 @@ fn pack_writes_one_folder_with_the_served_files() {
     assert!(config.contains("kind: KIND_GPU"), "{config}");
     assert!(text(&packed, "configs/cpu.pbtxt").contains("kind: KIND_CPU"));
     let mut expected = before;
-    expected.insert("LICENSE.md".into(), b"licence".to_vec());
+    expected.insert("LICENSE.md".into(), b"license".to_vec());
     assert_eq!(checkpoint_of(packed), expected);
     // Nothing is left of the work.
     let left: Vec<_> = fs::read_dir(folder.path())

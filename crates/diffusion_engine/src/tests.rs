@@ -120,7 +120,7 @@ fn request_larger_than_the_capacity_runs_alone() {
     assert_eq!(engine_under_test.called(), [2]);
     engine_under_test.submit_to_full(Spec::new(3, 1));
     engine_under_test.go();
-    assert_eq!(engine_under_test.step(), [2], "3 has no room beside it");
+    assert_eq!(engine_under_test.step(), [2], "the capacity is too small for 3");
     assert_eq!(engine_under_test.answer(), (2, Ok((2, 2))));
     assert_eq!(engine_under_test.step(), [3]);
     assert_eq!(engine_under_test.answer().0, 3);

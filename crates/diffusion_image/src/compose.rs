@@ -52,7 +52,7 @@ pub fn resize_and_fill<const N: usize>(image: &Raster<N>, width: u32, height: u3
     }
     let resized = resize(image, inner_width, inner_height, RESAMPLE)?;
     let mut canvas = Raster::black(width, height)?;
-    let (left, top) = centred((width, height), (inner_width, inner_height));
+    let (left, top) = centered((width, height), (inner_width, inner_height));
     canvas.paste(&resized, left, top);
     // diffusers names no filter for the rims; Pillow's default is bicubic.
     let rim = |part: Part, width: u32, height: u32| resize_part(&resized, part, width, height, Filter::Bicubic);
@@ -91,7 +91,7 @@ pub fn resize_and_crop(image: &RgbImage, width: u32, height: u32) -> Result<RgbI
     };
     let resized = resize(image, inner_width, inner_height, RESAMPLE)?;
     let mut canvas = Raster::black(width, height)?;
-    let (left, top) = centred((width, height), (inner_width, inner_height));
+    let (left, top) = centered((width, height), (inner_width, inner_height));
     canvas.paste(&resized, left, top);
     Ok(canvas)
 }
@@ -117,7 +117,7 @@ fn scaled(side: u32, target: u32, source: u32) -> u32 {
 }
 
 /// Returns the left upper corner of `inner` in the middle of `outer`, rounded as in diffusers.
-fn centred(outer: (u32, u32), inner: (u32, u32)) -> (i64, i64) {
+fn centered(outer: (u32, u32), inner: (u32, u32)) -> (i64, i64) {
     let start = |outer: u32, inner: u32| i64::from(outer / 2) - i64::from(inner / 2);
     (start(outer.0, inner.0), start(outer.1, inner.1))
 }

@@ -6,12 +6,12 @@
 //!
 //! A decoded image has the bytes of `PIL.ImageOps.exif_transpose(PIL.Image.open(file)).convert("RGB")`, with three
 //! exceptions where Pillow's result is of no use:
-//! - Transparent pixels are laid over white. Pillow shows the colour that they hide.
-//! - Masks of 16 bits keep their upper 8, as colour images do. Pillow turns every value above 255 into white.
+//! - Transparent pixels are laid over white. Pillow shows the color that they hide.
+//! - Masks of 16 bits keep their upper 8, as color images do. Pillow turns every value above 255 into white.
 //! - The first frame of a GIF may cover a part of the canvas. The rest is white.
 //!
-//! Colour profiles are ignored, as in Pillow. TIFFs with a palette, with JPEG inside, with floating-point pixels and in
-//! colour spaces other than RGB and CMYK are refused.
+//! Color profiles are ignored, as in Pillow. TIFFs with a palette, with JPEG inside, with floating-point pixels and in
+//! color spaces other than RGB and CMYK are refused.
 
 mod base64_text;
 mod format;
@@ -128,7 +128,7 @@ impl EncodedImage {
         self.height
     }
 
-    /// Decodes a colour image.
+    /// Decodes a color image.
     ///
     /// # Errors
     /// InvalidArgument, with the name of the input, for damaged or truncated pixels and for pixels of an unsupported kind.
@@ -144,11 +144,11 @@ impl EncodedImage {
         Ok(Mask::from_rgb(&self.rgb()?))
     }
 
-    /// Decodes a depth map: a grayscale image of 8 or 16 bits. A file in a colour format passes if its pixels are gray
+    /// Decodes a depth map: a grayscale image of 8 or 16 bits. A file in a color format passes if its pixels are gray
     /// and opaque.
     ///
     /// # Errors
-    /// Those of [`EncodedImage::rgb`], and InvalidArgument for an image with colours or with transparent pixels.
+    /// Those of [`EncodedImage::rgb`], and InvalidArgument for an image with colors or with transparent pixels.
     pub fn depth_map(&self) -> Result<DepthMap> {
         self.decode(pixels::depth_map)
     }

@@ -156,7 +156,7 @@ mod tests {
         let decoded = webp::Decoder::new(&file).decode().unwrap();
         assert_eq!((decoded.width(), decoded.height()), (72, 40));
         assert!(!decoded.is_alpha());
-        // Lossy WebP halves the resolution of colours.
+        // Lossy WebP halves the resolution of colors.
         assert!(psnr(&decoded, image.rgb()) > 28.0);
         assert!(encode(10).unwrap().len() < file.len());
     }

@@ -12,7 +12,7 @@ impl Mask {
         self.samples()
     }
 
-    /// Converts a colour image to luma as Pillow's `convert("L")` does: ITU-R 601 weights in 16-bit fixed point, rounded to
+    /// Converts a color image to luma as Pillow's `convert("L")` does: ITU-R 601 weights in 16-bit fixed point, rounded to
     /// nearest.
     ///
     /// Source: Pillow, `src/libImaging/Convert.c` (`L24`).
@@ -34,7 +34,7 @@ mod tests {
     use diffusion_core::Error;
 
     #[test]
-    fn luma_of_known_colours_equals_pillow() {
+    fn luma_of_known_colors_equals_pillow() {
         for (rgb, expected) in [
             ([0, 0, 0], 0),
             ([255, 255, 255], 255),

@@ -1,4 +1,4 @@
-//! The type of colour images and masks.
+//! The type of color images and masks.
 
 use diffusion_core::{Error, Result};
 

@@ -4,7 +4,7 @@
 //! keeps its size is skipped. Depth maps are resized in floats as Pillow's mode `F`: sums in double precision, results in
 //! single precision.
 //!
-//! Source: Pillow 13.0, `src/libImaging/Resample.c` and, for the nearest neighbour, `src/libImaging/Geometry.c`
+//! Source: Pillow 13.0, `src/libImaging/Resample.c` and, for the nearest neighbor, `src/libImaging/Geometry.c`
 //! (`ImagingScaleAffine`).
 
 mod coefficients;
@@ -251,8 +251,8 @@ fn nearest<T: Copy, const N: usize>(pixels: &[T], source: Size, target: Size) ->
     result
 }
 
-/// Returns the source pixel under the centre of each target pixel. As in Pillow, positions are added up, not multiplied:
-/// the two differ where a centre is on an edge.
+/// Returns the source pixel under the center of each target pixel. As in Pillow, positions are added up, not multiplied:
+/// the two differ where a center is on an edge.
 fn centers(source: usize, target: usize) -> impl Iterator<Item = usize> {
     let step = f64::from(source as f32) / target as f64;
     let mut position = step * 0.5;

@@ -1,4 +1,4 @@
-//! Colour images.
+//! Color images.
 
 use crate::raster::Raster;
 

@@ -93,7 +93,7 @@ const BRACKET: f64 = 1.1;
 /// - A bracket that is never closed weights all text after it. A closing bracket that was never opened is text, and so
 ///   is `:1.3)` outside of round brackets.
 ///
-/// Neighbours of equal weight are one fragment. Weights are products of float64 in the order in which brackets close,
+/// Neighbors of equal weight are one fragment. Weights are products of float64 in the order in which brackets close,
 /// as in Python. Only ASCII digits count. The time is linear in the length of the text.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use rand_core::Rng as _;
 use rand_pcg::Pcg64;
 
-const STRIPS: usize = 256;
+const CHUNKS: usize = 256;
 const TWO_52: f64 = (1_u64 << 52) as f64;
 /// Where the tail begins.
 const R: f64 = 3.654_152_885_361_009;
@@ -37,7 +37,7 @@ impl Noise {
         let tables = Tables::get();
         loop {
             let bits = self.0.next_u64();
-            let strip = bits as usize % STRIPS;
+            let strip = bits as usize % CHUNKS;
             let negative = bits >> 8 & 1 == 1;
             let place = bits >> 9 & ((1 << 52) - 1);
             let sign = if negative { -1.0 } else { 1.0 };
@@ -98,11 +98,11 @@ fn seed_sequence(seed: u64) -> [u64; 4] {
 /// The ziggurat of Marsaglia and Tsang (2000), "The Ziggurat Method for Generating Random Variables".
 struct Tables {
     /// Of each strip, where its part that lies whole under the curve ends; times 2^52.
-    inside: [u64; STRIPS],
+    inside: [u64; CHUNKS],
     /// Of each strip, its width; divided by 2^52.
-    width: [f64; STRIPS],
+    width: [f64; CHUNKS],
     /// exp(-x^2 / 2) at the end of each strip.
-    density: [f64; STRIPS],
+    density: [f64; CHUNKS],
 }
 
 impl Tables {
@@ -112,11 +112,11 @@ impl Tables {
     }
 
     fn new() -> Self {
-        let last = STRIPS - 1;
+        let last = CHUNKS - 1;
         let mut tables = Self {
-            inside: [0; STRIPS],
-            width: [0.0; STRIPS],
-            density: [1.0; STRIPS],
+            inside: [0; CHUNKS],
+            width: [0.0; CHUNKS],
+            density: [1.0; CHUNKS],
         };
         let density = (-0.5 * R * R).exp();
         tables.density[last] = density;

@@ -3,7 +3,7 @@
 //! The crate defines the `TRITONSERVER_*` and `TRITONBACKEND_*` functions that `triton_api`
 //! declares, so a test binary links without the real server. The fake server counts every handle.
 //! Handles are numbers that are never dereferenced: using a freed or foreign handle, or releasing
-//! one twice, is recorded instead of being undefined behaviour. No call from C panics. Errors are
+//! one twice, is recorded instead of being undefined behavior. No call from C panics. Errors are
 //! listed by [`FakeServer::violations`] and fail [`FakeServer::assert_clean`].
 //!
 //! A test calls the symbols that the backend exports:

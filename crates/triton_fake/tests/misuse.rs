@@ -13,7 +13,7 @@ use triton_fake::{BackendSymbols, Counts, FakeServer, InstanceSpec, ModelSpec};
 type RawError = *mut TRITONSERVER_Error;
 type Execute = unsafe fn(*mut TRITONBACKEND_ModelInstance, *mut TRITONBACKEND_Request) -> RawError;
 
-/// The behaviour of Execute. One is enough, because only one server exists at a time.
+/// The behavior of Execute. One is enough, because only one server exists at a time.
 static EXECUTE: Mutex<Option<Execute>> = Mutex::new(None);
 
 unsafe extern "C" fn nothing<T>(_object: *mut T) -> RawError {
@@ -37,9 +37,9 @@ unsafe extern "C" fn execute(
     f.map_or(ptr::null_mut(), |f| unsafe { f(instance, *requests) })
 }
 
-/// Runs a backend with this behaviour on one request. Returns the violations, the counts of objects and whether the
+/// Runs a backend with this behavior on one request. Returns the violations, the counts of objects and whether the
 /// request was answered, read while the server exists because the next server clears the record.
-fn run_backend(behaviour: Execute) -> (Vec<String>, Counts, bool) {
+fn run_backend(behavior: Execute) -> (Vec<String>, Counts, bool) {
     let server = FakeServer::new(BackendSymbols {
         initialize: nothing,
         finalize: nothing,
@@ -51,7 +51,7 @@ fn run_backend(behaviour: Execute) -> (Vec<String>, Counts, bool) {
         model_instance_execute: execute,
         model_instance_ready: nothing,
     });
-    *EXECUTE.lock().unwrap() = Some(behaviour);
+    *EXECUTE.lock().unwrap() = Some(behavior);
     let backend = server.load_backend().unwrap();
     let model = backend.load_model(ModelSpec::new("m")).unwrap();
     let instance = model.load_instance(InstanceSpec::default()).unwrap();

@@ -1,4 +1,4 @@
-//! The convolutional backbone of a DPT-Hybrid: a ResNet with standardised weights ("Big Transfer").
+//! The convolutional backbone of a DPT-Hybrid: a ResNet with standardized weights ("Big Transfer").
 //!
 //! Source: transformers `models/bit/modeling_bit.py` (`BitBackbone` of bottleneck layers), after Kolesnikov
 //! et al., "Big Transfer (BiT): General Visual Representation Learning" (2020), and Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization" (2019).
@@ -10,7 +10,7 @@ use crate::models::layers::GroupNorm;
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
-/// Epsilon of the weights' standardisation.
+/// Epsilon of the weights' standardization.
 const WEIGHT_EPS: f64 = 1e-8;
 /// Epsilon of the norms.
 const NORM_EPS: f64 = 1e-5;
@@ -32,7 +32,7 @@ fn pad_same(input: &Tensor, kernel: i64, stride: i64) -> Result<Tensor> {
 
 /// A convolution without bias and with `SAME` padding whose weights have mean 0 and variance 1 in each output channel.
 struct StandardizedConv2d {
-    /// Standardised.
+    /// Standardized.
     weight: Tensor,
     kernel: i64,
     stride: i64,
@@ -42,7 +42,7 @@ impl StandardizedConv2d {
     fn new(path: &WeightPath<'_>, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Result<Self> {
         let shape = [outputs, inputs, kernel, kernel];
         let weight = path.tensor("weight", &shape)?;
-        // transformers standardises in every call, with the same result.
+        // transformers standardizes in every call, with the same result.
         let none = || None::<&Tensor>;
         let weight = weight
             .f_reshape([1, outputs, -1])?

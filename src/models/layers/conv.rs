@@ -66,7 +66,7 @@ impl Conv2d {
     /// Applies the convolution to each job's entries; shapes as in [`Conv2d::forward`].
     ///
     /// With a `chunk_size`, a 3x3 convolution that keeps the size is computed chunk by chunk. For some convolutions
-    /// libtorch writes down the neighbourhood of each value, which needs many times the memory of the map.
+    /// libtorch writes down the neighborhood of each value, which needs many times the memory of the map.
     pub fn forward_split(
         &self,
         input: &Tensor,

@@ -6,7 +6,7 @@ use super::chunked::{ChunkSize, FeatureMap};
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
-/// Normalisation over groups of channels, separately for each batch entry.
+/// Normalization over groups of channels, separately for each batch entry.
 pub struct GroupNorm {
     weight: Tensor,
     bias: Tensor,
@@ -33,7 +33,7 @@ impl GroupNorm {
         })
     }
 
-    /// Normalises a whole map.
+    /// Normalizes a whole map.
     ///
     /// # Shapes
     /// - `input` and the result: `[batch, channels, ..]`
@@ -114,7 +114,7 @@ pub struct GroupNormStats {
 }
 
 impl GroupNormStats {
-    /// Normalises some lines of the measured map.
+    /// Normalizes some lines of the measured map.
     ///
     /// # Shapes
     /// - `lines` and the result: `[batch, channels, any height, width]`

@@ -5,7 +5,7 @@ use tch::Tensor;
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
-/// Normalisation over the last dimension.
+/// Normalization over the last dimension.
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
@@ -24,7 +24,7 @@ impl LayerNorm {
         })
     }
 
-    /// Normalises each vector.
+    /// Normalizes each vector.
     ///
     /// # Shapes
     /// - `input` and the result: `[batch, .., size]`

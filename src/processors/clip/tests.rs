@@ -41,7 +41,7 @@ fn preprocess_small_image_is_padded_more_at_the_start() {
 }
 
 #[test]
-fn preprocess_padding_is_normalised_black() {
+fn preprocess_padding_is_normalized_black() {
     let config = json!({
         "do_resize": false, "crop_size": [1, 3], "image_mean": 0.5, "image_std": [0.5, 0.25, 1],
     });

@@ -24,7 +24,7 @@ impl NoiseSchedule {
         self.timesteps.iter().map(rounded).collect()
     }
 
-    /// Refuses equal sigmas of neighbouring steps for a solver of `order`. From order 2 on a solver divides by the
+    /// Refuses equal sigmas of neighboring steps for a solver of `order`. From order 2 on a solver divides by the
     /// distance of sigmas.
     ///
     /// # Errors

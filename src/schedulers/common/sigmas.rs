@@ -172,7 +172,7 @@ impl TrainingSigmas {
         (end(self.logs.last()), end(self.logs.first()))
     }
 
-    /// Returns the sigma at a timestep, interpolated between its neighbours, or at the nearest end:
+    /// Returns the sigma at a timestep, interpolated between its neighbors, or at the nearest end:
     /// `np.interp(timestep, np.arange(0, len(sigmas)), sigmas)`.
     pub fn at(&self, timestep: f64) -> f64 {
         let last = self.sigmas.len() - 1;

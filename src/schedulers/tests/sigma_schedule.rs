@@ -115,7 +115,7 @@ proptest! {
         let calls = if switched.calls_twice() { 2 * steps - 1 } else { steps };
         prop_assert_eq!(trace.timesteps.len(), calls);
         let timesteps = switched.first_calls(&trace.timesteps);
-        // With this spacing KDPM2 rounds timesteps, and neighbours may become equal.
+        // With this spacing KDPM2 rounds timesteps, and neighbors may become equal.
         let rounded = switched.class.starts_with("KDPM2") && switched.conversion == "use_karras_sigmas";
         for pair in timesteps.windows(2) {
             prop_assert!(pair[0] > pair[1] || rounded && pair[0] == pair[1], "{pair:?}");

@@ -1,4 +1,4 @@
-//! A backend that echoes its input and misbehaves as the model parameter `behaviour` requests.
+//! A backend that echoes its input and misbehaves as the model parameter `behavior` requests.
 
 #![expect(clippy::panic, reason = "panics are one way to misbehave")]
 
@@ -65,7 +65,7 @@ impl Backend for Echo {
 
 #[derive(Debug)]
 pub struct EchoModel {
-    behaviour: String,
+    behavior: String,
     calls: Option<Counter>,
     busy: Option<Gauge>,
     _alive: Alive,
@@ -77,7 +77,7 @@ impl Model for EchoModel {
 
     fn initialize(backend: &Arc<Echo>, context: &mut ModelContext<'_>) -> Result<Self, Error> {
         let parameters = context.parameters()?;
-        let behaviour = parameters["behaviour"].as_str().unwrap_or("echo").to_owned();
+        let behavior = parameters["behavior"].as_str().unwrap_or("echo").to_owned();
         if context.should_auto_complete()? {
             let mut config = context.config()?;
             config["output"] = json!([{"name": "echoed", "data_type": "TYPE_STRING", "dims": [-1]}]);
@@ -90,14 +90,14 @@ impl Model for EchoModel {
             context.version(),
             context.version_path().display()
         );
-        match behaviour.as_str() {
+        match behavior.as_str() {
             "fail_model" => return Err(Error::not_found("planned failure of the model")),
             "panic_model" => panic!("with a secret"),
             _ => {}
         }
         let labels = [("model", context.name())];
         Ok(Self {
-            behaviour,
+            behavior,
             calls: backend.calls.as_ref().map(|f| f.counter(&labels)).transpose()?,
             busy: backend.busy.as_ref().map(|f| f.gauge(&labels)).transpose()?,
             _alive: Alive::new(),
@@ -113,12 +113,12 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(behaviour: String, health: Arc<Health>) -> Self {
+    fn start(behavior: String, health: Arc<Health>) -> Self {
         let (sender, receiver): (_, Receiver<Vec<Slot>>) = channel();
         let thread = thread::spawn(move || {
             while let Ok(slots) = receiver.recv() {
                 for slot in slots {
-                    work(&behaviour, slot, &health);
+                    work(&behavior, slot, &health);
                 }
             }
         });
@@ -138,8 +138,8 @@ impl Drop for Worker {
     }
 }
 
-fn work(behaviour: &str, slot: Slot, health: &Health) {
-    match behaviour {
+fn work(behavior: &str, slot: Slot, health: &Health) {
+    match behavior {
         "thread" => {
             // The test sends the first cancel once Execute has returned.
             wait_for_cancel(&slot);
@@ -178,7 +178,7 @@ impl Instance for EchoInstance {
     type Model = EchoModel;
 
     fn initialize(model: &Arc<EchoModel>, context: &InstanceContext<'_>) -> Result<Self, Error> {
-        match model.behaviour.as_str() {
+        match model.behavior.as_str() {
             "fail_instance" => {
                 return Err(Error::unsupported(format!(
                     "instance '{}' of '{}' version {}: {:?} {}",
@@ -203,7 +203,7 @@ impl Instance for EchoInstance {
             usage(MemoryType::Cpu, 5),
         ])?;
         Ok(Self {
-            worker: Worker::start(model.behaviour.clone(), context.health()),
+            worker: Worker::start(model.behavior.clone(), context.health()),
             model: Arc::clone(model),
             _alive: Alive::new(),
         })
@@ -217,7 +217,7 @@ impl Instance for EchoInstance {
             busy.set(3.0)?;
             busy.add(-1.0)?;
         }
-        match self.model.behaviour.as_str() {
+        match self.model.behavior.as_str() {
             "echo" => batch.accept()?.into_iter().for_each(answer),
             "fail_before_accept" => return Err(Error::unavailable("not now")),
             "forget_to_accept" => {}
@@ -285,7 +285,7 @@ fn prepare(slot: &mut Slot) -> Result<Echoed, Error> {
     Ok((shape, elements))
 }
 
-/// Returns the configuration of a model with this behaviour.
-pub fn config(behaviour: &str) -> Value {
-    json!({"parameters": {"behaviour": {"string_value": behaviour}}})
+/// Returns the configuration of a model with this behavior.
+pub fn config(behavior: &str) -> Value {
+    json!({"parameters": {"behavior": {"string_value": behavior}}})
 }

@@ -44,7 +44,7 @@ fn crop_beyond_the_image_is_black() {
 
 #[test]
 fn fill_leaves_black_only_an_odd_last_line() {
-    // 8x4 into 8x8: two lines above and two below, of the colour of the edge.
+    // 8x4 into 8x8: two lines above and two below, of the color of the edge.
     let filled = resize_and_fill(&plain(8, 4, 200), 8, 8).unwrap();
     assert_eq!(filled, plain(8, 8, 200));
     let wide = resize_and_fill(&plain(4, 8, 200), 8, 8).unwrap();

@@ -1,8 +1,8 @@
 //! Decoding of JPEG files with Pillow's bytes.
 //!
-//! The decoder is mozjpeg's libjpeg without assembly: its inverse DCT and its colour upsampling are those of libjpeg-turbo,
+//! The decoder is mozjpeg's libjpeg without assembly: its inverse DCT and its color upsampling are those of libjpeg-turbo,
 //! which Pillow links. The decoder of the `image` crate rounds differently, by up to 5 units in smooth images and by up to
-//! 50 around single pixels of strong colour.
+//! 50 around single pixels of strong color.
 
 use std::io::{self, BufRead, Read};
 
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn cmyk_of_known_colours() {
+    fn cmyk_of_known_colors() {
         for (cmyk, rgb) in [
             ([255, 255, 255, 255], [255, 255, 255]),
             ([255, 255, 255, 0], [0, 0, 0]),

@@ -1,4 +1,4 @@
-//! Conversion of decoded files to 8-bit colour or to a depth map.
+//! Conversion of decoded files to 8-bit color or to a depth map.
 
 use image::DynamicImage;
 
@@ -34,7 +34,7 @@ pub(super) fn rgb(image: &DynamicImage) -> Result<RgbImage> {
 /// Returns the stored values of a grayscale `image`.
 ///
 /// # Errors
-/// InvalidArgument for colours, for transparent pixels and for pixels in floating point.
+/// InvalidArgument for colors, for transparent pixels and for pixels in floating point.
 pub(super) fn depth_map(image: &DynamicImage) -> Result<DepthMap> {
     let (bits, values) = match image {
         DynamicImage::ImageLuma8(image) => (8, floats(image.as_raw())),
@@ -68,17 +68,17 @@ fn floats<T: Copy + Into<f32>>(samples: &[T]) -> Vec<f32> {
     samples.iter().map(|sample| (*sample).into()).collect()
 }
 
-/// Returns the first sample of each pixel of `N` samples. The other colours must be equal to it, and alpha (with 2 and 4
+/// Returns the first sample of each pixel of `N` samples. The other colors must be equal to it, and alpha (with 2 and 4
 /// samples) must be `opaque`.
 fn gray_values<T: Copy + PartialEq + Into<f32>, const N: usize>(samples: &[T], opaque: T) -> Result<Vec<f32>> {
     let (pixels, _) = samples.as_chunks::<N>();
     pixels
         .iter()
         .map(|pixel| {
-            let colours = if N.is_multiple_of(2) { N - 1 } else { N };
+            let colors = if N.is_multiple_of(2) { N - 1 } else { N };
             let gray = pixel[0];
-            let is_gray = pixel[..colours].iter().all(|sample| *sample == gray)
-                && pixel[colours..].iter().all(|alpha| *alpha == opaque);
+            let is_gray = pixel[..colors].iter().all(|sample| *sample == gray)
+                && pixel[colors..].iter().all(|alpha| *alpha == opaque);
             is_gray.then(|| gray.into()).ok_or_else(|| {
                 Error::invalid_argument("expected a grayscale depth map of 8 or 16 bits without transparent pixels")
             })
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_map_with_colours_is_refused() {
+    fn depth_map_with_colors_is_refused() {
         let images: [DynamicImage; 4] = [
             RgbaImage::from_raw(1, 1, vec![9, 9, 8, 255]).unwrap().into(),
             RgbaImage::from_raw(1, 1, vec![9, 9, 9, 254]).unwrap().into(),

@@ -21,7 +21,7 @@ const FORMATS: [ImageFormat; 6] = [
     ImageFormat::Tiff,
 ];
 
-/// Eight colours, which a GIF keeps, too.
+/// Eight colors, which a GIF keeps, too.
 fn image() -> image::RgbImage {
     image::RgbImage::from_fn(12, 9, |x, y| {
         let on = |bit: u32| {

@@ -132,7 +132,7 @@ impl Filter {
     /// Returns the reach of the filter to either side, in source pixels of an image that does not shrink.
     fn support(self) -> f64 {
         match self {
-            // Unused: nearest neighbour has no weights.
+            // Unused: nearest neighbor has no weights.
             Self::Nearest => 0.5,
             Self::Bilinear => 1.0,
             Self::Bicubic => 2.0,
@@ -140,7 +140,7 @@ impl Filter {
         }
     }
 
-    /// Returns the filter's value at `x` pixels from its centre.
+    /// Returns the filter's value at `x` pixels from its center.
     ///
     /// Source: Pillow, `src/libImaging/Resample.c`; the bicubic one is Keys' convolution with a = -0.5.
     fn weight(self, x: f64) -> f64 {

@@ -55,12 +55,12 @@ proptest! {
     }
 
     #[test]
-    fn resize_keeps_a_single_colour(
-        colour in any::<[u8; 3]>(), width in side(), height in side(), w in side(), h in side(), filter in filter(),
+    fn resize_keeps_a_single_color(
+        color in any::<[u8; 3]>(), width in side(), height in side(), w in side(), h in side(), filter in filter(),
     ) {
-        let source = RgbImage::new(width, height, colour.repeat((width * height) as usize)).unwrap();
+        let source = RgbImage::new(width, height, color.repeat((width * height) as usize)).unwrap();
         let result = resize(&source, w, h, filter).unwrap();
-        prop_assert_eq!(result.rgb(), colour.repeat((w * h) as usize));
+        prop_assert_eq!(result.rgb(), color.repeat((w * h) as usize));
     }
 
     #[test]
@@ -111,7 +111,7 @@ proptest! {
 }
 
 #[test]
-fn nearest_picks_the_pixel_under_the_centre() {
+fn nearest_picks_the_pixel_under_the_center() {
     let source = Mask::new(4, 1, vec![10, 20, 30, 40]).unwrap();
     let resized = |width| resize(&source, width, 2, Filter::Nearest).unwrap();
     assert_eq!(resized(2).values(), [20, 40, 20, 40]);
@@ -142,12 +142,12 @@ fn overshoot_is_clipped_except_in_depth_maps() {
 }
 
 #[test]
-fn edge_without_area_blends_its_neighbours() {
+fn edge_without_area_blends_its_neighbors() {
     let lines = [[0u8; 3], [100; 3], [200; 3]].concat();
     let source = RgbImage::new(1, 3, lines).unwrap();
     let part = |y| Part::whole((1, 3)).between_lines(y);
     let top = resize_part(&source, part(0), 1, 2, Filter::Bicubic).unwrap();
-    // Weights 0.5625 and -0.0625 of the first two lines, normalised.
+    // Weights 0.5625 and -0.0625 of the first two lines, normalized.
     assert_eq!(top.rgb(), [0; 6]);
     let bottom = resize_part(&source, part(3), 1, 2, Filter::Bicubic).unwrap();
     assert_eq!(bottom.rgb(), [213; 6]);

@@ -201,7 +201,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
     prop::collection::vec(node, 0..6)
 }
 
-/// Merges neighbours of equal weight.
+/// Merges neighbors of equal weight.
 fn merged(fragments: Vec<(String, f64)>) -> Vec<(String, f64)> {
     let mut merged: Vec<(String, f64)> = Vec::new();
     for (text, weight) in fragments {

@@ -16,7 +16,7 @@ from training import Training, rng
 # CLIP's merges are sorted by frequency; the first hundreds spell common English.
 FIRST_MERGES = 600
 WORDS = (
-    "a an the of on in at and with picture photo image background gray grey middle left right top bottom above below "  # typos: ignore
+    "a an the of on in at and with picture photo image background gray grey middle left right top bottom above below "
     "front small large medium big tiny empty plain striped checkered dotted red green blue yellow orange purple white "
     "black circle square triangle star two no blurry low quality , ."
 ).split()

@@ -25,7 +25,7 @@ pub const OUTPUT: &str = "generated_image";
 /// may repeat any of it.
 pub const MARKER: &str = "zebra OOM out of memory";
 
-/// A model repository of its own, removed at the end.
+/// A temporary model repository, removed at the end.
 pub struct Repository {
     folder: TempDir,
 }

@@ -38,5 +38,5 @@ fn infinite_lambda_min_clipped_clips_nothing() {
     let expected = of(r#"{"note": "lambda: -Infinity"}"#);
     assert_eq!(of(r#"{"lambda_min_clipped": -Infinity}"#), expected);
     assert_eq!(of(r#"{"lambda_min_clipped":-Infinity}"#), expected);
-    assert_ne!(of(r#"{"lambda_min_clipped": -5.1}"#), expected);
+    assert_ne!(of(r#"{"lambda_min_clipped": -3}"#), expected);
 }

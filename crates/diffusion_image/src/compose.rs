@@ -12,9 +12,8 @@ mod region;
 pub use self::overlay::{apply_overlay, keep_unmasked};
 pub use self::region::{Region, crop_region};
 
-use crate::raster::Raster;
 use crate::resize::{Filter, Part, resize, resize_part};
-use crate::{Mask, RgbImage};
+use crate::{Mask, Raster, RgbImage};
 use diffusion_core::{Error, Result};
 
 /// The filter of the pipelines' `VaeImageProcessor`.

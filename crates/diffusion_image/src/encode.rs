@@ -6,8 +6,7 @@ use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use serde_json::Value;
 
-use crate::output_format::OutputFormat;
-use crate::rgb_image::RgbImage;
+use crate::{OutputFormat, RgbImage};
 use diffusion_core::{Error, Result};
 
 /// Keyword of the PNG text chunk that holds the parameters; other programs for Stable Diffusion use the same.

@@ -10,8 +10,7 @@
 mod coefficients;
 
 use self::coefficients::{Coefficients, PRECISION_BITS, Span};
-use crate::DepthMap;
-use crate::raster::Raster;
+use crate::{DepthMap, Raster};
 use diffusion_core::{Error, Result};
 
 /// A resampling filter, with Pillow's names.

@@ -1,8 +1,7 @@
 //! Combination of a generated image with the input image.
 
 use super::{Region, resize_and_crop};
-use crate::Mask;
-use crate::RgbImage;
+use crate::{Mask, RgbImage};
 use diffusion_core::{Error, Result};
 
 /// Smallest mask value that is repainted: diffusers binarizes at one half.

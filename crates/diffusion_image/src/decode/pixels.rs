@@ -2,8 +2,7 @@
 
 use image::DynamicImage;
 
-use crate::DepthMap;
-use crate::RgbImage;
+use crate::{DepthMap, RgbImage};
 use diffusion_core::{Error, Result};
 
 /// Converts `image` to 8-bit RGB: 16 bits lose their lower 8, and alpha is laid over white.

@@ -92,7 +92,7 @@ def check_flags(batch, parameters):
 
 @pytest.mark.parametrize(("group", "case"), CASES, ids=[f"{group}-{case['name']}" for group, case in CASES])
 def test_image_equals_golden(client, goldens, group, case):
-    recorded, elements = goldens[group], case["rows"]
+    recorded, elements = goldens[group], case["elements"]
     images_of_elements = []
     for batch in batches(elements):
         response = ask(client, case["checkpoint"], batch, recorded)
@@ -114,6 +114,6 @@ def test_image_equals_golden(client, goldens, group, case):
 def test_flags_are_recorded():
     """Checks that `check_flags` compares both values."""
     flags = [
-        flag for _, case in CASES for element in case["rows"] for flag in element.get("nsfw_content_detected") or []
+        flag for _, case in CASES for element in case["elements"] for flag in element.get("nsfw_content_detected") or []
     ]
     assert set(flags) == {False, True}

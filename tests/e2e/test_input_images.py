@@ -231,7 +231,7 @@ def test_depth_map_replaces_the_estimate(client):
     assert "`depth_map`" in client.refused("sd_depth", **request, depth_map=to_base64(RGB))
 
 
-# The safety checker flags the first request and not the second (the golden `sd1_safety/one-of-two-rows`).
+# The safety checker flags the first request and not the second (the golden `sd1_safety/one-of-two-elements`).
 FLAGGED = dict(prompt="a photo of a cat sitting on a red chair", gen_args={"num_inference_steps": 4, "seed": 126})
 KEPT = dict(prompt="the city skyline at sunset, wow! 4k!!", gen_args={"num_inference_steps": 4, "seed": 122})
 

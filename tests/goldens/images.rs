@@ -11,7 +11,7 @@ use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, Pipelin
 use crate::support::{Cases, Goldens, checkpoint, compare_bytes, psnr};
 
 #[derive(Deserialize)]
-struct Row {
+struct Element {
     prompt: String,
     negative_prompt: Option<String>,
     gen_args: Map<String, Value>,
@@ -25,7 +25,7 @@ struct Row {
 struct ImageCase {
     name: String,
     checkpoint: String,
-    rows: Vec<Row>,
+    elements: Vec<Element>,
 }
 
 /// Encodes the input image `name`, `[height, width]` or `[height, width, 3]`, as a client sends it.
@@ -51,18 +51,18 @@ fn generate(
     goldens: &Goldens,
     pipeline: &mut DiffusionPipeline,
     validator: &RequestValidator,
-    rows: &[Row],
+    elements: &[Element],
 ) -> Vec<PipelineOutput> {
-    let mut jobs: Vec<_> = rows
+    let mut jobs: Vec<_> = elements
         .iter()
-        .map(|row| {
-            let gen_args = Value::Object(row.gen_args.clone()).to_string();
+        .map(|element| {
+            let gen_args = Value::Object(element.gen_args.clone()).to_string();
             let read = |name: &Option<String>| name.as_deref().map(|name| input(goldens, name));
-            let (image, mask_image) = (read(&row.image), read(&row.mask_image));
-            let depth_map = read(&row.depth_map);
+            let (image, mask_image) = (read(&element.image), read(&element.mask_image));
+            let depth_map = read(&element.depth_map);
             let inputs = ElementInputs {
-                prompt: row.prompt.as_bytes(),
-                negative_prompt: row.negative_prompt.as_deref().map(str::as_bytes),
+                prompt: element.prompt.as_bytes(),
+                negative_prompt: element.negative_prompt.as_deref().map(str::as_bytes),
                 image: image.as_deref(),
                 mask_image: mask_image.as_deref(),
                 depth_map: depth_map.as_deref(),
@@ -102,11 +102,11 @@ fn compare(group: &'static str) {
     let mut exact = 0;
     for case in cases.cases {
         let (mut pipeline, validator) = pipeline(&case.checkpoint, &ModelParameters::default());
-        let rows = generate(&goldens, &mut pipeline, &validator, &case.rows);
-        for (index, generated) in rows.iter().enumerate() {
+        let elements = generate(&goldens, &mut pipeline, &validator, &case.elements);
+        for (index, generated) in elements.iter().enumerate() {
             let name = format!("{}/{index}", case.name);
             let flags = &generated.nsfw_content_detected;
-            assert_eq!(flags, &case.rows[index].nsfw_content_detected, "{name}: flags");
+            assert_eq!(flags, &case.elements[index].nsfw_content_detected, "{name}: flags");
             let images = &generated.images;
             let theirs = goldens.tensor(&name);
             let size = theirs.size();
@@ -162,10 +162,10 @@ fn fast_numerics_shared_call_stays_above_50_db() {
         ..ModelParameters::default()
     };
     let mut compared = 0;
-    for case in cases.cases.iter().filter(|case| case.rows.len() > 1) {
+    for case in cases.cases.iter().filter(|case| case.elements.len() > 1) {
         let (mut pipeline, validator) = pipeline(&case.checkpoint, &parameters);
-        let rows = generate(&goldens, &mut pipeline, &validator, &case.rows);
-        for (index, generated) in rows.iter().enumerate() {
+        let elements = generate(&goldens, &mut pipeline, &validator, &case.elements);
+        for (index, generated) in elements.iter().enumerate() {
             let theirs = goldens.tensor(&format!("{}/{index}", case.name));
             for (image, theirs) in generated.images.iter().zip(theirs.split(1, 0)) {
                 let theirs: Vec<u8> = theirs.reshape([-1]).try_into().unwrap();

@@ -81,7 +81,6 @@ fn unet_predictions_match() {
     #[derive(Deserialize)]
     struct Case {
         checkpoint: String,
-        #[serde(rename = "rows")]
         batch_size: i64,
         sample: String,
         timestep: String,

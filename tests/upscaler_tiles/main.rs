@@ -53,13 +53,13 @@ fn work(max_pixels: u64, file: &Path) {
     let validator = RequestValidator::new(components.model_info(), &parameters).unwrap();
     let mut pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
     pipeline.init_thread().unwrap();
-    let row = ElementInputs {
+    let inputs = ElementInputs {
         prompt: b"a photo of a cat sitting on a red chair",
         image: Some(&input(side())),
         gen_args: Some(br#"{"num_inference_steps": 4, "seed": 7}"#),
         ..ElementInputs::default()
     };
-    let mut job = pipeline.prepare(validator.validate(&row).unwrap()).unwrap();
+    let mut job = pipeline.prepare(validator.validate(&inputs).unwrap()).unwrap();
     while !pipeline.is_done(&job) {
         for outcome in pipeline.step(&mut [&mut job]).unwrap() {
             outcome.unwrap();

@@ -96,7 +96,7 @@ def image_to_image():
     yield from strengths("sd2_base")
     image = "waves-72x48"
     yield (
-        "sd2_base/rows",
+        "sd2_base/elements",
         "sd2_base",
         [
             element(CAT, UGLY, image=image, num_inference_steps=5, strength=0.5, seed=1),
@@ -133,7 +133,7 @@ def depth_to_image():
     yield from strengths("sd2_depth")
     image = "waves-72x48"
     yield (
-        "sd2_depth/rows",
+        "sd2_depth/elements",
         "sd2_depth",
         [
             element(CAT, UGLY, image=image, num_inference_steps=5, strength=0.5, seed=11),
@@ -158,7 +158,7 @@ def inpaint():
         yield from strengths(checkpoint, masked=True)
         pair = dict(image="waves-72x48", mask_image="soft-72x48", keep_unmasked=False, height=48, width=72)
         yield (
-            f"{checkpoint}/rows",
+            f"{checkpoint}/elements",
             checkpoint,
             [
                 element(CAT, UGLY, num_inference_steps=5, strength=0.5, seed=21, **pair),
@@ -205,7 +205,7 @@ def upscale():
                 number += 1
     image = "waves-20x28"
     yield (
-        "x4_upscaler/rows",
+        "x4_upscaler/elements",
         "x4_upscaler",
         [
             element(CAT, UGLY, image=image, num_inference_steps=3, noise_level=100, seed=31),
@@ -231,7 +231,8 @@ GROUPS = {
 def cases(group):
     """Returns every case of a group as plain data."""
     return [
-        {"name": name, "checkpoint": checkpoint, "rows": elements} for name, checkpoint, elements in GROUPS[group][1]()
+        {"name": name, "checkpoint": checkpoint, "elements": elements}
+        for name, checkpoint, elements in GROUPS[group][1]()
     ]
 
 

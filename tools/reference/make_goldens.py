@@ -163,7 +163,7 @@ def unet(checkpoints, out):
             size = f"{family}/{height}x{width}"
             tensors[f"{size}/sample"] = seeded(200 + number, 2, channels, height, width)
             for batch_size in (1, 2):
-                output = f"{size}/rows{batch_size}"
+                output = f"{size}/batch{batch_size}"
                 tensors[output] = model(
                     tensors[f"{size}/sample"][:batch_size],
                     tensors[timestep][:batch_size],
@@ -175,7 +175,7 @@ def unet(checkpoints, out):
                     {
                         "name": output,
                         "checkpoint": family,
-                        "rows": batch_size,
+                        "batch_size": batch_size,
                         "sample": f"{size}/sample",
                         "timestep": timestep,
                         "encoder_hidden_states": hidden,
@@ -247,7 +247,7 @@ def text_to_image(checkpoints, out):
     tensors = {}
     cases = text_to_image_cases.cases()
     for case in cases:
-        for number, element in enumerate(case["rows"]):
+        for number, element in enumerate(case["elements"]):
             images, flags = text_to_image_cases.run(checkpoints[case["checkpoint"]], element)
             tensors[f"{case['name']}/{number}"] = images
             if flags is not None:
@@ -262,7 +262,7 @@ def with_input_images(group):
         cases, inputs = image_cases.cases(group), image_cases.inputs()
         tensors = {}
         for case in cases:
-            for number, element in enumerate(case["rows"]):
+            for number, element in enumerate(case["elements"]):
                 for name in filter(None, (element["image"], element["mask_image"], element["depth_map"])):
                     tensors[f"inputs/{name}"] = torch.from_numpy(inputs[name])
                 tensors[f"{case['name']}/{number}"] = image_cases.run(

@@ -47,7 +47,7 @@ def grid(checkpoint, guidance_scales, negatives, sizes):
                         num_inference_steps=3 + number % 4,
                         seed=1000 + number,
                     )
-                    yield {"name": f"{checkpoint}/{name}", "checkpoint": checkpoint, "rows": [one]}
+                    yield {"name": f"{checkpoint}/{name}", "checkpoint": checkpoint, "elements": [one]}
                     number += 1
 
 
@@ -57,7 +57,7 @@ def special():
     yield "default-dpm", [element(SEA, UGLY, seed=7, scheduler="DPMSolverMultistepScheduler", num_inference_steps=20)]
     yield "one-step", [element(CAT, seed=8, num_inference_steps=1, scheduler=name) for name in SCHEDULERS]
     yield (
-        "rows-mixed-arguments",
+        "elements-mixed-arguments",
         [
             element(CAT, num_inference_steps=3, guidance_scale=7.5, seed=11),
             element(SEA, UGLY, num_inference_steps=6, guidance_scale=1.0, seed=12),
@@ -65,15 +65,15 @@ def special():
         ],
     )
     yield (
-        "rows-mixed-schedulers",
+        "elements-mixed-schedulers",
         [
             element(text, num_inference_steps=4, seed=20 + i, scheduler=name)
             for i, (text, name) in enumerate(zip((CAT, SEA, CITY), SCHEDULERS, strict=True))
         ],
     )
-    yield "rows-equal-arguments", [element(text, num_inference_steps=4, seed=31) for text in (CAT, CAT, SEA)]
+    yield "elements-equal-arguments", [element(text, num_inference_steps=4, seed=31) for text in (CAT, CAT, SEA)]
     yield (
-        "rows-mixed-sizes",
+        "elements-mixed-sizes",
         [
             element(CAT, num_inference_steps=3, seed=41, height=64, width=64),
             element(CAT, num_inference_steps=3, seed=41, height=48, width=80),
@@ -90,7 +90,7 @@ def special():
         [element(CAT, num_inference_steps=4, num_images_per_prompt=2, eta=0.5, scheduler="DDIMScheduler", seed=53)],
     )
     yield (
-        "three-images-two-rows",
+        "three-images-two-elements",
         [
             element(CAT, num_inference_steps=3, num_images_per_prompt=3, seed=54),
             element(SEA, num_inference_steps=5, num_images_per_prompt=3, seed=55, guidance_scale=0.5),
@@ -138,7 +138,7 @@ def shaped(checkpoint):
     """Yields some of the special cases for a checkpoint of another shape."""
     yield "default-size", [element(CAT, num_inference_steps=5, seed=111)]
     yield (
-        "rows-mixed-arguments",
+        "elements-mixed-arguments",
         [
             element(CAT, num_inference_steps=3, guidance_scale=7.5, seed=112),
             element(SEA, UGLY, num_inference_steps=5, guidance_scale=1.0, seed=113),
@@ -171,7 +171,7 @@ def checked():
     yield "flagged", [element(CAT, num_inference_steps=4, seed=126)]
     yield "one-of-two-images", [element(CAT, num_inference_steps=4, seed=129, num_images_per_prompt=2)]
     yield (
-        "one-of-two-rows",
+        "one-of-two-elements",
         [element(CAT, num_inference_steps=4, seed=126), element(CITY, num_inference_steps=4, seed=122)],
     )
     yield "portrait", [element(CITY, num_inference_steps=4, seed=seed, height=72, width=48) for seed in (135, 138)]
@@ -255,7 +255,7 @@ def distilled():
 
 def named(cases):
     return [
-        {"name": f"{checkpoint}/{name}", "checkpoint": checkpoint, "rows": elements}
+        {"name": f"{checkpoint}/{name}", "checkpoint": checkpoint, "elements": elements}
         for checkpoint, name, elements in cases
     ]
 
@@ -263,15 +263,17 @@ def named(cases):
 def cases():
     """Returns every case as plain data."""
     made = list(grid("sd2_base", (7.5, 1.0), (None, UGLY), ((64, 64), (72, 48))))
-    made += [{"name": f"sd2_base/{name}", "checkpoint": "sd2_base", "rows": elements} for name, elements in special()]
+    made += [
+        {"name": f"sd2_base/{name}", "checkpoint": "sd2_base", "elements": elements} for name, elements in special()
+    ]
     for checkpoint in ("sd1", "sd2_768v"):
         made += grid(checkpoint, (7.5, 1.0), (UGLY,), ((72, 48),))
         made += [
-            {"name": f"{checkpoint}/{name}", "checkpoint": checkpoint, "rows": elements}
+            {"name": f"{checkpoint}/{name}", "checkpoint": checkpoint, "elements": elements}
             for name, elements in shaped(checkpoint)
         ]
     made += [
-        {"name": f"sd1_safety/{name}", "checkpoint": "sd1_safety", "rows": elements} for name, elements in checked()
+        {"name": f"sd1_safety/{name}", "checkpoint": "sd1_safety", "elements": elements} for name, elements in checked()
     ]
     return made + named(weighted()) + named(distilled())
 

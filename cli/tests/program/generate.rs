@@ -14,11 +14,11 @@ use crate::support::{checkpoint, fail, succeed, temporary};
 const GEN_ARGS: &str = r#"{"num_inference_steps": 3, "seed": 7, "num_images_per_prompt": 2}"#;
 
 /// What the library makes of a request, encoded.
-fn expected(model: &str, row: &ElementInputs<'_>) -> Vec<Vec<u8>> {
+fn expected(model: &str, inputs: &ElementInputs<'_>) -> Vec<Vec<u8>> {
     let parameters = ModelParameters::default();
     let (components, _) = Components::load(&checkpoint(model), &parameters, Device::Cpu).unwrap();
     let validator = RequestValidator::new(components.model_info(), &parameters).unwrap();
-    let request = validator.validate(row).unwrap();
+    let request = validator.validate(inputs).unwrap();
     let mut pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
     pipeline.init_thread().unwrap();
     let mut job = pipeline.prepare(request.clone()).unwrap();
@@ -58,13 +58,13 @@ fn generate_from_text_gives_the_images_of_the_server() {
     );
     assert!(told.contains("seed: 7\n"), "{told}");
     assert!(told.ends_with("p-0.png\np-1.png\n"), "{told}");
-    let row = ElementInputs {
+    let inputs = ElementInputs {
         prompt: b"a red chair",
         negative_prompt: Some(b"blue"),
         gen_args: Some(GEN_ARGS.as_bytes()),
         ..ElementInputs::default()
     };
-    let expected = expected("sd1", &row);
+    let expected = expected("sd1", &inputs);
     for (index, image) in expected.iter().enumerate() {
         let path = folder.path().join(format!("p-{index}.png"));
         assert!(fs::read(path).unwrap() == *image, "image {index}");
@@ -91,14 +91,14 @@ fn generate_from_an_image_uses_the_format_of_the_extension() {
         "out.jpg",
     ]);
     let image = BASE64_STANDARD.encode(fs::read(folder.path().join("in.png")).unwrap());
-    let row = ElementInputs {
+    let inputs = ElementInputs {
         prompt: b"a chair",
         image: Some(image.as_bytes()),
         gen_args: Some(br#"{"num_inference_steps": 2, "seed": 1, "output_format": "jpeg"}"#),
         ..ElementInputs::default()
     };
     let made = fs::read(folder.path().join("out.jpg")).unwrap();
-    assert!(made == expected("sd1", &row)[0]);
+    assert!(made == expected("sd1", &inputs)[0]);
     assert_eq!(made[..3], [0xff, 0xd8, 0xff]);
 }
 

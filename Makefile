@@ -1,5 +1,5 @@
-# Every target sets up what it needs; `make help` lists them. tch's C++ takes minutes to compile, so that the library,
-# the tests and the lints share one profile (release).
+# Every target sets up what it needs; `make help` lists them. tch's C++ takes minutes to compile, so the library, its tests
+# and the lints share one profile (release).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,11 +20,11 @@ SERVE ?=
 PYTEST_ARGS ?=
 TEST_ARGS ?=
 
-# On a machine with other work, OpenMP's threads wait for each other by spinning on cores that they do not have. Tests and
-# demo spin shortly and then sleep. The images are the same.
+# OpenMP's threads wait for each other by spinning, which is slow on a machine with other work. Tests and demo spin for a
+# short time and then sleep. The images are the same.
 export GOMP_SPINCOUNT ?= 10000
 
-# The property tests draw the same cases in every run, so that a failure comes of what was changed. Others with
+# Property tests use the same cases in every run, so a failure comes from a change of the code. For other cases:
 # make test-rust PROPTEST_RNG_SEED=$RANDOM
 export PROPTEST_RNG_SEED ?= 1
 

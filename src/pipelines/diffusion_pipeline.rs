@@ -82,7 +82,7 @@ impl DiffusionPipeline {
         Ok(Some(embedding.f_to_device(self.components.device)?))
     }
 
-    /// Returns whether each job is computed as in a batch of its own size. On a GPU and with fast numerics, the bytes may
+    /// Returns whether each job is computed as in a batch that holds only this job. On a GPU and with fast numerics, the bytes may
     /// depend on the other jobs of a batch; one large batch is faster there.
     fn is_batch_invariant(&self) -> bool {
         self.components.numerics == Numerics::Exact && self.components.device == Device::Cpu

@@ -8,8 +8,8 @@ use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec, Parameter
 
 use crate::support::*;
 
-/// UNet calls that may be made until a request that nobody wants is answered. Those that are asked
-/// for are ten times as many; counted and not timed, so that a busy machine changes nothing.
+/// UNet calls that may run until a cancelled request is answered; its requested steps are ten times as many. A count does
+/// not depend on the load of the machine, as a time does.
 const FEW_CALLS: f64 = 100.0;
 
 fn assert_cancelled(server: &FakeServer, request: &FakeRequest) {

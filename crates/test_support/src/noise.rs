@@ -8,11 +8,11 @@ use std::sync::OnceLock;
 use rand_core::Rng as _;
 use rand_pcg::Pcg64;
 
-const CHUNKS: usize = 256;
+const LAYERS: usize = 256;
 const TWO_52: f64 = (1_u64 << 52) as f64;
 /// Where the tail begins.
 const R: f64 = 3.654_152_885_361_009;
-/// Area of each strip under exp(-x^2 / 2), the tail's included.
+/// Area of each layer under exp(-x^2 / 2); the lowest layer includes the tail.
 const AREA: f64 = 0.004_928_673_233_974_655;
 
 /// Noise of one seed.
@@ -32,21 +32,21 @@ impl Noise {
 
     /// Draws a standard normal number.
     ///
-    /// numpy's tables differ from the ones here by less than 1e-13 of their values, as numpy's numbers may then.
+    /// numpy's tables differ from these by less than 1e-13 of their values, and so may the numbers.
     pub fn normal(&mut self) -> f64 {
         let tables = Tables::get();
         loop {
             let bits = self.0.next_u64();
-            let strip = bits as usize % CHUNKS;
+            let layer = bits as usize % LAYERS;
             let negative = bits >> 8 & 1 == 1;
             let place = bits >> 9 & ((1 << 52) - 1);
             let sign = if negative { -1.0 } else { 1.0 };
-            let x = sign * place as f64 * tables.width[strip];
-            if place < tables.inside[strip] {
+            let x = sign * place as f64 * tables.width[layer];
+            if place < tables.inside[layer] {
                 return x;
             }
-            if strip == 0 {
-                // The sign in the tail comes of another bit.
+            if layer == 0 {
+                // numpy takes the sign of the tail from another bit.
                 let sign = if place >> 8 & 1 == 1 { -1.0 } else { 1.0 };
                 loop {
                     let beyond = -(-self.uniform()).ln_1p() / R;
@@ -56,7 +56,7 @@ impl Noise {
                     }
                 }
             }
-            let [above, below] = [tables.density[strip - 1], tables.density[strip]];
+            let [above, below] = [tables.density[layer - 1], tables.density[layer]];
             if (above - below) * self.uniform() + below < (-0.5 * x * x).exp() {
                 return x;
             }
@@ -97,12 +97,12 @@ fn seed_sequence(seed: u64) -> [u64; 4] {
 
 /// The ziggurat of Marsaglia and Tsang (2000), "The Ziggurat Method for Generating Random Variables".
 struct Tables {
-    /// Of each strip, where its part that lies whole under the curve ends; times 2^52.
-    inside: [u64; CHUNKS],
-    /// Of each strip, its width; divided by 2^52.
-    width: [f64; CHUNKS],
-    /// exp(-x^2 / 2) at the end of each strip.
-    density: [f64; CHUNKS],
+    /// Where the part of each layer that is completely under the curve ends; times 2^52.
+    inside: [u64; LAYERS],
+    /// The width of each layer, divided by 2^52.
+    width: [f64; LAYERS],
+    /// exp(-x^2 / 2) at the end of each layer.
+    density: [f64; LAYERS],
 }
 
 impl Tables {
@@ -112,11 +112,11 @@ impl Tables {
     }
 
     fn new() -> Self {
-        let last = CHUNKS - 1;
+        let last = LAYERS - 1;
         let mut tables = Self {
-            inside: [0; CHUNKS],
-            width: [0.0; CHUNKS],
-            density: [1.0; CHUNKS],
+            inside: [0; LAYERS],
+            width: [0.0; LAYERS],
+            density: [1.0; LAYERS],
         };
         let density = (-0.5 * R * R).exp();
         tables.density[last] = density;
@@ -124,11 +124,11 @@ impl Tables {
         tables.width[0] = AREA / density / TWO_52;
         tables.inside[0] = (R * density / AREA * TWO_52) as u64;
         let mut outer = R;
-        for strip in (1..last).rev() {
-            let x = (-2.0 * (AREA / outer + tables.density[strip + 1]).ln()).sqrt();
-            tables.inside[strip + 1] = (x / outer * TWO_52) as u64;
-            tables.width[strip] = x / TWO_52;
-            tables.density[strip] = (-0.5 * x * x).exp();
+        for layer in (1..last).rev() {
+            let x = (-2.0 * (AREA / outer + tables.density[layer + 1]).ln()).sqrt();
+            tables.inside[layer + 1] = (x / outer * TWO_52) as u64;
+            tables.width[layer] = x / TWO_52;
+            tables.density[layer] = (-0.5 * x * x).exp();
             outer = x;
         }
         tables

@@ -19,6 +19,15 @@ pub const METADATA_KEYWORD: &str = "parameters";
 ///
 /// # Errors
 /// InvalidArgument for an image larger than the format can hold; Internal if the encoder fails.
+///
+/// ```
+/// use diffusion_image::{OutputFormat, RgbImage, encode};
+///
+/// let red = RgbImage::new(2, 1, vec![255, 0, 0, 255, 0, 0])?;
+/// let file = encode(&red, &OutputFormat::Png, &serde_json::json!({ "seed": 7 }))?;
+/// assert!(file.starts_with(b"\x89PNG"));
+/// # Ok::<(), diffusion_core::Error>(())
+/// ```
 pub fn encode(image: &RgbImage, output: &OutputFormat, metadata: &Value) -> Result<Vec<u8>> {
     let format = output.format();
     if image.width().max(image.height()) > format.max_side() {

@@ -97,6 +97,16 @@ impl GenArgs {
     /// InvalidArgument for text longer than `max_bytes`, text that is not one JSON object, an unknown or duplicate key, a
     /// wrong type and a value out of range; Unsupported for a planned feature. The text names the key but not the input:
     /// the caller adds the input with [`Error::context`].
+    ///
+    /// ```
+    /// use diffusion_request::GenArgs;
+    ///
+    /// let args = GenArgs::parse(br#"{"seed": 7, "height": null}"#, 1 << 16)?;
+    /// assert_eq!((args.seed, args.height), (Some(7), None));
+    /// let error = GenArgs::parse(br#"{"sed": 7}"#, 1 << 16).unwrap_err();
+    /// assert_eq!(error.to_string(), "unknown key `sed`; did you mean `seed`?");
+    /// # Ok::<(), diffusion_core::Error>(())
+    /// ```
     pub fn parse(text: &[u8], max_bytes: usize) -> Result<Self> {
         if text.len() > max_bytes {
             return Err(Error::invalid_argument(format!(

@@ -67,6 +67,23 @@ fn message(gen_args: &str) -> String {
     }
 }
 
+/// diffusers' latents have the whole part of height / factor lines, so its images are smaller than such a `height`.
+#[test]
+fn size_from_args_is_rounded_down_to_the_scale_factor() {
+    let model = ModelInfo {
+        vae_scale_factor: 16,
+        ..model_info(PipelineClass::StableDiffusion)
+    };
+    let validator = RequestValidator::new(model, &ModelParameters::default()).unwrap();
+    let size = |gen_args: &str| {
+        let request = validate(b"", None, Some(gen_args.as_bytes()), &validator)?;
+        Ok((request.height, request.width))
+    };
+    assert_eq!(size(r#"{"height": 72, "width": 64}"#), Ok((64, 64)));
+    let error = Error::invalid_argument("gen_args: `height` and `width` must be at least 16");
+    assert_eq!(size(r#"{"height": 8, "width": 64}"#), Err(error));
+}
+
 #[test]
 fn prompt_alone_gets_the_defaults_of_diffusers() {
     for gen_args in [None, Some(&b""[..]), Some(&b"{}"[..])] {

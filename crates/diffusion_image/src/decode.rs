@@ -150,15 +150,15 @@ impl EncodedImage {
     /// # Errors
     /// Those of [`EncodedImage::rgb`], and InvalidArgument for an image with colors or with transparent pixels.
     pub fn depth_map(&self) -> Result<DepthMap> {
-        self.decode(pixels::depth_map)
+        self.decode(|image| pixels::depth_map(&image))
     }
 
-    fn decode<T>(&self, convert: impl FnOnce(&DynamicImage) -> Result<T>) -> Result<T> {
+    fn decode<T>(&self, convert: impl FnOnce(DynamicImage) -> Result<T>) -> Result<T> {
         contained(self.format, || match self.format {
             Format::Jpeg => jpeg::decode(&self.file, &self.limits),
             _ => format::decode(self.format, &self.file, &self.limits),
         })
-        .and_then(|image| convert(&image))
+        .and_then(convert)
         .context(|| format!("input `{}`", self.input))
     }
 }

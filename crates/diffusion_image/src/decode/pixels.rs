@@ -9,9 +9,10 @@ use diffusion_core::{Error, Result};
 ///
 /// # Errors
 /// InvalidArgument for pixels in floating point.
-pub(super) fn rgb(image: &DynamicImage) -> Result<RgbImage> {
+pub(super) fn rgb(image: DynamicImage) -> Result<RgbImage> {
+    let (width, height) = (image.width(), image.height());
     let rgb = match image {
-        DynamicImage::ImageRgb8(image) => image.as_raw().clone(),
+        DynamicImage::ImageRgb8(image) => image.into_raw(),
         DynamicImage::ImageLuma8(image) => pixels::<u8, 1>(image.as_raw(), |[l]| [l; 3]),
         DynamicImage::ImageLumaA8(image) => pixels::<u8, 2>(image.as_raw(), |[l, a]| [over_white(l, a); 3]),
         DynamicImage::ImageRgba8(image) => pixels::<u8, 4>(image.as_raw(), |[r, g, b, a]| {
@@ -27,7 +28,7 @@ pub(super) fn rgb(image: &DynamicImage) -> Result<RgbImage> {
         }),
         _ => return Err(floating_point()),
     };
-    RgbImage::new(image.width(), image.height(), rgb)
+    RgbImage::new(width, height, rgb)
 }
 
 /// Returns the stored values of a grayscale `image`.
@@ -132,22 +133,22 @@ mod tests {
     #[test]
     fn sixteen_bit_samples_keep_their_upper_half() {
         let image = ImageBuffer::<Luma<u16>, _>::from_raw(2, 1, vec![0x12FF, 0xFF00]).unwrap();
-        let image = rgb(&image.into()).unwrap();
+        let image = rgb(image.into()).unwrap();
         assert_eq!(image.rgb(), [0x12, 0x12, 0x12, 0xFF, 0xFF, 0xFF]);
         let image = ImageBuffer::<Rgb<u16>, _>::from_raw(1, 1, vec![0x12FF, 0x00FF, 0xFFFF]);
-        assert_eq!(rgb(&image.unwrap().into()).unwrap().rgb(), [0x12, 0, 0xFF]);
+        assert_eq!(rgb(image.unwrap().into()).unwrap().rgb(), [0x12, 0, 0xFF]);
         let image = ImageBuffer::<LumaA<u16>, _>::from_raw(1, 1, vec![0x00FF, 0x7FFF]).unwrap();
-        assert_eq!(rgb(&image.into()).unwrap().rgb(), [128; 3]);
+        assert_eq!(rgb(image.into()).unwrap().rgb(), [128; 3]);
         let image = ImageBuffer::<Rgba<u16>, _>::from_raw(1, 1, vec![0, 0x8000, 0xFFFF, 0x80FF]);
-        assert_eq!(rgb(&image.unwrap().into()).unwrap().rgb(), [127, 191, 255]);
+        assert_eq!(rgb(image.unwrap().into()).unwrap().rgb(), [127, 191, 255]);
     }
 
     #[test]
     fn transparent_pixels_are_white() {
         let image = RgbaImage::from_raw(2, 1, vec![9, 8, 7, 0, 9, 8, 7, 255]).unwrap();
-        assert_eq!(rgb(&image.into()).unwrap().rgb(), [255, 255, 255, 9, 8, 7]);
+        assert_eq!(rgb(image.into()).unwrap().rgb(), [255, 255, 255, 9, 8, 7]);
         let image = GrayAlphaImage::from_raw(2, 1, vec![9, 0, 9, 255]).unwrap();
-        assert_eq!(rgb(&image.into()).unwrap().rgb(), [255, 255, 255, 9, 9, 9]);
+        assert_eq!(rgb(image.into()).unwrap().rgb(), [255, 255, 255, 9, 9, 9]);
     }
 
     #[test]

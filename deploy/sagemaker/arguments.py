@@ -23,7 +23,7 @@ endpoint_name = matching(r"[A-Za-z0-9](-*[A-Za-z0-9]){0,62}", "a name of at most
 archive_name = matching(ARCHIVE, "an archive's name such as sd_base.tar.gz")
 role_arn = matching(r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", "a role such as arn:aws:iam::123456789012:role/NAME")
 instance_type = matching(r"ml\.[a-z0-9-]+\.[a-z0-9]+", "an instance type such as ml.g5.xlarge")
-image_name = matching(r"\S{1,255}", "the name of an image")
+image_name = matching(r"\S{1,255}", "the name of a container image")
 
 
 def s3_prefix(text):
@@ -94,13 +94,13 @@ def parse(description, commands, arguments=None):
     deploy = add("deploy", named)
     deploy.add_argument("--models", type=s3_prefix, required=True, metavar="S3_URL", help="folder of the archives")
     deploy.add_argument(
-        "--image", type=image_name, required=True, help="image in ECR: SageMaker's Triton and this backend"
+        "--image", type=image_name, required=True, help="container image in ECR: SageMaker's Triton, this backend"
     )
     deploy.add_argument(
         "--role",
         type=role_arn,
         required=True,
-        help="role that may read image and archives",
+        help="role that may read container image and archives",
     )
     deploy.add_argument("--instance-type", type=instance_type, default="ml.g5.xlarge", help="default: %(default)s")
     deploy.add_argument("--instances", type=count, default=2, help="default: %(default)s")

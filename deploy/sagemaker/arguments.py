@@ -6,6 +6,8 @@ import pathlib
 import re
 
 ARCHIVE = r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar\.gz"
+# SageMaker's AMI with NVIDIA driver 580, the oldest for CUDA 13. The default hosts have drivers 470 to 550.
+GPU_AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
 
 
 def matching(pattern, what):
@@ -23,7 +25,16 @@ endpoint_name = matching(r"[A-Za-z0-9](-*[A-Za-z0-9]){0,62}", "a name of at most
 archive_name = matching(ARCHIVE, "an archive's name such as sd_base.tar.gz")
 role_arn = matching(r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", "a role such as arn:aws:iam::123456789012:role/NAME")
 instance_type = matching(r"ml\.[a-z0-9-]+\.[a-z0-9]+", "an instance type such as ml.g5.xlarge")
-image_name = matching(r"\S{1,255}", "the name of an image")
+image_name = matching(r"\S{1,255}", "the name of a container image")
+ami_version = matching(r"[A-Za-z0-9._-]*", f"the name of an AMI such as {GPU_AMI}")
+
+
+def default_ami(instance_type):
+    """Returns the AMI for an instance type: `GPU_AMI` for an NVIDIA GPU, else an empty text.
+
+    SageMaker's families with NVIDIA GPUs are called g or p and a number, such as ml.g5 and ml.p4de.
+    """
+    return GPU_AMI if re.match(r"ml\.[gp]\d", instance_type) else ""
 
 
 def s3_prefix(text):
@@ -94,15 +105,17 @@ def parse(description, commands, arguments=None):
     deploy = add("deploy", named)
     deploy.add_argument("--models", type=s3_prefix, required=True, metavar="S3_URL", help="folder of the archives")
     deploy.add_argument(
-        "--image", type=image_name, required=True, help="image in ECR: SageMaker's Triton and this backend"
+        "--image", type=image_name, required=True, help="container image in ECR: SageMaker's Triton, this backend"
     )
     deploy.add_argument(
         "--role",
         type=role_arn,
         required=True,
-        help="role that may read image and archives",
+        help="role that may read container image and archives",
     )
     deploy.add_argument("--instance-type", type=instance_type, default="ml.g5.xlarge", help="default: %(default)s")
+    ami = f"InferenceAmiVersion of the hosts, empty for SageMaker's default (default: {GPU_AMI} if there is a GPU)"
+    deploy.add_argument("--ami", type=ami_version, metavar="VERSION", help=ami)
     deploy.add_argument("--instances", type=count, default=2, help="default: %(default)s")
     environment = "variable of the container; may be repeated"
     deploy.add_argument("--env", type=variable, action="append", default=[], metavar="NAME=VALUE", help=environment)
@@ -138,4 +151,6 @@ def parse(description, commands, arguments=None):
     options = parser.parse_args(arguments)
     if options.command == "autoscale" and options.min_instances > options.max_instances:
         autoscale.error("--min-instances is larger than --max-instances")
+    if options.command == "deploy" and options.ami is None:
+        options.ami = default_ami(options.instance_type)
     return options

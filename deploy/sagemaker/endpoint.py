@@ -70,6 +70,7 @@ def deploy(calls, options):
         "ModelName": name,
         "InitialInstanceCount": options.instances,
         "InstanceType": options.instance_type,
+        **({"InferenceAmiVersion": options.ami} if options.ami else {}),
     }
     removal = endpoint_removal(name, options.timeout)
     made = 0

@@ -148,6 +148,7 @@ def test_failed_dry_run_removes_nothing(monkeypatch, capsys):
         ("--role", "SageMaker"),
         ("--image", "two words"),
         ("--instance-type", "g5.xlarge"),
+        ("--ami", "two words"),
         ("--instances", "0"),
         ("--instances", "many"),
         ("--env", "VERBOSE"),

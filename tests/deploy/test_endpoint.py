@@ -38,6 +38,7 @@ CONFIGURATION = {
             "ModelName": "sd",
             "InitialInstanceCount": 2,
             "InstanceType": "ml.g5.xlarge",
+            "InferenceAmiVersion": "al2023-ami-sagemaker-inference-gpu-4-1",
         }
     ],
 }

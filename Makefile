@@ -100,6 +100,7 @@ deny: ## licenses, sources and duplicate versions of the crates (cargo-deny, ins
 	cargo deny --offline --log-level error check licenses bans sources
 
 parity: backend setup-reference ## run diffusers and this backend on this machine and demand equal bytes
+	'$(REFERENCE_VENV)/bin/python' tests/gpu_check/eager_parity.py
 	'$(REFERENCE_VENV)/bin/python' tools/reference/make_goldens.py --out '$(PARITY)'
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(CARGO) test --release --features failpoints --test goldens -- --nocapture
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(PYTHON_VENV) -m pytest tests/e2e/test_goldens.py

@@ -16,6 +16,10 @@ CUDA ?=
 MODELS ?= model_repository
 # SERVE=1 lets the demo's server run on, at ports 8000 to 8002.
 SERVE ?=
+# The Python of `make gpu-check`: with PyTorch for CUDA, numpy, Pillow and safetensors.
+GPU_PYTHON ?= python3
+# Further arguments of `make gpu-check`: make gpu-check GPU_CHECK_ARGS='--quick --json result.json'
+GPU_CHECK_ARGS ?=
 # Further arguments for pytest and for the cargo tests: make test PYTEST_ARGS='-k cancel' TEST_ARGS='--test goldens'
 PYTEST_ARGS ?=
 TEST_ARGS ?=
@@ -30,7 +34,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package test_support
 
-.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-repository soak tiles lint deny parity bench bench-full-size clean
+.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles lint deny parity bench bench-full-size clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,8 +62,8 @@ train: setup-reference ## train the demo's checkpoints anew (hours on 2 cores; g
 	'$(REFERENCE_VENV)/bin/python' demo/train/run.py --work target/train --out demo/models
 
 # In this order: test-rust builds the library with planned failures in it, test-e2e builds and serves it without.
-test: test-rust ## all tests: Rust, end to end against a real tritonserver, deployment, repository
-	@$(MAKE) --no-print-directory test-e2e test-deploy test-repository
+test: test-rust ## all tests: Rust, end to end against a real tritonserver, deployment, GPU check, repository
+	@$(MAKE) --no-print-directory test-e2e test-deploy test-gpu-check test-repository
 
 test-rust: setup test-crates
 	$(CARGO) test --release --package triton-diffusion --package triton-diffusion-cli --package triton_api --package triton_fake \
@@ -75,8 +79,14 @@ test-e2e: backend
 test-deploy: setup
 	$(PYTHON_VENV) -m pytest tests/deploy $(PYTEST_ARGS)
 
+test-gpu-check: backend
+	$(PYTHON_VENV) -m pytest tests/gpu_check $(PYTEST_ARGS)
+
 test-repository: setup
 	$(PYTHON_VENV) -m pytest tests/repository $(PYTEST_ARGS)
+
+gpu-check: backend ## images, speed and memory on the GPU of this machine (below 9 minutes): docs/gpu.md
+	$(GPU_PYTHON) tools/gpu_check $(GPU_CHECK_ARGS)
 
 soak: backend ## eight clients that load, infer and unload at random for five minutes
 	TRITON_DIFFUSION_SOAK_SECONDS=300 $(PYTHON_VENV) -m pytest tests/e2e/test_soak.py $(PYTEST_ARGS)
@@ -100,6 +110,7 @@ deny: ## licenses, sources and duplicate versions of the crates (cargo-deny, ins
 	cargo deny --offline --log-level error check licenses bans sources
 
 parity: backend setup-reference ## run diffusers and this backend on this machine and demand equal bytes
+	'$(REFERENCE_VENV)/bin/python' tests/gpu_check/eager_parity.py
 	'$(REFERENCE_VENV)/bin/python' tools/reference/make_goldens.py --out '$(PARITY)'
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(CARGO) test --release --features failpoints --test goldens -- --nocapture
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(PYTHON_VENV) -m pytest tests/e2e/test_goldens.py

@@ -56,6 +56,8 @@ pub struct ModelParameters {
     pub max_pixels: Option<u64>,
     /// Denoising steps, 1 to 1000; the pipeline's limit if absent.
     pub max_steps: Option<u32>,
+    /// MiB of GPU memory that a load leaves free, 0 to 1048576; 1536 or 5 % of the GPU's memory if absent.
+    pub gpu_memory_reserve_mib: Option<u32>,
     /// A JSON object with default `gen_args`; empty if absent. Text, because `diffusion_request` knows the keys and
     /// checks them when a model instance is created.
     pub default_gen_args: String,
@@ -72,6 +74,7 @@ impl Default for ModelParameters {
             max_unet_batch_size: None,
             max_pixels: None,
             max_steps: None,
+            gpu_memory_reserve_mib: None,
             default_gen_args: String::new(),
         }
     }
@@ -88,8 +91,9 @@ struct Parameter {
 const MAX_UNET_BATCH_SIZE: RangeInclusive<u64> = 1..=256;
 const MAX_PIXELS: RangeInclusive<u64> = 64..=1 << 26;
 const MAX_STEPS: RangeInclusive<u64> = 1..=1000;
+const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
 
-const PARAMETERS: [Parameter; 9] = [
+const PARAMETERS: [Parameter; 10] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
@@ -173,6 +177,14 @@ const PARAMETERS: [Parameter; 9] = [
         allowed: "an integer from 1 to 1000",
         read: |p, text| {
             p.max_steps = Some(integer(text, &MAX_STEPS)?);
+            Some(())
+        },
+    },
+    Parameter {
+        name: "gpu_memory_reserve_mib",
+        allowed: "an integer from 0 to 1048576",
+        read: |p, text| {
+            p.gpu_memory_reserve_mib = Some(integer(text, &GPU_MEMORY_RESERVE_MIB)?);
             Some(())
         },
     },
@@ -269,6 +281,7 @@ mod tests {
             "max_unet_batch_size": {"string_value": "8"},
             "max_pixels": {"string_value": "262144"},
             "max_steps": {"string_value": "100"},
+            "gpu_memory_reserve_mib": {"string_value": "512"},
             "default_gen_args": {"string_value": "{\"num_inference_steps\": 25}"},
         }))
         .unwrap();
@@ -282,6 +295,7 @@ mod tests {
             max_unet_batch_size: Some(8),
             max_pixels: Some(262_144),
             max_steps: Some(100),
+            gpu_memory_reserve_mib: Some(512),
             default_gen_args: "{\"num_inference_steps\": 25}".to_owned(),
         };
         assert_eq!(parameters, expected);
@@ -311,6 +325,8 @@ mod tests {
             ("max_pixels", "99999999999999999999999"),
             ("max_steps", "-1"),
             ("max_steps", "1001"),
+            ("gpu_memory_reserve_mib", "-1"),
+            ("gpu_memory_reserve_mib", "1048577"),
         ] {
             let error = one(key, text).unwrap_err();
             let allowed = PARAMETERS.iter().find(|p| p.name == key).unwrap().allowed;
@@ -328,6 +344,7 @@ mod tests {
             ("max_unet_batch_size", MAX_UNET_BATCH_SIZE),
             ("max_pixels", MAX_PIXELS),
             ("max_steps", MAX_STEPS),
+            ("gpu_memory_reserve_mib", GPU_MEMORY_RESERVE_MIB),
         ] {
             let allowed = PARAMETERS.iter().find(|p| p.name == key).unwrap().allowed;
             let text = format!("an integer from {} to {}", range.start(), range.end());

@@ -27,6 +27,9 @@ pub enum Error {
     /// them into HTTP 507, unloads models that are not in use and tries again.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
+    /// The device failed and cannot be used again in this process.
+    #[error("{0}")]
+    DeviceLost(String),
     /// The client cancelled the request.
     #[error("{0}")]
     Cancelled(String),
@@ -44,7 +47,7 @@ pub enum ErrorKind {
     Unsupported,
     /// `TRITONSERVER_ERROR_NOT_FOUND`
     NotFound,
-    /// `TRITONSERVER_ERROR_UNAVAILABLE`, also for [`Error::OutOfMemory`]
+    /// `TRITONSERVER_ERROR_UNAVAILABLE`, also for [`Error::OutOfMemory`] and [`Error::DeviceLost`]
     Unavailable,
     /// `TRITONSERVER_ERROR_CANCELLED`
     Cancelled,
@@ -78,6 +81,11 @@ impl Error {
         Self::OutOfMemory(message.into())
     }
 
+    /// Creates an [`Error::DeviceLost`].
+    pub fn device_lost(message: impl Into<String>) -> Self {
+        Self::DeviceLost(message.into())
+    }
+
     /// Creates an [`Error::Cancelled`].
     pub fn cancelled(message: impl Into<String>) -> Self {
         Self::Cancelled(message.into())
@@ -94,7 +102,7 @@ impl Error {
             Self::InvalidArgument(_) => ErrorKind::InvalidArgument,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::NotFound(_) => ErrorKind::NotFound,
-            Self::Unavailable(_) | Self::OutOfMemory(_) => ErrorKind::Unavailable,
+            Self::Unavailable(_) | Self::OutOfMemory(_) | Self::DeviceLost(_) => ErrorKind::Unavailable,
             Self::Cancelled(_) => ErrorKind::Cancelled,
             Self::Internal(_) => ErrorKind::Internal,
         }
@@ -108,6 +116,7 @@ impl Error {
         | Self::NotFound(message)
         | Self::Unavailable(message)
         | Self::OutOfMemory(message)
+        | Self::DeviceLost(message)
         | Self::Cancelled(message)
         | Self::Internal(message)) = &mut self;
         *message = format!("{prefix}: {message}");
@@ -142,6 +151,7 @@ mod tests {
             (Error::not_found("m"), ErrorKind::NotFound),
             (Error::unavailable("m"), ErrorKind::Unavailable),
             (Error::out_of_memory("m"), ErrorKind::Unavailable),
+            (Error::device_lost("m"), ErrorKind::Unavailable),
             (Error::cancelled("m"), ErrorKind::Cancelled),
             (Error::internal("m"), ErrorKind::Internal),
         ];

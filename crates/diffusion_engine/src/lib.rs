@@ -86,7 +86,7 @@ pub trait Observer: Send {
     fn batch_executed(&self, jobs: usize, batch_size: usize);
     /// A job was dropped because its client had cancelled.
     fn job_cancelled(&self);
-    /// The engine failed and accepts no more requests.
+    /// The engine failed, by a panic or with its device, and accepts no more requests.
     fn engine_failed(&self, reason: &str);
 }
 

@@ -24,7 +24,7 @@ struct RunningJob<P: Pipeline> {
     failed: Option<Error>,
 }
 
-/// Works until the admission is closed or a call panics. Then answers all requests that are left.
+/// Works until the admission is closed, a call panics, or the device is lost. Then answers all requests that are left.
 pub fn run<P: Pipeline>(pipeline: P, admission: &Admission<QueuedRequest<P>>, observer: &dyn Observer) {
     let mut worker = Worker {
         pipeline,
@@ -34,25 +34,28 @@ pub fn run<P: Pipeline>(pipeline: P, admission: &Admission<QueuedRequest<P>>, ob
         running: Vec::new(),
     };
     match catch_panic(|| worker.work()) {
-        // A call for certain jobs panicked, and has been reported.
-        Ok(Ok(()) | Err(Panicked)) => {}
-        Err(Panicked) => worker.report_failure(),
+        // A failure of a call for certain jobs has been reported.
+        Ok(Ok(()) | Err(Stopped)) => {}
+        Err(Stopped) => worker.report_failure(PANIC),
     }
     worker.shut_down();
 }
 
-/// A panic was caught. The state of what panicked cannot be trusted.
-struct Panicked;
+/// The engine must end: a call panicked, and the state of what panicked cannot be trusted, or the device is lost.
+struct Stopped;
 
-/// The result of a call, or the panic that ended it.
-type Caught<T> = std::result::Result<T, Panicked>;
+/// The result of a call, unless the call ends the engine.
+type Caught<T> = std::result::Result<T, Stopped>;
+
+/// The reason of an engine that ends after a panic.
+const PANIC: &str = "a panic while a request was computed";
 
 /// Failures of libtorch are errors; a panic is a mistake in this project.
 fn catch_panic<T>(call: impl FnOnce() -> T) -> Caught<T> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
         // The destructor of a payload may panic.
         std::mem::forget(payload);
-        Panicked
+        Stopped
     })
 }
 
@@ -94,10 +97,10 @@ impl<P: Pipeline> Worker<'_, P> {
     ) -> Caught<(PendingResult<P>, T)> {
         match catch_panic(|| call(&mut self.pipeline, pending.handler.as_ref())) {
             Ok(value) => Ok((pending, value)),
-            Err(Panicked) => {
-                self.report_failure();
+            Err(Stopped) => {
+                self.report_failure(PANIC);
                 let _ = catch_panic(|| self.send(pending, Err(internal_error())));
-                Err(Panicked)
+                Err(Stopped)
             }
         }
     }
@@ -112,7 +115,7 @@ impl<P: Pipeline> Worker<'_, P> {
         let result = catch_panic(|| call(&mut self.pipeline, &mut self.running));
         if result.is_err() {
             self.fail(jobs, &internal_error());
-            self.report_failure();
+            self.report_failure(PANIC);
         }
         result
     }
@@ -259,14 +262,18 @@ impl<P: Pipeline> Worker<'_, P> {
         self.complete(pending, Err(Error::cancelled("the request was cancelled")))
     }
 
-    /// Ends a request with its result.
+    /// Ends a request with its result, and the engine with a lost device.
     fn complete(&mut self, pending: PendingResult<P>, result: Result<P::Output>) -> Caught<()> {
-        let pending = match &result {
-            Err(Error::OutOfMemory(_)) => self.call_for(pending, |pipeline, _| pipeline.free_memory())?.0,
-            _ => pending,
+        let (pending, goes_on) = match &result {
+            Err(Error::OutOfMemory(_)) => (self.call_for(pending, |pipeline, _| pipeline.free_memory())?.0, Ok(())),
+            Err(Error::DeviceLost(reason)) => {
+                self.report_failure(reason);
+                (pending, Err(Stopped))
+            }
+            _ => (pending, Ok(())),
         };
         self.send(pending, result);
-        Ok(())
+        goes_on
     }
 
     fn send(&self, pending: PendingResult<P>, result: Result<P::Output>) {
@@ -275,9 +282,9 @@ impl<P: Pipeline> Worker<'_, P> {
         pending.handler.send(result);
     }
 
-    /// Reports a panic and closes the admission, before any client is answered.
-    fn report_failure(&self) {
-        let _ = catch_panic(|| self.observer.engine_failed("a panic while a request was computed"));
+    /// Reports a failure and closes the admission, before any client is answered.
+    fn report_failure(&self, reason: &str) {
+        let _ = catch_panic(|| self.observer.engine_failed(reason));
         self.admission
             .close(Error::unavailable("the instance failed earlier and can no longer work"));
     }

@@ -57,7 +57,10 @@ impl ModelInstanceState {
             instance: context.name().to_owned(),
             counters: model.counters(),
             health: context.health(),
+            device,
+            devices: model.devices(),
         };
+        model.devices().add(device, &context.health());
         Ok(Self {
             engine: Engine::start(
                 "diffusion-engine",

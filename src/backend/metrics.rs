@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use triton_api::metrics::{Counter, CounterFamily, Gauge, GaugeFamily};
 use triton_api::{Health, log_error, log_warn};
 
+use super::device_health::DeviceHealth;
 use crate::pipelines::Device;
 use crate::weights;
 use diffusion_engine::Observer;
@@ -117,6 +118,10 @@ pub struct EngineObserver {
     pub counters: Arc<Counters>,
     /// The instance's health.
     pub health: Arc<Health>,
+    /// The instance's device.
+    pub device: Device,
+    /// The health of all instances on each device.
+    pub devices: Arc<DeviceHealth>,
 }
 
 impl Observer for EngineObserver {
@@ -132,5 +137,8 @@ impl Observer for EngineObserver {
     fn engine_failed(&self, reason: &str) {
         log_error!("instance '{}' can no longer work: {reason}", self.instance);
         self.health.poison(reason);
+        if self.device.is_lost() {
+            self.devices.poison(self.device, reason);
+        }
     }
 }

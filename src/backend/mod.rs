@@ -1,5 +1,6 @@
 //! Triton's life cycle: the backend, its models and their instances; responses and metrics.
 
+mod device_health;
 mod encoder_thread;
 mod error;
 mod instance;
@@ -11,6 +12,8 @@ use std::sync::Arc;
 
 use triton_api::{BackendContext, log_info};
 
+use crate::pipelines::open_cuda_early;
+use device_health::DeviceHealth;
 use metrics::MetricFamilies;
 
 pub use instance::ModelInstanceState;
@@ -19,6 +22,7 @@ pub use model::ModelState;
 /// The state that all models share (`TRITONBACKEND_Backend`).
 pub struct BackendState {
     families: Arc<MetricFamilies>,
+    devices: Arc<DeviceHealth>,
 }
 
 impl triton_api::Backend for BackendState {
@@ -29,6 +33,7 @@ impl triton_api::Backend for BackendState {
 
     fn initialize(context: &BackendContext<'_>) -> Result<Self, triton_api::Error> {
         triton_api::panic::install_hook();
+        open_cuda_early();
         log_info!(
             "backend '{}': triton-diffusion {} from {}",
             context.name(),
@@ -37,6 +42,7 @@ impl triton_api::Backend for BackendState {
         );
         Ok(Self {
             families: Arc::new(MetricFamilies::register()),
+            devices: Arc::default(),
         })
     }
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::Value;
 use triton_api::{ModelContext, log_info, log_warn};
 
+use super::device_health::DeviceHealth;
 use super::error::to_triton;
 use super::metrics::{Counters, MetricFamilies};
 use super::{BackendState, ModelInstanceState};
@@ -26,6 +27,7 @@ pub struct ModelState {
     inputs: &'static [TensorSpec],
     counters: Arc<Counters>,
     families: Arc<MetricFamilies>,
+    devices: Arc<DeviceHealth>,
     /// One copy of the weights for each device, however many instances are on it.
     components: Mutex<HashMap<Device, LoadCell>>,
 }
@@ -58,6 +60,11 @@ impl ModelState {
     /// The model's metrics.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// The health of all instances on each device.
+    pub fn devices(&self) -> Arc<DeviceHealth> {
+        Arc::clone(&self.devices)
     }
 
     /// Returns the components on `device` and the bytes that loading them added to the device. The first instance loads
@@ -142,6 +149,7 @@ impl ModelState {
             inputs,
             components: Mutex::default(),
             families: Arc::clone(&backend.families),
+            devices: Arc::clone(&backend.devices),
             name,
         })
     }

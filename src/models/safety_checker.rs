@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::clip::{ClipVisionConfig, ClipVisionModel};
 use super::config::ensure;
 use super::layers::Linear;
+use crate::torch::Stream;
 use crate::weights::{Frozen, WeightPath, Weights};
 use diffusion_core::Result;
 
@@ -87,16 +88,13 @@ impl Concepts {
         })
     }
 
-    /// Computes the cosines `[batch, concepts]`, float32 on the CPU, of normalized embeddings `[batch, projection_dim]`.
+    /// Computes the cosines `[batch, concepts]`, float32, of normalized embeddings `[batch, projection_dim]`.
     fn cosines(&self, normalized: &Tensor) -> Result<Tensor> {
-        Ok(normalized
-            .f_mm(&self.directions)?
-            .f_to_device(Device::Cpu)?
-            .f_to_kind(Kind::Float)?)
+        Ok(normalized.f_mm(&self.directions)?.f_to_kind(Kind::Float)?)
     }
 }
 
-/// The cosine of the angle between each image and each concept, float32 on the CPU.
+/// The cosine of the angle between each image and each concept, float32.
 pub struct Cosines {
     /// `[batch, 3]`.
     pub special_care: Tensor,
@@ -154,7 +152,6 @@ pub struct SafetyChecker {
     visual_projection: Linear,
     special_care: Concepts,
     concepts: Concepts,
-    device: Device,
 }
 
 // SAFETY: the model holds tensors and numbers only. Its methods take `&self` and read the weights through functional
@@ -194,7 +191,6 @@ impl SafetyChecker {
             )?,
             special_care: Concepts::new(&path, "special_care_embeds", SPECIAL_CARE_CONCEPTS, size)?,
             concepts: Concepts::new(&path, "concept_embeds", CONCEPTS, size)?,
-            device: path.device(),
             config,
         })
     }
@@ -209,18 +205,21 @@ impl SafetyChecker {
     ///
     /// # Shapes
     /// - `pixel_values`: `[batch, 3, image_size, image_size]` from
-    ///   [`ClipImageProcessor`](crate::processors::ClipImageProcessor), any dtype and device
-    pub fn check(&self, pixel_values: &Tensor) -> Result<Vec<bool>> {
+    ///   [`ClipImageProcessor`](crate::processors::ClipImageProcessor), any dtype
+    pub fn check(&self, pixel_values: &Tensor, stream: &Stream) -> Result<Vec<bool>> {
         let cosines = self.cosines(&self.image_embeds(pixel_values)?)?;
+        let cosines = Cosines {
+            special_care: stream.to_host(&cosines.special_care)?,
+            concepts: stream.to_host(&cosines.concepts)?,
+        };
+        stream.synchronize()?;
         let scores = self.scores(&cosines)?;
         Ok(scores.iter().map(SafetyScores::flagged).collect())
     }
 
     /// Computes the embeddings of images, `[batch, projection_dim]` in the model dtype; see [`SafetyChecker::check`].
     pub fn image_embeds(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let pixel_values = pixel_values
-            .f_to_device(self.device)?
-            .f_to_kind(self.concepts.directions.kind())?;
+        let pixel_values = pixel_values.f_to_kind(self.concepts.directions.kind())?;
         let pooled = self.vision_model.forward(&pixel_values)?;
         self.visual_projection.forward(&pooled)
     }
@@ -234,7 +233,7 @@ impl SafetyChecker {
         })
     }
 
-    /// Computes the scores of each image from its cosines.
+    /// Computes the scores of each image from its cosines, which are on the CPU.
     pub fn scores(&self, cosines: &Cosines) -> Result<Vec<SafetyScores>> {
         let special_care: Vec<Vec<f32>> = (&cosines.special_care).try_into()?;
         let concepts: Vec<Vec<f32>> = (&cosines.concepts).try_into()?;

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::latent_tiles::LatentTiles;
 use super::loading::Components;
 use crate::schedulers::Scheduler;
-use crate::torch::Generator;
+use crate::torch::{Generator, Stream};
 use diffusion_core::{Error, Result};
 use diffusion_request::GenerateRequest;
 
@@ -81,15 +81,14 @@ pub struct PrepareContext<'a> {
     pub scheduler: &'a mut dyn Scheduler,
     /// The job's generator, freshly seeded.
     pub generator: &'a mut Generator,
+    /// The stream of the engine's thread.
+    pub stream: &'a Stream,
 }
 
 impl PrepareContext<'_> {
     /// Draws standard normal noise of that shape on the CPU and copies it to the device.
     pub fn noise(&mut self, shape: &[i64]) -> Result<Tensor> {
-        Ok(self
-            .generator
-            .randn(shape, self.kind)?
-            .f_to_device(self.components.device)?)
+        self.generator.randn_on_device(shape, self.kind)
     }
 
     /// Returns the height and width of the latents.
@@ -127,7 +126,7 @@ impl PrepareContext<'_> {
 
     /// Copies a tensor to the device, in the dtype of latents.
     pub fn to_device(&self, tensor: &Tensor) -> Result<Tensor> {
-        Ok(tensor.f_to_device(self.components.device)?.f_to_kind(self.kind)?)
+        Ok(self.stream.to_device(tensor)?.f_to_kind(self.kind)?)
     }
 
     /// Encodes an image `[1, 3, height, width]` of -1 to 1: a sample of the VAE's distribution, scaled for the UNet,
@@ -142,10 +141,7 @@ impl PrepareContext<'_> {
         };
         // DiagonalGaussianDistribution of diffusers' `models/autoencoders/vae.py`.
         let std = log_variance.f_clamp(-30.0, 20.0)?.f_mul_scalar(0.5)?.f_exp()?;
-        let noise = self
-            .generator
-            .randn(&mean.size(), moments.kind())?
-            .f_to_device(moments.device())?;
+        let noise = self.generator.randn_like(mean, moments.kind())?;
         let sample = mean.f_add(&std.f_mul(&noise)?)?;
         Ok(sample.f_mul_scalar(vae.config().scaling_factor)?)
     }

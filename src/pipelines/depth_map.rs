@@ -3,8 +3,9 @@
 //! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion_depth2img.py`
 //! (`prepare_depth_map`).
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use crate::torch::Stream;
 use diffusion_core::{Error, Result};
 
 /// Resizes depth maps to the latents and scales each map to -1 (its minimum) to 1 (its maximum).
@@ -32,12 +33,13 @@ pub fn depth_map(predicted_depth: &Tensor, height: i64, width: i64) -> Result<Te
 
 /// Applies [`depth_map`] to a map of the request, `[any height, any width]`: larger is nearer, in any unit.
 ///
-/// The map is first converted to the model's `device` and `kind`, as in diffusers. The result is `[1, 1, height, width]`.
+/// The map is first converted to the model's `kind` and copied to the device of `stream`, as in diffusers. The result is
+/// `[1, 1, height, width]`.
 ///
 /// # Errors
 /// `InvalidArgument` if it is not two-dimensional, empty, or holds a number that is not finite in
 /// `kind`.
-pub fn given_depth_map(map: &Tensor, height: i64, width: i64, device: Device, kind: Kind) -> Result<Tensor> {
+pub fn given_depth_map(map: &Tensor, height: i64, width: i64, kind: Kind, stream: &Stream) -> Result<Tensor> {
     let [lines, columns] = map.size()[..] else {
         return Err(Error::invalid_argument(format!(
             "depth_map: expected 2 dimensions (height and width), got {}",
@@ -49,13 +51,13 @@ pub fn given_depth_map(map: &Tensor, height: i64, width: i64, device: Device, ki
             "depth_map is empty: {columns}x{lines} pixels"
         )));
     }
-    let map = map.f_to_kind(kind)?.f_to_device(device)?;
+    let map = map.f_to_kind(kind)?;
     if map.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
         return Err(Error::invalid_argument(
             "depth_map has a value that is not finite in the model's dtype",
         ));
     }
-    depth_map(&map.f_unsqueeze(0)?, height, width)
+    depth_map(&stream.to_device(&map)?.f_unsqueeze(0)?, height, width)
 }
 
 #[cfg(test)]
@@ -65,7 +67,7 @@ mod tests {
     use diffusion_core::ErrorKind;
 
     fn given(map: &Tensor) -> Result<Tensor> {
-        given_depth_map(map, 3, 4, Device::Cpu, Kind::Float)
+        given_depth_map(map, 3, 4, Kind::Float, &Stream::cpu())
     }
 
     #[test]
@@ -97,7 +99,7 @@ mod tests {
     fn given_map_is_checked() {
         let map = Tensor::arange(12, tch::kind::FLOAT_CPU).view([3, 4]);
         assert_eq!(given(&map).unwrap().size(), [1, 1, 3, 4]);
-        let half = given_depth_map(&map, 3, 4, Device::Cpu, Kind::Half).unwrap();
+        let half = given_depth_map(&map, 3, 4, Kind::Half, &Stream::cpu()).unwrap();
         assert_eq!(half.kind(), Kind::Half);
         let wrong = [
             map.unsqueeze(0),
@@ -111,6 +113,6 @@ mod tests {
         // Beyond half precision.
         let wide = Tensor::from_slice(&[0.0f32, 1e6]).view([1, 2]);
         assert!(given(&wide).is_ok());
-        assert!(given_depth_map(&wide, 3, 4, Device::Cpu, Kind::Half).is_err());
+        assert!(given_depth_map(&wide, 3, 4, Kind::Half, &Stream::cpu()).is_err());
     }
 }

@@ -1,5 +1,7 @@
 //! The pipeline of a model folder, as the engine drives it: prepare, step, finish.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::denoising_state::PrepareContext;
@@ -9,19 +11,16 @@ use super::loading::Components;
 use super::prompt_encoder::PromptEncoder;
 use super::safety_check::SafetyCheck;
 use super::stable_diffusion::steps_of;
-use crate::models::layers::{BatchSplit, ChunkSize};
-use crate::models::unet::{UNetInput, guidance_scale_embedding};
-use crate::processors::vae::images;
+use super::unet_calls::{ConditioningInput, UNetCalls};
+use crate::models::layers::ChunkSize;
+use crate::models::unet::guidance_scale_embedding;
+use crate::processors::vae::{image_bytes, images};
 use crate::schedulers::SamplingOptions;
-use crate::torch::{Generator, cuda, memory};
-use diffusion_core::config::Numerics;
+use crate::torch::{Generator, Stream, classify_errors, cuda, memory};
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
 use diffusion_request::GenerateRequest;
-
-/// Chunks of the UNet's convolutions for large images.
-const CONVOLUTION_CHUNKS: ChunkSize = ChunkSize { values: 1 << 14 };
 
 /// The images of a request and facts about their generation.
 pub struct PipelineOutput {
@@ -43,7 +42,10 @@ pub struct PipelineOutput {
 pub struct DiffusionPipeline {
     components: Components,
     prompt_encoder: PromptEncoder,
+    unet_calls: UNetCalls,
     max_chunk_pixels: u64,
+    /// The stream of the engine's thread.
+    stream: Arc<Stream>,
 }
 
 impl DiffusionPipeline {
@@ -52,18 +54,21 @@ impl DiffusionPipeline {
     pub fn new(components: Components, max_chunk_pixels: u64) -> Self {
         Self {
             prompt_encoder: components.prompt_encoder(),
+            unet_calls: UNetCalls::new(&components),
             components,
             max_chunk_pixels,
+            stream: Arc::new(Stream::cpu()),
         }
     }
 
     /// Encodes the prompts: `[batch size, tokens, size]`, the entries without the prompt first, and whether a prompt was
     /// truncated.
-    fn prompt_embeds(&self, request: &GenerateRequest, images: i64) -> Result<(Tensor, bool)> {
+    fn prompt_embeds(&mut self, request: &GenerateRequest, images: i64) -> Result<(Tensor, bool)> {
         let guided = request.do_classifier_free_guidance();
+        let clip_skip = request.clip_skip.unwrap_or(0);
         let embeds = self
             .prompt_encoder
-            .encode(&request.prompts, guided, request.clip_skip.unwrap_or(0))?;
+            .encode(&request.prompts, guided, clip_skip, &self.stream)?;
         let prompt = embeds.prompt.f_repeat([images, 1, 1])?;
         let embeddings = match embeds.negative {
             Some(negative) => Tensor::f_cat(&[negative.f_repeat([images, 1, 1])?, prompt], 0)?,
@@ -79,127 +84,58 @@ impl DiffusionPipeline {
         };
         let scale = Tensor::f_from_slice(&[(request.guidance_scale - 1.0) as f32])?;
         let embedding = guidance_scale_embedding(&scale.f_repeat([images])?, size, kind)?;
-        Ok(Some(embedding.f_to_device(self.components.device)?))
+        Ok(Some(self.stream.to_device(&embedding)?))
     }
 
-    /// Returns whether each job is computed as in a batch that holds only this job. On a GPU and with fast numerics, the bytes may
-    /// depend on the other jobs of a batch; one large batch is faster there.
-    fn is_batch_invariant(&self) -> bool {
-        self.components.numerics == Numerics::Exact && self.components.device == Device::Cpu
-    }
-
-    /// Returns the UNet's prediction for the batch entries of all jobs, in their order.
-    fn predict(&self, jobs: &[&mut Job]) -> Result<Tensor> {
-        let sizes: Vec<i64> = jobs.iter().map(|job| job.batch_size()).collect();
-        let mut samples = Vec::with_capacity(jobs.len());
-        let mut timesteps = Vec::new();
-        let mut labels = Vec::new();
-        let mut conds = Vec::new();
-        for (job, &size) in jobs.iter().zip(&sizes) {
-            samples.push(job.input()?);
-            timesteps.extend(std::iter::repeat_n(job.timestep()?, size as usize));
-            if let Some(label) = &job.state.class_label {
-                labels.push(label.f_repeat([size])?);
-            }
-            conds.extend(&job.timestep_cond);
-        }
-        let contexts: Vec<&Tensor> = jobs.iter().map(|job| &job.prompt_embeds).collect();
-        let labels = match labels.as_slice() {
-            [] => None,
-            labels => Some(Tensor::f_cat(labels, 0)?),
-        };
-        let conds = match conds.as_slice() {
-            [] => None,
-            conds => Some(Tensor::f_cat(conds, 0)?),
-        };
-        let input = UNetInput {
-            sample: &Tensor::f_cat(&samples, 0)?,
-            timesteps: &Tensor::f_from_slice(&timesteps)?.f_to_device(self.components.device)?,
-            encoder_hidden_states: &Tensor::f_cat(&contexts, 0)?,
-            class_labels: labels.as_ref(),
-            timestep_cond: conds.as_ref(),
-        };
-        // Jobs of a call have one shape: all of them are large or none.
-        if jobs.iter().any(|job| job.state.one_by_one) {
-            return self.one_by_one(&input);
-        }
-        let split = if self.is_batch_invariant() {
-            BatchSplit::PerJob(&sizes)
-        } else {
-            BatchSplit::Joint
-        };
-        self.components.unet.forward(&input, split, None)
-    }
-
-    /// Returns the UNet's predictions, computed one batch entry at a time to save memory.
-    fn one_by_one(&self, input: &UNetInput<'_>) -> Result<Tensor> {
-        let batch_size = input.sample.size().first().copied().unwrap_or(0);
-        let predictions = (0..batch_size)
-            .map(|entry| {
-                let select = |tensor: &Tensor| tensor.f_narrow(0, entry, 1);
-                let labels = input.class_labels.map(select).transpose()?;
-                let cond = input.timestep_cond.map(select).transpose()?;
-                let one = UNetInput {
-                    sample: &select(input.sample)?,
-                    timesteps: &select(input.timesteps)?,
-                    encoder_hidden_states: &select(input.encoder_hidden_states)?,
-                    class_labels: labels.as_ref(),
-                    timestep_cond: cond.as_ref(),
-                };
-                self.components
-                    .unet
-                    .forward(&one, BatchSplit::Joint, Some(CONVOLUTION_CHUNKS))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::f_cat(&predictions, 0)?)
-    }
-
-    /// Decodes latents to an image tensor.
-    fn decode(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
+    /// Decodes latents to images in the memory of the host.
+    fn decode(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Vec<RgbImage>> {
         let vae = &self.components.vae;
         let latents = latents
             .f_to_kind(vae.kind())?
             .f_div_scalar(vae.config().scaling_factor)?;
+        let decoded = if self.components.device == Device::Cpu {
+            vec![image_bytes(&self.decode_batch(&latents, chunks)?)?]
+        } else {
+            // One image at a time: a GPU is busy with one, and the memory of all may not be there.
+            let count = latents.size().first().copied().unwrap_or(0);
+            let one = |index| image_bytes(&self.decode_on_gpu(&latents.f_narrow(0, index, 1)?, chunks)?);
+            (0..count).map(one).collect::<Result<Vec<_>>>()?
+        };
+        let on_host = decoded.iter().map(|bytes| self.stream.to_host(bytes));
+        let on_host = on_host.collect::<Result<Vec<_>>>()?;
+        self.stream.synchronize()?;
+        let images = on_host.iter().map(images).collect::<Result<Vec<_>>>()?;
+        Ok(images.into_iter().flatten().collect())
+    }
+
+    fn decode_batch(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
         match chunks {
             Some(size) => {
                 memory::trim();
-                vae.decode_chunked(&latents, size)
+                self.components.vae.decode_chunked(latents, size)
             }
-            None => vae.decode(&latents),
+            None => self.components.vae.decode(latents),
         }
     }
-}
 
-/// Makes the images black that the safety checker flags, and returns the flags.
-fn run_safety_checker(check: &SafetyCheck, images: &mut [RgbImage]) -> Result<Vec<bool>> {
-    let flags = check.flags(images)?;
-    for (image, &flagged) in images.iter_mut().zip(&flags) {
-        if flagged {
-            let (width, height) = (image.width(), image.height());
-            *image = RgbImage::new(width, height, vec![0; image.rgb().len()])?;
+    /// Decodes whole, and in chunks only if there is too little memory.
+    fn decode_on_gpu(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
+        let device = self.components.device;
+        match classify_errors(device, &self.stream, || self.decode_batch(latents, None)) {
+            Err(Error::OutOfMemory(_)) if chunks.is_some() => {
+                cuda::empty_cache(device)?;
+                self.decode_batch(latents, chunks)
+            }
+            result => result,
         }
     }
-    Ok(flags)
-}
 
-impl Pipeline for DiffusionPipeline {
-    type Request = GenerateRequest;
-    type Job = Job;
-    type Output = PipelineOutput;
-
-    fn init_thread(&mut self) -> Result<()> {
-        cuda::make_current(self.components.device)?;
-        // For the life of the thread: no gradients are computed on it.
-        std::mem::forget(tch::no_grad_guard());
-        Ok(())
-    }
-
-    fn prepare(&mut self, request: GenerateRequest) -> Result<Job> {
+    fn prepare_job(&mut self, request: &GenerateRequest) -> Result<Job> {
         let images = i64::try_from(request.num_images_per_prompt).map_err(|_| Error::internal("too many images"))?;
         if let Some(check) = &self.components.safety_check {
             check.check_size(request.width, request.height)?;
         }
-        let (prompt_embeds, prompt_truncated) = self.prompt_embeds(&request, images)?;
+        let (prompt_embeds, prompt_truncated) = self.prompt_embeds(request, images)?;
 
         let config = match &request.scheduler {
             Some(class) => self.components.scheduler.with_class(class)?,
@@ -211,23 +147,33 @@ impl Pipeline for DiffusionPipeline {
             sigmas: request.sigmas.clone(),
             eta: request.eta,
         })?;
-        let mut generator = Generator::new(request.seed)?;
+        let mut generator = Generator::on(Arc::clone(&self.stream), request.seed)?;
         let (state, postprocess) = steps_of(&request.inputs).prepare(PrepareContext {
             components: &self.components,
-            request: &request,
+            request,
             images,
             kind: prompt_embeds.kind(),
             max_chunk_pixels: self.max_chunk_pixels,
             scheduler: scheduler.as_mut(),
             generator: &mut generator,
+            stream: &self.stream,
         })?;
+        let conditioning = self.unet_calls.prepare(
+            ConditioningInput {
+                prompt_embeds: &prompt_embeds,
+                timesteps: scheduler.timesteps(),
+                class_label: state.class_label.as_ref().map(Tensor::shallow_clone),
+                timestep_cond: self.timestep_cond(request, images, prompt_embeds.kind())?,
+                one_by_one: state.one_by_one,
+            },
+            &self.stream,
+        )?;
         Ok(Job {
             images,
             guided: request.do_classifier_free_guidance(),
-            timestep_cond: self.timestep_cond(&request, images, prompt_embeds.kind())?,
             guidance_scale: request.guidance_scale,
             guidance_rescale: request.guidance_rescale,
-            prompt_embeds,
+            conditioning,
             state,
             postprocess,
             scheduler,
@@ -239,41 +185,26 @@ impl Pipeline for DiffusionPipeline {
         })
     }
 
-    fn batch_entries(&self, job: &Job) -> BatchEntries {
-        let mut shape = job.input_shape();
-        shape.extend(job.prompt_embeds.size().get(1));
-        BatchEntries {
-            count: job.batch_size() as usize,
-            shape,
-        }
-    }
-
-    fn is_done(&self, job: &Job) -> bool {
-        job.is_done()
-    }
-
-    fn step(&mut self, jobs: &mut [&mut Job]) -> Result<StepResults> {
-        let prediction = self.predict(jobs)?;
+    fn step_jobs(&mut self, jobs: &mut [&mut Job]) -> Result<StepResults> {
+        self.stream.begin_step()?;
+        let prediction = self.unet_calls.predict(jobs, &self.stream)?;
         let mut start = 0;
         let mut outcome = Vec::with_capacity(jobs.len());
         for job in jobs {
             let size = job.batch_size();
-            outcome.push(
-                prediction
-                    .f_narrow(0, start, size)
-                    .map_err(Error::from)
-                    .and_then(|prediction| job.advance(&prediction)),
-            );
+            let advanced = classify_errors(self.components.device, &self.stream, || {
+                job.advance(&prediction.f_narrow(0, start, size)?, &self.stream)
+            });
+            outcome.push(advanced);
             start += size;
         }
         Ok(outcome)
     }
 
-    fn finish(&mut self, job: Job) -> Result<PipelineOutput> {
-        let decoded = self.decode(&job.state.latents, job.postprocess.chunk_size())?;
-        let mut images = images(&decoded)?;
+    fn finish_job(&self, job: &Job) -> Result<PipelineOutput> {
+        let mut images = self.decode(&job.state.latents, job.postprocess.chunk_size())?;
         let nsfw_content_detected = match &self.components.safety_check {
-            Some(check) => Some(run_safety_checker(check, &mut images)?),
+            Some(check) => Some(run_safety_checker(check, &mut images, &self.stream)?),
             None => None,
         };
         let flags = nsfw_content_detected.iter().flatten().copied();
@@ -292,8 +223,73 @@ impl Pipeline for DiffusionPipeline {
         })
     }
 
+    /// Calls `call`, and finds out what an error of the device means.
+    fn classified<T>(&mut self, call: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let (device, stream) = (self.components.device, Arc::clone(&self.stream));
+        classify_errors(device, &stream, || call(self))
+    }
+}
+
+/// Makes the images black that the safety checker flags, and returns the flags.
+fn run_safety_checker(check: &SafetyCheck, images: &mut [RgbImage], stream: &Stream) -> Result<Vec<bool>> {
+    let flags = check.flags(images, stream)?;
+    for (image, &flagged) in images.iter_mut().zip(&flags) {
+        if flagged {
+            let (width, height) = (image.width(), image.height());
+            *image = RgbImage::new(width, height, vec![0; image.rgb().len()])?;
+        }
+    }
+    Ok(flags)
+}
+
+impl Pipeline for DiffusionPipeline {
+    type Request = GenerateRequest;
+    type Job = Job;
+    type Output = PipelineOutput;
+
+    fn init_thread(&mut self) -> Result<()> {
+        self.stream = Arc::new(Stream::new(self.components.device)?);
+        self.stream.make_current()?;
+        // For the life of the thread: no gradients are computed on it.
+        std::mem::forget(tch::no_grad_guard());
+        Ok(())
+    }
+
+    fn prepare(&mut self, request: GenerateRequest) -> Result<Job> {
+        self.classified(|pipeline| pipeline.prepare_job(&request))
+    }
+
+    fn batch_entries(&self, job: &Job) -> BatchEntries {
+        let mut shape = job.input_shape();
+        shape.push(job.conditioning.tokens);
+        BatchEntries {
+            count: job.batch_size() as usize,
+            shape,
+        }
+    }
+
+    fn is_done(&self, job: &Job) -> bool {
+        job.is_done()
+    }
+
+    fn step(&mut self, jobs: &mut [&mut Job]) -> Result<StepResults> {
+        self.classified(|pipeline| pipeline.step_jobs(jobs))
+    }
+
+    fn finish(&mut self, job: Job) -> Result<PipelineOutput> {
+        self.classified(|pipeline| pipeline.finish_job(&job))
+    }
+
     fn free_memory(&mut self) {
         // A failure changes nothing: memory is short either way.
         let _ = super::free_cached_memory(self.components.device);
+    }
+}
+
+/// Waits for the GPU, so that no weight that is freed later is in use.
+impl Drop for DiffusionPipeline {
+    fn drop(&mut self) {
+        // A lost device is reported by the call that lost it.
+        let _ = self.stream.synchronize();
     }
 }

@@ -5,7 +5,8 @@ use tch::Tensor;
 use super::denoising_state::DenoisingState;
 use super::stable_diffusion::Postprocess;
 use crate::schedulers::Scheduler;
-use crate::torch::Generator;
+use super::unet_calls::JobConditioning;
+use crate::torch::{Generator, Stream};
 use diffusion_core::{Error, Result};
 
 /// A request in flight: the inputs of its UNet calls and its progress.
@@ -16,10 +17,8 @@ pub struct Job {
     pub(super) guided: bool,
     pub(super) guidance_scale: f64,
     pub(super) guidance_rescale: f64,
-    /// `[batch size, tokens, size]`, the entries without the prompt first.
-    pub(super) prompt_embeds: Tensor,
-    /// The guidance scale for a UNet that takes it, `[batch size, time_cond_proj_dim]`.
-    pub(super) timestep_cond: Option<Tensor>,
+    /// The text and the timesteps, as the UNet takes them.
+    pub(super) conditioning: JobConditioning,
     pub(super) state: DenoisingState,
     pub(super) postprocess: Box<dyn Postprocess>,
     pub(super) scheduler: Box<dyn Scheduler>,
@@ -96,10 +95,10 @@ impl Job {
     }
 
     /// Takes the UNet's prediction for [`Job::input`] and makes a scheduler step once every tile has its prediction.
-    pub fn advance(&mut self, prediction: &Tensor) -> Result<()> {
+    pub fn advance(&mut self, prediction: &Tensor, stream: &Stream) -> Result<()> {
         self.calls += 1;
         match &mut self.state.tiles {
-            Some(tiles) => match tiles.add(prediction)? {
+            Some(tiles) => match tiles.add(prediction, stream)? {
                 Some(whole) => self.step(&whole),
                 None => Ok(()),
             },

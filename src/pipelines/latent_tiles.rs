@@ -7,6 +7,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::torch::Stream;
 use diffusion_core::{Error, Result};
 
 /// The number of tiles and chunks of an enlarged image.
@@ -139,12 +140,12 @@ impl LatentTiles {
 
     /// Adds the prediction for [`LatentTiles::next_tile`], `[batch size, channels, height, width]`. After the last tile
     /// returns the prediction for the whole and starts over.
-    pub fn add(&mut self, prediction: &Tensor) -> Result<Option<Tensor>> {
+    pub fn add(&mut self, prediction: &Tensor, stream: &Stream) -> Result<Option<Tensor>> {
         let mut blend = match self.prediction.take() {
             Some(blend) => blend,
             None => Blend::new(prediction, self.vertical.whole, self.horizontal.whole)?,
         };
-        self.add_to(&mut blend, self.next, prediction)?;
+        self.add_to(&mut blend, self.next, prediction, stream)?;
         self.next += 1;
         if self.next < self.count() {
             self.prediction = Some(blend);
@@ -154,11 +155,11 @@ impl LatentTiles {
         blend.finish().map(Some)
     }
 
-    fn add_to(&self, blend: &mut Blend, index: usize, tile: &Tensor) -> Result<()> {
+    fn add_to(&self, blend: &mut Blend, index: usize, tile: &Tensor, stream: &Stream) -> Result<()> {
         let (y, x) = self.position(index)?;
         let column = Tensor::f_from_slice(&self.vertical.window(y))?.f_view([-1, 1])?;
         let row = Tensor::f_from_slice(&self.horizontal.window(x))?.f_view([1, -1])?;
-        let window = column.f_mul(&row)?.f_to_device(tile.device())?.f_to_kind(tile.kind())?;
+        let window = stream.to_device(&column.f_mul(&row)?)?.f_to_kind(tile.kind())?;
         blend.add(tile, &window, y, x)
     }
 }
@@ -238,7 +239,7 @@ mod tests {
         for _ in 0..2 {
             for index in 0..tiles.count() {
                 let predicted = tiles.next_tile(&latents).unwrap() * 3.0;
-                let whole = tiles.add(&predicted).unwrap();
+                let whole = tiles.add(&predicted, &Stream::cpu()).unwrap();
                 assert_eq!(whole.is_some(), index + 1 == tiles.count());
                 if let Some(whole) = whole {
                     let difference = (whole - &latents * 3.0).abs().max();

@@ -15,12 +15,14 @@ pub mod loading;
 mod prompt_encoder;
 mod safety_check;
 mod stable_diffusion;
+mod unet_calls;
 
 use crate::models::layers::free_upcast_buffers;
 use crate::torch::{cuda, memory};
 use diffusion_core::Result;
 
-pub use crate::torch::Device;
+pub use crate::torch::{Device, Stream};
+pub use crate::torch::cuda::open_early as open_cuda_early;
 pub use depth_map::{depth_map, given_depth_map};
 pub use diffusion_pipeline::{DiffusionPipeline, PipelineOutput};
 pub use job::Job;

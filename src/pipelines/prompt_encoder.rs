@@ -3,13 +3,17 @@
 //! Sources: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py` (`encode_prompt`) for plain prompts,
 //! `examples/community/lpw_stable_diffusion.py` (`get_weighted_text_embeddings`) for weighted ones.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use lru::LruCache;
 use tch::{Device, Kind, Tensor};
 
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
+use crate::torch::Stream;
 use crate::weights::SharedModel;
-use diffusion_core::Result;
+use diffusion_core::{Error, Result};
 use diffusion_request::Prompts;
 
 /// Most calls of the text encoder for one weighted prompt (`max_embeddings_multiples` of the source): 225 tokens with
@@ -27,11 +31,17 @@ pub struct PromptEmbeds {
     pub truncated: bool,
 }
 
-/// A tokenizer and a text encoder.
+/// Encoded texts that are kept: the empty negative prompt above all, and prompts that clients send again. One has 77
+/// tokens of 768 or 1024 numbers, 118 to 315 kB.
+const CACHED_TEXTS: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+
+/// A tokenizer and a text encoder, with a cache of encoded texts.
 pub struct PromptEncoder {
     tokenizer: Arc<ClipTokenizer>,
     text_encoder: SharedModel<ClipTextModel>,
     device: Device,
+    /// `[1, ids, hidden_size]` of the ids and the number of skipped layers.
+    encoded: LruCache<(Vec<i64>, usize), Tensor>,
 }
 
 impl PromptEncoder {
@@ -42,6 +52,7 @@ impl PromptEncoder {
             tokenizer,
             text_encoder,
             device,
+            encoded: LruCache::new(CACHED_TEXTS),
         }
     }
 
@@ -52,31 +63,49 @@ impl PromptEncoder {
     ///
     /// # Errors
     /// Internal if the tokenizer fails.
-    pub fn encode(&self, prompts: &Prompts, guided: bool, clip_skip: usize) -> Result<PromptEmbeds> {
+    pub fn encode(
+        &mut self,
+        prompts: &Prompts,
+        guided: bool,
+        clip_skip: usize,
+        stream: &Stream,
+    ) -> Result<PromptEmbeds> {
         match &prompts.weighted {
             None => {
                 let negative = guided.then_some(prompts.negative_prompt.as_str());
-                self.encode_plain(&prompts.prompt, negative, clip_skip)
+                self.encode_plain(&prompts.prompt, negative, clip_skip, stream)
             }
-            Some((prompt, negative)) => self.encode_weighted(prompt, guided.then_some(negative), clip_skip),
+            Some((prompt, negative)) => self.encode_weighted(prompt, guided.then_some(negative), clip_skip, stream),
         }
     }
 
-    fn encode_plain(&self, prompt: &str, negative: Option<&str>, clip_skip: usize) -> Result<PromptEmbeds> {
+    fn encode_plain(
+        &mut self,
+        prompt: &str,
+        negative: Option<&str>,
+        clip_skip: usize,
+        stream: &Stream,
+    ) -> Result<PromptEmbeds> {
         let prompt = self.tokenizer.encode(prompt)?;
         let negative = negative.map(|text| self.tokenizer.encode(text)).transpose()?;
+        let truncated = prompt.truncated || negative.as_ref().is_some_and(|tokens| tokens.truncated);
+        let texts = [(prompt.ids, clip_skip)]
+            .into_iter()
+            .chain(negative.map(|tokens| (tokens.ids, 0)));
+        let mut states = self.hidden_states(texts.collect(), stream)?.into_iter();
         Ok(PromptEmbeds {
-            prompt: self.hidden_states(&prompt.ids, clip_skip)?,
-            truncated: prompt.truncated || negative.as_ref().is_some_and(|tokens| tokens.truncated),
-            negative: negative.map(|tokens| self.hidden_states(&tokens.ids, 0)).transpose()?,
+            prompt: states.next().ok_or_else(|| Error::internal("a prompt was not encoded"))?,
+            negative: states.next(),
+            truncated,
         })
     }
 
     fn encode_weighted(
-        &self,
+        &mut self,
         prompt: &[(String, f64)],
         negative: Option<&Vec<(String, f64)>>,
         clip_skip: usize,
+        stream: &Stream,
     ) -> Result<PromptEmbeds> {
         let prompt = self.weighted_tokens(prompt)?;
         let negative = negative.map(|text| self.weighted_tokens(text)).transpose()?;
@@ -86,12 +115,22 @@ impl PromptEncoder {
             .map_or(0, |tokens| tokens.ids.len())
             .max(prompt.ids.len());
         let chunks = longest.div_ceil(self.tokens_per_chunk()).max(1);
+        let truncated = prompt.truncated || negative.as_ref().is_some_and(|tokens| tokens.truncated);
+        let texts: Vec<&WeightedTokens> = std::iter::once(&prompt).chain(&negative).collect();
+        let ids = texts
+            .iter()
+            .flat_map(|tokens| (0..chunks).map(|chunk| (self.chunk_ids(tokens, chunk), clip_skip)));
+        let states = self.hidden_states(ids.collect(), stream)?;
+        let mut weighted = states
+            .chunks(chunks)
+            .zip(texts)
+            .map(|(states, tokens)| self.weighted_states(states, tokens, stream));
         Ok(PromptEmbeds {
-            prompt: self.weighted_states(&prompt, chunks, clip_skip)?,
-            truncated: prompt.truncated || negative.as_ref().is_some_and(|tokens| tokens.truncated),
-            negative: negative
-                .map(|tokens| self.weighted_states(&tokens, chunks, clip_skip))
-                .transpose()?,
+            prompt: weighted
+                .next()
+                .ok_or_else(|| Error::internal("a prompt was not encoded"))??,
+            negative: weighted.next().transpose()?,
+            truncated,
         })
     }
 
@@ -100,10 +139,37 @@ impl PromptEncoder {
         self.tokenizer.max_length() - 2
     }
 
-    /// `[1, ids, hidden_size]`.
-    fn hidden_states(&self, ids: &[i64], clip_skip: usize) -> Result<Tensor> {
-        let ids = Tensor::f_from_slice(ids)?.f_unsqueeze(0)?.f_to_device(self.device)?;
-        self.text_encoder.forward(&ids, clip_skip)
+    /// Encodes texts of one length, each with a number of skipped layers, to `[1, ids, hidden_size]` each.
+    fn hidden_states(&mut self, texts: Vec<(Vec<i64>, usize)>, stream: &Stream) -> Result<Vec<Tensor>> {
+        let mut missing: BTreeMap<usize, BTreeSet<&[i64]>> = BTreeMap::new();
+        for text in texts.iter().filter(|text| !self.encoded.contains(*text)) {
+            missing.entry(text.1).or_default().insert(&text.0);
+        }
+        let mut new = HashMap::new();
+        for (clip_skip, ids) in missing {
+            let ids: Vec<&[i64]> = ids.into_iter().collect();
+            // A GPU takes no longer for several. On the CPU the bytes would be others.
+            let at_once = if self.device == Device::Cpu { 1 } else { ids.len() };
+            for ids in ids.chunks(at_once) {
+                let batch = Tensor::f_from_slice(&ids.concat())?.f_view([ids.len() as i64, -1])?;
+                let states = self.text_encoder.forward(&stream.to_device(&batch)?, clip_skip)?;
+                for (index, ids) in (0..).zip(ids) {
+                    new.insert((ids.to_vec(), clip_skip), states.f_narrow(0, index, 1)?);
+                }
+            }
+        }
+        // A request may have more texts than the cache keeps.
+        let states = texts.iter().map(|text| {
+            let states = new.get(text).or_else(|| self.encoded.get(text));
+            states
+                .map(Tensor::shallow_clone)
+                .ok_or_else(|| Error::internal("a text was not encoded"))
+        });
+        let states = states.collect::<Result<_>>()?;
+        for (text, states) in new {
+            self.encoded.put(text, states);
+        }
+        Ok(states)
     }
 
     /// Tokenizes a prompt; each token has the weight of its fragment. Fragments are tokenized one by one: a word that
@@ -126,30 +192,31 @@ impl PromptEncoder {
         Ok(tokens)
     }
 
+    /// Returns the ids of one chunk. Each chunk begins and ends as a text does. Padding is before the end, also if the
+    /// padding token differs.
+    fn chunk_ids(&self, tokens: &WeightedTokens, chunk: usize) -> Vec<i64> {
+        let size = self.tokens_per_chunk();
+        let mut ids = vec![self.tokenizer.bos()];
+        ids.extend(part(&tokens.ids, chunk, size));
+        ids.resize(size + 1, self.tokenizer.pad());
+        ids.push(self.tokenizer.eos());
+        ids
+    }
+
     /// Returns the hidden states of all chunks, one after the other, times the weights, scaled to the mean that they have
     /// without weights.
-    fn weighted_states(&self, tokens: &WeightedTokens, chunks: usize, clip_skip: usize) -> Result<Tensor> {
+    fn weighted_states(&self, chunks: &[Tensor], tokens: &WeightedTokens, stream: &Stream) -> Result<Tensor> {
         let size = self.tokens_per_chunk();
-        let mut states = Vec::with_capacity(chunks);
-        let mut weights: Vec<f32> = Vec::with_capacity(chunks * self.tokenizer.max_length());
-        for chunk in 0..chunks {
-            let range = |of: usize| (chunk * size).min(of)..((chunk + 1) * size).min(of);
-            // Each chunk begins and ends as a text does. Padding is before the end, also if the padding token differs.
-            let mut ids = vec![self.tokenizer.bos()];
-            ids.extend(tokens.ids.get(range(tokens.ids.len())).unwrap_or_default());
-            ids.resize(size + 1, self.tokenizer.pad());
-            ids.push(self.tokenizer.eos());
-            states.push(self.hidden_states(&ids, clip_skip)?);
+        let mut weights: Vec<f32> = Vec::with_capacity(chunks.len() * self.tokenizer.max_length());
+        for chunk in 0..chunks.len() {
             weights.push(1.0);
-            weights.extend(tokens.weights.get(range(tokens.weights.len())).unwrap_or_default());
+            weights.extend(part(&tokens.weights, chunk, size));
             weights.resize((chunk + 1) * (size + 2), 1.0);
         }
-        let states = Tensor::f_cat(&states, 1)?;
+        let states = Tensor::f_cat(chunks, 1)?;
         let kind = states.kind();
-        let weights = Tensor::f_from_slice(&weights)?
-            .f_to_kind(kind)?
-            .f_to_device(self.device)?
-            .f_view([1, -1, 1])?;
+        let weights = Tensor::f_from_slice(&weights)?.f_to_kind(kind)?.f_view([1, -1, 1])?;
+        let weights = stream.to_device(&weights)?;
         let mean = |states: &Tensor| -> Result<Tensor> {
             Ok(states
                 .f_to_kind(Kind::Float)?
@@ -160,6 +227,11 @@ impl PromptEncoder {
         let restore = mean(&states)?.f_div(&mean(&weighted)?)?;
         Ok(weighted.f_mul(&restore)?)
     }
+}
+
+/// Returns the `chunk`-th part of `size` values; the last one may be shorter, and those behind it are empty.
+fn part<T>(values: &[T], chunk: usize, size: usize) -> &[T] {
+    values.chunks(size).nth(chunk).unwrap_or_default()
 }
 
 /// Token ids without begin, end and padding, and as many weights.

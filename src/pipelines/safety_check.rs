@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use crate::models::safety_checker::SafetyChecker;
 use crate::processors::ClipImageProcessor;
+use crate::torch::Stream;
 use crate::weights::SharedModel;
 use diffusion_core::{Error, Result};
 use diffusion_image::RgbImage;
@@ -52,7 +53,7 @@ impl SafetyCheck {
     ///
     /// # Errors
     /// Those of [`SafetyCheck::check_size`].
-    pub fn flags(&self, images: &[RgbImage]) -> Result<Vec<bool>> {
+    pub fn flags(&self, images: &[RgbImage], stream: &Stream) -> Result<Vec<bool>> {
         if images.is_empty() {
             return Ok(Vec::new());
         }
@@ -60,7 +61,7 @@ impl SafetyCheck {
             .iter()
             .map(|image| self.processor.preprocess(image))
             .collect::<Result<Vec<_>>>()?;
-        self.checker.check(&Tensor::f_stack(&pixel_values, 0)?)
+        self.checker.check(&stream.to_device(&Tensor::f_stack(&pixel_values, 0)?)?, stream)
     }
 }
 
@@ -142,12 +143,12 @@ mod tests {
 
     #[test]
     fn tensor_names_of_newer_transformers_load() {
-        let flags = load(&generated()).unwrap().flags(&stripes()).unwrap();
+        let flags = load(&generated()).unwrap().flags(&stripes(), &Stream::cpu()).unwrap();
         let newer = |name: &str| Some(name.replace("vision_model.vision_model", "vision_model"));
         let newer = changed(newer, |_| ()).unwrap();
-        assert_eq!(newer.flags(&stripes()).unwrap(), flags);
+        assert_eq!(newer.flags(&stripes(), &Stream::cpu()).unwrap(), flags);
         assert!(flags.contains(&true) && flags.contains(&false), "{flags:?}");
-        assert!(newer.flags(&[]).unwrap().is_empty());
+        assert!(newer.flags(&[], &Stream::cpu()).unwrap().is_empty());
     }
 
     #[test]

@@ -1,28 +1,28 @@
 //! diffusers' `VaeImageProcessor`: images and masks to tensors, decoded tensors to images.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use diffusion_core::{Error, Result};
 use diffusion_image::{Mask, RgbImage};
 
-/// Converts `[images, 3, height, width]` of about -1 to 1 to 8-bit RGB images. Values are clamped; halves round to even.
+/// Converts `[images, 3, height, width]` of about -1 to 1 to bytes `[images, height, width, 3]` on the same device. Values
+/// are clamped; halves round to even.
 ///
 /// Source: diffusers `image_processor.py` (`denormalize`, `pt_to_numpy`, `numpy_to_pil`).
 ///
 /// # Errors
 /// Internal for a tensor of another shape.
-pub fn images(decoded: &Tensor) -> Result<Vec<RgbImage>> {
-    let (count, channels, height, width) = decoded.size4()?;
+pub fn image_bytes(decoded: &Tensor) -> Result<Tensor> {
+    let (_, channels, _, _) = decoded.size4()?;
     if channels != 3 {
         return Err(Error::internal(format!(
             "the VAE decoder: expected 3 channels, got {channels}"
         )));
     }
-    let bytes = decoded
+    Ok(decoded
         .f_mul_scalar(0.5)?
         .f_add_scalar(0.5)?
         .f_clamp(0.0, 1.0)?
-        .f_to_device(Device::Cpu)?
         .f_permute([0, 2, 3, 1])?
         .f_to_kind(Kind::Float)?
         .f_mul_scalar(255.0)?
@@ -30,7 +30,15 @@ pub fn images(decoded: &Tensor) -> Result<Vec<RgbImage>> {
         // numpy's cast turns NaN into 0 on this architecture.
         .f_nan_to_num(0.0, None, None)?
         .f_to_kind(Kind::Uint8)?
-        .f_contiguous()?;
+        .f_contiguous()?)
+}
+
+/// Converts the bytes of [`image_bytes`], on the host, to images.
+///
+/// # Errors
+/// Internal for images beyond the address space.
+pub fn images(bytes: &Tensor) -> Result<Vec<RgbImage>> {
+    let (count, height, width, _) = bytes.size4()?;
     let side = |n: i64| u32::try_from(n).map_err(|_| Error::internal(format!("an image with a side of {n} pixels")));
     let (height_u32, width_u32) = (side(height)?, side(width)?);
     let size = usize::try_from(height * width * 3).map_err(|_| Error::internal("an image beyond the address space"))?;
@@ -91,7 +99,7 @@ mod tests {
             0.2,
         ];
         let tensor = Tensor::from_slice(&values).view([1, 3, 2, 2]);
-        let result = images(&tensor).unwrap();
+        let result = images(&image_bytes(&tensor).unwrap()).unwrap();
         assert_eq!(result.len(), 1);
         // Pixel (0, 0) has the first value of each channel.
         assert_eq!(result[0].rgb()[..3], [0, 128, 153]);
@@ -102,6 +110,6 @@ mod tests {
 
     #[test]
     fn tensor_without_three_channels_is_an_error() {
-        assert!(images(&Tensor::zeros([1, 4, 2, 2], (Kind::Float, Device::Cpu))).is_err());
+        assert!(image_bytes(&Tensor::zeros([1, 4, 2, 2], tch::kind::FLOAT_CPU)).is_err());
     }
 }

@@ -1,46 +1,103 @@
-//! CUDA, loaded at run time.
+//! CUDA's devices, found at run time.
 //!
-//! The backend links only the CPU libraries of libtorch, so one file works on machines with and without a GPU. The
-//! first GPU instance opens `libtorch_cuda.so`, whose static initialisers register the CUDA kernels with the dispatcher
-//! in the process.
+//! The backend links only the CPU libraries of libtorch, so one file works on machines with and without a GPU. Opening
+//! `libtorch_cuda.so` registers the CUDA kernels with the dispatcher in the process.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::ffi::{c_char, c_int};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::generator::check_status;
+use super::library;
 use diffusion_core::{Error, Result};
 
+pub use super::library::{LIBRARY_PATH_VARIABLE, is_linked};
+
 unsafe extern "C" {
-    fn td_cuda_is_linked() -> bool;
     fn td_cuda_set_device(index: c_int) -> *mut c_char;
     fn td_cuda_empty_cache() -> *mut c_char;
     fn td_cuda_memory(index: c_int, free: *mut usize, total: *mut usize) -> *mut c_char;
+    fn td_cuda_out_of_memory_count(index: c_int, count: *mut i64) -> *mut c_char;
 }
 
-/// The environment variable that names a folder with `libtorch_cuda.so` and what it needs.
-pub const LIBRARY_PATH_VARIABLE: &str = "TRITON_DIFFUSION_CUDA_PATH";
-
-const LIBRARY: &str = "libtorch_cuda.so";
+/// Opens CUDA if this machine has it. Must be called before libtorch computes anything.
+///
+/// libtorch asks once in the life of a process whether CUDA is there, at the first convolution at the latest
+/// (`at::detail::getCUDAHooks`), and remembers the answer. A model on the CPU would otherwise disable every GPU. A failure
+/// is not reported: the first model on a GPU tries again and gets the error.
+pub fn open_early() {
+    if library::is_expected() && library::load().is_ok() {
+        let _ = tch::Cuda::device_count();
+    }
+}
 
 /// Loads libtorch's CUDA library and returns the device `index`.
 ///
-/// The library is searched in the folder of [`LIBRARY_PATH_VARIABLE`], in `cuda/` next to this backend's file, next to
-/// that file, and in the paths of the system's loader.
+/// The library is searched in the folder of [`LIBRARY_PATH_VARIABLE`], in `cuda/` next to libtorch, next to libtorch, and
+/// in the paths of the system's loader.
 ///
 /// # Errors
-/// `Unsupported` if the library or one of its dependencies is missing, or if the device does not exist; the message
-/// names the paths.
+/// `Unsupported` if the library or one of its dependencies is missing, with the paths; if the device does not exist, with
+/// the reason of CUDA and the versions of its driver and runtime; `DeviceLost` if the device failed before.
 pub fn device(index: u32) -> Result<tch::Device> {
-    load()?;
+    library::load()?;
     let count = tch::Cuda::device_count();
-    if i64::from(index) < count {
-        return Ok(tch::Device::Cuda(index as usize));
+    if i64::from(index) >= count {
+        let reason = if count == 0 { no_device_reason() } else { String::new() };
+        return Err(Error::unsupported(format!(
+            "GPU {index} does not exist; CUDA shows {count} devices{reason}"
+        )));
     }
-    Err(Error::unsupported(format!(
-        "GPU {index} does not exist; CUDA shows {count} devices"
-    )))
+    let device = tch::Device::Cuda(index as usize);
+    if is_lost(device_index(index as usize)?) {
+        return Err(Error::device_lost(format!(
+            "GPU {index} failed before; the server must be restarted"
+        )));
+    }
+    Ok(device)
+}
+
+/// Returns why CUDA shows no device: its own error, and the versions that must fit each other.
+fn no_device_reason() -> String {
+    // SAFETY: passes a number; libtorch throws into the shim, and the thread keeps its device.
+    let error = check_status(unsafe { td_cuda_set_device(0) }).err();
+    let error = error.map(|error| format!(": {error}")).unwrap_or_default();
+    let version = |name| {
+        let mut version = 0;
+        // SAFETY: both functions take a place for one number (`cuda_runtime_api.h` of CUDA 13).
+        let status = unsafe { library::runtime_function::<extern "C" fn(*mut c_int) -> c_int>(name) }
+            .map(|get| get(&mut version));
+        match (status, version) {
+            (Some(0), 1..) => format!("{}.{}", version / 1000, version % 1000 / 10),
+            _ => "none".to_owned(),
+        }
+    };
+    format!(
+        "{error} (the driver supports CUDA {}, libtorch needs CUDA {})",
+        version(c"cudaDriverGetVersion"),
+        version(c"cudaRuntimeGetVersion")
+    )
+}
+
+/// Returns the compute capability of a device, for example (7, 5) for a T4; `None` if it is unknown.
+pub fn compute_capability(index: usize) -> Option<(c_int, c_int)> {
+    type GetAttribute = extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+    let index = device_index(index).ok()?;
+    // SAFETY: the type is that of `cuda_runtime_api.h` of CUDA 13.
+    let get = unsafe { library::runtime_function::<GetAttribute>(c"cudaDeviceGetAttribute") }?;
+    let attribute = |attribute| {
+        let mut value = 0;
+        (get(&mut value, attribute, index) == 0).then_some(value)
+    };
+    // `cudaDevAttrComputeCapabilityMajor` and `-Minor` of `driver_types.h`.
+    Some((attribute(75)?, attribute(76)?))
+}
+
+/// Returns the number of a CUDA device as libtorch takes it.
+///
+/// # Errors
+/// `Internal` for a number out of range.
+pub(super) fn device_index(index: usize) -> Result<c_int> {
+    c_int::try_from(index).map_err(|_| Error::internal("a CUDA device index out of range"))
 }
 
 /// Makes the device current on this thread; does nothing for the CPU.
@@ -49,11 +106,8 @@ pub fn device(index: u32) -> Result<tch::Device> {
 /// Errors of CUDA, as `Internal`.
 pub fn make_current(device: tch::Device) -> Result<()> {
     match device {
-        tch::Device::Cuda(index) => {
-            let index = c_int::try_from(index).map_err(|_| Error::internal("a CUDA device index out of range"))?;
-            // SAFETY: passes a number; libtorch checks it and throws into the shim.
-            check_status(unsafe { td_cuda_set_device(index) })
-        }
+        // SAFETY: passes a number; libtorch checks it and throws into the shim.
+        tch::Device::Cuda(index) => check_status(unsafe { td_cuda_set_device(device_index(index)?) }),
         _ => Ok(()),
     }
 }
@@ -70,99 +124,57 @@ pub fn empty_cache(device: tch::Device) -> Result<()> {
     }
 }
 
-/// Returns the free memory of a device from [`device`] in bytes, without the memory that libtorch caches for loaded
-/// models.
+/// The memory of a device, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceMemory {
+    /// Free for this process, without what libtorch caches.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// Returns the memory of a device from [`device`].
 ///
 /// # Errors
 /// Errors of CUDA, as `Internal`.
-pub fn free_memory(index: usize) -> Result<u64> {
-    let index = c_int::try_from(index).map_err(|_| Error::internal("a CUDA device index out of range"))?;
+pub fn device_memory(index: usize) -> Result<DeviceMemory> {
     let (mut free, mut total) = (0usize, 0usize);
     // SAFETY: a number and places for two; libtorch's CUDA library is in the process, since there is a device.
-    check_status(unsafe { td_cuda_memory(index, &mut free, &mut total) })?;
-    Ok(free as u64)
+    check_status(unsafe { td_cuda_memory(device_index(index)?, &mut free, &mut total) })?;
+    Ok(DeviceMemory {
+        free: free as u64,
+        total: total as u64,
+    })
 }
 
-/// Returns whether libtorch's CUDA library is registered in this process.
-pub fn is_linked() -> bool {
-    // SAFETY: reads an atomic of libtorch's.
-    unsafe { td_cuda_is_linked() }
+/// Returns how often libtorch's allocator of a device from [`device`] was out of memory, also where libtorch went on.
+///
+/// # Errors
+/// Errors of CUDA, as `Internal`.
+pub fn out_of_memory_count(index: usize) -> Result<i64> {
+    let mut count = 0;
+    // SAFETY: as in `device_memory`.
+    check_status(unsafe { td_cuda_out_of_memory_count(device_index(index)?, &mut count) })?;
+    Ok(count)
 }
 
-fn load() -> Result<()> {
-    // One load at a time: the initialisers of the library fill process-wide registries.
-    static LOADING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = LOADING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if is_linked() {
-        return Ok(());
-    }
-    let mut tried = Vec::new();
-    for candidate in candidates() {
-        match open(&candidate) {
-            Ok(()) if is_linked() => return Ok(()),
-            Ok(()) => tried.push(format!("{}: registers no CUDA device", candidate.display())),
-            Err(why) => tried.push(why),
-        }
-    }
-    Err(Error::unsupported(format!(
-        "a GPU needs libtorch's CUDA library, which cannot be loaded (set {LIBRARY_PATH_VARIABLE} to its folder): {}",
-        tried.join("; ")
-    )))
+/// The lost devices, a bit each.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+fn bit(index: c_int) -> u64 {
+    // A machine has at most 16 GPUs; a device of a higher number shares the last bit.
+    1 << u32::try_from(index).unwrap_or(63).min(63)
 }
 
-fn candidates() -> Vec<PathBuf> {
-    let mut folders = Vec::new();
-    if let Some(folder) = std::env::var_os(LIBRARY_PATH_VARIABLE) {
-        folders.push(PathBuf::from(folder));
-    }
-    if let Some(own) = own_folder() {
-        folders.push(own.join("cuda"));
-        folders.push(own);
-    }
-    let mut candidates: Vec<PathBuf> = folders
-        .into_iter()
-        .map(|folder| folder.join(LIBRARY))
-        .filter(|path| path.exists())
-        .collect();
-    candidates.push(PathBuf::from(LIBRARY));
-    candidates
+/// Marks a device as lost and returns the error to answer with.
+pub(super) fn lost(index: c_int, error: &Error) -> Error {
+    LOST.fetch_or(bit(index), Ordering::SeqCst);
+    Error::device_lost(format!("GPU {index} failed: {error}"))
 }
 
-/// Returns the folder of the file with this code.
-fn own_folder() -> Option<PathBuf> {
-    let mut info = libc::Dl_info {
-        dli_fname: std::ptr::null(),
-        dli_fbase: std::ptr::null_mut(),
-        dli_sname: std::ptr::null(),
-        dli_saddr: std::ptr::null_mut(),
-    };
-    let here: fn() -> Option<PathBuf> = own_folder;
-    // SAFETY: `info` has room for the answer; the address is in this file.
-    let found = unsafe { libc::dladdr(here as *const c_void, &mut info) };
-    if found == 0 || info.dli_fname.is_null() {
-        return None;
-    }
-    // SAFETY: on success the loader's own NUL-terminated name of the file, valid while it is mapped.
-    let name = unsafe { CStr::from_ptr(info.dli_fname) };
-    let path = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
-    path.parent().map(Path::to_path_buf)
-}
-
-/// Opens a library and never closes it, since its registrations stay referenced.
-fn open(path: &Path) -> std::result::Result<(), String> {
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path with a NUL".to_owned())?;
-    // SAFETY: a NUL-terminated path; the initialisers of libtorch's library run once, under LOADING.
-    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-    if !handle.is_null() {
-        return Ok(());
-    }
-    // SAFETY: dlerror gives this thread's last message or null; it is read before any other call.
-    let message = unsafe { libc::dlerror() };
-    if message.is_null() {
-        return Err(format!("{}: cannot be opened", path.display()));
-    }
-    // SAFETY: not null, NUL-terminated, valid until this thread's next dl call.
-    Err(unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
+/// Returns whether a device failed in a way that this process cannot recover from.
+pub fn is_lost(index: c_int) -> bool {
+    LOST.load(Ordering::SeqCst) & bit(index) != 0
 }
 
 #[cfg(test)]
@@ -186,5 +198,13 @@ mod tests {
     fn cpu_needs_no_library() {
         make_current(tch::Device::Cpu).unwrap();
         empty_cache(tch::Device::Cpu).unwrap();
+    }
+
+    #[test]
+    fn no_device_reason_names_the_versions() {
+        if !is_linked() {
+            let reason = no_device_reason();
+            assert!(reason.contains("libtorch needs CUDA 13."), "{reason}");
+        }
     }
 }

@@ -9,6 +9,16 @@ pub enum Device {
     Cuda(u32),
 }
 
+impl Device {
+    /// Returns whether the device failed in a way that this process cannot recover from.
+    pub fn is_lost(self) -> bool {
+        match self {
+            Self::Cpu => false,
+            Self::Cuda(index) => i32::try_from(index).is_ok_and(super::cuda::is_lost),
+        }
+    }
+}
+
 impl From<Device> for tch::Device {
     fn from(device: Device) -> Self {
         match device {

@@ -5,9 +5,11 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
+use super::Stream;
 use super::error::from_message;
 use diffusion_core::{Error, Result};
 
@@ -58,6 +60,8 @@ pub(super) fn scalar_type(kind: Kind) -> Option<c_int> {
 /// libtorch's CPU generator (Mersenne Twister 19937), owned by one request.
 pub struct Generator {
     inner: NonNull<Opaque>,
+    /// Copies the noise to the device.
+    stream: Arc<Stream>,
 }
 
 // SAFETY: the generator behind the pointer is reached through this value alone, and libtorch ties
@@ -65,13 +69,24 @@ pub struct Generator {
 unsafe impl Send for Generator {}
 
 impl Generator {
-    /// Makes a generator in the state of `torch.Generator("cpu").manual_seed(seed)`.
+    /// Makes a generator in the state of `torch.Generator("cpu").manual_seed(seed)`, for noise on the CPU.
+    ///
+    /// # Errors
+    /// Out of memory.
     pub fn new(seed: u64) -> Result<Self> {
+        Self::on(Arc::new(Stream::cpu()), seed)
+    }
+
+    /// Makes a generator with the same numbers, for noise on the device of `stream`. The noise is drawn on the CPU.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn on(stream: Arc<Stream>, seed: u64) -> Result<Self> {
         let mut inner = ptr::null_mut();
         // SAFETY: `inner` has room for one pointer, which the call fills on success.
         check_status(unsafe { td_generator_new(seed, &mut inner) })?;
         NonNull::new(inner)
-            .map(|inner| Self { inner })
+            .map(|inner| Self { inner, stream })
             .ok_or_else(|| Error::internal("libtorch returned no generator"))
     }
 
@@ -96,13 +111,21 @@ impl Generator {
         Ok(unsafe { Tensor::from_ptr(out.cast()) })
     }
 
-    /// Draws standard normal noise of dtype `kind` on the CPU, in the shape of `tensor`, and moves it to the device of
-    /// `tensor`.
+    /// Draws standard normal noise as [`Generator::randn`] does, and copies it to the device. Does not wait for the device.
     ///
     /// # Errors
-    /// As [`Generator::randn`].
+    /// Those of [`Generator::randn`] and [`Stream::to_device`].
+    pub fn randn_on_device(&mut self, shape: &[i64], kind: Kind) -> Result<Tensor> {
+        let noise = self.randn(shape, kind)?;
+        self.stream.to_device(&noise)
+    }
+
+    /// Draws noise as [`Generator::randn_on_device`] does, in the shape of `tensor`.
+    ///
+    /// # Errors
+    /// Those of [`Generator::randn_on_device`].
     pub fn randn_like(&mut self, tensor: &Tensor, kind: Kind) -> Result<Tensor> {
-        Ok(self.randn(&tensor.size(), kind)?.f_to_device(tensor.device())?)
+        self.randn_on_device(&tensor.size(), kind)
     }
 }
 

@@ -2,11 +2,6 @@
 
 use std::path::Path;
 
-use tch::Device;
-
-use super::cuda;
-use diffusion_core::Result;
-
 /// Returns freed memory to the system. The C library keeps it otherwise: several hundred megabytes after many tensors
 /// of middle size.
 #[cfg(target_env = "gnu")]
@@ -42,27 +37,20 @@ pub fn prefer_huge_pages(data: *mut u8, bytes: usize) {
 #[cfg(not(target_env = "gnu"))]
 pub fn trim() {}
 
-/// Returns the available memory of a device in bytes; `None` if it is unknown.
+/// Returns the available memory of the host in bytes; `None` if it is unknown.
 ///
-/// On the host it is the minimum of what the system, the control group at `/sys/fs/cgroup` (of a container) and the
-/// limit of the address space (`ulimit -v`) leave; page cache that is not mapped counts as free. On a GPU it is the
-/// free memory of the driver. `mapped` bytes of the memory that will be used are in maps of this process, and need no
-/// more of its address space.
-///
-/// # Errors
-/// Errors of CUDA, as `Internal`.
-pub fn available(device: Device, mapped: u64) -> Result<Option<u64>> {
-    match device {
-        Device::Cuda(index) => cuda::free_memory(index).map(Some),
-        _ => Ok([
-            system(),
-            control_group(Path::new("/sys/fs/cgroup")),
-            address_space().map(|left| left.saturating_add(mapped)),
-        ]
-        .into_iter()
-        .flatten()
-        .min()),
-    }
+/// It is the minimum of what the system, the control group at `/sys/fs/cgroup` (of a container) and the limit of the
+/// address space (`ulimit -v`) leave; page cache that is not mapped counts as free. `mapped` bytes of the memory that will
+/// be used are in maps of this process, and need no more of its address space.
+pub fn available(mapped: u64) -> Option<u64> {
+    [
+        system(),
+        control_group(Path::new("/sys/fs/cgroup")),
+        address_space().map(|left| left.saturating_add(mapped)),
+    ]
+    .into_iter()
+    .flatten()
+    .min()
 }
 
 /// Reads `MemAvailable` of `/proc/meminfo` (proc_meminfo(5)).
@@ -162,6 +150,6 @@ mod tests {
 
     #[test]
     fn available_on_the_host_is_known() {
-        assert!(available(Device::Cpu, 0).unwrap().unwrap() > 1 << 20);
+        assert!(available(0).unwrap() > 1 << 20);
     }
 }

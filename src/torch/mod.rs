@@ -5,13 +5,19 @@
 pub mod cuda;
 mod device;
 mod error;
+mod failure;
 mod from_blob;
 mod generator;
+mod library;
 pub mod memory;
+mod pinned;
+mod stream;
 mod upload;
 
 pub use device::Device;
 pub use error::is_out_of_memory;
+pub use failure::classify_errors;
 pub use from_blob::{TensorStorage, from_blob};
 pub use generator::Generator;
-pub use upload::PinnedUploader;
+pub use stream::Stream;
+pub use upload::Uploader;

@@ -124,23 +124,27 @@ char *td_cuda_empty_cache() noexcept {
       [&] { at::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache(); });
 }
 
-char *td_pinned_empty(const int64_t *sizes, size_t rank, int dtype,
-                      void **out) noexcept {
+char *td_cuda_out_of_memory_count(int index, int64_t *count) noexcept {
   return guarded([&] {
-    *out = new at::Tensor(
-        at::empty(at::IntArrayRef(sizes, rank),
-                  at::TensorOptions()
-                      .dtype(static_cast<at::ScalarType>(dtype))
-                      .pinned_memory(true)));
+    *count = at::getDeviceAllocator(c10::DeviceType::CUDA)
+                 ->getDeviceStats(static_cast<c10::DeviceIndex>(index))
+                 .num_ooms;
   });
 }
 
-char *td_pinned_empty_cache() noexcept {
-  return guarded(
-      [] { at::getHostAllocator(c10::DeviceType::CUDA)->empty_cache(); });
+const void *td_libtorch_address() noexcept {
+  return reinterpret_cast<const void *>(&at::getHostAllocator);
 }
 
-char *td_copy_stream(int index, int64_t *stream) noexcept {
+char *td_pinned_empty(size_t bytes, void **out) noexcept {
+  return guarded([&] {
+    *out = new at::Tensor(at::empty(
+        {static_cast<int64_t>(bytes)},
+        at::TensorOptions().dtype(at::kByte).pinned_memory(true)));
+  });
+}
+
+char *td_stream_new(int index, int64_t *stream) noexcept {
   return guarded([&] {
     *stream = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
                   ->getStreamFromGlobalPool(cuda_device(index))
@@ -148,20 +152,10 @@ char *td_copy_stream(int index, int64_t *stream) noexcept {
   });
 }
 
-char *td_upload(const void *host, int index, int64_t stream,
-                void **out) noexcept {
+char *td_stream_make_current(int index, int64_t stream) noexcept {
   return guarded([&] {
-    const at::Tensor &from = *static_cast<const at::Tensor *>(host);
-    const auto *device = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
-    // The memory of the copy comes from the pool of this stream, so no other
-    // stream can still work on its previous contents.
-    c10::StreamGuard guard(cuda_stream(index, stream));
-    at::Tensor copy = from.to(cuda_device(index), from.scalar_type(),
-                              /*non_blocking=*/true, /*copy=*/true);
-    // When the copy is freed, its memory waits for the default stream, where
-    // models read it.
-    copy.record_stream(device->getDefaultStream(cuda_device(index)));
-    *out = new at::Tensor(std::move(copy));
+    c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
+        ->exchangeStream(cuda_stream(index, stream));
   });
 }
 
@@ -169,6 +163,49 @@ char *td_stream_synchronize(int index, int64_t stream) noexcept {
   return guarded([&] {
     c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
         ->synchronizeStream(cuda_stream(index, stream));
+  });
+}
+
+char *td_event_record(void **event, int index, int64_t stream) noexcept {
+  return guarded([&] {
+    c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
+        ->record(event, cuda_stream(index, stream),
+                 static_cast<c10::DeviceIndex>(index),
+                 c10::EventFlag::PYTORCH_DEFAULT);
+  });
+}
+
+char *td_event_synchronize(void *event) noexcept {
+  return guarded([&] {
+    c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
+        ->synchronizeEvent(event);
+  });
+}
+
+void td_event_free(void *event, int index) noexcept {
+  if (event == nullptr) return;
+  c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)
+      ->destroyEvent(event, static_cast<c10::DeviceIndex>(index));
+}
+
+char *td_copy_non_blocking(void *to, const void *from, int index,
+                           int64_t stream) noexcept {
+  return guarded([&] {
+    c10::StreamGuard guard(cuda_stream(index, stream));
+    static_cast<at::Tensor *>(to)->copy_(
+        *static_cast<const at::Tensor *>(from), /*non_blocking=*/true);
+  });
+}
+
+char *td_cuda_empty(const int64_t *sizes, size_t rank, int dtype, int index,
+                    int64_t stream, void **out) noexcept {
+  return guarded([&] {
+    c10::StreamGuard guard(cuda_stream(index, stream));
+    *out = new at::Tensor(at::empty(
+        at::IntArrayRef(sizes, rank),
+        at::TensorOptions()
+            .dtype(static_cast<at::ScalarType>(dtype))
+            .device(cuda_device(index))));
   });
 }
 

@@ -38,30 +38,49 @@ char *td_cuda_memory(int index, size_t *free, size_t *total) noexcept;
 // Returns whether libtorch's CUDA library is registered in this process.
 bool td_cuda_is_linked() noexcept;
 
+// Reads how often the allocator of a CUDA device was out of memory.
+char *td_cuda_out_of_memory_count(int index, int64_t *count) noexcept;
+
+// Returns an address in libtorch_cpu.so.
+const void *td_libtorch_address() noexcept;
+
 // Makes `index` the calling thread's current CUDA device.
 char *td_cuda_set_device(int index) noexcept;
 
 // Frees the unused blocks of the CUDA caching allocator.
 char *td_cuda_empty_cache() noexcept;
 
-// Makes an unwritten, contiguous tensor in pinned host memory.
-char *td_pinned_empty(const int64_t *sizes, size_t rank, int dtype,
-                      void **out) noexcept;
+// Makes an unwritten, contiguous tensor of bytes in pinned host memory.
+// `*out` receives a new at::Tensor* that the caller owns.
+char *td_pinned_empty(size_t bytes, void **out) noexcept;
 
-// Frees unused pinned memory.
-char *td_pinned_empty_cache() noexcept;
+// Returns the number of a stream from libtorch's pool for the CUDA device
+// `index`. It does not wait for the default stream, nor the reverse.
+char *td_stream_new(int index, int64_t *stream) noexcept;
 
-// Returns the number of a stream from libtorch's pool for the CUDA device `index`.
-char *td_copy_stream(int index, int64_t *stream) noexcept;
-
-// Copies the tensor `host` (an at::Tensor*) to the device on `stream`, without
-// waiting if `host` is pinned. After the stream is synchronized, the default
-// stream may use and free the copy. `*out` receives a
-// new at::Tensor* that the caller owns.
-char *td_upload(const void *host, int index, int64_t stream,
-                void **out) noexcept;
+// Makes the stream current on the calling thread: operators of the device
+// queue their work there. The device must be current, too.
+char *td_stream_make_current(int index, int64_t stream) noexcept;
 
 // Waits for all work on the stream.
 char *td_stream_synchronize(int index, int64_t stream) noexcept;
+
+// Records the work that is queued on the stream. `*event` is NULL or an event
+// that was recorded before; it receives the event, which the caller owns.
+char *td_event_record(void **event, int index, int64_t stream) noexcept;
+
+// Waits for the work that was queued when the event was recorded.
+char *td_event_synchronize(void *event) noexcept;
+void td_event_free(void *event, int index) noexcept;
+
+// Copies the tensor `from` to the tensor `to` (both at::Tensor*) on `stream`,
+// without waiting if the one on the host is pinned.
+char *td_copy_non_blocking(void *to, const void *from, int index,
+                           int64_t stream) noexcept;
+
+// Makes an unwritten, contiguous tensor on the CUDA device `index`, in memory
+// of `stream`. `*out` receives a new at::Tensor* that the caller owns.
+char *td_cuda_empty(const int64_t *sizes, size_t rank, int dtype, int index,
+                    int64_t stream, void **out) noexcept;
 
 }  // extern "C"

@@ -1,44 +1,42 @@
-//! Asynchronous copies from pinned memory to a device.
+//! Copies of weights to a device, through a ring of pinned buffers.
 //!
 //! A copy from ordinary memory goes through a buffer of the driver, and its thread waits. A copy from pinned memory on
-//! a separate stream runs while the next tensor is read and hashed, and does not wait for models that compute on the
-//! default stream of the device.
+//! a separate stream runs while the next piece is read, converted and hashed, and does not wait for models that compute
+//! on their own streams. Pinning memory stops all work of the GPU, so the process pins the ring once and keeps it.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
 use super::generator::{check_status, scalar_type};
+use super::pinned::pinned_bytes;
+use super::stream::{Event, RawStream};
+use super::{cuda, memory};
 use diffusion_core::{Error, Result};
 
 unsafe extern "C" {
-    fn td_pinned_empty(sizes: *const i64, rank: usize, dtype: c_int, out: *mut *mut c_void) -> *mut c_char;
-    fn td_pinned_empty_cache() -> *mut c_char;
-    fn td_copy_stream(index: c_int, stream: *mut i64) -> *mut c_char;
-    fn td_upload(host: *const c_void, index: c_int, stream: i64, out: *mut *mut c_void) -> *mut c_char;
-    fn td_stream_synchronize(index: c_int, stream: i64) -> *mut c_char;
+    fn td_cuda_empty(
+        sizes: *const i64,
+        rank: usize,
+        dtype: c_int,
+        index: c_int,
+        stream: i64,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
 }
 
-/// Bytes in flight above which a thread waits, since pinned memory is not available to other processes.
-const MAX_IN_FLIGHT: u64 = 256 << 20;
+/// Bytes of a buffer of the ring.
+const BUFFER_BYTES: usize = 32 << 20;
+/// Buffers of the ring: two are filled while two are copied.
+const BUFFERS: usize = 4;
 
-/// Copies the tensors of a load to its device: the CPU, or a CUDA device. Threads may share it.
-pub struct PinnedUploader(Option<CopyStream>);
+/// Makes the tensors of a load on its device: the CPU, or a CUDA device. Threads may share it.
+pub struct Uploader(Option<RawStream>);
 
-/// A separate stream on a CUDA device.
-struct CopyStream {
-    index: c_int,
-    /// The number of the stream in libtorch.
-    id: i64,
-    /// Bytes that were copied since the last wait.
-    in_flight: AtomicU64,
-}
-
-impl PinnedUploader {
+impl Uploader {
     /// Makes an uploader for a device.
     ///
     /// # Errors
@@ -46,57 +44,43 @@ impl PinnedUploader {
     pub fn new(device: Device) -> Result<Self> {
         match device {
             Device::Cpu => Ok(Self(None)),
-            Device::Cuda(index) => {
-                let index = c_int::try_from(index).map_err(|_| Error::internal("a CUDA device index out of range"))?;
-                let stream = CopyStream {
-                    index,
-                    id: stream_of(index)?,
-                    in_flight: AtomicU64::new(0),
-                };
-                Ok(Self(Some(stream)))
-            }
+            Device::Cuda(index) => Ok(Self(Some(stream_of(cuda::device_index(index)?)?))),
             other => Err(Error::internal(format!("weights for {other:?}"))),
         }
     }
 
-    /// Makes an unwritten, contiguous tensor on the host for [`PinnedUploader::copy_to_device`]: pinned for a CUDA
-    /// device, if the system allows it.
-    pub fn buffer(&self, shape: &[i64], kind: Kind) -> Result<Tensor> {
-        if let (Some(_), Some(dtype)) = (&self.0, scalar_type(kind)) {
-            let mut out = ptr::null_mut();
-            // SAFETY: `shape` is read for its length, `out` has room for one pointer.
-            let pinned = check_status(unsafe { td_pinned_empty(shape.as_ptr(), shape.len(), dtype, &mut out) });
-            if pinned.is_ok() && !out.is_null() {
-                // SAFETY: on success `out` is a new `at::Tensor*` that nobody else owns, which is what a `C_tensor` is.
-                return Ok(unsafe { Tensor::from_ptr(out.cast()) });
-            }
-        }
-        Ok(Tensor::f_empty(shape, (kind, Device::Cpu))?)
-    }
-
-    /// Copies a tensor to the device. On a GPU its values are valid after [`PinnedUploader::finish`]; the host's memory
-    /// lives until then.
+    /// Makes a contiguous tensor of a float dtype on the device. `fill` writes its bytes, piece after piece; every piece
+    /// holds whole elements. On a GPU the values are valid after [`Uploader::finish`].
     ///
     /// # Errors
-    /// Out of memory; errors of CUDA, as `Internal`.
-    pub fn copy_to_device(&self, host: Tensor) -> Result<Tensor> {
-        let Some(stream) = &self.0 else {
-            return Ok(host);
+    /// Those of `fill`; out of memory; errors of CUDA, as `Internal`.
+    pub fn tensor(
+        &self,
+        shape: &[i64],
+        kind: Kind,
+        mut fill: impl FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<Tensor> {
+        let Some(stream) = self.0 else {
+            let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
+            let bytes = tensor.numel() * kind.elt_size_in_bytes();
+            if bytes > 0 {
+                memory::prefer_huge_pages(tensor.data_ptr().cast(), bytes);
+                // SAFETY: the tensor is new, contiguous and of this length, and nothing else refers to it.
+                fill(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), bytes) })?;
+            }
+            return Ok(tensor);
         };
-        let mut out = ptr::null_mut();
-        // SAFETY: `host` is a live `at::Tensor`, which libtorch also counts while it copies; `out` is a place
-        // for one pointer.
-        check_status(unsafe { td_upload(host.as_ptr().cast(), stream.index, stream.id, &mut out) })?;
-        if out.is_null() {
-            return Err(Error::internal("libtorch returned no tensor"));
-        }
-        // SAFETY: as in `staging`.
-        let tensor = unsafe { Tensor::from_ptr(out.cast()) };
-        let bytes = (host.numel() * host.kind().elt_size_in_bytes()) as u64;
-        drop(host);
-        if stream.in_flight.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_IN_FLIGHT {
-            stream.in_flight.store(0, Ordering::Relaxed);
-            stream.wait()?;
+        let tensor = empty(shape, kind, stream)?;
+        let flat = tensor.f_view([-1])?;
+        let size = kind.elt_size_in_bytes();
+        let (mut start, count) = (0, tensor.numel());
+        while start < count {
+            let elements = (count - start).min(BUFFER_BYTES / size);
+            let mut buffer = Buffer::take()?;
+            fill(buffer.bytes(elements * size)?)?;
+            let target = flat.f_narrow(0, start as i64, elements as i64)?;
+            buffer.copy_to(&target, stream)?;
+            start += elements;
         }
         Ok(tensor)
     }
@@ -104,45 +88,118 @@ impl PinnedUploader {
     /// Waits for all copies.
     ///
     /// # Errors
-    /// Errors of CUDA, as `Internal`: the copies are then invalid.
+    /// `DeviceLost` if the GPU failed.
     pub fn finish(&self) -> Result<()> {
-        self.0.as_ref().map_or(Ok(()), CopyStream::wait)
+        self.0.map_or(Ok(()), RawStream::synchronize)
     }
 }
 
-/// Frees the pinned memory of a load that failed.
-impl Drop for PinnedUploader {
+/// Makes an unwritten tensor in memory of the copy stream. The allocator gives that memory to copies of this stream
+/// only, so no copy overwrites what an earlier copy still writes.
+fn empty(shape: &[i64], kind: Kind, stream: RawStream) -> Result<Tensor> {
+    let dtype = scalar_type(kind).ok_or_else(|| Error::internal(format!("no weights of dtype {kind:?}")))?;
+    let mut out = ptr::null_mut();
+    // SAFETY: `shape` is read for its length, `out` has room for one pointer.
+    check_status(unsafe { td_cuda_empty(shape.as_ptr(), shape.len(), dtype, stream.index, stream.id, &mut out) })?;
+    if out.is_null() {
+        return Err(Error::internal("libtorch returned no tensor"));
+    }
+    // SAFETY: on success `out` is a new `at::Tensor*` that nobody else owns, which is what a `C_tensor` is.
+    Ok(unsafe { Tensor::from_ptr(out.cast()) })
+}
+
+/// A buffer of the ring, which goes back when the value is dropped.
+struct Buffer(Option<RingBuffer>);
+
+struct RingBuffer {
+    memory: Tensor,
+    /// The end of the last copy from the buffer.
+    copied: Option<Event>,
+}
+
+struct Ring {
+    idle: Vec<RingBuffer>,
+    /// The number of buffers that exist.
+    made: usize,
+}
+
+static RING: Mutex<Ring> = Mutex::new(Ring {
+    idle: Vec::new(),
+    made: 0,
+});
+static RETURNED: Condvar = Condvar::new();
+
+impl Buffer {
+    /// Takes a buffer; waits until one is idle and its last copy is done.
+    fn take() -> Result<Self> {
+        let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
+        while ring.idle.is_empty() && ring.made == BUFFERS {
+            ring = RETURNED.wait(ring).unwrap_or_else(PoisonError::into_inner);
+        }
+        let buffer = match ring.idle.pop() {
+            Some(buffer) => buffer,
+            None => {
+                // Without pinned memory the copy works too, and waits.
+                let memory = pinned_bytes(BUFFER_BYTES)
+                    .or_else(|_| Tensor::f_empty([BUFFER_BYTES as i64], (Kind::Uint8, Device::Cpu)))?;
+                ring.made += 1;
+                RingBuffer { memory, copied: None }
+            }
+        };
+        drop(ring);
+        let buffer = Self(Some(buffer));
+        if let Some(copied) = buffer.0.as_ref().and_then(|buffer| buffer.copied.as_ref()) {
+            copied.synchronize()?;
+        }
+        Ok(buffer)
+    }
+
+    fn ring_buffer(&mut self) -> Result<&mut RingBuffer> {
+        self.0.as_mut().ok_or_else(|| Error::internal("a buffer that went back"))
+    }
+
+    /// Returns the first bytes of the buffer, to be written.
+    fn bytes(&mut self, length: usize) -> Result<&mut [u8]> {
+        let memory = &self.ring_buffer()?.memory;
+        debug_assert!(length <= memory.numel());
+        // SAFETY: the tensor is contiguous and at least this long. This value is its only owner, and the last copy from it
+        // is done.
+        Ok(unsafe { std::slice::from_raw_parts_mut(memory.data_ptr().cast(), length) })
+    }
+
+    /// Queues a copy of the first bytes to `target`, a contiguous vector on the device.
+    fn copy_to(&mut self, target: &Tensor, stream: RawStream) -> Result<()> {
+        let buffer = self.ring_buffer()?;
+        let bytes = target.numel() * target.kind().elt_size_in_bytes();
+        let source = buffer.memory.f_narrow(0, 0, bytes as i64)?.f_view_dtype(target.kind())?;
+        stream.copy(target, &source)?;
+        let mut copied = Event::new(stream);
+        copied.record()?;
+        buffer.copied = Some(copied);
+        Ok(())
+    }
+}
+
+impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(stream) = &self.0 {
-            // A load that succeeds has called `finish` and got its error.
-            let _ = stream.wait();
+        if let Some(buffer) = self.0.take() {
+            RING.lock().unwrap_or_else(PoisonError::into_inner).idle.push(buffer);
+            RETURNED.notify_one();
         }
     }
 }
 
-impl CopyStream {
-    /// Waits for all copies on the stream and frees unused pinned memory.
-    fn wait(&self) -> Result<()> {
-        // SAFETY: passes numbers only.
-        check_status(unsafe { td_stream_synchronize(self.index, self.id) })?;
-        // SAFETY: passes no arguments.
-        check_status(unsafe { td_pinned_empty_cache() })
-    }
-}
-
-/// Returns the stream on which this process copies to the device. There is only one, because libtorch's allocator
-/// caches memory for each stream: a load reuses the memory that an earlier load freed.
-fn stream_of(index: c_int) -> Result<i64> {
-    static STREAMS: Mutex<BTreeMap<c_int, i64>> = Mutex::new(BTreeMap::new());
+/// Returns the stream on which this process copies weights to the device. There is only one, because libtorch's
+/// allocator caches memory for each stream: a load uses the memory that an earlier load freed.
+fn stream_of(index: c_int) -> Result<RawStream> {
+    static STREAMS: Mutex<BTreeMap<c_int, RawStream>> = Mutex::new(BTreeMap::new());
     let mut streams = STREAMS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(&id) = streams.get(&index) {
-        return Ok(id);
+    if let Some(&stream) = streams.get(&index) {
+        return Ok(stream);
     }
-    let mut id = 0;
-    // SAFETY: `id` has room for the number; a CUDA device exists, so its library is in the process.
-    check_status(unsafe { td_copy_stream(index, &mut id) })?;
-    streams.insert(index, id);
-    Ok(id)
+    let stream = RawStream::new(index)?;
+    streams.insert(index, stream);
+    Ok(stream)
 }
 
 #[cfg(test)]
@@ -151,29 +208,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copy_to_device_on_the_cpu_keeps_the_tensor() {
-        let upload = PinnedUploader::new(Device::Cpu).unwrap();
-        let staged = upload.buffer(&[2, 3], Kind::Half).unwrap();
-        assert_eq!((staged.size(), staged.kind()), (vec![2, 3], Kind::Half));
-        let address = staged.data_ptr();
-        assert_eq!(upload.copy_to_device(staged).unwrap().data_ptr(), address);
+    fn tensor_on_the_cpu_is_filled_in_one_piece() {
+        let upload = Uploader::new(Device::Cpu).unwrap();
+        let mut pieces = 0;
+        let tensor = upload.tensor(&[2, 3], Kind::Half, |bytes| {
+            pieces += 1;
+            bytes.fill(0);
+            assert_eq!(bytes.len(), 12);
+            Ok(())
+        });
+        let tensor = tensor.unwrap();
+        assert_eq!((tensor.size(), tensor.kind(), pieces), (vec![2, 3], Kind::Half, 1));
+        assert_eq!(tensor, tensor.zeros_like());
         upload.finish().unwrap();
     }
 
     #[test]
-    fn uploader_without_cuda_returns_errors() {
-        if crate::torch::cuda::is_linked() {
-            return; // Nothing is missing.
+    fn uploader_without_cuda_is_an_error() {
+        if !cuda::is_linked() {
+            assert!(Uploader::new(Device::Cuda(0)).is_err());
         }
-        assert!(PinnedUploader::new(Device::Cuda(0)).is_err());
-        let upload = PinnedUploader(Some(CopyStream {
-            index: 0,
-            id: 0,
-            in_flight: AtomicU64::new(0),
-        }));
-        let staged = upload.buffer(&[4], Kind::Float).unwrap();
-        assert_eq!(staged.device(), Device::Cpu);
-        assert!(upload.copy_to_device(staged).is_err());
-        assert!(upload.finish().is_err());
     }
 }

@@ -15,11 +15,15 @@ use super::materialize::{can_map, materialize};
 use super::parallel::in_parallel;
 use super::path::Weights;
 use super::store::{Key, STORE, StoredTensor};
-use crate::torch::{PinnedUploader, memory};
+use crate::torch::cuda::DeviceMemory;
+use crate::torch::{Uploader, cuda, memory};
 use diffusion_core::{Error, Result};
 
 /// Host memory that a load leaves free, for models that run.
 const HOST_RESERVE: u64 = 256 << 20;
+/// GPU memory that a load leaves free if nothing else is configured, or a twentieth of the GPU's memory if that is more.
+/// A running model needs the memory: about 0.4 GB for CUDA's context, 1 to 2 GB for the UNet's activations at 512x512.
+const GPU_RESERVE: u64 = 1536 << 20;
 /// A half-precision matrix of at least this many bytes is upcast at each use on the CPU, not at load. Small matrices
 /// are upcast at load, because their upcast would cost more time than it saves memory.
 const MIN_LAZY_UPCAST_BYTES: u64 = 1 << 20;
@@ -35,6 +39,8 @@ pub struct Loader {
     device: Device,
     components: Vec<(Component, Kind)>,
     min_lazy_upcast_bytes: u64,
+    /// GPU memory to leave free; `None` for the default.
+    gpu_memory_reserve: Option<u64>,
 }
 
 /// One component of a [`Loader`].
@@ -124,7 +130,16 @@ impl Loader {
             device,
             components: Vec::new(),
             min_lazy_upcast_bytes: MIN_LAZY_UPCAST_BYTES,
+            gpu_memory_reserve: None,
         }
+    }
+
+    /// Sets the bytes of GPU memory that the load leaves free; `None` leaves 1.5 GiB free, or a twentieth of the GPU's
+    /// memory if that is more.
+    #[must_use]
+    pub fn gpu_memory_reserve(mut self, bytes: Option<u64>) -> Self {
+        self.gpu_memory_reserve = bytes;
+        self
     }
 
     /// Replaces [`MIN_LAZY_UPCAST_BYTES`].
@@ -172,9 +187,13 @@ impl Loader {
         let one_at_a_time = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let used = weight_memory(&keys);
         let mapped = mapped_bytes(&items, &keys)?;
-        check_available(used.total - used.shared, mapped, device)?;
+        let needed = used.total - used.shared;
+        match device {
+            Device::Cuda(index) => check_gpu(needed, self.gpu_memory_reserve, index)?,
+            _ => check_host(needed, mapped)?,
+        }
 
-        let uploader = PinnedUploader::new(device)?;
+        let uploader = Uploader::new(device)?;
         let keyed: Vec<_> = std::iter::zip(&items, &keys).collect();
         let tensors = in_parallel(&keyed, |&(item, key)| {
             let tensor = STORE
@@ -286,25 +305,49 @@ fn mapped_bytes(items: &[Item<'_>], keys: &[Key]) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Checks that the device has `needed` more bytes, of which `mapped` are in files that are already mapped.
-fn check_available(needed: u64, mapped: u64, device: Device) -> Result<()> {
+/// Checks that the host has `needed` more bytes, of which `mapped` are in files that are already mapped.
+fn check_host(needed: u64, mapped: u64) -> Result<()> {
     // A model that is in the store loads on a full device.
     if needed == 0 {
         return Ok(());
     }
-    let reserve = if device == Device::Cpu { HOST_RESERVE } else { 0 };
-    let Some(free) = memory::available(device, mapped)? else {
-        return Ok(());
-    };
-    if needed > free.saturating_sub(reserve) {
-        return Err(Error::out_of_memory(format!(
-            "loading the weights needs {} MiB on {device:?}, but only {} MiB are available (with {} MiB in reserve)",
-            needed.div_ceil(1 << 20),
-            free.saturating_sub(reserve) >> 20,
-            reserve >> 20
-        )));
+    match memory::available(mapped) {
+        Some(free) => check_free(needed, free, HOST_RESERVE, "the host"),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Checks that a GPU has `needed` more bytes. What libtorch caches counts as used, so the cache is freed before a load is
+/// refused.
+fn check_gpu(needed: u64, reserve: Option<u64>, index: usize) -> Result<()> {
+    if needed == 0 {
+        return Ok(());
+    }
+    let check = || {
+        let DeviceMemory { free, total } = cuda::device_memory(index)?;
+        let reserve = reserve.unwrap_or_else(|| GPU_RESERVE.max(total / 20));
+        check_free(needed, free, reserve, &format!("GPU {index}"))
+    };
+    match check() {
+        Err(Error::OutOfMemory(_)) => {
+            cuda::empty_cache(Device::Cuda(index))?;
+            check()
+        }
+        result => result,
+    }
+}
+
+fn check_free(needed: u64, free: u64, reserve: u64, place: &str) -> Result<()> {
+    let available = free.saturating_sub(reserve);
+    if needed <= available {
+        return Ok(());
+    }
+    Err(Error::out_of_memory(format!(
+        "loading the weights needs {} MiB on {place}, but only {} MiB are available (with {} MiB in reserve)",
+        needed.div_ceil(1 << 20),
+        available >> 20,
+        reserve >> 20
+    )))
 }
 
 /// Reports the progress of a load.
@@ -352,9 +395,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn check_available_beyond_free_memory_is_out_of_memory() {
-        let error = check_available(u64::MAX, 0, Device::Cpu).unwrap_err();
+    fn check_host_beyond_free_memory_is_out_of_memory() {
+        let error = check_host(u64::MAX, 0).unwrap_err();
         assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
-        check_available(0, 0, Device::Cpu).unwrap();
+        check_host(0, 0).unwrap();
+    }
+
+    #[test]
+    fn check_free_keeps_the_reserve() {
+        check_free(3, 10, 7, "here").unwrap();
+        let error = check_free(3, 9, 7, "here").unwrap_err();
+        assert!(error.to_string().contains("on here"), "{error}");
+        assert!(check_free(1, 5, 7, "here").is_err());
     }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::convert::convert_into;
 use super::digest::Digest;
 use super::file::TensorFile;
 use super::store::{Key, StoredTensor};
-use crate::torch::{PinnedUploader, memory};
+use crate::torch::Uploader;
 use diffusion_core::{Error, Result};
 
 /// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`). The sums of MKL may depend on the
@@ -33,7 +33,7 @@ pub fn materialize(
     name: &str,
     key: Key,
     hashed: bool,
-    uploader: &PinnedUploader,
+    uploader: &Uploader,
 ) -> Result<StoredTensor> {
     let info = file
         .info(name)
@@ -57,13 +57,23 @@ pub fn materialize(
     // Hashes the bytes that are converted, since the file may change at any moment, and other models may get the
     // tensor.
     let mut hasher = blake3::Hasher::new();
-    let mut tensor = uploader.buffer(&key.shape, key.kind)?;
-    fill(&mut tensor, bytes, key.from, &mut hasher)?;
+    if key.bytes() / key.kind.elt_size_in_bytes() as u64 * key.from.elt_size_in_bytes() as u64 != bytes.len() as u64 {
+        return Err(Error::internal("a tensor that does not fill its shape"));
+    }
+    let mut rest = bytes;
+    // Converts before the copy: half-precision tensors then need half of the bus, and diffusers also rounds on the CPU.
+    let tensor = uploader.tensor(&key.shape, key.kind, |target| {
+        let length = target.len() / key.kind.elt_size_in_bytes() * key.from.elt_size_in_bytes();
+        let (source, after) = rest
+            .split_at_checked(length)
+            .ok_or_else(|| Error::internal("a tensor that ends before its shape"))?;
+        rest = after;
+        convert(source, key.from, target, key.kind, &mut hasher)
+    })?;
     if Digest::of_all(&hasher) != key.digest {
         return Err(changed());
     }
-    // Converts before the copy: half-precision tensors then need half of the bus, and diffusers also rounds on the CPU.
-    Ok(StoredTensor::owned(key, uploader.copy_to_device(tensor)?))
+    Ok(StoredTensor::owned(key, tensor))
 }
 
 /// Returns whether a tensor with these bytes is used in the map of its file.
@@ -78,30 +88,18 @@ pub fn can_map(key: &Key, bytes: &[u8]) -> bool {
         && (bytes.as_ptr() as usize).is_multiple_of(alignment)
 }
 
-/// Fills a new host tensor with `bytes`, which are of dtype `from` and need not be aligned. Every byte that is
-/// converted goes through `hasher`.
-fn fill(tensor: &mut Tensor, bytes: &[u8], from: Kind, hasher: &mut blake3::Hasher) -> Result<()> {
-    let (from_size, to_size) = (from.elt_size_in_bytes(), tensor.kind().elt_size_in_bytes());
-    let count = tensor.numel();
-    if count * from_size != bytes.len() {
-        return Err(Error::internal("a tensor that does not fill its shape"));
-    }
-    if count == 0 {
-        return Ok(());
-    }
-    let data = tensor.data_ptr().cast::<u8>();
-    memory::prefer_huge_pages(data, count * to_size);
-    // SAFETY: the tensor is new, contiguous and `count` elements long, and nothing else refers to it. libtorch leaves
-    // it unwritten; all bytes are written below before anything reads them.
-    let target = unsafe { std::slice::from_raw_parts_mut(data, count * to_size) };
+/// Converts `source` of dtype `from`, which need not be aligned, to `target` of dtype `to`. Every byte that is converted
+/// goes through `hasher`.
+fn convert(source: &[u8], from: Kind, target: &mut [u8], to: Kind, hasher: &mut blake3::Hasher) -> Result<()> {
+    let (from_size, to_size) = (from.elt_size_in_bytes(), to.elt_size_in_bytes());
     // Aligned for every dtype.
     let mut chunk = vec![0u64; (CHUNK * from_size).div_ceil(size_of::<u64>())];
     let chunk: &mut [u8] = bytemuck::cast_slice_mut(&mut chunk);
-    for (source, target) in bytes.chunks(CHUNK * from_size).zip(target.chunks_mut(CHUNK * to_size)) {
+    for (source, target) in source.chunks(CHUNK * from_size).zip(target.chunks_mut(CHUNK * to_size)) {
         let chunk = &mut chunk[..source.len()];
         chunk.copy_from_slice(source);
         hasher.update(chunk);
-        convert_into(chunk, from, target, tensor.kind())?;
+        convert_into(chunk, from, target, to)?;
     }
     Ok(())
 }

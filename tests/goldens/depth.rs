@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 use triton_diffusion::models::dpt::{DptConfig, DptForDepthEstimation};
-use triton_diffusion::pipelines::{depth_map, given_depth_map};
+use triton_diffusion::pipelines::{Stream, depth_map, given_depth_map};
 use triton_diffusion::processors::DptImageProcessor;
 use triton_diffusion::weights::{load_component, read_json};
 
@@ -102,7 +102,7 @@ fn given_depth_map_channels_match() {
     for Given { name, latents } in manifest.given {
         let (width, height) = latents;
         let map = goldens.tensor(&format!("{name}/map"));
-        let map = given_depth_map(&map, height, width, Device::Cpu, Kind::Float).unwrap();
+        let map = given_depth_map(&map, height, width, Kind::Float, &Stream::cpu()).unwrap();
         goldens.compare(&format!("{name}/mask"), &map);
     }
     goldens.report();

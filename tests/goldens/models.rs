@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 use triton_diffusion::models::clip::{ClipTextConfig, ClipTextModel, ClipTokenizer};
 use triton_diffusion::models::layers::BatchSplit;
-use triton_diffusion::models::unet::{UNet2DConditionModel, UNetInput, guidance_scale_embedding};
+use triton_diffusion::models::unet::{TimeInput, UNet2DConditionModel, UNetInput, guidance_scale_embedding};
 use triton_diffusion::models::vae::AutoencoderKl;
 use triton_diffusion::weights::read_json;
 
@@ -111,12 +111,16 @@ fn unet_predictions_match() {
         let first = |name: &str| goldens.tensor(name).narrow(0, 0, case.batch_size);
         let labels = case.class_labels.as_deref().map(first);
         let cond = case.timestep_cond.as_deref().map(first);
-        let input = UNetInput {
-            sample: &first(&case.sample),
+        let time = TimeInput {
             timesteps: &first(&case.timestep),
-            encoder_hidden_states: &first(&case.encoder_hidden_states),
             class_labels: labels.as_ref(),
             timestep_cond: cond.as_ref(),
+        };
+        let text = first(&case.encoder_hidden_states);
+        let input = UNetInput {
+            sample: &first(&case.sample),
+            time_shifts: &model.time_shifts(&time, BatchSplit::Joint).unwrap(),
+            text: &model.project_text(&text, BatchSplit::Joint).unwrap(),
         };
         let ours = model.forward(&input, BatchSplit::Joint, None).unwrap();
         goldens.compare(&case.output, &ours);

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 use triton_diffusion::models::safety_checker::{SafetyChecker, SafetyScores};
-use triton_diffusion::pipelines::SafetyCheck;
+use triton_diffusion::pipelines::{SafetyCheck, Stream};
 use triton_diffusion::processors::ClipImageProcessor;
 use triton_diffusion::weights::{load_component, read_json};
 
@@ -97,7 +97,7 @@ fn safety_checker_scores_match() {
         let scores = checker.scores(&cosines).unwrap();
         let flags: Vec<bool> = scores.iter().map(SafetyScores::flagged).collect();
         assert_eq!(flags, case.flags, "{}", case.name);
-        assert_eq!(checker.check(&pixel_values).unwrap(), case.flags, "{}", case.name);
+        assert_eq!(checker.check(&pixel_values, &Stream::cpu()).unwrap(), case.flags, "{}", case.name);
     }
     goldens.report();
 }
@@ -117,7 +117,7 @@ fn safety_check_flags_are_equal() {
             let config = read_json(&checker.join("config.json")).unwrap();
             let check = SafetyCheck::new(processor, SafetyChecker::new(config, weights).unwrap()).unwrap();
             let images: Vec<RgbImage> = case.images.iter().map(|&number| image(&goldens, number)).collect();
-            let flags = check.flags(&images).unwrap();
+            let flags = check.flags(&images, &Stream::cpu()).unwrap();
             assert_eq!(flags.len(), images.len());
             // With 7 fraction bits the scores closest to a limit may fall on either side of it. Images that are alone in
             // their call have no such scores.

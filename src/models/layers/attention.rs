@@ -41,6 +41,15 @@ pub fn scaled_dot_product(
     Ok(attended.f_transpose(1, 2)?.f_reshape([batch, -1, channels])?)
 }
 
+/// The projected keys and values of an attention, `[batch, keys, channels]` each.
+#[derive(Debug)]
+pub struct KeyValue {
+    /// What queries are compared with.
+    pub key: Tensor,
+    /// What the result is a weighted mean of.
+    pub value: Tensor,
+}
+
 /// Attention with its projections (diffusers' `Attention`).
 pub struct Attention {
     to_q: Linear,
@@ -64,18 +73,37 @@ impl Attention {
         })
     }
 
-    /// Attends to `context`, or to `input` itself.
+    /// Projects what is attended to.
     ///
     /// # Shapes
-    /// - `input`: `[batch, tokens, channels]`
     /// - `context`: `[batch, keys, context]`
-    /// - returns `[batch, tokens, channels]`
-    pub fn forward(&self, input: &Tensor, context: Option<&Tensor>, split: BatchSplit<'_>) -> Result<Tensor> {
-        let context = context.unwrap_or(input);
+    pub fn key_value(&self, context: &Tensor, split: BatchSplit<'_>) -> Result<KeyValue> {
+        Ok(KeyValue {
+            key: self.to_k.forward_split(context, split)?,
+            value: self.to_v.forward_split(context, split)?,
+        })
+    }
+
+    /// Attends to `input` itself.
+    ///
+    /// # Shapes
+    /// - `input` and the result: `[batch, tokens, channels]`
+    pub fn forward(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        // In diffusers' order.
         let q = self.to_q.forward_split(input, split)?;
-        let k = self.to_k.forward_split(context, split)?;
-        let v = self.to_v.forward_split(context, split)?;
-        let attended = scaled_dot_product([&q, &k, &v], self.heads, None, None, split)?;
+        self.attend(&q, &self.key_value(input, split)?, split)
+    }
+
+    /// Attends to what was projected before.
+    ///
+    /// # Shapes
+    /// - `input` and the result: `[batch, tokens, channels]`
+    pub fn forward_to(&self, input: &Tensor, context: &KeyValue, split: BatchSplit<'_>) -> Result<Tensor> {
+        self.attend(&self.to_q.forward_split(input, split)?, context, split)
+    }
+
+    fn attend(&self, q: &Tensor, context: &KeyValue, split: BatchSplit<'_>) -> Result<Tensor> {
+        let attended = scaled_dot_product([q, &context.key, &context.value], self.heads, None, None, split)?;
         self.to_out.forward_split(&attended, split)
     }
 }

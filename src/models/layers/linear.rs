@@ -1,6 +1,6 @@
 //! Linear layers.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::batch_split::BatchSplit;
 use super::weight::Weight;
@@ -58,8 +58,11 @@ impl Linear {
             split.map(input, |input| {
                 if input.is_contiguous() {
                     Ok(input.f_linear(weight, self.bias.as_ref())?)
-                } else {
+                } else if input.device() == Device::Cpu {
                     self.forward_strided(input, weight)
+                } else {
+                    // One product with its bias, where libtorch would add the bias by itself.
+                    Ok(input.f_contiguous()?.f_linear(weight, self.bias.as_ref())?)
                 }
             })
         })

@@ -12,7 +12,7 @@ use super::conv::Conv2d;
 use super::group_norm::GroupNorm;
 use super::linear::Linear;
 use crate::weights::WeightPath;
-use diffusion_core::Result;
+use diffusion_core::{Error, Result};
 
 /// Two convolutions with norms, the time embedding added between them, and a residual.
 pub struct ResnetBlock2D {
@@ -62,19 +62,33 @@ impl ResnetBlock2D {
         self.forward_split(input, None, BatchSplit::Joint, None)
     }
 
-    /// Applies the block to each job's entries with a time embedding `[batch, temb_channels]`; other shapes as in
-    /// [`ResnetBlock2D::forward`].
+    /// Projects a time embedding after its SiLU, for [`ResnetBlock2D::forward_split`].
+    ///
+    /// # Shapes
+    /// - `activated`: `[batch, temb_channels]`
+    /// - returns `[batch, outputs]`
+    ///
+    /// # Errors
+    /// `Internal` for a block without a time embedding.
+    pub fn time_shift(&self, activated: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        self.time_emb_proj
+            .as_ref()
+            .ok_or_else(|| Error::internal("a resnet without a time embedding"))?
+            .forward_split(activated, split)
+    }
+
+    /// Applies the block to each job's entries, with the result of [`ResnetBlock2D::time_shift`] added between the
+    /// convolutions; other shapes as in [`ResnetBlock2D::forward`].
     pub fn forward_split(
         &self,
         input: &Tensor,
-        temb: Option<&Tensor>,
+        time_shift: Option<&Tensor>,
         split: BatchSplit<'_>,
         chunk_size: Option<ChunkSize>,
     ) -> Result<Tensor> {
         let mut hidden = silu(&self.norm1.forward(input)?, split)?;
         hidden = self.conv1.forward_split(&hidden, split, chunk_size)?;
-        if let (Some(projection), Some(temb)) = (&self.time_emb_proj, temb) {
-            let shift = projection.forward_split(&silu(temb, split)?, split)?;
+        if let Some(shift) = time_shift {
             hidden = hidden.f_add(&shift.f_unsqueeze(-1)?.f_unsqueeze(-1)?)?;
         }
         hidden = silu(&self.norm2.forward(&hidden)?, split)?;

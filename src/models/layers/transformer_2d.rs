@@ -5,7 +5,8 @@
 
 use tch::Tensor;
 
-use super::attention::Attention;
+use super::attention::{Attention, KeyValue};
+use super::conditioning::Conditioning;
 use super::batch_split::BatchSplit;
 use super::conv::Conv2d;
 use super::group_norm::GroupNorm;
@@ -68,13 +69,22 @@ impl BasicTransformerBlock {
         })
     }
 
-    fn forward(&self, input: &Tensor, context: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
-        let first_context = self.only_cross_attention.then_some(context);
-        let attended = self.attn1.forward(&self.norm1.forward(input)?, first_context, split)?;
+    /// The attentions to the text, in the order of [`BasicTransformerBlock::forward`].
+    fn cross_attentions(&self) -> impl Iterator<Item = &Attention> {
+        let first = self.only_cross_attention.then_some(&self.attn1);
+        first.into_iter().chain([&self.attn2])
+    }
+
+    fn forward(&self, input: &Tensor, conditioning: &mut Conditioning<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
+        let normed = self.norm1.forward(input)?;
+        let attended = if self.only_cross_attention {
+            self.attn1.forward_to(&normed, conditioning.next_text()?, split)?
+        } else {
+            self.attn1.forward(&normed, split)?
+        };
         let hidden = attended.f_add(input)?;
-        let attended = self
-            .attn2
-            .forward(&self.norm2.forward(&hidden)?, Some(context), split)?;
+        let normed = self.norm2.forward(&hidden)?;
+        let attended = self.attn2.forward_to(&normed, conditioning.next_text()?, split)?;
         let hidden = attended.f_add(&hidden)?;
         let output = self.ff.forward(&self.norm3.forward(&hidden)?, split)?;
         Ok(output.f_add(&hidden)?)
@@ -147,12 +157,28 @@ impl Transformer2DModel {
         })
     }
 
-    /// Applies the blocks to the positions of a feature map, with `context` to attend to.
+    /// Projects the text for each attention to it, in the order in which [`Transformer2DModel::forward`] takes them.
+    ///
+    /// # Shapes
+    /// - `context`: `[batch, tokens, cross_attention_dim]`
+    pub fn project_text(&self, context: &Tensor, split: BatchSplit<'_>) -> Result<Vec<KeyValue>> {
+        let blocks = self.transformer_blocks.iter();
+        blocks
+            .flat_map(BasicTransformerBlock::cross_attentions)
+            .map(|attention| attention.key_value(context, split))
+            .collect()
+    }
+
+    /// Applies the blocks to the positions of a feature map. Takes the projected text from `conditioning`.
     ///
     /// # Shapes
     /// - `input` and the result: `[batch, channels, height, width]`
-    /// - `context`: `[batch, tokens, cross_attention_dim]`
-    pub fn forward(&self, input: &Tensor, context: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        conditioning: &mut Conditioning<'_>,
+        split: BatchSplit<'_>,
+    ) -> Result<Tensor> {
         let (batch, channels, height, width) = input.size4()?;
         let to_tokens = |map: &Tensor| -> Result<Tensor> {
             Ok(map
@@ -171,7 +197,7 @@ impl Transformer2DModel {
             Projections::Conv { proj_in, .. } => to_tokens(&proj_in.forward_split(&normed, split, None)?)?,
         };
         for block in &self.transformer_blocks {
-            hidden = block.forward(&hidden, context, split)?;
+            hidden = block.forward(&hidden, conditioning, split)?;
         }
         let output = match &self.projections {
             Projections::Linear { proj_out, .. } => to_map(&proj_out.forward_split(&hidden, split)?)?,

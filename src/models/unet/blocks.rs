@@ -7,8 +7,8 @@ use tch::Tensor;
 
 use super::config::UNet2DConfig;
 use crate::models::layers::{
-    BatchSplit, ChunkSize, Downsample2D, ResnetBlock2D, ResnetConfig, Transformer2DConfig, Transformer2DModel,
-    Upsample2D,
+    BatchSplit, ChunkSize, Conditioning, Downsample2D, ResnetBlock2D, ResnetConfig, Transformer2DConfig,
+    Transformer2DModel, Upsample2D,
 };
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
@@ -72,13 +72,9 @@ impl BlockConfig<'_> {
     }
 }
 
-/// The inputs and settings that all blocks of one UNet call share.
+/// The settings that all blocks of one UNet call share.
 #[derive(Clone, Copy)]
 pub struct BlockCall<'a> {
-    /// Time embedding, `[batch, temb]`.
-    pub temb: &'a Tensor,
-    /// Text embeddings, `[batch, tokens, cross_attention_dim]`.
-    pub context: &'a Tensor,
     /// How the batch entries divide among jobs.
     pub split: BatchSplit<'a>,
     /// Convolutions are computed in chunks of this size.
@@ -87,10 +83,17 @@ pub struct BlockCall<'a> {
 
 impl BlockCall<'_> {
     /// Applies a resnet and the transformer behind it, if there is one.
-    fn layer(&self, input: &Tensor, resnet: &ResnetBlock2D, attention: Option<&Transformer2DModel>) -> Result<Tensor> {
-        let hidden = resnet.forward_split(input, Some(self.temb), self.split, self.chunk_size)?;
+    fn layer(
+        &self,
+        input: &Tensor,
+        resnet: &ResnetBlock2D,
+        attention: Option<&Transformer2DModel>,
+        conditioning: &mut Conditioning<'_>,
+    ) -> Result<Tensor> {
+        let shift = conditioning.next_shift()?;
+        let hidden = resnet.forward_split(input, Some(shift), self.split, self.chunk_size)?;
         match attention {
-            Some(attention) => attention.forward(&hidden, self.context, self.split),
+            Some(attention) => attention.forward(&hidden, conditioning, self.split),
             None => Ok(hidden),
         }
     }
@@ -104,6 +107,11 @@ pub struct DownBlock {
 }
 
 impl DownBlock {
+    /// The resnets and the transformers, each in the order of [`DownBlock::forward`].
+    pub fn layers(&self) -> (&[ResnetBlock2D], &[Transformer2DModel]) {
+        (&self.resnets, &self.attentions)
+    }
+
     /// Reads the weights below `path`.
     pub fn new(path: &WeightPath<'_>, config: &BlockConfig<'_>) -> Result<Self> {
         let inputs = |index| if index == 0 { config.inputs } else { config.outputs };
@@ -123,10 +131,16 @@ impl DownBlock {
     /// # Shapes
     /// - `input`: `[batch, inputs, height, width]`
     /// - returns `[batch, outputs, height, width]`, or half that size with `resample`
-    pub fn forward(&self, input: &Tensor, call: BlockCall<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        call: BlockCall<'_>,
+        conditioning: &mut Conditioning<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
         let mut hidden = input.shallow_clone();
         for (index, resnet) in self.resnets.iter().enumerate() {
-            hidden = call.layer(&hidden, resnet, self.attentions.get(index))?;
+            hidden = call.layer(&hidden, resnet, self.attentions.get(index), conditioning)?;
             skips.push(hidden.shallow_clone());
         }
         if let Some(downsampler) = &self.downsampler {
@@ -144,6 +158,16 @@ pub struct MidBlock {
 }
 
 impl MidBlock {
+    /// The resnets in the order of [`MidBlock::forward`].
+    pub fn resnets(&self) -> impl Iterator<Item = &ResnetBlock2D> {
+        std::iter::once(&self.first).chain(self.layers.iter().map(|(_, resnet)| resnet))
+    }
+
+    /// The transformers in the order of [`MidBlock::forward`].
+    pub fn attentions(&self) -> impl Iterator<Item = &Transformer2DModel> {
+        self.layers.iter().map(|(attention, _)| attention)
+    }
+
     /// Reads the weights below `path`.
     pub fn new(path: &WeightPath<'_>, config: &BlockConfig<'_>) -> Result<Self> {
         let first = config.resnet(path, 0, config.inputs)?;
@@ -160,11 +184,11 @@ impl MidBlock {
     ///
     /// # Shapes
     /// - `input` and the result: `[batch, inputs, height, width]`
-    pub fn forward(&self, input: &Tensor, call: BlockCall<'_>) -> Result<Tensor> {
-        let mut hidden = call.layer(input, &self.first, None)?;
+    pub fn forward(&self, input: &Tensor, call: BlockCall<'_>, conditioning: &mut Conditioning<'_>) -> Result<Tensor> {
+        let mut hidden = call.layer(input, &self.first, None, conditioning)?;
         for (attention, resnet) in &self.layers {
-            hidden = attention.forward(&hidden, call.context, call.split)?;
-            hidden = call.layer(&hidden, resnet, None)?;
+            hidden = attention.forward(&hidden, conditioning, call.split)?;
+            hidden = call.layer(&hidden, resnet, None, conditioning)?;
         }
         Ok(hidden)
     }
@@ -178,6 +202,11 @@ pub struct UpBlock {
 }
 
 impl UpBlock {
+    /// The resnets and the transformers, each in the order of [`UpBlock::forward`].
+    pub fn layers(&self) -> (&[ResnetBlock2D], &[Transformer2DModel]) {
+        (&self.resnets, &self.attentions)
+    }
+
     /// Reads the weights below `path`; `previous` is the number of channels of the block below.
     pub fn new(path: &WeightPath<'_>, config: &BlockConfig<'_>, previous: i64) -> Result<Self> {
         let inputs = |index| {
@@ -202,14 +231,20 @@ impl UpBlock {
     /// - `input`: `[batch, previous, height, width]`
     /// - returns `[batch, outputs, height, width]`; with `resample` in the size of the next skip connection, or twice the
     ///   size if there is none
-    pub fn forward(&self, input: &Tensor, call: BlockCall<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        call: BlockCall<'_>,
+        conditioning: &mut Conditioning<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
         let mut hidden = input.shallow_clone();
         for (index, resnet) in self.resnets.iter().enumerate() {
             let skip = skips
                 .pop()
                 .ok_or_else(|| Error::internal("fewer skip connections than the up blocks need"))?;
             hidden = Tensor::f_cat(&[hidden, skip], 1)?;
-            hidden = call.layer(&hidden, resnet, self.attentions.get(index))?;
+            hidden = call.layer(&hidden, resnet, self.attentions.get(index), conditioning)?;
         }
         match &self.upsampler {
             // Half of an odd size was rounded up on the way down, so twice the size may be too large.

@@ -2,18 +2,19 @@
 //!
 //! Source: diffusers `models/unets/unet_2d_condition.py`.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::blocks::{BlockCall, BlockConfig, DownBlock, MidBlock, UpBlock};
 use super::config::{BlockType, UNet2DConfig};
 use super::embeddings::{TimestepEmbedding, Timesteps};
-use crate::models::layers::{BatchSplit, ChunkSize, Conv2d, Embedding, GroupNorm, silu};
+use crate::models::layers::{BatchSplit, ChunkSize, Conditioning, Conv2d, Embedding, GroupNorm, KeyValue, silu};
 use crate::weights::{Frozen, Weights};
 use diffusion_core::{Error, Result};
 
 /// diffusers' `UNet2DConditionModel`, as far as Stable Diffusion 1 and 2 use it.
 pub struct UNet2DConditionModel {
     config: UNet2DConfig,
+    kind: Kind,
     conv_in: Conv2d,
     time_proj: Timesteps,
     time_embedding: TimestepEmbedding,
@@ -25,19 +26,25 @@ pub struct UNet2DConditionModel {
     conv_out: Conv2d,
 }
 
+/// What the time embedding of a call is computed from.
+pub struct TimeInput<'a> {
+    /// `[batch]`, integral or floating.
+    pub timesteps: &'a Tensor,
+    /// `[batch]` int64, for models with `num_class_embeds` (the upscaler's noise level).
+    pub class_labels: Option<&'a Tensor>,
+    /// `[batch, time_cond_proj_dim]` in the model's dtype, for models with `time_cond_proj_dim`: the
+    /// [`guidance_scale_embedding`](super::guidance_scale_embedding) of each entry.
+    pub timestep_cond: Option<&'a Tensor>,
+}
+
 /// The inputs of one call.
 pub struct UNetInput<'a> {
     /// Latents and further channels, `[batch, in_channels, height, width]`.
     pub sample: &'a Tensor,
-    /// `[batch]`, integral or floating.
-    pub timesteps: &'a Tensor,
-    /// Text embeddings, `[batch, tokens, cross_attention_dim]`.
-    pub encoder_hidden_states: &'a Tensor,
-    /// `[batch]` int64, for models with `num_class_embeds` (the upscaler's noise level).
-    pub class_labels: Option<&'a Tensor>,
-    /// `[batch, time_cond_proj_dim]` in the dtype of `sample`, for models with `time_cond_proj_dim`: the
-    /// [`guidance_scale_embedding`](super::guidance_scale_embedding) of each entry.
-    pub timestep_cond: Option<&'a Tensor>,
+    /// The result of [`UNet2DConditionModel::time_shifts`].
+    pub time_shifts: &'a [Tensor],
+    /// The result of [`UNet2DConditionModel::project_text`].
+    pub text: &'a [KeyValue],
 }
 
 // SAFETY: the model holds tensors and numbers only. Its methods take `&self` and read the weights through functional
@@ -110,6 +117,7 @@ impl UNet2DConditionModel {
         }
 
         Ok(Self {
+            kind: weights.kind(),
             conv_in: Conv2d::same(&path.sub("conv_in"), config.in_channels, first)?,
             time_proj: Timesteps {
                 channels: first,
@@ -145,6 +153,11 @@ impl UNet2DConditionModel {
         &self.config
     }
 
+    /// Returns the dtype of the inputs and the outputs.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Predicts the noise, or what else the model was trained to predict.
     ///
     /// With `chunk_size` the 3x3 convolutions are computed in chunks, which needs less memory.
@@ -154,37 +167,66 @@ impl UNet2DConditionModel {
     /// - returns `[batch, out_channels, height, width]`
     ///
     /// # Errors
-    /// `Internal` for class labels or a timestep condition that are missing or unexpected.
+    /// `Internal` for too few time shifts or text projections.
     pub fn forward(
         &self,
         input: &UNetInput<'_>,
         split: BatchSplit<'_>,
         chunk_size: Option<ChunkSize>,
     ) -> Result<Tensor> {
-        let call = BlockCall {
-            temb: &self.time_embedding(input, split)?,
-            context: input.encoder_hidden_states,
-            split,
-            chunk_size,
-        };
+        let call = BlockCall { split, chunk_size };
+        let mut conditioning = Conditioning::new(input.time_shifts, input.text);
+        let conditioning = &mut conditioning;
         let mut sample = self.conv_in.forward_split(input.sample, split, chunk_size)?;
         let mut skips = vec![sample.shallow_clone()];
         for block in &self.down_blocks {
-            sample = block.forward(&sample, call, &mut skips)?;
+            sample = block.forward(&sample, call, conditioning, &mut skips)?;
         }
-        sample = self.mid_block.forward(&sample, call)?;
+        sample = self.mid_block.forward(&sample, call, conditioning)?;
         for block in &self.up_blocks {
-            sample = block.forward(&sample, call, &mut skips)?;
+            sample = block.forward(&sample, call, conditioning, &mut skips)?;
         }
         sample = silu(&self.conv_norm_out.forward(&sample)?, split)?;
         self.conv_out.forward_split(&sample, split, chunk_size)
     }
 
-    fn time_embedding(&self, input: &UNetInput<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
+    /// Projects the text for each attention to it. The result is the same at every step.
+    ///
+    /// # Shapes
+    /// - `encoder_hidden_states`: text embeddings, `[batch, tokens, cross_attention_dim]`
+    /// - returns as many as there are attentions to the text, `[batch, tokens, channels]` each
+    pub fn project_text(&self, encoder_hidden_states: &Tensor, split: BatchSplit<'_>) -> Result<Vec<KeyValue>> {
+        let down = self.down_blocks.iter().flat_map(|block| block.layers().1);
+        let up = self.up_blocks.iter().flat_map(|block| block.layers().1);
+        let mut projected = Vec::new();
+        for transformer in down.chain(self.mid_block.attentions()).chain(up) {
+            projected.extend(transformer.project_text(encoder_hidden_states, split)?);
+        }
+        Ok(projected)
+    }
+
+    /// Projects the time embedding for each resnet.
+    ///
+    /// # Shapes
+    /// - returns as many as there are resnets, `[batch, channels]` each
+    ///
+    /// # Errors
+    /// `Internal` for class labels or a timestep condition that are missing or unexpected.
+    pub fn time_shifts(&self, input: &TimeInput<'_>, split: BatchSplit<'_>) -> Result<Vec<Tensor>> {
+        let activated = silu(&self.time_embedding(input, split)?, split)?;
+        let down = self.down_blocks.iter().flat_map(|block| block.layers().0);
+        let up = self.up_blocks.iter().flat_map(|block| block.layers().0);
+        down.chain(self.mid_block.resnets())
+            .chain(up)
+            .map(|resnet| resnet.time_shift(&activated, split))
+            .collect()
+    }
+
+    fn time_embedding(&self, input: &TimeInput<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
         let sinusoids = self
             .time_proj
             .forward(input.timesteps, split)?
-            .f_to_kind(input.sample.kind())?;
+            .f_to_kind(self.kind)?;
         let temb = self.time_embedding.forward(&sinusoids, input.timestep_cond, split)?;
         match (&self.class_embedding, input.class_labels) {
             (Some(classes), Some(labels)) => Ok(temb.f_add(&classes.forward(labels)?)?),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::model_folder::ModelFolder;
-use super::{DepthEstimator, depth, safety_checker, scheduler, text_encoder, unet, vae};
+use super::{DepthEstimator, depth, safety_checker, scheduler, self_test, text_encoder, unet, vae};
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
 use crate::models::unet::UNet2DConditionModel;
 use crate::models::vae::AutoencoderKl;
@@ -46,7 +46,7 @@ impl Components {
     ///
     /// # Errors
     /// A missing file or tensor (`NotFound`), a damaged one (`InvalidArgument`), an unsupported one (`Unsupported`),
-    /// each with its name; out of memory.
+    /// each with its name; out of memory; a GPU that cannot compute the model.
     pub fn load(folder: &Path, parameters: &ModelParameters, device: Device) -> Result<(Self, Vec<String>)> {
         Self::load_with_progress(folder, parameters, device, &|_| {})
     }
@@ -68,7 +68,8 @@ impl Components {
         cuda::make_current(device)?;
         let _no_grad = tch::no_grad_guard();
         let mut warnings = Vec::new();
-        let mut folder = ModelFolder::open(folder, device, parameters.dtype)?;
+        let mut folder = ModelFolder::open(folder, device, parameters)?;
+        self_test::check_dtype(device, folder.kind)?;
 
         let text_encoder = text_encoder::open(&mut folder)?;
         let vae = vae::open(&mut folder)?;
@@ -98,6 +99,7 @@ impl Components {
             numerics: parameters.numerics,
             memory: weights.memory,
         };
+        self_test::run(&components)?;
         Ok((components, warnings))
     }
 

@@ -9,6 +9,7 @@ mod model_folder;
 mod model_index;
 mod safety_checker;
 mod scheduler;
+mod self_test;
 mod text_encoder;
 mod unet;
 mod vae;

@@ -7,7 +7,7 @@ use tch::{Device, Kind};
 
 use super::ModelIndex;
 use crate::weights::{ComponentId, Loader, read_json};
-use diffusion_core::config::{Dtype, PipelineClass};
+use diffusion_core::config::{Dtype, ModelParameters, PipelineClass};
 use diffusion_core::{Error, Result};
 
 /// The folder, and the loader that collects the weight files of its components.
@@ -25,9 +25,10 @@ pub(super) struct ModelFolder<'a> {
 
 impl<'a> ModelFolder<'a> {
     /// Reads `model_index.json` of the folder.
-    pub fn open(path: &'a Path, device: Device, dtype: Dtype) -> Result<Self> {
+    pub fn open(path: &'a Path, device: Device, parameters: &ModelParameters) -> Result<Self> {
         let index = ModelIndex::read(path)?;
-        let kind = match dtype {
+        let reserve = parameters.gpu_memory_reserve_mib.map(|mib| u64::from(mib) << 20);
+        let kind = match parameters.dtype {
             Dtype::Float32 => Kind::Float,
             Dtype::Float16 => Kind::Half,
             Dtype::Bfloat16 => Kind::BFloat16,
@@ -39,7 +40,7 @@ impl<'a> ModelFolder<'a> {
             class: index.pipeline_class()?,
             index,
             kind,
-            loader: Loader::new(device),
+            loader: Loader::new(device).gpu_memory_reserve(reserve),
         })
     }
 

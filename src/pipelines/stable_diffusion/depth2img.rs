@@ -16,14 +16,13 @@ impl PipelineSteps for Depth2Img {
     /// model's depth estimator.
     fn prepare(&self, mut context: PrepareContext<'_>) -> Result<Prepared> {
         let (height, width) = context.latent_size();
-        let device = context.components.device;
         let image = self.image.rgb()?;
         let depth = match &self.depth_map {
             Some(map) => {
                 let map = map.depth_map()?;
                 let size = [i64::from(map.height()), i64::from(map.width())];
                 let map = Tensor::f_from_slice(map.values())?.f_view(size)?;
-                given_depth_map(&map, height, width, device, context.kind)?
+                given_depth_map(&map, height, width, context.kind, context.stream)?
             }
             None => {
                 let estimator = context

@@ -41,7 +41,7 @@ impl PipelineSteps for Upscale {
         let max_latents = i64::try_from(context.max_chunk_pixels).unwrap_or(i64::MAX) / (factor * factor);
         let state = DenoisingState {
             conditioning: Some(Tensor::f_cat(&vec![&image; context.images as usize], 0)?),
-            class_label: Some(Tensor::f_from_slice(&[noise_level])?.f_to_device(context.components.device)?),
+            class_label: Some(context.stream.to_device(&Tensor::f_from_slice(&[noise_level])?)?),
             tiles: LatentTiles::new(height, width, max_latents.saturating_mul(UNET_SHARE)),
             one_by_one: height.saturating_mul(width) > max_latents,
             ..DenoisingState::new(latents)

@@ -7,6 +7,7 @@ use tch::Tensor;
 use super::betas::BetasConfig;
 use super::scheduler::{NoiseModel, Step};
 use super::step_cursor::StepCursor;
+use crate::schedulers::numerics::torch_scalar::host_scalar;
 use diffusion_core::{Error, Result};
 
 /// ᾱ of every training timestep.
@@ -76,14 +77,10 @@ impl AlphaSchedule {
     /// As [`AlphaSchedule::alpha_cumprod`].
     pub fn add_noise_at(&self, timestep: i64, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
         // diffusers rounds the table of ᾱ to the sample's dtype before it takes the square roots.
-        let alpha = Tensor::f_from_slice(&[self.alpha_cumprod(timestep)?])?.f_to_kind(original.kind())?;
-        let sqrt = |tensor: &Tensor| -> Result<Tensor> {
-            let sqrt = tensor.f_pow_tensor_scalar(0.5)?.f_view([1, 1, 1, 1])?;
-            Ok(sqrt.f_to_device(original.device())?)
-        };
+        let alpha = host_scalar(self.alpha_cumprod(timestep)?, original.kind())?;
         let one_minus_alpha = alpha.f_neg()?.f_add_scalar(1.0)?;
-        let signal = sqrt(&alpha)?.f_mul(original)?;
-        Ok(signal.f_add(&sqrt(&one_minus_alpha)?.f_mul(noise)?)?)
+        let signal = alpha.f_pow_tensor_scalar(0.5)?.f_mul(original)?;
+        Ok(signal.f_add(&one_minus_alpha.f_pow_tensor_scalar(0.5)?.f_mul(noise)?)?)
     }
 }
 

@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::prediction::AlphaSigma;
 use super::scheduler::{NoiseModel, Step};
 use super::step_cursor::{StepCursor, end_of_schedule_error};
-use crate::schedulers::numerics::torch_scalar::{log, pow, pow_half};
+use crate::schedulers::numerics::torch_scalar::{host_scalar, log, pow, pow_half};
 use diffusion_core::Result;
 
 /// One noise level, in the terms of the papers.
@@ -64,10 +64,7 @@ impl NoiseModel for LambdaSchedule {
     fn add_noise(&self, cursor: &StepCursor, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
         // diffusers first rounds the sigmas to the sample's dtype, and computes α and σ in that dtype.
         let sigma = *self.sigmas.get(cursor.index()).ok_or_else(end_of_schedule_error)?;
-        let sigma = Tensor::f_from_slice(&[sigma])?
-            .f_to_device(original.device())?
-            .f_to_kind(original.kind())?
-            .f_view([1, 1, 1, 1])?;
+        let sigma = host_scalar(sigma, original.kind())?;
         let alpha = sigma
             .f_pow_tensor_scalar(2)?
             .f_add_scalar(1)?

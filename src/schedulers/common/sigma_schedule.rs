@@ -10,6 +10,7 @@ use super::prediction::mul_scalar;
 use super::scheduler::{NoiseModel, Step};
 use super::step_cursor::{StepCursor, end_of_schedule_error};
 use crate::schedulers::numerics::torch_scalar::{pow, pow_half};
+use crate::schedulers::numerics::torch_scalar::host_scalar;
 use diffusion_core::{Error, Result};
 
 /// The sigma of every timestep of a run, and those after its last step.
@@ -54,10 +55,7 @@ impl NoiseModel for SigmaSchedule {
 
     fn add_noise(&self, cursor: &StepCursor, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
         // diffusers first rounds the sigmas to the sample's dtype.
-        let sigma = Tensor::f_from_slice(&[self.sigma(cursor.index())?])?
-            .f_to_kind(original.kind())?
-            .f_view([1, 1, 1, 1])?
-            .f_to_device(original.device())?;
+        let sigma = host_scalar(self.sigma(cursor.index())?, original.kind())?;
         Ok(original.f_add(&noise.f_mul(&sigma)?)?)
     }
 }

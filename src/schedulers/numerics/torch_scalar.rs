@@ -4,12 +4,18 @@
 //! not always that of the C library or the processor, and `x ** 0.5` is not always `torch.sqrt(x)`. Sums, products and
 //! quotients of such tensors are plain float32 arithmetic.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use diffusion_core::Result;
 
 fn scalar(value: f32) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&[value])?.f_view([] as [i64; 0])?)
+}
+
+/// Rounds a number to `kind`, as a tensor without dimensions on the CPU. An operator with tensors of a GPU takes it as an
+/// argument of the kernel, without a copy.
+pub fn host_scalar(value: f32, kind: Kind) -> Result<Tensor> {
+    Ok(scalar(value)?.f_to_kind(kind)?)
 }
 
 /// Computes `value ** exponent`.

@@ -2,7 +2,7 @@
 use super::*;
 use crate::models::clip::ClipTextModel;
 use crate::models::layers::BatchSplit;
-use crate::models::unet::{UNet2DConditionModel, UNetInput};
+use crate::models::unet::{TimeInput, UNet2DConditionModel, UNetInput};
 use crate::weights::{Loader, read_json};
 
 fn noise(shape: &[i64]) -> Tensor {
@@ -60,12 +60,15 @@ fn forward_half_precision_weights_give_the_bytes_of_upcast_ones() {
         let unet = UNet2DConditionModel::new(read_json(&config("unet")).unwrap(), loaded.take(unet).unwrap()).unwrap();
         let tokens = Tensor::arange(77, (Kind::Int64, Device::Cpu)).reshape([1, 77]);
         let hidden = text.forward(&tokens, 0).unwrap();
-        let input = UNetInput {
-            sample: &(Tensor::arange(256, (Kind::Float, Device::Cpu)).reshape([1, 4, 8, 8]) / 99.0),
+        let time = TimeInput {
             timesteps: &Tensor::from_slice(&[500i64]),
-            encoder_hidden_states: &hidden,
             class_labels: None,
             timestep_cond: None,
+        };
+        let input = UNetInput {
+            sample: &(Tensor::arange(256, (Kind::Float, Device::Cpu)).reshape([1, 4, 8, 8]) / 99.0),
+            time_shifts: &unet.time_shifts(&time, BatchSplit::Joint).unwrap(),
+            text: &unet.project_text(&hidden, BatchSplit::Joint).unwrap(),
         };
         let sample = unet.forward(&input, BatchSplit::Joint, None).unwrap();
         (bytes, hidden.copy(), sample)

@@ -1,0 +1,326 @@
+//! UNet calls for the batch entries of several jobs, with what does not change from step to step computed once.
+
+use std::sync::{Arc, Weak};
+
+use tch::{Device, Tensor};
+
+use super::job::Job;
+use super::loading::Components;
+use crate::models::layers::{BatchSplit, ChunkSize, KeyValue};
+use crate::models::unet::{TimeInput, UNet2DConditionModel, UNetInput};
+use crate::torch::{Stream, classify_errors, cuda};
+use crate::weights::SharedModel;
+use diffusion_core::config::Numerics;
+use diffusion_core::{Error, Result};
+
+/// Chunks of the UNet's convolutions for large images.
+const CONVOLUTION_CHUNKS: ChunkSize = ChunkSize { values: 1 << 14 };
+/// Joined texts that are kept: one for each group of jobs whose latents have one shape, for a few groups.
+const MAX_JOINED_TEXTS: usize = 4;
+
+/// The text and the timesteps of one job, as the UNet takes them.
+pub struct JobConditioning {
+    /// The number of text tokens.
+    pub tokens: i64,
+    text: Vec<KeyValue>,
+    time: JobTime,
+    /// Ends with the job.
+    alive: Arc<()>,
+}
+
+/// What a job's conditioning is computed from.
+pub struct ConditioningInput<'a> {
+    /// Text embeddings, `[batch size, tokens, size]`, the entries without the prompt first.
+    pub prompt_embeds: &'a Tensor,
+    /// The timesteps of the run.
+    pub timesteps: &'a [f64],
+    /// int64 `[1]`, for a UNet with classes.
+    pub class_label: Option<Tensor>,
+    /// The guidance scale for a UNet that takes it, `[batch size, time_cond_proj_dim]`.
+    pub timestep_cond: Option<Tensor>,
+    /// Whether the UNet computes one batch entry at a time, to save memory.
+    pub one_by_one: bool,
+}
+
+/// The time embeddings of a job.
+enum JobTime {
+    /// All steps, `[steps, channels of all resnets]`, and the channels of each resnet.
+    Run(Tensor, Vec<i64>),
+    /// Computed at each step: a product over all steps would round differently.
+    EachStep {
+        class_label: Option<Tensor>,
+        timestep_cond: Option<Tensor>,
+    },
+}
+
+/// The joined text of several jobs.
+struct JoinedText {
+    jobs: Vec<Weak<()>>,
+    /// Further entries at the end.
+    padding: i64,
+    text: Vec<KeyValue>,
+}
+
+/// Calls the UNet of a model.
+pub struct UNetCalls {
+    unet: SharedModel<UNet2DConditionModel>,
+    device: Device,
+    numerics: Numerics,
+    joined: Vec<JoinedText>,
+}
+
+impl UNetCalls {
+    /// Makes the calls of a model.
+    pub fn new(components: &Components) -> Self {
+        Self {
+            unet: components.unet.clone(),
+            device: components.device,
+            numerics: components.numerics,
+            joined: Vec::new(),
+        }
+    }
+
+    /// Returns whether each job is computed as in a batch that holds only this job. On a GPU and with fast numerics, the
+    /// bytes may depend on the other jobs of a batch; one large batch is faster there.
+    fn is_batch_invariant(&self) -> bool {
+        self.numerics == Numerics::Exact && self.device == Device::Cpu
+    }
+
+    /// Computes what is the same at every step of a job.
+    pub fn prepare(&self, input: ConditioningInput<'_>, stream: &Stream) -> Result<JobConditioning> {
+        let (batch_size, tokens, _) = input.prompt_embeds.size3()?;
+        let ones = vec![1; batch_size as usize];
+        // As `UNetCalls::one_by_one` would compute it.
+        let split = if input.one_by_one && self.is_batch_invariant() {
+            BatchSplit::PerJob(&ones)
+        } else {
+            BatchSplit::Joint
+        };
+        Ok(JobConditioning {
+            tokens,
+            text: self.unet.project_text(input.prompt_embeds, split)?,
+            time: self.job_time(&input, stream)?,
+            alive: Arc::new(()),
+        })
+    }
+
+    fn job_time(&self, input: &ConditioningInput<'_>, stream: &Stream) -> Result<JobTime> {
+        if self.is_batch_invariant() {
+            return Ok(JobTime::EachStep {
+                class_label: input.class_label.as_ref().map(Tensor::shallow_clone),
+                timestep_cond: input.timestep_cond.as_ref().map(Tensor::shallow_clone),
+            });
+        }
+        let timesteps: Vec<f32> = input.timesteps.iter().map(|&timestep| timestep as f32).collect();
+        let steps = timesteps.len() as i64;
+        let label = input.class_label.as_ref();
+        let label = label.map(|label| label.f_expand([steps], false)).transpose()?;
+        let cond = input.timestep_cond.as_ref();
+        let cond = cond.map(|cond| cond.f_narrow(0, 0, 1)?.f_expand([steps, -1], false));
+        let cond = cond.transpose()?;
+        let time = TimeInput {
+            timesteps: &stream.to_device(&Tensor::f_from_slice(&timesteps)?)?,
+            class_labels: label.as_ref(),
+            timestep_cond: cond.as_ref(),
+        };
+        let shifts = self.unet.time_shifts(&time, BatchSplit::Joint)?;
+        let channels = shifts.iter().map(|shift| Ok(shift.size2()?.1)).collect::<Result<_>>()?;
+        Ok(JobTime::Run(Tensor::f_cat(&shifts, 1)?, channels))
+    }
+
+    /// Returns the UNet's prediction for the batch entries of all jobs, in their order. On a GPU there may be more entries
+    /// behind them.
+    pub fn predict(&mut self, jobs: &[&mut Job], stream: &Stream) -> Result<Tensor> {
+        let sizes: Vec<i64> = jobs.iter().map(|job| job.batch_size()).collect();
+        // Jobs of a call have one shape: all of them are large or none.
+        let one_by_one = jobs.iter().any(|job| job.state.one_by_one);
+        let batch_size: i64 = sizes.iter().sum();
+        let padding = if self.device == Device::Cpu || one_by_one {
+            0
+        } else {
+            padded_batch_size(batch_size) - batch_size
+        };
+        let samples = jobs.iter().map(|job| job.input()).collect::<Result<Vec<_>>>()?;
+        let sample = self.join(samples, padding)?;
+        let time_shifts = self.time_shifts(jobs, &sizes, padding, one_by_one)?;
+        let joined = self.joined_text(jobs, padding)?;
+        let text = match (jobs, joined) {
+            (_, Some(index)) => self.joined.get(index).map(|joined| joined.text.as_slice()),
+            ([job, ..], None) => Some(job.conditioning.text.as_slice()),
+            ([], None) => None,
+        };
+        let input = UNetInput {
+            sample: &sample,
+            time_shifts: &time_shifts,
+            text: text.ok_or_else(|| Error::internal("a UNet call without jobs"))?,
+        };
+        if one_by_one {
+            return self.predict_large(&input, stream);
+        }
+        let split = if self.is_batch_invariant() {
+            BatchSplit::PerJob(&sizes)
+        } else {
+            BatchSplit::Joint
+        };
+        self.unet.forward(&input, split, None)
+    }
+
+    /// Joins the entries of all jobs, and repeats the first entry `padding` times behind them.
+    fn join(&self, mut tensors: Vec<Tensor>, padding: i64) -> Result<Tensor> {
+        match tensors.as_slice() {
+            // On the CPU, bytes depend on the alignment and the layout that `cat` gives to a view.
+            [one] if padding == 0 && self.device != Device::Cpu => return Ok(one.shallow_clone()),
+            [first, ..] if padding > 0 => {
+                let mut shape = first.size();
+                if let Some(entries) = shape.first_mut() {
+                    *entries = padding;
+                }
+                tensors.push(first.f_narrow(0, 0, 1)?.f_expand(shape, false)?);
+            }
+            _ => {}
+        }
+        Ok(Tensor::f_cat(&tensors, 0)?)
+    }
+
+    /// Returns the time embeddings of all entries.
+    fn time_shifts(&self, jobs: &[&mut Job], sizes: &[i64], padding: i64, one_by_one: bool) -> Result<Vec<Tensor>> {
+        let mut rows = Vec::with_capacity(jobs.len());
+        let mut widths: &[i64] = &[];
+        for (job, &size) in jobs.iter().zip(sizes) {
+            if let JobTime::Run(run, channels) = &job.conditioning.time {
+                let step = i64::try_from(job.progress().0).map_err(|_| Error::internal("too many steps"))?;
+                rows.push(run.f_narrow(0, step, 1)?.f_expand([size, -1], false)?);
+                widths = channels;
+            }
+        }
+        if !rows.is_empty() {
+            return Ok(self.join(rows, padding)?.f_split_with_sizes(widths, 1)?);
+        }
+        let mut timesteps = Vec::new();
+        let mut labels = Vec::new();
+        let mut conds = Vec::new();
+        for (job, &size) in jobs.iter().zip(sizes) {
+            timesteps.extend(std::iter::repeat_n(job.timestep()?, size as usize));
+            if let JobTime::EachStep {
+                class_label,
+                timestep_cond,
+            } = &job.conditioning.time
+            {
+                labels.extend(class_label.as_ref().map(|label| label.f_repeat([size])).transpose()?);
+                conds.extend(timestep_cond.as_ref().map(Tensor::shallow_clone));
+            }
+        }
+        let join = |tensors: &[Tensor]| (!tensors.is_empty()).then(|| Tensor::f_cat(tensors, 0)).transpose();
+        let (labels, conds) = (join(&labels)?, join(&conds)?);
+        let ones = vec![1; timesteps.len()];
+        let split = BatchSplit::PerJob(if one_by_one { &ones } else { sizes });
+        let time = TimeInput {
+            timesteps: &Tensor::f_from_slice(&timesteps)?,
+            class_labels: labels.as_ref(),
+            timestep_cond: conds.as_ref(),
+        };
+        self.unet.time_shifts(&time, split)
+    }
+
+    /// Finds or makes the joined text of the jobs, and returns its index; `None` if the text of the only job will do. The
+    /// jobs of a call rarely change, and a text never does.
+    fn joined_text(&mut self, jobs: &[&mut Job], padding: i64) -> Result<Option<usize>> {
+        self.joined
+            .retain(|joined| joined.jobs.iter().all(|job| job.strong_count() > 0));
+        if jobs.len() == 1 && padding == 0 {
+            return Ok(None);
+        }
+        let is_of = |joined: &JoinedText| {
+            let same = |(theirs, ours): (&Weak<()>, &&mut Job)| theirs.as_ptr() == Arc::as_ptr(&ours.conditioning.alive);
+            joined.padding == padding && joined.jobs.len() == jobs.len() && joined.jobs.iter().zip(jobs).all(same)
+        };
+        if let Some(found) = self.joined.iter().position(is_of) {
+            return Ok(Some(found));
+        }
+        let layers = jobs.first().map_or(0, |job| job.conditioning.text.len());
+        let join = |layer: usize, part: fn(&KeyValue) -> &Tensor| {
+            let parts = jobs.iter().filter_map(|job| job.conditioning.text.get(layer));
+            self.join(parts.map(|text| part(text).shallow_clone()).collect(), padding)
+        };
+        let text = (0..layers)
+            .map(|layer| {
+                Ok(KeyValue {
+                    key: join(layer, |text| &text.key)?,
+                    value: join(layer, |text| &text.value)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        if self.joined.len() == MAX_JOINED_TEXTS {
+            self.joined.remove(0);
+        }
+        self.joined.push(JoinedText {
+            jobs: jobs.iter().map(|job| Arc::downgrade(&job.conditioning.alive)).collect(),
+            padding,
+            text,
+        });
+        Ok(Some(self.joined.len() - 1))
+    }
+
+    /// Returns the prediction for a large image. A GPU computes it as any other, and saves memory only if there is too
+    /// little.
+    fn predict_large(&self, input: &UNetInput<'_>, stream: &Stream) -> Result<Tensor> {
+        if self.device != Device::Cpu {
+            match classify_errors(self.device, stream, || self.unet.forward(input, BatchSplit::Joint, None)) {
+                Err(Error::OutOfMemory(_)) => cuda::empty_cache(self.device)?,
+                result => return result,
+            }
+        }
+        self.one_by_one(input)
+    }
+
+    /// Returns the UNet's predictions, computed one batch entry at a time to save memory.
+    fn one_by_one(&self, input: &UNetInput<'_>) -> Result<Tensor> {
+        let batch_size = input.sample.size().first().copied().unwrap_or(0);
+        let predictions = (0..batch_size)
+            .map(|entry| {
+                let select = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_narrow(0, entry, 1)?) };
+                let time_shifts = input.time_shifts.iter().map(select).collect::<Result<Vec<_>>>()?;
+                let text = input.text.iter().map(|text| {
+                    Ok(KeyValue {
+                        key: select(&text.key)?,
+                        value: select(&text.value)?,
+                    })
+                });
+                let one = UNetInput {
+                    sample: &select(input.sample)?,
+                    time_shifts: &time_shifts,
+                    text: &text.collect::<Result<Vec<_>>>()?,
+                };
+                self.unet.forward(&one, BatchSplit::Joint, Some(CONVOLUTION_CHUNKS))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::f_cat(&predictions, 0)?)
+    }
+}
+
+/// Returns the number of entries that a UNet call on a GPU is padded to. cuDNN plans its work for each number of entries
+/// anew, which takes tenths of a second, and keeps the plans.
+fn padded_batch_size(entries: i64) -> i64 {
+    let multiple = match entries {
+        ..=2 => 1,
+        3..=8 => 2,
+        9..=32 => 4,
+        _ => 8,
+    };
+    (entries + multiple - 1) / multiple * multiple
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padded_batch_size_takes_few_values() {
+        let sizes: std::collections::BTreeSet<i64> = (1..=32).map(padded_batch_size).collect();
+        assert_eq!(sizes.into_iter().collect::<Vec<_>>(), [1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32]);
+        for entries in 1..=256 {
+            let padded = padded_batch_size(entries);
+            assert!(padded >= entries && padded * 3 <= entries * 4, "{entries} entries become {padded}");
+        }
+    }
+}

@@ -34,7 +34,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package test_support
 
-.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles lint deny parity bench bench-full-size clean
+.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles lint deny parity bench bench-full-size clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,7 +65,11 @@ train: setup-reference ## train the demo's checkpoints anew (hours on 2 cores; g
 test: test-rust ## all tests: Rust, end to end against a real tritonserver, deployment, GPU check, repository
 	@$(MAKE) --no-print-directory test-e2e test-deploy test-gpu-check test-repository
 
-test-rust: setup test-crates
+# The GPU path runs on a pretend GPU.
+pretend: setup ## compile target/pretend/libtorch_cuda.so, the pretend GPU of the tests
+	@tools/pretend_cuda.sh
+
+test-rust: pretend test-crates
 	$(CARGO) test --release --package triton-diffusion --package triton-diffusion-cli --package triton_api --package triton_fake \
 	  --features triton-diffusion/failpoints $(TEST_ARGS)
 

@@ -4,14 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use diffusion_core::Result;
-use diffusion_core::config::{Dtype, ModelParameters};
 use diffusion_engine::Pipeline;
 use diffusion_image::encode;
 use diffusion_request::{ElementInputs, GenerateRequest, Metadata, RequestValidator};
-use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, PipelineOutput};
+use triton_diffusion::pipelines::{Components, DiffusionPipeline, PipelineOutput};
 
-use crate::check::ParameterArguments;
-use crate::dtype::Float;
+use crate::device::DeviceArguments;
 use crate::inputs::RequestArguments;
 use crate::{output, progress};
 
@@ -22,45 +20,14 @@ pub struct Arguments {
     folder: PathBuf,
     #[command(flatten)]
     request: RequestArguments,
-    /// The dtype of the computation [default: float32 on the CPU, float16 on a GPU]
-    #[arg(long)]
-    dtype: Option<Float>,
-    /// cpu, or cuda:N for GPU N
-    #[arg(long, default_value = "cpu", value_parser = device)]
-    device: Device,
     #[command(flatten)]
-    parameters: ParameterArguments,
+    device: DeviceArguments,
     /// The model's name in the image's text chunk [default: the folder's name]
     #[arg(long)]
     model_name: Option<String>,
 }
 
-/// Reads a device as torch names it: `cpu`, `cuda` or `cuda:N`.
-fn device(text: &str) -> std::result::Result<Device, &'static str> {
-    let index = match text {
-        "cpu" => return Ok(Device::Cpu),
-        "cuda" => Some(0),
-        _ => text
-            .strip_prefix("cuda:")
-            .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
-            .and_then(|digits| digits.parse().ok()),
-    };
-    index.map(Device::Cuda).ok_or("expected cpu or cuda:N")
-}
-
 impl Arguments {
-    fn parameters(&self) -> Result<ModelParameters> {
-        let mut parameters = self.parameters.read()?;
-        if let Some(dtype) = self.dtype {
-            parameters.dtype = match dtype {
-                Float::Float32 => Dtype::Float32,
-                Float::Float16 => Dtype::Float16,
-                Float::Bfloat16 => Dtype::Bfloat16,
-            };
-        }
-        Ok(parameters)
-    }
-
     fn model_name(&self) -> String {
         let own = || {
             let whole = std::fs::canonicalize(&self.folder).ok()?;
@@ -78,10 +45,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.request.check_out()?;
     let element = arguments.request.read()?;
     let bytes = |name: &str| element.get(name).map(str::as_bytes);
-    let parameters = arguments.parameters()?;
+    let parameters = arguments.device.parameters()?;
 
     let spinner = progress::spinner("loading");
-    let loaded = Components::load(&arguments.folder, &parameters, arguments.device);
+    let loaded = Components::load(&arguments.folder, &parameters, arguments.device.device);
     spinner.finish_and_clear();
     let (components, warnings) = loaded?;
     for warning in warnings {
@@ -142,25 +109,5 @@ fn print_parameters(seed: u64, generated: &PipelineOutput) {
         output::status(format_args!(
             "warning: the safety checker replaced image {index} by a black image"
         ));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::*;
-
-    #[test]
-    fn device_is_parsed_as_torch_names_it() {
-        for (text, expected) in [
-            ("cpu", Device::Cpu),
-            ("cuda", Device::Cuda(0)),
-            ("cuda:3", Device::Cuda(3)),
-        ] {
-            assert_eq!(device(text).unwrap(), expected);
-        }
-        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:+1", "CPU", "cuda:9999999999"] {
-            assert!(device(text).is_err(), "{text}");
-        }
     }
 }

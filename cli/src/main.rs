@@ -2,9 +2,11 @@
 //!
 //! The program calls the library of the server to check folders and to generate images.
 
+mod benchmark;
 mod check;
 mod checkpoint;
 mod convert;
+mod device;
 mod dtype;
 mod files;
 mod generate;
@@ -39,6 +41,7 @@ enum Command {
     Generate(generate::Arguments),
     Invoke(invoke::Arguments),
     Convert(convert::Arguments),
+    Benchmark(benchmark::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +62,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(arguments) => generate::run(&arguments)?,
         Command::Invoke(arguments) => invoke::run(&arguments)?,
         Command::Convert(arguments) => convert::run(&arguments)?,
+        Command::Benchmark(arguments) => benchmark::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -73,6 +73,11 @@ impl ModelState {
     /// # Errors
     /// The folder is not a valid checkpoint, or the device cannot be used.
     pub fn components(&self, device: Device) -> Result<(Components, u64)> {
+        if device.is_lost() {
+            return Err(Error::device_lost(format!(
+                "{device} failed before; the server must be restarted"
+            )));
+        }
         let cell = {
             let mut devices = self.components.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(devices.entry(device).or_default())

@@ -10,6 +10,7 @@ use super::clip::{ClipVisionConfig, ClipVisionModel};
 use super::config::ensure;
 use super::layers::Linear;
 use crate::torch::Stream;
+use crate::torch::numbers::NumberOperators;
 use crate::weights::{Frozen, WeightPath, Weights};
 use diffusion_core::Result;
 
@@ -249,10 +250,7 @@ impl SafetyChecker {
 /// Scales vectors `[batch, size]` to length 1 (`torch.nn.functional.normalize`; libtorch's `norm` with a dimension calls
 /// its `vector_norm`).
 fn normalize(vectors: &Tensor) -> Result<Tensor> {
-    let length = vectors
-        .f_norm_scalaropt_dim(2.0, [1], true)?
-        .f_clamp_min(1e-12)?
-        .f_expand_as(vectors)?;
+    let length = vectors.norm_of(1)?.clamp_min_number(1e-12)?.f_expand_as(vectors)?;
     Ok(vectors.f_div(&length)?)
 }
 

@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use super::latent_tiles::LatentTiles;
 use super::loading::Components;
 use crate::schedulers::Scheduler;
+use crate::torch::numbers::NumberOperators;
 use crate::torch::{Generator, Stream};
 use diffusion_core::{Error, Result};
 use diffusion_request::GenerateRequest;
@@ -60,7 +61,7 @@ impl UnmaskedLatents {
         } else {
             scheduler.add_noise(&self.image_latents, &self.noise)?
         };
-        let outside = self.mask.f_neg()?.f_add_scalar(1.0)?;
+        let outside = self.mask.f_neg()?.add_number(1.0)?;
         Ok(outside.f_mul(&kept)?.f_add(&self.mask.f_mul(latents)?)?)
     }
 }
@@ -140,10 +141,10 @@ impl PrepareContext<'_> {
             return Err(Error::internal("the VAE's moments are not two halves"));
         };
         // DiagonalGaussianDistribution of diffusers' `models/autoencoders/vae.py`.
-        let std = log_variance.f_clamp(-30.0, 20.0)?.f_mul_scalar(0.5)?.f_exp()?;
+        let std = log_variance.clamp_numbers(-30.0, 20.0)?.mul_number(0.5)?.f_exp()?;
         let noise = self.generator.randn_like(mean, moments.kind())?;
         let sample = mean.f_add(&std.f_mul(&noise)?)?;
-        Ok(sample.f_mul_scalar(vae.config().scaling_factor)?)
+        sample.mul_number(vae.config().scaling_factor)
     }
 
     /// Repeats the tensor of one image for each image of the job.

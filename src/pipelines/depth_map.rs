@@ -6,6 +6,7 @@
 use tch::{Kind, Tensor};
 
 use crate::torch::Stream;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 
 /// Resizes depth maps to the latents and scales each map to -1 (its minimum) to 1 (its maximum).
@@ -22,13 +23,9 @@ pub fn depth_map(predicted_depth: &Tensor, height: i64, width: i64) -> Result<Te
     let depth = depth.f_upsample_bicubic2d([height, width], false, None, None)?;
     let (least, most) = (depth.f_amin(all, true)?, depth.f_amax(all, true)?);
     let range = most.f_sub(&least)?;
-    let flat = range.f_eq(0.0)?.f_logical_or(&flat_before)?;
-    let normalized = depth
-        .f_sub(&least)?
-        .f_mul_scalar(2.0)?
-        .f_div(&range)?
-        .f_sub_scalar(1.0)?;
-    Ok(normalized.f_masked_fill(&flat, 0.0)?)
+    let flat = range.eq_number(0.0)?.f_logical_or(&flat_before)?;
+    let normalized = depth.f_sub(&least)?.mul_number(2.0)?.f_div(&range)?.sub_number(1.0)?;
+    normalized.masked_fill_number(&flat, 0.0)
 }
 
 /// Applies [`depth_map`] to a map of the request, `[any height, any width]`: larger is nearer, in any unit.

@@ -16,6 +16,7 @@ use crate::models::layers::ChunkSize;
 use crate::models::unet::guidance_scale_embedding;
 use crate::processors::vae::{image_bytes, images};
 use crate::schedulers::SamplingOptions;
+use crate::torch::numbers::NumberOperators;
 use crate::torch::{Generator, Stream, classify_errors, cuda, memory};
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
@@ -61,6 +62,14 @@ impl DiffusionPipeline {
         }
     }
 
+    /// Waits until the device has done all work.
+    ///
+    /// # Errors
+    /// `DeviceLost` if the GPU failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize()
+    }
+
     /// Encodes the prompts: `[batch size, tokens, size]`, the entries without the prompt first, and whether a prompt was
     /// truncated.
     fn prompt_embeds(&mut self, request: &GenerateRequest, images: i64) -> Result<(Tensor, bool)> {
@@ -90,9 +99,7 @@ impl DiffusionPipeline {
     /// Decodes latents to images in the memory of the host.
     fn decode(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Vec<RgbImage>> {
         let vae = &self.components.vae;
-        let latents = latents
-            .f_to_kind(vae.kind())?
-            .f_div_scalar(vae.config().scaling_factor)?;
+        let latents = latents.f_to_kind(vae.kind())?.div_number(vae.config().scaling_factor)?;
         let decoded = if self.components.device == Device::Cpu {
             vec![image_bytes(&self.decode_batch(&latents, chunks)?)?]
         } else {

@@ -1,11 +1,12 @@
 //! A request in flight.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::denoising_state::DenoisingState;
 use super::stable_diffusion::Postprocess;
-use crate::schedulers::Scheduler;
 use super::unet_calls::JobConditioning;
+use crate::schedulers::Scheduler;
+use crate::torch::numbers::NumberOperators;
 use crate::torch::{Generator, Stream};
 use diffusion_core::{Error, Result};
 
@@ -111,8 +112,13 @@ impl Job {
         let noise_pred = if self.guided {
             let uncond = prediction.f_narrow(0, 0, self.images)?;
             let text = prediction.f_narrow(0, self.images, self.images)?;
-            let difference = text.f_sub(&uncond)?;
-            let guided = uncond.f_add(&difference.f_mul_scalar(self.guidance_scale)?)?;
+            let guided = if prediction.device() == Device::Cpu {
+                let difference = text.f_sub(&uncond)?;
+                uncond.f_add(&difference.mul_number(self.guidance_scale)?)?
+            } else {
+                // The same in one kernel.
+                uncond.lerp_number(&text, self.guidance_scale)?
+            };
             if self.guidance_rescale > 0.0 {
                 rescale_noise_cfg(&guided, &text, self.guidance_rescale)?
             } else {
@@ -139,8 +145,8 @@ fn rescale_noise_cfg(guided: &Tensor, text: &Tensor, guidance_rescale: f64) -> R
     let std_guided = guided.f_std_dim(over, true, true)?;
     let rescaled = guided.f_mul(&std_text.f_div(&std_guided)?)?;
     let (rescaled, kept) = (
-        rescaled.f_mul_scalar(guidance_rescale)?,
-        guided.f_mul_scalar(1.0 - guidance_rescale)?,
+        rescaled.mul_number(guidance_rescale)?,
+        guided.mul_number(1.0 - guidance_rescale)?,
     );
     Ok(rescaled.f_add(&kept)?)
 }

@@ -21,8 +21,8 @@ use crate::models::layers::free_upcast_buffers;
 use crate::torch::{cuda, memory};
 use diffusion_core::Result;
 
+pub use crate::torch::cuda::{DeviceMemory, open_early as open_cuda_early};
 pub use crate::torch::{Device, Stream};
-pub use crate::torch::cuda::open_early as open_cuda_early;
 pub use depth_map::{depth_map, given_depth_map};
 pub use diffusion_pipeline::{DiffusionPipeline, PipelineOutput};
 pub use job::Job;
@@ -30,6 +30,17 @@ pub use latent_tiles::TileCounts;
 pub use loading::{Components, ModelIndex};
 pub use prompt_encoder::{MAX_CHUNKS, PromptEmbeds, PromptEncoder};
 pub use safety_check::SafetyCheck;
+
+/// Returns the memory of a GPU; `None` for the CPU.
+///
+/// # Errors
+/// Errors of CUDA, as `Internal`.
+pub fn device_memory(device: Device) -> Result<Option<DeviceMemory>> {
+    match device {
+        Device::Cpu => Ok(None),
+        Device::Cuda(index) => cuda::device_memory(index as usize).map(Some),
+    }
+}
 
 /// Frees the memory of a device that is cached and not in use: upcast buffers, libtorch's CUDA cache, and what the C
 /// library keeps from the system.

@@ -94,7 +94,9 @@ impl PromptEncoder {
             .chain(negative.map(|tokens| (tokens.ids, 0)));
         let mut states = self.hidden_states(texts.collect(), stream)?.into_iter();
         Ok(PromptEmbeds {
-            prompt: states.next().ok_or_else(|| Error::internal("a prompt was not encoded"))?,
+            prompt: states
+                .next()
+                .ok_or_else(|| Error::internal("a prompt was not encoded"))?,
             negative: states.next(),
             truncated,
         })

@@ -61,7 +61,8 @@ impl SafetyCheck {
             .iter()
             .map(|image| self.processor.preprocess(image))
             .collect::<Result<Vec<_>>>()?;
-        self.checker.check(&stream.to_device(&Tensor::f_stack(&pixel_values, 0)?)?, stream)
+        self.checker
+            .check(&stream.to_device(&Tensor::f_stack(&pixel_values, 0)?)?, stream)
     }
 }
 

@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 
 use super::job::Job;
 use super::loading::Components;
-use crate::models::layers::{BatchSplit, ChunkSize, KeyValue};
+use crate::models::layers::{BatchSplit, ChunkSize, KeyValue, TimeShifts};
 use crate::models::unet::{TimeInput, UNet2DConditionModel, UNetInput};
 use crate::torch::{Stream, classify_errors, cuda};
 use crate::weights::SharedModel;
@@ -44,7 +44,7 @@ pub struct ConditioningInput<'a> {
 
 /// The time embeddings of a job.
 enum JobTime {
-    /// All steps, `[steps, channels of all resnets]`, and the channels of each resnet.
+    /// The biases of all steps, `[steps, channels of all resnets]`, and the channels of each resnet.
     Run(Tensor, Vec<i64>),
     /// Computed at each step: a product over all steps would round differently.
     EachStep {
@@ -123,9 +123,9 @@ impl UNetCalls {
             class_labels: label.as_ref(),
             timestep_cond: cond.as_ref(),
         };
-        let shifts = self.unet.time_shifts(&time, BatchSplit::Joint)?;
-        let channels = shifts.iter().map(|shift| Ok(shift.size2()?.1)).collect::<Result<_>>()?;
-        Ok(JobTime::Run(Tensor::f_cat(&shifts, 1)?, channels))
+        let biases = self.unet.time_biases(&time)?;
+        let channels = biases.iter().map(|bias| Ok(bias.size2()?.1)).collect::<Result<_>>()?;
+        Ok(JobTime::Run(Tensor::f_cat(&biases, 1)?, channels))
     }
 
     /// Returns the UNet's prediction for the batch entries of all jobs, in their order. On a GPU there may be more entries
@@ -183,18 +183,27 @@ impl UNetCalls {
     }
 
     /// Returns the time embeddings of all entries.
-    fn time_shifts(&self, jobs: &[&mut Job], sizes: &[i64], padding: i64, one_by_one: bool) -> Result<Vec<Tensor>> {
+    fn time_shifts(&self, jobs: &[&mut Job], sizes: &[i64], padding: i64, one_by_one: bool) -> Result<TimeShifts> {
         let mut rows = Vec::with_capacity(jobs.len());
         let mut widths: &[i64] = &[];
         for (job, &size) in jobs.iter().zip(sizes) {
             if let JobTime::Run(run, channels) = &job.conditioning.time {
                 let step = i64::try_from(job.progress().0).map_err(|_| Error::internal("too many steps"))?;
-                rows.push(run.f_narrow(0, step, 1)?.f_expand([size, -1], false)?);
+                rows.push((run.f_narrow(0, step, 1)?, size));
                 widths = channels;
             }
         }
-        if !rows.is_empty() {
-            return Ok(self.join(rows, padding)?.f_split_with_sizes(widths, 1)?);
+        let biases = match rows.as_slice() {
+            [] => None,
+            // All entries have one timestep.
+            [(row, _)] => Some(row.shallow_clone()),
+            rows => {
+                let entries = rows.iter().map(|(row, size)| Ok(row.f_expand([*size, -1], false)?));
+                Some(self.join(entries.collect::<Result<_>>()?, padding)?)
+            }
+        };
+        if let Some(biases) = biases {
+            return Ok(TimeShifts::Biases(biases.f_split_with_sizes(widths, 1)?));
         }
         let mut timesteps = Vec::new();
         let mut labels = Vec::new();
@@ -231,7 +240,8 @@ impl UNetCalls {
             return Ok(None);
         }
         let is_of = |joined: &JoinedText| {
-            let same = |(theirs, ours): (&Weak<()>, &&mut Job)| theirs.as_ptr() == Arc::as_ptr(&ours.conditioning.alive);
+            let same =
+                |(theirs, ours): (&Weak<()>, &&mut Job)| theirs.as_ptr() == Arc::as_ptr(&ours.conditioning.alive);
             joined.padding == padding && joined.jobs.len() == jobs.len() && joined.jobs.iter().zip(jobs).all(same)
         };
         if let Some(found) = self.joined.iter().position(is_of) {
@@ -265,7 +275,9 @@ impl UNetCalls {
     /// little.
     fn predict_large(&self, input: &UNetInput<'_>, stream: &Stream) -> Result<Tensor> {
         if self.device != Device::Cpu {
-            match classify_errors(self.device, stream, || self.unet.forward(input, BatchSplit::Joint, None)) {
+            match classify_errors(self.device, stream, || {
+                self.unet.forward(input, BatchSplit::Joint, None)
+            }) {
                 Err(Error::OutOfMemory(_)) => cuda::empty_cache(self.device)?,
                 result => return result,
             }
@@ -279,7 +291,17 @@ impl UNetCalls {
         let predictions = (0..batch_size)
             .map(|entry| {
                 let select = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_narrow(0, entry, 1)?) };
-                let time_shifts = input.time_shifts.iter().map(select).collect::<Result<Vec<_>>>()?;
+                let time_shifts = match input.time_shifts {
+                    TimeShifts::Added(shifts) => TimeShifts::Added(shifts.iter().map(select).collect::<Result<_>>()?),
+                    TimeShifts::Biases(biases) => {
+                        // One for all entries, or one for each.
+                        let select = |bias: &Tensor| match bias.size2()?.0 {
+                            1 => Ok(bias.shallow_clone()),
+                            _ => select(bias),
+                        };
+                        TimeShifts::Biases(biases.iter().map(select).collect::<Result<_>>()?)
+                    }
+                };
                 let text = input.text.iter().map(|text| {
                     Ok(KeyValue {
                         key: select(&text.key)?,
@@ -317,10 +339,16 @@ mod tests {
     #[test]
     fn padded_batch_size_takes_few_values() {
         let sizes: std::collections::BTreeSet<i64> = (1..=32).map(padded_batch_size).collect();
-        assert_eq!(sizes.into_iter().collect::<Vec<_>>(), [1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32]);
+        assert_eq!(
+            sizes.into_iter().collect::<Vec<_>>(),
+            [1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32]
+        );
         for entries in 1..=256 {
             let padded = padded_batch_size(entries);
-            assert!(padded >= entries && padded * 3 <= entries * 4, "{entries} entries become {padded}");
+            assert!(
+                padded >= entries && padded * 3 <= entries * 4,
+                "{entries} entries become {padded}"
+            );
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 use diffusion_image::{Mask, RgbImage};
 
@@ -20,12 +21,12 @@ pub fn image_bytes(decoded: &Tensor) -> Result<Tensor> {
         )));
     }
     Ok(decoded
-        .f_mul_scalar(0.5)?
-        .f_add_scalar(0.5)?
-        .f_clamp(0.0, 1.0)?
+        .mul_number(0.5)?
+        .add_number(0.5)?
+        .clamp_numbers(0.0, 1.0)?
         .f_permute([0, 2, 3, 1])?
         .f_to_kind(Kind::Float)?
-        .f_mul_scalar(255.0)?
+        .mul_number(255.0)?
         .f_round()?
         // numpy's cast turns NaN into 0 on this architecture.
         .f_nan_to_num(0.0, None, None)?
@@ -57,7 +58,7 @@ pub fn images(bytes: &Tensor) -> Result<Vec<RgbImage>> {
 /// `image_processor.py`); the bytes of convolutions depend on the layout.
 pub fn image_to_tensor(image: &RgbImage) -> Result<Tensor> {
     let values = unit_range(image.rgb(), image.height(), image.width(), 3)?;
-    Ok(values.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
+    values.mul_number(2.0)?.sub_number(1.0)
 }
 
 /// Converts a mask to `[1, 1, height, width]` float32 of 0 to 1.
@@ -71,7 +72,7 @@ fn unit_range(bytes: &[u8], height: u32, width: u32, channels: i64) -> Result<Te
     Ok(Tensor::f_from_slice(bytes)?
         .f_view(shape)?
         .f_to_kind(Kind::Float)?
-        .f_div_scalar(255.0)?
+        .div_number(255.0)?
         .f_permute([0, 3, 1, 2])?)
 }
 

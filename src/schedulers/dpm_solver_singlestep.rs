@@ -15,6 +15,7 @@ use super::common::scheduler::{Run, SamplingOptions, Scheduler, SchedulerBuilder
 use super::common::sigmas::FinalSigmas;
 use super::common::step_cursor::{StepCursor, end_of_schedule_error};
 use crate::torch::Generator;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 
 /// The configuration of `DPMSolverSinglestepScheduler`.
@@ -111,7 +112,7 @@ impl DpmSolverSinglestep {
         let r1 = (at.level(2)?.lambda - from.lambda) / h;
         let d1_0 = mul_scalar(&self.model_outputs.get(1)?.f_sub(terms.d0)?, 1.0 / r1)?;
         let d1 = mul_scalar(&d1_0, r0)?.f_sub(&mul_scalar(&d1_1, r1)?)?;
-        let d2 = d1_1.f_sub(&d1_0)?.f_mul_scalar(2.0)?;
+        let d2 = d1_1.f_sub(&d1_0)?.mul_number(2.0)?;
         terms.d1 = Some(div_scalar(&d1, r0 - r1)?);
         terms.d2 = Some(div_scalar(&d2, r0 - r1)?);
         Ok(terms)

@@ -14,6 +14,7 @@ use super::common::sigma_schedule::{SigmaSchedule, SigmaStep, derivative, euler_
 use super::common::sigma_schedule_config::{Keys, SigmaScheduleConfig};
 use super::common::step_cursor::StepCursor;
 use crate::torch::Generator;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::Result;
 
 /// The keys that only this class has.
@@ -102,11 +103,11 @@ impl UpdateRule for Heun {
         let sigma = at.sigma()?;
         let mut pred_original_sample = pred_original_sample(self.prediction_type, model_output, sample, sigma)?;
         if let Some(range) = self.clip_sample_range {
-            pred_original_sample = pred_original_sample.f_clamp(-range, range)?;
+            pred_original_sample = pred_original_sample.clamp_numbers(-range, range)?;
         }
         let derivative = derivative(sample, &pred_original_sample, sigma)?;
         if let Some(first) = self.first.take() {
-            let derivative = first.derivative.f_add(&derivative)?.f_div_scalar(2.0)?;
+            let derivative = first.derivative.f_add(&derivative)?.div_number(2.0)?;
             return euler_step(&first.sample, &derivative, first.dt);
         }
         let dt = at.sigma_next()? - sigma;

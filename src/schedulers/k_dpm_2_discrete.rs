@@ -20,6 +20,7 @@ use super::common::sigma_schedule_config::{Keys, SigmaScheduleConfig};
 use super::common::sigmas::SigmaSpacing;
 use super::common::step_cursor::{StepCursor, end_of_schedule_error};
 use crate::torch::Generator;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::Result;
 
 /// The configuration of `KDPM2DiscreteScheduler`.
@@ -102,11 +103,11 @@ impl StepSigmas {
     fn new(sigmas: &[f32], ancestral: bool) -> Result<Self> {
         let from = Tensor::f_from_slice(sigmas.get(..sigmas.len() - 1).unwrap_or_default())?;
         let to = Tensor::f_from_slice(sigmas.get(1..).unwrap_or_default())?;
-        let square = |tensor: &Tensor| tensor.f_pow_tensor_scalar(2);
+        let square = |tensor: &Tensor| tensor.pow_number(2);
         let (sigmas_down, sigmas_up) = if ancestral {
             let (from, to) = (square(&from)?, square(&to)?);
-            let up = to.f_mul(&from.f_sub(&to)?)?.f_div(&from)?.f_pow_tensor_scalar(0.5)?;
-            (to.f_sub(&square(&up)?)?.f_pow_tensor_scalar(0.5)?, up)
+            let up = to.f_mul(&from.f_sub(&to)?)?.f_div(&from)?.pow_number(0.5)?;
+            (to.f_sub(&square(&up)?)?.pow_number(0.5)?, up)
         } else {
             (to.shallow_clone(), to.f_zeros_like()?)
         };

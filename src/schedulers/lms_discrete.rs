@@ -14,6 +14,7 @@ use super::common::sigmas::SigmaSpacing;
 use super::common::step_cursor::StepCursor;
 use super::numerics::quadrature::integrate;
 use crate::torch::Generator;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::Result;
 
 /// Number of derivatives that a step uses.
@@ -89,11 +90,11 @@ impl UpdateRule for Lms {
         let order = ORDER.min(at.cursor.index() + 1);
         let mut change: Option<Tensor> = None;
         for (current_order, derivative) in self.derivatives.as_slice().iter().enumerate().take(order) {
-            let term = derivative.f_mul_scalar(lms_coefficient(at, order, current_order)?)?;
+            let term = derivative.mul_number(lms_coefficient(at, order, current_order)?)?;
             change = Some(match change {
                 Some(sum) => sum.f_add(&term)?,
                 // Python's `sum` starts from the number 0.
-                None => term.f_add_scalar(0)?,
+                None => term.add_number(0)?,
             });
         }
         match change {

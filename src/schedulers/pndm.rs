@@ -15,6 +15,7 @@ use super::common::spacing::{ascending, check_num_inference_steps};
 use super::common::step_cursor::end_of_schedule_error;
 use super::numerics::torch_scalar::pow_half;
 use crate::torch::Generator;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 
 /// `pndm_order`: the number of outputs that a step uses, and of timesteps that the Runge-Kutta start goes back to.
@@ -177,7 +178,7 @@ impl Pndm {
     }
 
     fn accumulate(&mut self, model_output: &Tensor, weight: f64) -> Result<()> {
-        let weighted = model_output.f_mul_scalar(weight)?;
+        let weighted = model_output.mul_number(weight)?;
         self.cur_model_output = Some(match &self.cur_model_output {
             Some(sum) => sum.f_add(&weighted)?,
             // diffusers adds the first term to the number 0, which does not change it.
@@ -207,20 +208,20 @@ impl Pndm {
                 if let Some(cur_sample) = self.cur_sample.take() {
                     sample = cur_sample;
                 }
-                model_output.f_add(e1)?.f_div_scalar(2.0)?
+                model_output.f_add(e1)?.div_number(2.0)?
             }
-            [e1, e2] => e1.f_mul_scalar(3.0)?.f_sub(e2)?.f_div_scalar(2.0)?,
+            [e1, e2] => e1.mul_number(3.0)?.f_sub(e2)?.div_number(2.0)?,
             [e1, e2, e3] => e1
-                .f_mul_scalar(23.0)?
-                .f_sub(&e2.f_mul_scalar(16.0)?)?
-                .f_add(&e3.f_mul_scalar(5.0)?)?
-                .f_div_scalar(12.0)?,
+                .mul_number(23.0)?
+                .f_sub(&e2.mul_number(16.0)?)?
+                .f_add(&e3.mul_number(5.0)?)?
+                .div_number(12.0)?,
             [e1, e2, e3, e4, ..] => e1
-                .f_mul_scalar(55.0)?
-                .f_sub(&e2.f_mul_scalar(59.0)?)?
-                .f_add(&e3.f_mul_scalar(37.0)?)?
-                .f_sub(&e4.f_mul_scalar(9.0)?)?
-                .f_mul_scalar(1.0 / 24.0)?,
+                .mul_number(55.0)?
+                .f_sub(&e2.mul_number(59.0)?)?
+                .f_add(&e3.mul_number(37.0)?)?
+                .f_sub(&e4.mul_number(9.0)?)?
+                .mul_number(1.0 / 24.0)?,
             [] => return Err(end_of_schedule_error()),
         };
         self.prev_sample(at.noise, &sample, timestep, prev_timestep, &model_output)
@@ -248,7 +249,7 @@ impl Pndm {
         let model_output_denom_coeff =
             alpha_prod_t * pow_half(beta_prod_t_prev)? + pow_half(alpha_prod_t * beta_prod_t * alpha_prod_t_prev)?;
         let direction = mul_scalar(&model_output, alpha_prod_t_prev - alpha_prod_t)?
-            .f_div_scalar(f64::from(model_output_denom_coeff))?;
+            .div_number(f64::from(model_output_denom_coeff))?;
         Ok(mul_scalar(sample, sample_coeff)?.f_sub(&direction)?)
     }
 }

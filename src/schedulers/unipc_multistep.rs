@@ -16,6 +16,7 @@ use super::common::sigmas::FinalSigmas;
 use super::common::step_cursor::StepCursor;
 use super::numerics::torch_scalar::expm1;
 use crate::torch::Generator;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 
 /// Largest accepted `solver_order`. The paper goes up to 6.
@@ -268,15 +269,12 @@ fn system(rks: &[f32], hh: f32, h_phi_1: f32, b_h: f32) -> Result<(Tensor, Tenso
     let (mut r, mut b) = (Vec::new(), Vec::new());
     let (mut h_phi_k, mut factorial) = (h_phi_1 / hh - 1.0, 1.0f64);
     for i in 0..rks.len() {
-        r.push(row.f_pow_tensor_scalar(i as i64)?);
+        r.push(row.pow_number(i as i64)?);
         b.push(h_phi_k * factorial as f32 / b_h);
         factorial *= (i + 2) as f64;
         h_phi_k = h_phi_k / hh - (1.0 / factorial) as f32;
     }
-    Ok((
-        Tensor::f_stack(&r, 0)?,
-        Tensor::f_from_slice(&b)?,
-    ))
+    Ok((Tensor::f_stack(&r, 0)?, Tensor::f_from_slice(&b)?))
 }
 
 impl UpdateRule for UniPcMultistep {

@@ -37,7 +37,7 @@ pub fn open_early() {
 ///
 /// # Errors
 /// `Unsupported` if the library or one of its dependencies is missing, with the paths; if the device does not exist, with
-/// the reason of CUDA and the versions of its driver and runtime; `DeviceLost` if the device failed before.
+/// the reason of CUDA and the versions of its driver and runtime.
 pub fn device(index: u32) -> Result<tch::Device> {
     library::load()?;
     let count = tch::Cuda::device_count();
@@ -47,13 +47,7 @@ pub fn device(index: u32) -> Result<tch::Device> {
             "GPU {index} does not exist; CUDA shows {count} devices{reason}"
         )));
     }
-    let device = tch::Device::Cuda(index as usize);
-    if is_lost(device_index(index as usize)?) {
-        return Err(Error::device_lost(format!(
-            "GPU {index} failed before; the server must be restarted"
-        )));
-    }
-    Ok(device)
+    Ok(tch::Device::Cuda(index as usize))
 }
 
 /// Returns why CUDA shows no device: its own error, and the versions that must fit each other.

@@ -10,6 +10,14 @@ pub enum Device {
 }
 
 impl Device {
+    /// Returns the device as torch names it: `cpu`, `cuda:0`, `cuda:1`, ...
+    pub fn torch_name(self) -> String {
+        match self {
+            Self::Cpu => "cpu".to_owned(),
+            Self::Cuda(index) => format!("cuda:{index}"),
+        }
+    }
+
     /// Returns whether the device failed in a way that this process cannot recover from.
     pub fn is_lost(self) -> bool {
         match self {

@@ -28,7 +28,8 @@ pub fn is_linked() -> bool {
 /// Returns whether this process should open CUDA before a model asks for it: the variable names a folder, or there is a
 /// driver and a library for it.
 pub(super) fn is_expected() -> bool {
-    std::env::var_os(LIBRARY_PATH_VARIABLE).is_some() || (!found_libraries().is_empty() && open(DRIVER.as_ref()).is_ok())
+    std::env::var_os(LIBRARY_PATH_VARIABLE).is_some()
+        || (!found_libraries().is_empty() && open(DRIVER.as_ref()).is_ok())
 }
 
 /// Opens libtorch's CUDA library. Its static initialisers register CUDA in the process.

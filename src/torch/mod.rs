@@ -10,6 +10,7 @@ mod from_blob;
 mod generator;
 mod library;
 pub mod memory;
+pub mod numbers;
 mod pinned;
 mod stream;
 mod upload;

@@ -49,7 +49,8 @@ impl PinnedMemory {
     /// The system has no memory to pin; errors of CUDA, as `Internal`.
     pub fn tensor(&mut self, shape: &[i64], kind: Kind) -> Result<Tensor> {
         let elements: i64 = shape.iter().product();
-        let bytes = usize::try_from(elements).map_err(|_| Error::internal("a negative size"))? * kind.elt_size_in_bytes();
+        let bytes =
+            usize::try_from(elements).map_err(|_| Error::internal("a negative size"))? * kind.elt_size_in_bytes();
         let bytes_of = |block: &Tensor| block.numel();
         while self
             .blocks
@@ -63,7 +64,10 @@ impl PinnedMemory {
             self.blocks
                 .push(pinned_bytes(bytes.max(MIN_BLOCK).next_power_of_two())?);
         }
-        let block = self.blocks.get(self.block).ok_or_else(|| Error::internal("no pinned block"))?;
+        let block = self
+            .blocks
+            .get(self.block)
+            .ok_or_else(|| Error::internal("no pinned block"))?;
         let tensor = block
             .f_narrow(0, self.used as i64, bytes as i64)?
             .f_view_dtype(kind)?

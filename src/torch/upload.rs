@@ -54,12 +54,7 @@ impl Uploader {
     ///
     /// # Errors
     /// Those of `fill`; out of memory; errors of CUDA, as `Internal`.
-    pub fn tensor(
-        &self,
-        shape: &[i64],
-        kind: Kind,
-        mut fill: impl FnMut(&mut [u8]) -> Result<()>,
-    ) -> Result<Tensor> {
+    pub fn tensor(&self, shape: &[i64], kind: Kind, mut fill: impl FnMut(&mut [u8]) -> Result<()>) -> Result<Tensor> {
         let Some(stream) = self.0 else {
             let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
             let bytes = tensor.numel() * kind.elt_size_in_bytes();
@@ -155,7 +150,9 @@ impl Buffer {
     }
 
     fn ring_buffer(&mut self) -> Result<&mut RingBuffer> {
-        self.0.as_mut().ok_or_else(|| Error::internal("a buffer that went back"))
+        self.0
+            .as_mut()
+            .ok_or_else(|| Error::internal("a buffer that went back"))
     }
 
     /// Returns the first bytes of the buffer, to be written.
@@ -171,7 +168,10 @@ impl Buffer {
     fn copy_to(&mut self, target: &Tensor, stream: RawStream) -> Result<()> {
         let buffer = self.ring_buffer()?;
         let bytes = target.numel() * target.kind().elt_size_in_bytes();
-        let source = buffer.memory.f_narrow(0, 0, bytes as i64)?.f_view_dtype(target.kind())?;
+        let source = buffer
+            .memory
+            .f_narrow(0, 0, bytes as i64)?
+            .f_view_dtype(target.kind())?;
         stream.copy(target, &source)?;
         let mut copied = Event::new(stream);
         copied.record()?;

@@ -28,13 +28,7 @@ const CHUNK: usize = 16384;
 ///
 /// # Errors
 /// `Unavailable` if the bytes do not have the key's digest; out of memory; those of CUDA.
-pub fn materialize(
-    file: &TensorFile,
-    name: &str,
-    key: Key,
-    hashed: bool,
-    uploader: &Uploader,
-) -> Result<StoredTensor> {
+pub fn materialize(file: &TensorFile, name: &str, key: Key, hashed: bool, uploader: &Uploader) -> Result<StoredTensor> {
     let info = file
         .info(name)
         .ok_or_else(|| Error::internal("a tensor that its file lacks"))?;

@@ -97,6 +97,8 @@ mod tests {
             assert_eq!(from_message(message).kind(), ErrorKind::Internal, "{message}");
             assert!(may_mean_out_of_memory(message), "{message}");
         }
-        assert!(!may_mean_out_of_memory("CUDA error: an illegal memory access was encountered"));
+        assert!(!may_mean_out_of_memory(
+            "CUDA error: an illegal memory access was encountered"
+        ));
     }
 }

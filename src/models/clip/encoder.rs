@@ -8,6 +8,7 @@ use tch::Tensor;
 
 use crate::models::config;
 use crate::models::layers::{BatchSplit, LayerNorm, Linear, scaled_dot_product};
+use crate::torch::numbers::NumberOperators;
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
@@ -121,7 +122,7 @@ impl EncoderLayer {
         let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?)?;
         let inner = match self.activation {
             Activation::Gelu => inner.f_gelu("none")?,
-            Activation::QuickGelu => inner.f_mul(&inner.f_mul_scalar(1.702)?.f_sigmoid()?)?,
+            Activation::QuickGelu => inner.f_mul(&inner.mul_number(1.702)?.f_sigmoid()?)?,
         };
         Ok(hidden.f_add(&self.fc2.forward(&inner)?)?)
     }

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use super::encoder::{Activation, ClipEncoder, ClipEncoderConfig};
 use crate::models::config;
 use crate::models::layers::{Embedding, LayerNorm};
+use crate::torch::numbers::{arange, full};
 use crate::weights::{Frozen, Weights};
 use diffusion_core::Result;
 
@@ -145,7 +146,7 @@ impl ClipTextModel {
     pub fn forward(&self, input_ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
         let (_, tokens) = input_ids.size2()?;
         let device = input_ids.device();
-        let positions = Tensor::f_arange(tokens, (Kind::Int64, device))?.f_unsqueeze(0)?;
+        let positions = arange(tokens, Kind::Int64, device)?.f_unsqueeze(0)?;
         let hidden = self
             .token_embedding
             .forward(input_ids)?
@@ -164,7 +165,7 @@ fn causal_mask(tokens: i64, kind: Kind, device: tch::Device) -> Result<Tensor> {
         Kind::BFloat16 => -3.389_531_389_251_535_5e38,
         _ => f64::from(f32::MIN),
     };
-    Ok(Tensor::f_full([tokens, tokens], lowest, (kind, device))?
+    Ok(full(&[tokens, tokens], lowest, kind, device)?
         .f_triu(1)?
         .f_view([1, 1, tokens, tokens])?)
 }

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use super::encoder::{Activation, ClipEncoder, ClipEncoderConfig};
 use crate::models::config;
 use crate::models::layers::{Embedding, LayerNorm, Weight};
+use crate::torch::numbers::arange;
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
@@ -149,7 +150,7 @@ impl ClipVisionModel {
             .f_transpose(1, 2)?;
         let class = self.class_embedding.f_expand([batch, 1, -1], false)?;
         let device = pixel_values.device();
-        let positions = Tensor::f_arange(self.num_positions, (Kind::Int64, device))?.f_unsqueeze(0)?;
+        let positions = arange(self.num_positions, Kind::Int64, device)?.f_unsqueeze(0)?;
         let embeddings = Tensor::f_cat(&[class, patches], 1)?.f_add(&self.position_embedding.forward(&positions)?)?;
         let hidden = self.pre_layernorm.forward(&embeddings)?;
         let hidden = self.encoder.forward(hidden, None, 0)?;

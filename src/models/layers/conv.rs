@@ -73,10 +73,25 @@ impl Conv2d {
         split: BatchSplit<'_>,
         chunk_size: Option<ChunkSize>,
     ) -> Result<Tensor> {
+        self.forward_with_bias(input, self.bias.as_ref(), split, chunk_size)
+    }
+
+    /// Returns the bias `[outputs]`, if there is one.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Does what [`Conv2d::forward_split`] does with another bias `[outputs]`, or without one.
+    pub fn forward_with_bias(
+        &self,
+        input: &Tensor,
+        bias: Option<&Tensor>,
+        split: BatchSplit<'_>,
+        chunk_size: Option<ChunkSize>,
+    ) -> Result<Tensor> {
         self.weight.with(input.kind(), |weight| {
             let stride = [self.stride, self.stride];
             let padding = [self.padding, self.padding];
-            let bias = self.bias.as_ref();
             let conv = |input: &Tensor| Ok(input.f_conv2d(weight, bias, stride, padding, [1, 1], 1)?);
             split.map(input, |input| match (chunk_size, self.stride, self.padding) {
                 (Some(size), 1, 1) => convolve(input, size, conv),

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::chunked::{ChunkSize, FeatureMap};
+use crate::torch::numbers::NumberOperators;
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
@@ -56,7 +57,7 @@ impl GroupNorm {
         }
         let Moments { count, mean, squares } =
             combined.ok_or_else(|| Error::internal("group norm of an empty feature map"))?;
-        let rstd = squares.f_div_scalar(count)?.f_add_scalar(self.eps)?.f_rsqrt()?;
+        let rstd = squares.div_number(count)?.add_number(self.eps)?.f_rsqrt()?;
         let (batch, groups) = mean.size2()?;
         let per_channel = |tensor: &Tensor| -> Result<Tensor> {
             let channels = self.weight.size1()? / groups;
@@ -91,17 +92,17 @@ impl Moments {
         Ok(Self {
             count,
             mean: mean.f_to_kind(Kind::Double)?,
-            squares: variance.f_to_kind(Kind::Double)?.f_mul_scalar(count)?,
+            squares: variance.f_to_kind(Kind::Double)?.mul_number(count)?,
         })
     }
 
     fn combine(&self, next: &Self) -> Result<Self> {
         let count = self.count + next.count;
         let step = next.mean.f_sub(&self.mean)?;
-        let between = step.f_square()?.f_mul_scalar(self.count * next.count / count)?;
+        let between = step.f_square()?.mul_number(self.count * next.count / count)?;
         Ok(Self {
             count,
-            mean: self.mean.f_add(&step.f_mul_scalar(next.count / count)?)?,
+            mean: self.mean.f_add(&step.mul_number(next.count / count)?)?,
             squares: self.squares.f_add(&next.squares)?.f_add(&between)?,
         })
     }

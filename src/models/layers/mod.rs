@@ -18,7 +18,7 @@ pub use activations::silu;
 pub use attention::{Attention, KeyValue, scaled_dot_product};
 pub use batch_split::BatchSplit;
 pub use chunked::{ChunkSize, FeatureMap, convolve, convolve_lines};
-pub use conditioning::Conditioning;
+pub use conditioning::{Conditioning, TimeShift, TimeShifts};
 pub use conv::Conv2d;
 pub use embedding::Embedding;
 pub use group_norm::{GroupNorm, GroupNormStats};

@@ -8,6 +8,7 @@ use tch::Tensor;
 use super::activations::silu;
 use super::batch_split::BatchSplit;
 use super::chunked::ChunkSize;
+use super::conditioning::TimeShift;
 use super::conv::Conv2d;
 use super::group_norm::GroupNorm;
 use super::linear::Linear;
@@ -77,20 +78,36 @@ impl ResnetBlock2D {
             .forward_split(activated, split)
     }
 
-    /// Applies the block to each job's entries, with the result of [`ResnetBlock2D::time_shift`] added between the
-    /// convolutions; other shapes as in [`ResnetBlock2D::forward`].
+    /// Returns the result of [`ResnetBlock2D::time_shift`] with the bias of the first convolution added.
+    ///
+    /// # Errors
+    /// Those of [`ResnetBlock2D::time_shift`].
+    pub fn time_bias(&self, activated: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        let shift = self.time_shift(activated, split)?;
+        match self.conv1.bias() {
+            Some(bias) => Ok(shift.f_add(bias)?),
+            None => Ok(shift),
+        }
+    }
+
+    /// Applies the block to each job's entries, with a time embedding after the first convolution; other shapes as in
+    /// [`ResnetBlock2D::forward`].
     pub fn forward_split(
         &self,
         input: &Tensor,
-        time_shift: Option<&Tensor>,
+        time_shift: Option<TimeShift<'_>>,
         split: BatchSplit<'_>,
         chunk_size: Option<ChunkSize>,
     ) -> Result<Tensor> {
         let mut hidden = silu(&self.norm1.forward(input)?, split)?;
-        hidden = self.conv1.forward_split(&hidden, split, chunk_size)?;
-        if let Some(shift) = time_shift {
-            hidden = hidden.f_add(&shift.f_unsqueeze(-1)?.f_unsqueeze(-1)?)?;
-        }
+        let map = |shift: &Tensor| shift.f_unsqueeze(-1)?.f_unsqueeze(-1);
+        let conv1 = |bias| self.conv1.forward_with_bias(&hidden, bias, split, chunk_size);
+        hidden = match time_shift {
+            None => conv1(self.conv1.bias())?,
+            Some(TimeShift::Added(shift)) => conv1(self.conv1.bias())?.f_add(&map(shift)?)?,
+            Some(TimeShift::Bias(bias)) if bias.size2()?.0 == 1 => conv1(Some(&bias.f_view([-1])?))?,
+            Some(TimeShift::Bias(biases)) => conv1(None)?.f_add(&map(biases)?)?,
+        };
         hidden = silu(&self.norm2.forward(&hidden)?, split)?;
         hidden = self.conv2.forward_split(&hidden, split, chunk_size)?;
         let residual = match &self.conv_shortcut {

@@ -6,8 +6,8 @@
 use tch::Tensor;
 
 use super::attention::{Attention, KeyValue};
-use super::conditioning::Conditioning;
 use super::batch_split::BatchSplit;
+use super::conditioning::Conditioning;
 use super::conv::Conv2d;
 use super::group_norm::GroupNorm;
 use super::layer_norm::LayerNorm;
@@ -188,8 +188,7 @@ impl Transformer2DModel {
         let to_map = |tokens: &Tensor| -> Result<Tensor> {
             Ok(tokens
                 .f_reshape([batch, height, width, channels])?
-                .f_permute([0, 3, 1, 2])?
-                .f_contiguous()?)
+                .f_permute([0, 3, 1, 2])?)
         };
         let normed = self.norm.forward(input)?;
         let mut hidden = match &self.projections {
@@ -201,8 +200,11 @@ impl Transformer2DModel {
         }
         let output = match &self.projections {
             Projections::Linear { proj_out, .. } => to_map(&proj_out.forward_split(&hidden, split)?)?,
-            Projections::Conv { proj_out, .. } => proj_out.forward_split(&to_map(&hidden)?, split, None)?,
+            Projections::Conv { proj_out, .. } => {
+                proj_out.forward_split(&to_map(&hidden)?.f_contiguous()?, split, None)?
+            }
         };
-        Ok(output.f_add(input)?)
+        // The sum takes the layout of its first operand: the map need not be copied to it before.
+        Ok(input.f_add(&output)?)
     }
 }

@@ -5,6 +5,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::models::layers::{BatchSplit, Linear, silu};
+use crate::torch::numbers::{NumberOperators, arange};
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
@@ -33,9 +34,9 @@ impl Timesteps {
 
     fn embed(&self, timesteps: &Tensor) -> Result<Tensor> {
         let half = self.channels / 2;
-        let exponent = Tensor::f_arange(half, (Kind::Float, timesteps.device()))?
-            .f_mul_scalar(-MAX_PERIOD.ln())?
-            .f_div_scalar(half as f64 - self.freq_shift)?;
+        let exponent = arange(half, Kind::Float, timesteps.device())?
+            .mul_number(-MAX_PERIOD.ln())?
+            .div_number(half as f64 - self.freq_shift)?;
         let angles = timesteps
             .f_unsqueeze(-1)?
             .f_to_kind(Kind::Float)?
@@ -61,13 +62,11 @@ impl Timesteps {
 /// `pipelines/stable_diffusion/pipeline_stable_diffusion.py`, after Kingma et al., "Variational Diffusion Models" (2021).
 pub fn guidance_scale_embedding(weights: &Tensor, embedding_dim: i64, kind: Kind) -> Result<Tensor> {
     let half = embedding_dim / 2;
-    let weights = weights.f_mul_scalar(1000.0)?;
-    let step = Tensor::f_scalar_tensor(MAX_PERIOD, (Kind::Float, Device::Cpu))?
+    let weights = weights.mul_number(1000.0)?;
+    let step = Tensor::f_from_slice(&[MAX_PERIOD as f32])?
         .f_log()?
-        .f_div_scalar(half - 1)?;
-    let frequencies = Tensor::f_arange(half, (Kind::Float, Device::Cpu))?
-        .f_mul(&step.f_neg()?)?
-        .f_exp()?;
+        .div_number(half - 1)?;
+    let frequencies = arange(half, Kind::Float, Device::Cpu)?.f_mul(&step.f_neg()?)?.f_exp()?;
     let angles = weights
         .f_to_kind(Kind::Float)?
         .f_unsqueeze(1)?

@@ -7,7 +7,9 @@ use tch::{Kind, Tensor};
 use super::blocks::{BlockCall, BlockConfig, DownBlock, MidBlock, UpBlock};
 use super::config::{BlockType, UNet2DConfig};
 use super::embeddings::{TimestepEmbedding, Timesteps};
-use crate::models::layers::{BatchSplit, ChunkSize, Conditioning, Conv2d, Embedding, GroupNorm, KeyValue, silu};
+use crate::models::layers::{
+    BatchSplit, ChunkSize, Conditioning, Conv2d, Embedding, GroupNorm, KeyValue, ResnetBlock2D, TimeShifts, silu,
+};
 use crate::weights::{Frozen, Weights};
 use diffusion_core::{Error, Result};
 
@@ -41,8 +43,8 @@ pub struct TimeInput<'a> {
 pub struct UNetInput<'a> {
     /// Latents and further channels, `[batch, in_channels, height, width]`.
     pub sample: &'a Tensor,
-    /// The result of [`UNet2DConditionModel::time_shifts`].
-    pub time_shifts: &'a [Tensor],
+    /// The result of [`UNet2DConditionModel::time_shifts`] or [`UNet2DConditionModel::time_biases`].
+    pub time_shifts: &'a TimeShifts,
     /// The result of [`UNet2DConditionModel::project_text`].
     pub text: &'a [KeyValue],
 }
@@ -205,28 +207,38 @@ impl UNet2DConditionModel {
         Ok(projected)
     }
 
-    /// Projects the time embedding for each resnet.
-    ///
-    /// # Shapes
-    /// - returns as many as there are resnets, `[batch, channels]` each
+    /// Projects the time embedding for each resnet: [`TimeShifts::Added`].
     ///
     /// # Errors
     /// `Internal` for class labels or a timestep condition that are missing or unexpected.
-    pub fn time_shifts(&self, input: &TimeInput<'_>, split: BatchSplit<'_>) -> Result<Vec<Tensor>> {
+    pub fn time_shifts(&self, input: &TimeInput<'_>, split: BatchSplit<'_>) -> Result<TimeShifts> {
         let activated = silu(&self.time_embedding(input, split)?, split)?;
-        let down = self.down_blocks.iter().flat_map(|block| block.layers().0);
-        let up = self.up_blocks.iter().flat_map(|block| block.layers().0);
-        down.chain(self.mid_block.resnets())
-            .chain(up)
-            .map(|resnet| resnet.time_shift(&activated, split))
+        let shifts = self.resnets().map(|resnet| resnet.time_shift(&activated, split));
+        shifts.collect::<Result<_>>().map(TimeShifts::Added)
+    }
+
+    /// Projects the time embedding for each resnet and adds the bias of its first convolution. As many as there are
+    /// resnets, `[batch, channels]` each, for [`TimeShifts::Biases`].
+    ///
+    /// # Errors
+    /// Those of [`UNet2DConditionModel::time_shifts`].
+    pub fn time_biases(&self, input: &TimeInput<'_>) -> Result<Vec<Tensor>> {
+        let split = BatchSplit::Joint;
+        let activated = silu(&self.time_embedding(input, split)?, split)?;
+        self.resnets()
+            .map(|resnet| resnet.time_bias(&activated, split))
             .collect()
     }
 
+    /// The resnets in the order of [`UNet2DConditionModel::forward`].
+    fn resnets(&self) -> impl Iterator<Item = &ResnetBlock2D> {
+        let down = self.down_blocks.iter().flat_map(|block| block.layers().0);
+        let up = self.up_blocks.iter().flat_map(|block| block.layers().0);
+        down.chain(self.mid_block.resnets()).chain(up)
+    }
+
     fn time_embedding(&self, input: &TimeInput<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
-        let sinusoids = self
-            .time_proj
-            .forward(input.timesteps, split)?
-            .f_to_kind(self.kind)?;
+        let sinusoids = self.time_proj.forward(input.timesteps, split)?.f_to_kind(self.kind)?;
         let temb = self.time_embedding.forward(&sinusoids, input.timestep_cond, split)?;
         match (&self.class_embedding, input.class_labels) {
             (Some(classes), Some(labels)) => Ok(temb.f_add(&classes.forward(labels)?)?),

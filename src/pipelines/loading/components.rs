@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use tch::Kind;
+
 use super::model_folder::ModelFolder;
 use super::{DepthEstimator, depth, safety_checker, scheduler, self_test, text_encoder, unet, vae};
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
@@ -11,7 +13,7 @@ use crate::models::vae::AutoencoderKl;
 use crate::pipelines::prompt_encoder::PromptEncoder;
 use crate::pipelines::safety_check::SafetyCheck;
 use crate::schedulers::{self, LowResScheduler, SchedulerConfig};
-use crate::torch::{Device, cuda};
+use crate::torch::{Device, Stream, cuda};
 use crate::weights::{Progress, SharedModel, WeightMemory};
 use diffusion_core::Result;
 use diffusion_core::config::{ModelParameters, Numerics, PipelineClass};
@@ -65,7 +67,9 @@ impl Components {
             Device::Cpu => tch::Device::Cpu,
             Device::Cuda(index) => cuda::device(index)?,
         };
-        cuda::make_current(device)?;
+        // Some weights are computed from others here. The self-test waits for them, since models run on other streams.
+        let stream = Stream::new(device)?;
+        stream.make_current()?;
         let _no_grad = tch::no_grad_guard();
         let mut warnings = Vec::new();
         let mut folder = ModelFolder::open(folder, device, parameters)?;
@@ -99,7 +103,7 @@ impl Components {
             numerics: parameters.numerics,
             memory: weights.memory,
         };
-        self_test::run(&components)?;
+        self_test::run(&components, &stream)?;
         Ok((components, warnings))
     }
 
@@ -117,6 +121,15 @@ impl Components {
             guidance_embedding: self.unet.config().time_cond_proj_dim.is_some(),
             max_noise_level: self.max_noise_level,
             schedulers: schedulers::names(),
+        }
+    }
+
+    /// The dtype of the UNet and the text encoder, as torch names it.
+    pub fn dtype(&self) -> &'static str {
+        match self.unet.kind() {
+            Kind::Half => "float16",
+            Kind::BFloat16 => "bfloat16",
+            _ => "float32",
         }
     }
 

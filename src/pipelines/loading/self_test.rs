@@ -29,18 +29,18 @@ pub(super) fn check_dtype(device: Device, kind: Kind) -> Result<()> {
     }
 }
 
-/// Encodes a text, calls the UNet and decodes the result, all of zeros. Does nothing on the CPU.
+/// Encodes a text, calls the UNet and decodes the result, all of zeros, and waits for all work of `stream`, the current
+/// stream. Does nothing on the CPU.
 ///
 /// # Errors
 /// What a request would fail with: no kernels for this GPU, a part of cuDNN that is missing, no memory to work in.
-pub(super) fn run(components: &Components) -> Result<()> {
+pub(super) fn run(components: &Components, stream: &Stream) -> Result<()> {
     let device = components.device;
     let Device::Cuda(index) = device else {
         return Ok(());
     };
-    let stream = Stream::new(device)?;
-    let result = classify_errors(device, &stream, || {
-        compute(components, &stream)?;
+    let result = classify_errors(device, stream, || {
+        compute(components, stream)?;
         stream.synchronize()
     });
     result.context(|| format!("the self-test of the model on GPU {index}"))
@@ -54,7 +54,10 @@ fn compute(components: &Components, stream: &Stream) -> Result<()> {
     let tokens = text_encoder.config().max_position_embeddings;
     let ids = stream.to_device(&Tensor::f_zeros([ENTRIES, tokens], (Kind::Int64, Device::Cpu))?)?;
     let hidden_states = text_encoder.forward(&ids, 0)?;
-    let cond = config.time_cond_proj_dim.map(|size| zeros(&[ENTRIES, size])).transpose()?;
+    let cond = config
+        .time_cond_proj_dim
+        .map(|size| zeros(&[ENTRIES, size]))
+        .transpose()?;
     let labels = config
         .num_class_embeds
         .map(|_| Tensor::f_zeros([ENTRIES], (Kind::Int64, components.device)))
@@ -70,7 +73,9 @@ fn compute(components: &Components, stream: &Stream) -> Result<()> {
         text: &unet.project_text(&hidden_states, BatchSplit::Joint)?,
     };
     let prediction = unet.forward(&input, BatchSplit::Joint, None)?;
-    let latents = prediction.f_narrow(0, 0, 1)?.f_narrow(1, 0, vae.config().latent_channels)?;
+    let latents = prediction
+        .f_narrow(0, 0, 1)?
+        .f_narrow(1, 0, vae.config().latent_channels)?;
     let _image = vae.decode(&latents.f_to_kind(vae.kind())?)?;
     Ok(())
 }

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 use super::{PipelineSteps, Postprocess, Prepared};
 use crate::pipelines::denoising_state::{DenoisingState, PrepareContext, UnmaskedLatents};
 use crate::processors::vae::{image_to_tensor, mask_to_tensor};
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Context, Result};
 use diffusion_image::compose::{self, Region};
 use diffusion_image::resize::{Filter, resize};
@@ -49,7 +50,7 @@ impl PipelineSteps for Inpaint {
         let noise = context.noise(&context.latent_shape())?;
         let latents = match &image_latents {
             Some(latents) if !from_noise => context.scheduler.add_noise(latents, &noise)?,
-            _ => noise.f_mul_scalar(context.scheduler.init_noise_sigma())?,
+            _ => noise.mul_number(context.scheduler.init_noise_sigma())?,
         };
 
         let white = binarize(&mask_to_tensor(&mask)?)?;
@@ -58,7 +59,7 @@ impl PipelineSteps for Inpaint {
         let latent_mask = context.repeat_per_image(context.to_device(&latent_mask)?)?;
         let mut state = DenoisingState::new(latents);
         if sees_mask {
-            let masked = pixels.f_mul(&white.f_lt(0.5)?)?;
+            let masked = pixels.f_mul(&white.lt_number(0.5)?)?;
             let masked_latents = context.encode(&masked)?;
             let masked_latents = context.repeat_per_image(masked_latents)?;
             state.conditioning = Some(Tensor::f_cat(&[latent_mask, masked_latents], 1)?);
@@ -115,5 +116,5 @@ impl Postprocess for Paste {
 
 /// Returns 1 from a half up and 0 below (`VaeImageProcessor.binarize`).
 fn binarize(mask: &Tensor) -> Result<Tensor> {
-    Ok(mask.f_ge(0.5)?.f_to_kind(Kind::Float)?)
+    Ok(mask.ge_number(0.5)?.f_to_kind(Kind::Float)?)
 }

@@ -4,13 +4,14 @@
 
 use super::{PipelineSteps, Prepared, Unchanged};
 use crate::pipelines::denoising_state::{DenoisingState, PrepareContext};
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::Result;
 use diffusion_request::Text2Img;
 
 impl PipelineSteps for Text2Img {
     fn prepare(&self, mut context: PrepareContext<'_>) -> Result<Prepared> {
         let noise = context.noise(&context.latent_shape())?;
-        let latents = noise.f_mul_scalar(context.scheduler.init_noise_sigma())?;
+        let latents = noise.mul_number(context.scheduler.init_noise_sigma())?;
         Ok((DenoisingState::new(latents), Box::new(Unchanged)))
     }
 }

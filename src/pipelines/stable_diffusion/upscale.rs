@@ -9,6 +9,7 @@ use crate::models::layers::ChunkSize;
 use crate::pipelines::denoising_state::{DenoisingState, PrepareContext};
 use crate::pipelines::latent_tiles::{LatentTiles, TileCounts};
 use crate::processors::vae::image_to_tensor;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 use diffusion_image::resize::{Filter, resize};
 use diffusion_request::Upscale;
@@ -36,7 +37,7 @@ impl PipelineSteps for Upscale {
         let image = low_res_scheduler.add_noise(&image, &noise, noise_level)?;
         let latents = context
             .noise(&context.latent_shape())?
-            .f_mul_scalar(context.scheduler.init_noise_sigma())?;
+            .mul_number(context.scheduler.init_noise_sigma())?;
         let factor = context.components.vae.config().scale_factor();
         let max_latents = i64::try_from(context.max_chunk_pixels).unwrap_or(i64::MAX) / (factor * factor);
         let state = DenoisingState {

@@ -8,6 +8,7 @@ use super::betas::BetasConfig;
 use super::scheduler::{NoiseModel, Step};
 use super::step_cursor::StepCursor;
 use crate::schedulers::numerics::torch_scalar::host_scalar;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 
 /// ᾱ of every training timestep.
@@ -78,9 +79,9 @@ impl AlphaSchedule {
     pub fn add_noise_at(&self, timestep: i64, original: &Tensor, noise: &Tensor) -> Result<Tensor> {
         // diffusers rounds the table of ᾱ to the sample's dtype before it takes the square roots.
         let alpha = host_scalar(self.alpha_cumprod(timestep)?, original.kind())?;
-        let one_minus_alpha = alpha.f_neg()?.f_add_scalar(1.0)?;
-        let signal = alpha.f_pow_tensor_scalar(0.5)?.f_mul(original)?;
-        Ok(signal.f_add(&one_minus_alpha.f_pow_tensor_scalar(0.5)?.f_mul(noise)?)?)
+        let one_minus_alpha = alpha.f_neg()?.add_number(1.0)?;
+        let signal = alpha.pow_number(0.5)?.f_mul(original)?;
+        Ok(signal.f_add(&one_minus_alpha.pow_number(0.5)?.f_mul(noise)?)?)
     }
 }
 

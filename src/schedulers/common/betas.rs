@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use super::config::BetaSchedule;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 
 /// Largest accepted number of training timesteps. All known models have 1000.
@@ -102,7 +103,7 @@ impl BetasConfig {
             BetaSchedule::Linear => Ok(Tensor::f_linspace(self.beta_start, self.beta_end, steps, options)?),
             BetaSchedule::ScaledLinear => {
                 let roots = Tensor::f_linspace(self.beta_start.sqrt(), self.beta_end.sqrt(), steps, options)?;
-                Ok(roots.f_pow_tensor_scalar(2)?)
+                Ok(roots.pow_number(2)?)
             }
             BetaSchedule::SquaredcosCapV2 => {
                 self.betas_for_alpha_bar(|t| ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powi(2))
@@ -122,14 +123,14 @@ impl BetasConfig {
 }
 
 fn one_minus(tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.f_neg()?.f_add_scalar(1.0)?)
+    tensor.f_neg()?.add_number(1.0)
 }
 
 fn rescale_zero_terminal_snr(betas: &Tensor) -> Result<Tensor> {
     let roots = one_minus(betas)?.f_cumprod(0, None::<Kind>)?.f_sqrt()?;
     let (first, last) = (roots.f_get(0)?, roots.f_get(-1)?);
     let scale = first.f_div(&first.f_sub(&last)?)?;
-    let alphas_bar = roots.f_sub(&last)?.f_mul(&scale)?.f_pow_tensor_scalar(2)?;
+    let alphas_bar = roots.f_sub(&last)?.f_mul(&scale)?.pow_number(2)?;
     let rest = alphas_bar.size1()? - 1;
     let ratios = alphas_bar
         .f_narrow(0, 1, rest)?

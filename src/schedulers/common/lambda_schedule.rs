@@ -8,6 +8,7 @@ use super::prediction::AlphaSigma;
 use super::scheduler::{NoiseModel, Step};
 use super::step_cursor::{StepCursor, end_of_schedule_error};
 use crate::schedulers::numerics::torch_scalar::{host_scalar, log, pow, pow_half};
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::Result;
 
 /// One noise level, in the terms of the papers.
@@ -65,11 +66,7 @@ impl NoiseModel for LambdaSchedule {
         // diffusers first rounds the sigmas to the sample's dtype, and computes α and σ in that dtype.
         let sigma = *self.sigmas.get(cursor.index()).ok_or_else(end_of_schedule_error)?;
         let sigma = host_scalar(sigma, original.kind())?;
-        let alpha = sigma
-            .f_pow_tensor_scalar(2)?
-            .f_add_scalar(1)?
-            .f_pow_tensor_scalar(0.5)?
-            .f_reciprocal()?;
+        let alpha = sigma.pow_number(2)?.add_number(1)?.pow_number(0.5)?.f_reciprocal()?;
         let sigma = sigma.f_mul(&alpha)?;
         Ok(alpha.f_mul(original)?.f_add(&sigma.f_mul(noise)?)?)
     }

@@ -3,16 +3,17 @@
 use tch::Tensor;
 
 use super::config::PredictionType;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::Result;
 
 /// Multiplies by a float32 number.
 pub fn mul_scalar(x: &Tensor, factor: f32) -> Result<Tensor> {
-    Ok(x.f_mul_scalar(f64::from(factor))?)
+    x.mul_number(f64::from(factor))
 }
 
 /// Divides by a float32 number.
 pub fn div_scalar(x: &Tensor, divisor: f32) -> Result<Tensor> {
-    Ok(x.f_div_scalar(f64::from(divisor))?)
+    x.div_number(f64::from(divisor))
 }
 
 /// The weights of a noisy sample's parts: `alpha · clean sample + sigma · noise`.

@@ -9,8 +9,9 @@ use super::config::{PredictionType, TimestepSpacing};
 use super::prediction::mul_scalar;
 use super::scheduler::{NoiseModel, Step};
 use super::step_cursor::{StepCursor, end_of_schedule_error};
-use crate::schedulers::numerics::torch_scalar::{pow, pow_half};
 use crate::schedulers::numerics::torch_scalar::host_scalar;
+use crate::schedulers::numerics::torch_scalar::{pow, pow_half};
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 
 /// The sigma of every timestep of a run, and those after its last step.
@@ -96,7 +97,7 @@ fn sqrt_sigma_sq_plus_one(sigma: f32) -> Result<f32> {
 
 /// Scales a sample of noise level `sigma` to variance 1.
 pub fn scale_model_input(sample: &Tensor, sigma: f32) -> Result<Tensor> {
-    Ok(sample.f_div_scalar(f64::from(sqrt_sigma_sq_plus_one(sigma)?))?)
+    sample.div_number(f64::from(sqrt_sigma_sq_plus_one(sigma)?))
 }
 
 /// Returns the clean sample that `model_output` predicts for `sample`.
@@ -110,7 +111,7 @@ pub fn pred_original_sample(
         PredictionType::Epsilon => Ok(sample.f_sub(&mul_scalar(model_output, sigma)?)?),
         PredictionType::VPrediction => {
             let from_output = mul_scalar(model_output, -sigma / sqrt_sigma_sq_plus_one(sigma)?)?;
-            let from_sample = sample.f_div_scalar(f64::from(pow(sigma, 2.0)? + 1.0))?;
+            let from_sample = sample.div_number(f64::from(pow(sigma, 2.0)? + 1.0))?;
             Ok(from_output.f_add(&from_sample)?)
         }
         PredictionType::Sample => Ok(model_output.shallow_clone()),
@@ -119,7 +120,7 @@ pub fn pred_original_sample(
 
 /// Returns dx/dσ of the probability flow (Karras et al., 2022, equation 3).
 pub fn derivative(sample: &Tensor, pred_original_sample: &Tensor, sigma: f32) -> Result<Tensor> {
-    Ok(sample.f_sub(pred_original_sample)?.f_div_scalar(f64::from(sigma))?)
+    sample.f_sub(pred_original_sample)?.div_number(f64::from(sigma))
 }
 
 /// Returns `sample + derivative · dt`.

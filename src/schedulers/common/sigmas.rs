@@ -14,6 +14,7 @@ use super::spacing::linspace;
 use crate::schedulers::numerics::beta_distribution::quantile;
 use crate::schedulers::numerics::numpy_log::log;
 use crate::schedulers::numerics::torch_scalar::pow_half;
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::{Error, Result};
 
 /// The exponent ρ of Karras's schedule.
@@ -148,7 +149,7 @@ impl TrainingSigmas {
     pub fn new(alphas_cumprod: &[f32]) -> Result<Self> {
         // One `** 0.5` over all quotients, as in diffusers.
         let quotients: Vec<f32> = alphas_cumprod.iter().map(|alpha| (1.0 - alpha) / alpha).collect();
-        let sigmas = to_vec(&Tensor::f_from_slice(&quotients)?.f_pow_tensor_scalar(0.5)?)?;
+        let sigmas = to_vec(&Tensor::f_from_slice(&quotients)?.pow_number(0.5)?)?;
         if sigmas.len() < 2 || !sigmas.iter().all(|sigma| sigma.is_normal()) {
             return Err(Error::invalid_argument(
                 "scheduler_config.json: the betas must make at least two timesteps, each with a finite sigma above 0",

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::Result;
 
 /// The keys of dynamic thresholding (Saharia et al., "Imagen", 2022), with diffusers' defaults.
@@ -56,7 +57,7 @@ impl Clipping {
         if self.thresholding.thresholding {
             self.thresholding.apply(sample)
         } else if self.clip_sample {
-            Ok(sample.f_clamp(-self.clip_sample_range, self.clip_sample_range)?)
+            Ok(sample.clamp_numbers(-self.clip_sample_range, self.clip_sample_range)?)
         } else {
             Ok(sample)
         }
@@ -79,7 +80,7 @@ impl Thresholding {
         let bound = flat
             .f_abs()?
             .f_quantile_scalar(self.dynamic_thresholding_ratio, 1, false, "linear")?
-            .f_clamp(1.0, self.sample_max_value)?
+            .clamp_numbers(1.0, self.sample_max_value)?
             .f_unsqueeze(1)?;
         let clamped = flat.f_clamp_tensor(Some(&bound.f_neg()?), Some(&bound))?;
         Ok(clamped.f_div(&bound)?.f_reshape(&shape[..])?.f_to_kind(kind)?)

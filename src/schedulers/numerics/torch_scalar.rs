@@ -6,6 +6,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::torch::numbers::NumberOperators;
 use diffusion_core::Result;
 
 fn scalar(value: f32) -> Result<Tensor> {
@@ -20,7 +21,7 @@ pub fn host_scalar(value: f32, kind: Kind) -> Result<Tensor> {
 
 /// Computes `value ** exponent`.
 pub fn pow(value: f32, exponent: f64) -> Result<f32> {
-    Ok(f32::try_from(scalar(value)?.f_pow_tensor_scalar(exponent)?)?)
+    Ok(f32::try_from(scalar(value)?.pow_number(exponent)?)?)
 }
 
 /// Computes `value ** 0.5`.

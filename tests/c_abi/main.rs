@@ -12,6 +12,7 @@ mod cancel_and_unload;
 mod checkpoints;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod gpu;
 mod sharing;
 mod success;
 mod support;

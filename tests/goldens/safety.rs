@@ -97,7 +97,12 @@ fn safety_checker_scores_match() {
         let scores = checker.scores(&cosines).unwrap();
         let flags: Vec<bool> = scores.iter().map(SafetyScores::flagged).collect();
         assert_eq!(flags, case.flags, "{}", case.name);
-        assert_eq!(checker.check(&pixel_values, &Stream::cpu()).unwrap(), case.flags, "{}", case.name);
+        assert_eq!(
+            checker.check(&pixel_values, &Stream::cpu()).unwrap(),
+            case.flags,
+            "{}",
+            case.name
+        );
     }
     goldens.report();
 }

@@ -170,7 +170,7 @@ Tensor &copy(Tensor &to, const Tensor &from, bool non_blocking) {
     const bool waits = !(non_blocking && pinned);
     say(std::string("copy ") + (waits ? "waiting " : "async ") + (pinned ? "pinned " : "pageable ") + describe(from) +
         " to " + describe(to));
-    check_operator();
+    check_alive();
     if (waits) {
       const Inside inside;
       host_view(to).copy_(host_view(from));

@@ -1,0 +1,12 @@
+//! The GPU path, on a pretend GPU: a library in place of `libtorch_cuda.so` (tests/gpu/pretend) that computes with the
+//! CPU's kernels, logs what it is asked for, and fails where a test plants a failure.
+//!
+//! Each test runs in a process of its own, because libtorch registers CUDA once in the life of a process.
+
+mod budgets;
+mod devices;
+mod failures;
+mod images;
+mod memory;
+mod pretend;
+mod support;

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use super::cuda_libraries;
 use super::generator::check_status;
 use diffusion_core::{Error, Result};
 
@@ -98,7 +99,7 @@ fn load() -> Result<()> {
     }
     let mut tried = Vec::new();
     for candidate in candidates() {
-        match open(&candidate) {
+        match cuda_libraries::open_next_to(&candidate).and_then(|()| open(&candidate)) {
             Ok(()) if is_linked() => return Ok(()),
             Ok(()) => tried.push(format!("{}: registers no CUDA device", candidate.display())),
             Err(why) => tried.push(why),
@@ -149,7 +150,7 @@ fn own_folder() -> Option<PathBuf> {
 }
 
 /// Opens a library and never closes it, since its registrations stay referenced.
-fn open(path: &Path) -> std::result::Result<(), String> {
+pub(super) fn open(path: &Path) -> std::result::Result<(), String> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path with a NUL".to_owned())?;
     // SAFETY: a NUL-terminated path; the initialisers of libtorch's library run once, under LOADING.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };

@@ -10,7 +10,7 @@ PYTHON_VENV := .venv/bin/python
 PARITY := $(CURDIR)/target/parity
 # The environment with diffusers, for parity and bench. Set it to use one that exists already.
 REFERENCE_VENV ?= $(CURDIR)/.venv-reference
-# CUDA=1 puts libtorch's CUDA libraries into dist/backends/diffusion too (3 GB are downloaded the first time).
+# CUDA=1 puts libtorch's CUDA libraries into dist/backends/diffusion too: 3 GB, of which 2 GB are downloaded the first time.
 CUDA ?=
 # The model repository of `make serve`.
 MODELS ?= model_repository

@@ -30,7 +30,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package test_support
 
-.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-repository soak tiles lint deny parity bench bench-full-size clean
+.PHONY: help setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-repository soak tiles check-cuda lint deny parity bench bench-full-size clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,13 @@ deny: ## licenses, sources and duplicate versions of the crates (cargo-deny, ins
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	cargo fetch --locked
 	cargo deny --offline --log-level error check licenses bans sources
+
+# The operators come from the pretend device, which runs all pipelines in a process of its own.
+check-cuda: ## the GPU path against libtorch's CUDA libraries, without a driver or a GPU (installs them the first time)
+	@$(MAKE) --no-print-directory backend CUDA=1
+	@tools/pretend_cuda.sh
+	@tools/check_cuda.sh
+	$(CARGO) test --release --features failpoints --test check_cuda -- --ignored --test-threads=1
 
 parity: backend setup-reference ## run diffusers and this backend on this machine and demand equal bytes
 	'$(REFERENCE_VENV)/bin/python' tools/reference/make_goldens.py --out '$(PARITY)'

@@ -28,7 +28,7 @@ for name in libtorch_cpu.so libc10.so libgomp.so.1 libcudart.so.13 libcupti.so.1
 done
 
 # is_unused NAME: whether no library in cuda/ links or opens this library of the packages (225 MB together). libcudart and
-# libcupti are in the folder above, because libtorch_cpu.so links them too.
+# libcupti are in the folder above, because libtorch_cpu.so links them too. `make check-cuda` opens all that remain.
 is_unused() {
   case "$1" in
     libcudart.so.* | libcupti.so.*) ;;

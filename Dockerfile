@@ -4,7 +4,7 @@
 #   docker run --gpus all --rm -p 8000:8000 -p 8001:8001 -p 8002:8002 -v $PWD/model_repository:/models \
 #     triton-diffusion tritonserver --model-repository=/models
 #
-# Without a GPU: docker build --build-arg CUDA=0 ... leaves libtorch's CUDA libraries out (2 GB).
+# Without a GPU: docker build --build-arg CUDA=0 ... leaves libtorch's CUDA libraries out (3 GB).
 # For a SageMaker multi-model endpoint, give SageMaker's Triton image as TRITON_IMAGE; its entry point does not change.
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.06-py3
 ARG RUST_IMAGE=rust:1.95.0-bookworm

@@ -10,7 +10,7 @@ PYTHON_VENV := .venv/bin/python
 PARITY := $(CURDIR)/target/parity
 # The environment with diffusers, for parity and bench. Set it to use one that exists already.
 REFERENCE_VENV ?= $(CURDIR)/.venv-reference
-# CUDA=1 puts libtorch's CUDA libraries into dist/backends/diffusion too (3 GB are downloaded the first time).
+# CUDA=1 puts libtorch's CUDA libraries into dist/backends/diffusion too: 3 GB, of which 2 GB are downloaded the first time.
 CUDA ?=
 # The model repository of `make serve`.
 MODELS ?= model_repository
@@ -34,7 +34,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package test_support
 
-.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles lint deny parity bench bench-full-size clean
+.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles check-cuda lint deny parity bench bench-full-size clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,6 +112,12 @@ deny: ## licenses, sources and duplicate versions of the crates (cargo-deny, ins
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	cargo fetch --locked
 	cargo deny --offline --log-level error check licenses bans sources
+
+# The operators come from the pretend GPU, which runs all pipelines in a process of its own.
+check-cuda: pretend ## the GPU path against libtorch's CUDA libraries, without a driver or a GPU (installs them the first time)
+	@$(MAKE) --no-print-directory backend CUDA=1
+	@tools/check_cuda.sh
+	$(CARGO) test --release --features failpoints --test check_cuda -- --ignored --test-threads=1
 
 parity: backend setup-reference ## run diffusers and this backend on this machine and demand equal bytes
 	'$(REFERENCE_VENV)/bin/python' tests/gpu_check/eager_parity.py

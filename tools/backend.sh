@@ -27,6 +27,19 @@ for name in libtorch_cpu.so libc10.so libgomp.so.1 libcudart.so.13 libcupti.so.1
   place "$root/target/libtorch/lib/$name" "$target"
 done
 
+# is_unused NAME: whether no library in cuda/ links or opens this library of the packages (225 MB together). libcudart and
+# libcupti are in the folder above, because libtorch_cpu.so links them too. `make check-cuda` opens all that remain.
+is_unused() {
+  case "$1" in
+    libcudart.so.* | libcupti.so.*) ;;
+    libcufftw.so.* | libcusolverMg.so.* | libnvblas.so.*) ;;
+    libnvrtc.alt.so.* | libnvrtc-builtins.alt.so.*) ;;
+    # Opened only for transfers between a GPU and storage over a network.
+    libcufile_rdma.so.*) ;;
+    *) return 1 ;;
+  esac
+}
+
 if [ -n "${CUDA:-}" ] && [ "$CUDA" != 0 ]; then
   requirements="$root/tools/requirements-cuda.txt"
   stamp="$venv/.setup-stamp-cuda"
@@ -36,9 +49,17 @@ if [ -n "${CUDA:-}" ] && [ "$CUDA" != 0 ]; then
     sha256sum <"$requirements" >"$stamp"
   fi
   mkdir -p "$target/cuda"
+  declare -A shipped=()
   for library in "$site"/torch/lib/lib{c10_cuda,torch_cuda,torch_cuda_linalg,torch_nvshmem}.so \
     "$site"/nvidia/*/lib/lib*.so.[0-9]*; do
+    name="$(basename "$library")"
+    if is_unused "$name"; then continue; fi
     place "$library" "$target/cuda"
+    shipped[$name]=1
+  done
+  # What an earlier run has left.
+  for library in "$target"/cuda/*; do
+    if [ -z "${shipped[$(basename "$library")]:-}" ]; then rm "$library"; fi
   done
 fi
 

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use super::cuda_libraries;
 use diffusion_core::{Error, Result};
 
 unsafe extern "C" {
@@ -45,7 +46,7 @@ pub(super) fn load() -> Result<()> {
     }
     let mut tried = Vec::new();
     for candidate in found_libraries().into_iter().chain([PathBuf::from(LIBRARY)]) {
-        match open(&candidate) {
+        match cuda_libraries::open_next_to(&candidate).and_then(|()| open(&candidate)) {
             Ok(()) if is_linked() => return Ok(()),
             Ok(()) => tried.push(format!("{}: registers no CUDA device", candidate.display())),
             Err(why) => tried.push(why),
@@ -92,7 +93,7 @@ fn libtorch_folder() -> Option<PathBuf> {
 }
 
 /// Opens a library and never closes it, since its registrations stay referenced.
-fn open(path: &Path) -> std::result::Result<(), String> {
+pub(super) fn open(path: &Path) -> std::result::Result<(), String> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path with a NUL".to_owned())?;
     // SAFETY: a NUL-terminated path; the initialisers of libtorch's library run once, under the lock of `load`.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };

@@ -3,6 +3,7 @@
 //! The only C++ of the project is `shim.cpp` in this folder.
 
 pub mod cuda;
+pub mod cuda_libraries;
 mod device;
 mod error;
 mod failure;

@@ -60,15 +60,12 @@ fn no_device_reason() -> String {
         // SAFETY: both functions take a place for one number (`cuda_runtime_api.h` of CUDA 13).
         let status = unsafe { library::runtime_function::<extern "C" fn(*mut c_int) -> c_int>(name) }
             .map(|get| get(&mut version));
-        match (status, version) {
-            (Some(0), 1..) => format!("{}.{}", version / 1000, version % 1000 / 10),
-            _ => "none".to_owned(),
-        }
+        (status == Some(0) && version > 0).then(|| format!("CUDA {}.{}", version / 1000, version % 1000 / 10))
     };
     format!(
-        "{error} (the driver supports CUDA {}, libtorch needs CUDA {})",
-        version(c"cudaDriverGetVersion"),
-        version(c"cudaRuntimeGetVersion")
+        "{error} (the driver supports {}, libtorch needs {})",
+        version(c"cudaDriverGetVersion").unwrap_or_else(|| "no CUDA".to_owned()),
+        version(c"cudaRuntimeGetVersion").unwrap_or_else(|| "CUDA".to_owned())
     )
 }
 

@@ -56,7 +56,9 @@ const OF_THE_HOST: [&str; 5] = [
 const FLOAT: c_int = 6;
 
 /// What libtorch says when there is no driver, or one that is too old.
-const NO_DRIVER: [&str; 2] = [
+const NO_DRIVER: [&str; 3] = [
+    // The allocator knows no device.
+    "Invalid device argument",
     "CUDA driver version is insufficient for CUDA runtime version",
     "Found no NVIDIA driver on your system",
 ];
@@ -161,7 +163,9 @@ const CALLS: [(&str, bool, Call); 13] = [
     // SAFETY: no arguments.
     ("td_cuda_empty_cache", false, || unsafe { td_cuda_empty_cache() }),
     // SAFETY: null is an event that was never recorded.
-    ("td_event_synchronize", false, || unsafe { td_event_synchronize(ptr::null_mut()) }),
+    ("td_event_synchronize", false, || unsafe {
+        td_event_synchronize(ptr::null_mut())
+    }),
     // SAFETY: passes a number.
     ("td_cuda_set_device", true, || unsafe { td_cuda_set_device(0) }),
     ("td_cuda_memory", true, memory),
@@ -170,7 +174,9 @@ const CALLS: [(&str, bool, Call); 13] = [
     ("td_cuda_empty", true, cuda_empty),
     ("td_stream_new", true, stream_new),
     // SAFETY: passes numbers; 0 is the default stream.
-    ("td_stream_make_current", true, || unsafe { td_stream_make_current(0, 0) }),
+    ("td_stream_make_current", true, || unsafe {
+        td_stream_make_current(0, 0)
+    }),
     ("td_event_record", true, event),
     ("td_copy_non_blocking", true, copy_non_blocking),
     // SAFETY: passes numbers; 0 is the default stream.

@@ -42,7 +42,7 @@ fn no_gpu_is_an_error_with_the_reason() {
             &[
                 "GPU 0 does not exist; CUDA shows 0 devices",
                 "CUDA driver version is insufficient",
-                "the driver supports CUDA",
+                "the driver supports no CUDA",
                 "libtorch needs CUDA 13.",
             ],
         );

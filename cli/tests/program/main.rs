@@ -4,6 +4,7 @@
 
 mod convert;
 mod generate;
+mod gpu;
 mod inspect;
 mod invoke;
 mod original;

@@ -89,7 +89,10 @@ test-gpu-check: backend
 test-repository: setup
 	$(PYTHON_VENV) -m pytest tests/repository $(PYTEST_ARGS)
 
+# The second command has failures that the check arms.
 gpu-check: backend ## images, speed and memory on the GPU of this machine (below 9 minutes): docs/gpu.md
+	$(CARGO) build --release --package triton-diffusion-cli --features failpoints
+	strip --strip-debug -o dist/bin/triton-diffusion-failpoints target/release/triton-diffusion
 	$(GPU_PYTHON) tools/gpu_check $(GPU_CHECK_ARGS)
 
 soak: backend ## eight clients that load, infer and unload at random for five minutes
@@ -104,7 +107,7 @@ lint: setup ## rustfmt, clippy, rustdoc, ruff and typos, warnings as errors
 	.venv/bin/ruff format --check
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/failpoints -- -D warnings
+	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/failpoints,triton-diffusion-cli/failpoints -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
 
 # Offline, after the fetch: what it checks is in Cargo.lock and in the crates themselves.

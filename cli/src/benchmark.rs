@@ -39,6 +39,10 @@ pub struct Arguments {
     /// Prints one JSON object
     #[arg(long)]
     json: bool,
+    /// Makes the GPU fail before the measured steps
+    #[cfg(feature = "failpoints")]
+    #[arg(long)]
+    lose_device: bool,
 }
 
 /// The times for one number of images.
@@ -130,6 +134,11 @@ fn measure(
         step(pipeline, &mut job)?;
     }
     pipeline.synchronize()?;
+    #[cfg(feature = "failpoints")]
+    if arguments.lose_device {
+        // The error comes with the next call, as that of a kernel would.
+        let _ = triton_diffusion::torch::lose_device(arguments.device.device.into());
+    }
     let (steps, steps_ms) = timed(pipeline, |pipeline| {
         let mut steps = 0;
         while !pipeline.is_done(&job) {

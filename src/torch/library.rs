@@ -92,11 +92,12 @@ fn libtorch_folder() -> Option<PathBuf> {
     path.parent().map(Path::to_path_buf)
 }
 
-/// Opens a library and never closes it, since its registrations stay referenced.
+/// Opens a library and never closes it, since its registrations stay referenced. Its symbols stay out of the global scope,
+/// where they would replace those of other versions in backends that the server loads later.
 pub(super) fn open(path: &Path) -> std::result::Result<(), String> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path with a NUL".to_owned())?;
     // SAFETY: a NUL-terminated path; the initialisers of libtorch's library run once, under the lock of `load`.
-    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     if !handle.is_null() {
         return Ok(());
     }

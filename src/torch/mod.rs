@@ -19,6 +19,8 @@ mod upload;
 pub use device::Device;
 pub use error::is_out_of_memory;
 pub use failure::classify_errors;
+#[cfg(feature = "failpoints")]
+pub use failure::lose_device;
 pub use from_blob::{TensorStorage, from_blob};
 pub use generator::Generator;
 pub use stream::Stream;

@@ -16,6 +16,7 @@ import budget
 import cases
 import correctness
 import fake_command
+import fault
 import images
 import libraries
 import memory
@@ -26,7 +27,7 @@ from command import Command, Outcome
 
 CHECK = libraries.ROOT / "tools" / "gpu_check"
 COMMAND = libraries.ROOT / "dist" / "bin" / "triton-diffusion"
-WORKLOAD = {"device": "cpu", "dtype": "float32", "images": [1, 2], "steps": 2, "height": 64, "width": 64}
+WORKLOAD = {"device": "cpu", "dtype": "float32", "images": [1, 2], "steps": 3, "height": 64, "width": 64}
 
 
 def check(*arguments, **variables):
@@ -262,8 +263,6 @@ def test_benchmark_that_fails_is_an_error(script):
 @pytest.mark.skipif(not COMMAND.exists(), reason="needs `make backend`")
 def test_benchmark_of_the_command_keeps_the_contract():
     command = Command(COMMAND, libraries.environment("cpu", libraries.torch_folder()))
-    if "benchmark" not in command.run("--help", timeout=60).stdout:
-        pytest.skip("this build has no benchmark")
     folder = seeded_checkpoints.write() / "sd2_base"
     result, runs = benchmark.of_command(command, folder, WORKLOAD, budget.Deadline(120))
     assert (result["device"], result["dtype"]) == ("cpu", "float32")
@@ -309,6 +308,27 @@ def fake_generate(change):
     return fake_command.GENERATE.format(tools=str(CHECK.parent), gpu_check=str(CHECK), change=change)
 
 
+@pytest.mark.parametrize(
+    "status, stderr, ok",
+    [
+        (1, "error: GPU 3 failed: libtorch: CUDA error: device-side assert triggered", True),
+        (1, "error: libtorch: CUDA error: device-side assert triggered", False),
+        (-6, "terminate called\nGPU 3 failed", False),
+        (0, "GPU 3 failed", False),
+    ],
+)
+def test_fault_verdict(status, stderr, ok):
+    assert fault.verdict(Outcome(status, "", stderr, 1.0), 3)[0] is ok
+
+
+def test_fault_of_the_test_command_is_a_row(script):
+    text = "import sys\nassert '--lose-device' in sys.argv\nsys.exit('error: GPU 0 failed: no reason')"
+    part = report.Part("fault")
+    workload = {"device": "cuda:0", "dtype": "float16"}
+    fault.run(part, Command(script(text), {}), "folder", workload, budget.Deadline(60))
+    assert [row["outcome"] for row in part.rows] == ["the error names the GPU"]
+
+
 def test_check_with_equal_images_passes(script, tmp_path):
     out = tmp_path / "result.json"
     done = check("--device", "cpu", "--quick", "--command", script(fake_generate(0)), "--json", out)
@@ -318,7 +338,7 @@ def test_check_with_equal_images_passes(script, tmp_path):
     result = json.loads(out.read_text())
     assert result["passed"] is True
     assert result["command"] == "fake 1"
-    assert [part["name"] for part in result["parts"]] == ["correctness", "weights", "speed", "memory"]
+    assert [part["name"] for part in result["parts"]] == ["correctness", "weights", "speed", "memory", "fault"]
     assert {row["float32_db"] for row in result["parts"][0]["rows"]} == {"equal"}
 
 
@@ -361,7 +381,7 @@ def test_check_on_a_gpu_without_pytorch_does_not_start(script, tmp_path):
 def test_check_with_an_unknown_part_does_not_start():
     done = check("--parts", "speed,size")
     assert done.returncode == 2
-    assert "expected some of correctness,weights,speed,memory, got size" in done.stderr
+    assert "expected some of correctness,weights,speed,memory,fault, got size" in done.stderr
 
 
 @pytest.mark.skipif(not COMMAND.exists(), reason="needs `make backend`")

@@ -1,8 +1,8 @@
 """Checks this backend on a GPU: `python3 tools/gpu_check`, or `make gpu-check`. No network is needed.
 
 The parts are: correctness (images of the tiny checkpoints against diffusers), weights (makes a checkpoint of the shapes
-of Stable Diffusion 2.1), speed (time of a step, next to eager PyTorch), memory (out of memory). The exit status is 1 if
-a check failed, and 2 if the check could not start.
+of Stable Diffusion 2.1), speed (time of a step, next to eager PyTorch), memory (out of memory), fault (a lost GPU). The
+exit status is 1 if a check failed, and 2 if the check could not start.
 """
 
 import argparse
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 try:
     import correctness
+    import fault
     import full_size
     import memory
     import speed
@@ -29,6 +30,7 @@ from report import Part, describe, to_json
 
 FACTS = Path(__file__).with_name("gpu_facts.py")
 DEFAULT_COMMAND = libraries.ROOT / "dist" / "bin" / "triton-diffusion"
+TEST_COMMAND = DEFAULT_COMMAND.with_name("triton-diffusion-failpoints")
 FULL_SIZE = libraries.ROOT / "target" / "gpu_check" / "sd21"
 
 
@@ -40,6 +42,7 @@ def arguments(argv):
     parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu for what needs no GPU")
     parser.add_argument("--command", type=Path, default=DEFAULT_COMMAND, help="the command triton-diffusion")
+    parser.add_argument("--test-command", type=Path, default=TEST_COMMAND, help="the command with failures to arm")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the results to a file")
     parser.add_argument("--quick", action="store_true", help="fewer cases, one image, few limits of memory")
     parser.add_argument("--parts", help=f"some of {','.join(ENDS)}")
@@ -109,7 +112,7 @@ class Check:
 
     def needs_gpu(self, name):
         """Whether a part is left out on the CPU; speed runs there if it is asked for by name."""
-        return not self.gpu and name != "correctness" and (name == "memory" or self.options.parts is None)
+        return not self.gpu and name != "correctness" and (name in ("memory", "fault") or self.options.parts is None)
 
     def run(self, name):
         """Runs one part. What goes wrong in it is its error, and the other parts go on."""
@@ -153,6 +156,15 @@ class Check:
         folder, size = self.make_checkpoint(), self.weights_bytes()
         deadline, quick = self.deadline("memory"), self.options.quick
         memory.run(part, self.command, folder, size, self.workload, self.facts, deadline, quick)
+
+    def fault(self, part):
+        path = self.options.test_command.absolute()
+        if not path.is_file():
+            part.skipped = f"{path} is missing: 'make gpu-check' builds it"
+            return
+        command = Command(path, self.command.environment)
+        folder = seeded_checkpoints.write() / "sd2_base"
+        fault.run(part, command, folder, self.workload, self.deadline("fault"))
 
 
 def main(argv=None):

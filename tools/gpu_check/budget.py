@@ -3,7 +3,7 @@
 import time
 
 # The share of the whole time at whose end each part stops.
-ENDS = {"correctness": 0.4, "weights": 0.5, "speed": 0.75, "memory": 1.0}
+ENDS = {"correctness": 0.4, "weights": 0.5, "speed": 0.75, "memory": 0.95, "fault": 1.0}
 
 
 class OutOfTime(Exception):

@@ -11,8 +11,8 @@ use crate::support::{checkpoint, succeed, temporary};
 
 fn repository(path: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
-    path.canonicalize()
-        .unwrap_or_else(|_| panic!("{} is missing: run `make pretend`", path.display()))
+    assert!(path.exists(), "{} is missing: run `make pretend`", path.display());
+    path.canonicalize().unwrap()
 }
 
 /// Puts the program into `bin`, libtorch into `backends/diffusion`, and the pretend GPU into its `cuda`.

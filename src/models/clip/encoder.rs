@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use crate::models::config;
-use crate::models::layers::{BatchSplit, LayerNorm, Linear, scaled_dot_product};
+use crate::models::layers::{BatchSplit, LayerNorm, Linear, Mask, scaled_dot_product};
 use crate::torch::numbers::NumberOperators;
 use crate::weights::WeightPath;
 use diffusion_core::Result;
@@ -82,7 +82,7 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, input: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
         let (_, _, size) = input.size3()?;
         let q = self.q_proj.forward(input)?;
         let k = self.k_proj.forward(input)?;
@@ -116,7 +116,7 @@ impl EncoderLayer {
         })
     }
 
-    fn forward(&self, input: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
         let attended = self.self_attn.forward(&self.layer_norm1.forward(input)?, mask)?;
         let hidden = input.f_add(&attended)?;
         let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?)?;
@@ -144,12 +144,11 @@ impl ClipEncoder {
         })
     }
 
-    /// Applies all layers but the last `skip`. `mask` is added to the attention scores.
+    /// Applies all layers but the last `skip`.
     ///
     /// # Shapes
     /// - `input` and the result: `[batch, tokens, hidden_size]`
-    /// - `mask`: `[1, 1, tokens, tokens]`
-    pub fn forward(&self, input: Tensor, mask: Option<&Tensor>, skip: usize) -> Result<Tensor> {
+    pub fn forward(&self, input: Tensor, mask: Mask<'_>, skip: usize) -> Result<Tensor> {
         let layers = self.layers.len().saturating_sub(skip);
         self.layers
             .iter()

@@ -3,11 +3,11 @@
 //! Source: transformers `models/clip/modeling_clip.py` (`CLIPTextTransformer`), after Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021).
 
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::encoder::{Activation, ClipEncoder, ClipEncoderConfig};
 use crate::models::config;
-use crate::models::layers::{Embedding, LayerNorm};
+use crate::models::layers::{Embedding, LayerNorm, Mask};
 use crate::torch::numbers::{arange, full};
 use crate::weights::{Frozen, Weights};
 use diffusion_core::Result;
@@ -151,15 +151,20 @@ impl ClipTextModel {
             .token_embedding
             .forward(input_ids)?
             .f_add(&self.position_embedding.forward(&positions)?)?;
-        let mask = causal_mask(tokens, hidden.kind(), device)?;
-        let hidden = self.encoder.forward(hidden, Some(&mask), clip_skip)?;
+        let hidden = if device == Device::Cpu {
+            let mask = causal_mask(tokens, hidden.kind(), device)?;
+            self.encoder.forward(hidden, Mask::Added(&mask), clip_skip)?
+        } else {
+            // The same weights, since exp of the lowest number is 0, and a kernel without a mask in memory.
+            self.encoder.forward(hidden, Mask::Causal, clip_skip)?
+        };
         self.final_layer_norm.forward(&hidden)
     }
 }
 
 /// Makes a mask `[1, 1, tokens, tokens]`: 0 up to each token's own position, the lowest number of the dtype behind it
 /// (`_create_4d_causal_attention_mask` in transformers `modeling_attn_mask_utils.py`).
-fn causal_mask(tokens: i64, kind: Kind, device: tch::Device) -> Result<Tensor> {
+fn causal_mask(tokens: i64, kind: Kind, device: Device) -> Result<Tensor> {
     let lowest = match kind {
         Kind::Half => -65504.0,
         Kind::BFloat16 => -3.389_531_389_251_535_5e38,

@@ -9,7 +9,7 @@ use tch::Tensor;
 use super::bit::BitBackbone;
 use super::config::DptConfig;
 use super::neck::{DptHead, DptNeck};
-use crate::models::layers::{BatchSplit, Conv2d, LayerNorm, Linear, scaled_dot_product};
+use crate::models::layers::{BatchSplit, Conv2d, LayerNorm, Linear, Mask, scaled_dot_product};
 use crate::weights::{Frozen, WeightPath, Weights};
 use diffusion_core::{Error, Result};
 
@@ -81,7 +81,13 @@ impl SelfAttention {
         let key = self.key.forward(input)?;
         let value = self.value.forward(input)?;
         let scale = ((size / self.heads) as f64).powf(-0.5);
-        let attended = scaled_dot_product([&query, &key, &value], self.heads, None, Some(scale), BatchSplit::Joint)?;
+        let attended = scaled_dot_product(
+            [&query, &key, &value],
+            self.heads,
+            Mask::None,
+            Some(scale),
+            BatchSplit::Joint,
+        )?;
         self.output.forward(&attended)
     }
 }

@@ -10,6 +10,26 @@ use super::linear::Linear;
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
+/// What a query may attend to.
+#[derive(Clone, Copy, Debug)]
+pub enum Mask<'a> {
+    /// Everything.
+    None,
+    /// Keys up to its own position.
+    Causal,
+    /// The tensor is added to the scores, `[batch or 1, heads or 1, queries, keys]`.
+    Added(&'a Tensor),
+}
+
+impl<'a> Mask<'a> {
+    fn added(self) -> Option<&'a Tensor> {
+        match self {
+            Self::Added(tensor) => Some(tensor),
+            Self::None | Self::Causal => None,
+        }
+    }
+}
+
 /// Computes softmax(q·kᵀ·scale)·v in each of `heads` heads with libtorch's fused kernels, for each job's entries.
 ///
 /// The default `scale` is 1/√(channels of a head).
@@ -17,12 +37,11 @@ use diffusion_core::Result;
 /// # Shapes
 /// - `q`: `[batch, queries, channels]`
 /// - `k`, `v`: `[batch, keys, channels]`
-/// - `mask`: is added to the scores, `[batch or 1, heads or 1, queries, keys]`
 /// - returns `[batch, queries, channels]`
 pub fn scaled_dot_product(
     [q, k, v]: [&Tensor; 3],
     heads: i64,
-    mask: Option<&Tensor>,
+    mask: Mask<'_>,
     scale: Option<f64>,
     split: BatchSplit<'_>,
 ) -> Result<Tensor> {
@@ -35,7 +54,14 @@ pub fn scaled_dot_product(
     let (q, k, v) = (to_heads(q)?, to_heads(k)?, to_heads(v)?);
     let attended = split.map_all([&q, &k, &v], |[q, k, v]| {
         Ok(Tensor::f_scaled_dot_product_attention(
-            q, k, v, mask, 0.0, false, scale, false,
+            q,
+            k,
+            v,
+            mask.added(),
+            0.0,
+            matches!(mask, Mask::Causal),
+            scale,
+            false,
         )?)
     })?;
     Ok(attended.f_transpose(1, 2)?.f_reshape([batch, -1, channels])?)
@@ -103,7 +129,7 @@ impl Attention {
     }
 
     fn attend(&self, q: &Tensor, context: &KeyValue, split: BatchSplit<'_>) -> Result<Tensor> {
-        let attended = scaled_dot_product([q, &context.key, &context.value], self.heads, None, None, split)?;
+        let attended = scaled_dot_product([q, &context.key, &context.value], self.heads, Mask::None, None, split)?;
         self.to_out.forward_split(&attended, split)
     }
 }

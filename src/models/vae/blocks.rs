@@ -5,7 +5,7 @@
 use tch::Tensor;
 
 use super::config::AutoencoderKlConfig;
-use crate::models::layers::{BatchSplit, GroupNorm, Linear, ResnetBlock2D, ResnetConfig, scaled_dot_product};
+use crate::models::layers::{BatchSplit, GroupNorm, Linear, Mask, ResnetBlock2D, ResnetConfig, scaled_dot_product};
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
@@ -69,7 +69,7 @@ impl Attention {
         let q = self.to_q.forward(&tokens)?;
         let k = self.to_k.forward(&tokens)?;
         let v = self.to_v.forward(&tokens)?;
-        let attended = scaled_dot_product([&q, &k, &v], 1, None, None, BatchSplit::Joint)?;
+        let attended = scaled_dot_product([&q, &k, &v], 1, Mask::None, None, BatchSplit::Joint)?;
         let output = self
             .to_out
             .forward(&attended)?

@@ -63,8 +63,8 @@ pub(super) fn load() -> Result<()> {
 fn found_libraries() -> Vec<PathBuf> {
     let variable = std::env::var_os(LIBRARY_PATH_VARIABLE).map(PathBuf::from);
     let libtorch = libtorch_folder();
-    let beside = libtorch.as_ref().map(|folder| folder.join("cuda"));
-    [variable, beside, libtorch]
+    let next_to_it = libtorch.as_ref().map(|folder| folder.join("cuda"));
+    [variable, next_to_it, libtorch]
         .into_iter()
         .flatten()
         .map(|folder| folder.join(LIBRARY))

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn allocation_that_fails_beside_a_number_is_out_of_memory() {
+    fn failed_allocation_with_a_number_is_out_of_memory() {
         let one = Tensor::zeros([1], tch::kind::FLOAT_CPU);
         let large = one.expand([1 << 50], false);
         assert!(matches!(large.mul_number(2.0), Err(Error::OutOfMemory(_))));

@@ -26,7 +26,7 @@ unsafe extern "C" {
 
 /// The stream of one thread on its device. On the CPU there is no stream, and nothing is copied.
 ///
-/// Dropping it waits for its work, so that whoever frees memory later frees none that is in use.
+/// Dropping it waits for its work, so that memory that is freed later is not in use.
 pub struct Stream(Option<CudaStream>);
 
 struct CudaStream {

@@ -128,7 +128,7 @@ fn allocations_of(change: impl FnOnce()) -> u64 {
     before
 }
 
-/// The weights fit, but nothing could be computed beside them.
+/// The weights fit, but nothing could be computed with them.
 #[test]
 fn load_without_room_to_work_is_out_of_memory() {
     in_own_process(&[], || {

@@ -38,7 +38,7 @@ pub fn serve_on(
 }
 
 /// Base64 of a PNG of this size: a gradient with a frame.
-pub fn picture(width: u32, height: u32) -> String {
+pub fn photo(width: u32, height: u32) -> String {
     let image = image::RgbImage::from_fn(width, height, |x, y| {
         let shade = |at: u32, of: u32| (at * 255 / of) as u8;
         image::Rgb([shade(x, width), shade(y, height), if x < 8 { 255 } else { 40 }])
@@ -58,7 +58,7 @@ fn png(image: image::DynamicImage) -> String {
     BASE64_STANDARD.encode(file.into_inner())
 }
 
-/// A request of a pipeline: its name, its checkpoint, and its inputs beside the prompt.
+/// A request of a pipeline: its name, its checkpoint, and its inputs other than the prompt.
 pub struct Case {
     pub name: &'static str,
     pub checkpoint: &'static str,
@@ -78,7 +78,7 @@ pub fn pipelines() -> Vec<Case> {
             inputs,
         }
     };
-    let image = || ("image", picture(64, 64));
+    let image = || ("image", photo(64, 64));
     vec![
         case("text to image", "sd2_base", json!({}), vec![]),
         case("text to image, SD 1", "sd1", json!({}), vec![]),
@@ -119,7 +119,7 @@ pub fn pipelines() -> Vec<Case> {
             json!({"strength": 0.8}),
             vec![image(), ("mask_image", mask(64, 64))],
         ),
-        case("upscale", "x4_upscaler", json!({}), vec![("image", picture(24, 16))]),
+        case("upscale", "x4_upscaler", json!({}), vec![("image", photo(24, 16))]),
     ]
 }
 

@@ -194,7 +194,8 @@ impl DiffusionPipeline {
 
     fn step_jobs(&mut self, jobs: &mut [&mut Job]) -> Result<StepResults> {
         self.stream.begin_step()?;
-        let prediction = self.unet_calls.predict(jobs, &self.stream)?;
+        let inputs = jobs.iter().map(|job| job.unet_input()).collect::<Result<Vec<_>>>()?;
+        let prediction = self.unet_calls.predict(&inputs, &self.stream)?;
         let mut start = 0;
         let mut outcome = Vec::with_capacity(jobs.len());
         for job in jobs {

@@ -4,7 +4,7 @@ use tch::{Device, Tensor};
 
 use super::denoising_state::DenoisingState;
 use super::stable_diffusion::Postprocess;
-use super::unet_calls::JobConditioning;
+use super::unet_calls::{JobConditioning, JobInput};
 use crate::schedulers::Scheduler;
 use crate::torch::numbers::NumberOperators;
 use crate::torch::{Generator, Stream};
@@ -64,11 +64,21 @@ impl Job {
         self.index >= self.scheduler.timesteps().len()
     }
 
-    /// Returns the timestep of the next UNet call.
+    /// Returns what the job adds to the next UNet call.
     ///
     /// # Errors
     /// Internal if no step is left.
-    pub fn timestep(&self) -> Result<f32> {
+    pub fn unet_input(&self) -> Result<JobInput<'_>> {
+        Ok(JobInput {
+            sample: self.input()?,
+            step: self.index,
+            timestep: self.timestep()?,
+            one_by_one: self.state.one_by_one,
+            conditioning: &self.conditioning,
+        })
+    }
+
+    fn timestep(&self) -> Result<f32> {
         self.scheduler
             .timesteps()
             .get(self.index)
@@ -76,8 +86,8 @@ impl Job {
             .ok_or_else(|| Error::internal("a job was stepped past its end"))
     }
 
-    /// Returns the input of the next UNet call, `[batch size, channels, height, width]`.
-    pub fn input(&self) -> Result<Tensor> {
+    /// Returns the sample of the next UNet call, `[batch size, channels, height, width]`.
+    fn input(&self) -> Result<Tensor> {
         let twice = |tensor: &Tensor| {
             if self.guided {
                 Tensor::f_cat(&[tensor, tensor], 0)
@@ -95,7 +105,7 @@ impl Job {
         }
     }
 
-    /// Takes the UNet's prediction for [`Job::input`] and makes a scheduler step once every tile has its prediction.
+    /// Takes the UNet's prediction for [`Job::unet_input`] and makes a scheduler step once every tile has its prediction.
     pub fn advance(&mut self, prediction: &Tensor, stream: &Stream) -> Result<()> {
         self.calls += 1;
         match &mut self.state.tiles {

@@ -4,7 +4,6 @@ use std::sync::{Arc, Weak};
 
 use tch::{Device, Tensor};
 
-use super::job::Job;
 use super::loading::Components;
 use crate::models::layers::{BatchSplit, ChunkSize, KeyValue, TimeShifts};
 use crate::models::unet::{TimeInput, UNet2DConditionModel, UNetInput};
@@ -51,6 +50,20 @@ enum JobTime {
         class_label: Option<Tensor>,
         timestep_cond: Option<Tensor>,
     },
+}
+
+/// What one job adds to a UNet call.
+pub struct JobInput<'a> {
+    /// `[batch size, channels, height, width]`.
+    pub sample: Tensor,
+    /// The completed steps of the job.
+    pub step: usize,
+    /// The timestep of the call.
+    pub timestep: f32,
+    /// Whether the UNet computes one batch entry at a time, to save memory.
+    pub one_by_one: bool,
+    /// The text and the timesteps.
+    pub conditioning: &'a JobConditioning,
 }
 
 /// The joined text of several jobs.
@@ -130,18 +143,19 @@ impl UNetCalls {
 
     /// Returns the UNet's prediction for the batch entries of all jobs, in their order. On a GPU there may be more entries
     /// behind them.
-    pub fn predict(&mut self, jobs: &[&mut Job], stream: &Stream) -> Result<Tensor> {
-        let sizes: Vec<i64> = jobs.iter().map(|job| job.batch_size()).collect();
+    pub fn predict(&mut self, jobs: &[JobInput<'_>], stream: &Stream) -> Result<Tensor> {
+        let sizes = jobs.iter().map(|job| Ok(job.sample.size4()?.0));
+        let sizes = sizes.collect::<Result<Vec<i64>>>()?;
         // Jobs of a call have one shape: all of them are large or none.
-        let one_by_one = jobs.iter().any(|job| job.state.one_by_one);
+        let one_by_one = jobs.iter().any(|job| job.one_by_one);
         let batch_size: i64 = sizes.iter().sum();
         let padding = if self.device == Device::Cpu || one_by_one {
             0
         } else {
             padded_batch_size(batch_size) - batch_size
         };
-        let samples = jobs.iter().map(|job| job.input()).collect::<Result<Vec<_>>>()?;
-        let sample = self.join(samples, padding)?;
+        let samples = jobs.iter().map(|job| job.sample.shallow_clone());
+        let sample = self.join(samples.collect(), padding)?;
         let time_shifts = self.time_shifts(jobs, &sizes, padding, one_by_one)?;
         let joined = self.joined_text(jobs, padding)?;
         let text = match (jobs, joined) {
@@ -183,12 +197,12 @@ impl UNetCalls {
     }
 
     /// Returns the time embeddings of all entries.
-    fn time_shifts(&self, jobs: &[&mut Job], sizes: &[i64], padding: i64, one_by_one: bool) -> Result<TimeShifts> {
+    fn time_shifts(&self, jobs: &[JobInput<'_>], sizes: &[i64], padding: i64, one_by_one: bool) -> Result<TimeShifts> {
         let mut rows = Vec::with_capacity(jobs.len());
         let mut widths: &[i64] = &[];
         for (job, &size) in jobs.iter().zip(sizes) {
             if let JobTime::Run(run, channels) = &job.conditioning.time {
-                let step = i64::try_from(job.progress().0).map_err(|_| Error::internal("too many steps"))?;
+                let step = i64::try_from(job.step).map_err(|_| Error::internal("too many steps"))?;
                 rows.push((run.f_narrow(0, step, 1)?, size));
                 widths = channels;
             }
@@ -209,7 +223,7 @@ impl UNetCalls {
         let mut labels = Vec::new();
         let mut conds = Vec::new();
         for (job, &size) in jobs.iter().zip(sizes) {
-            timesteps.extend(std::iter::repeat_n(job.timestep()?, size as usize));
+            timesteps.extend(std::iter::repeat_n(job.timestep, size as usize));
             if let JobTime::EachStep {
                 class_label,
                 timestep_cond,
@@ -233,7 +247,7 @@ impl UNetCalls {
 
     /// Finds or makes the joined text of the jobs, and returns its index; `None` if the text of the only job will do. The
     /// jobs of a call rarely change, and a text never does.
-    fn joined_text(&mut self, jobs: &[&mut Job], padding: i64) -> Result<Option<usize>> {
+    fn joined_text(&mut self, jobs: &[JobInput<'_>], padding: i64) -> Result<Option<usize>> {
         self.joined
             .retain(|joined| joined.jobs.iter().all(|job| job.strong_count() > 0));
         if jobs.len() == 1 && padding == 0 {
@@ -241,7 +255,7 @@ impl UNetCalls {
         }
         let is_of = |joined: &JoinedText| {
             let same =
-                |(theirs, ours): (&Weak<()>, &&mut Job)| theirs.as_ptr() == Arc::as_ptr(&ours.conditioning.alive);
+                |(theirs, ours): (&Weak<()>, &JobInput<'_>)| theirs.as_ptr() == Arc::as_ptr(&ours.conditioning.alive);
             joined.padding == padding && joined.jobs.len() == jobs.len() && joined.jobs.iter().zip(jobs).all(same)
         };
         if let Some(found) = self.joined.iter().position(is_of) {

@@ -7,7 +7,7 @@ use std::ffi::{c_char, c_int};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::generator::check_status;
-use super::library;
+use super::{dlopen, library};
 use diffusion_core::{Error, Result};
 
 pub use super::library::{LIBRARY_PATH_VARIABLE, is_linked};
@@ -58,7 +58,7 @@ fn no_device_reason() -> String {
     let version = |name| {
         let mut version = 0;
         // SAFETY: both functions take a place for one number (`cuda_runtime_api.h` of CUDA 13).
-        let status = unsafe { library::runtime_function::<extern "C" fn(*mut c_int) -> c_int>(name) }
+        let status = unsafe { dlopen::runtime_function::<extern "C" fn(*mut c_int) -> c_int>(name) }
             .map(|get| get(&mut version));
         (status == Some(0) && version > 0).then(|| format!("CUDA {}.{}", version / 1000, version % 1000 / 10))
     };
@@ -74,7 +74,7 @@ pub fn compute_capability(index: usize) -> Option<(c_int, c_int)> {
     type GetAttribute = extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
     let index = device_index(index).ok()?;
     // SAFETY: the type is that of `cuda_runtime_api.h` of CUDA 13.
-    let get = unsafe { library::runtime_function::<GetAttribute>(c"cudaDeviceGetAttribute") }?;
+    let get = unsafe { dlopen::runtime_function::<GetAttribute>(c"cudaDeviceGetAttribute") }?;
     let attribute = |attribute| {
         let mut value = 0;
         (get(&mut value, attribute, index) == 0).then_some(value)

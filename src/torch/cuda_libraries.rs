@@ -14,7 +14,7 @@
 
 use std::path::Path;
 
-use super::library::open;
+use super::dlopen::open;
 
 /// The libraries, in the order of opening: a library that links others of the list comes after them.
 ///

@@ -5,6 +5,7 @@
 pub mod cuda;
 pub mod cuda_libraries;
 mod device;
+mod dlopen;
 mod error;
 mod failure;
 mod from_blob;

@@ -5,6 +5,7 @@
 //! names in the checkpoint: a missing tensor, another shape or an unexpected tensor fails the load with the name of the
 //! tensor.
 
+mod available_memory;
 mod component;
 mod convert;
 mod digest;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    println!("cargo:rerun-if-changed=src/torch/shim.cpp");
-    println!("cargo:rerun-if-changed=src/torch/shim.h");
+    for file in ["shim.cpp", "shim.h", "cpu_allocator.cpp", "cpu_allocator.h"] {
+        println!("cargo:rerun-if-changed=src/torch/{file}");
+    }
 
     let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) else {
         println!("cargo:error=LIBTORCH is not set: build with `make build`, which fetches libtorch");
@@ -23,6 +24,7 @@ fn main() {
         // libtorch's headers are not free of warnings.
         .warnings(false)
         .file("src/torch/shim.cpp")
+        .file("src/torch/cpu_allocator.cpp")
         .compile("td_shim");
 
     // The shipped library finds libtorch in its own folder. Programs in the build folder (`target/release` and below) find

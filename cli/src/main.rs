@@ -45,6 +45,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    triton_diffusion::pipelines::initialize_libtorch();
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {

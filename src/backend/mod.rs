@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use triton_api::{BackendContext, log_info};
 
-use crate::pipelines::open_cuda_early;
+use crate::pipelines::initialize_libtorch;
 use device_health::DeviceHealth;
 use metrics::MetricFamilies;
 
@@ -33,7 +33,7 @@ impl triton_api::Backend for BackendState {
 
     fn initialize(context: &BackendContext<'_>) -> Result<Self, triton_api::Error> {
         triton_api::panic::install_hook();
-        open_cuda_early();
+        initialize_libtorch();
         log_info!(
             "backend '{}': triton-diffusion {} from {}",
             context.name(),

@@ -18,10 +18,11 @@ mod stable_diffusion;
 mod unet_calls;
 
 use crate::models::layers::free_upcast_buffers;
-use crate::torch::{cuda, memory};
+use crate::torch::{cpu_allocator, cuda, memory};
 use diffusion_core::Result;
 
-pub use crate::torch::cuda::{DeviceMemory, open_early as open_cuda_early};
+pub use crate::torch::cuda::DeviceMemory;
+pub use crate::torch::initialize as initialize_libtorch;
 pub use crate::torch::{Device, Stream};
 pub use depth_map::{depth_map, given_depth_map};
 pub use diffusion_pipeline::{DiffusionPipeline, PipelineOutput};
@@ -49,6 +50,7 @@ pub fn device_memory(device: Device) -> Result<Option<DeviceMemory>> {
 /// Those of CUDA, as `Internal`; the other caches are freed all the same.
 pub fn free_cached_memory(device: impl Into<tch::Device>) -> Result<()> {
     free_upcast_buffers();
+    cpu_allocator::trim();
     memory::trim();
     cuda::empty_cache(device.into())
 }

@@ -1,7 +1,8 @@
 //! The functions of libtorch that tch lacks: generators, CUDA at run time, tensors over foreign memory, pinned memory.
 //!
-//! The only C++ of the project is `shim.cpp` in this folder.
+//! The only C++ of the project is in this folder.
 
+pub mod cpu_allocator;
 pub mod cuda;
 pub mod cuda_libraries;
 mod device;
@@ -16,6 +17,14 @@ pub mod numbers;
 mod pinned;
 mod stream;
 mod upload;
+
+/// Prepares libtorch in this process. Must be called before libtorch computes or allocates anything.
+///
+/// Replaces the CPU allocator, and opens CUDA if this machine has it.
+pub fn initialize() {
+    cpu_allocator::install();
+    cuda::open_early();
+}
 
 pub use device::Device;
 pub use error::is_out_of_memory;

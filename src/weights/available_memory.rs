@@ -3,7 +3,7 @@
 use tch::Device;
 
 use crate::torch::cuda::DeviceMemory;
-use crate::torch::{cuda, memory};
+use crate::torch::{cpu_allocator, cuda, memory};
 use diffusion_core::{Error, Result};
 
 /// Host memory that a load leaves free, for models that run.
@@ -18,10 +18,15 @@ pub fn check_host(needed: u64, mapped: u64) -> Result<()> {
     if needed == 0 {
         return Ok(());
     }
-    match memory::available(mapped) {
+    let check = || match memory::available(mapped) {
         Some(free) => check_free(needed, free, HOST_RESERVE, "the host"),
         None => Ok(()),
-    }
+    };
+    // What libtorch keeps counts as used.
+    check().or_else(|_| {
+        cpu_allocator::trim();
+        check()
+    })
 }
 
 /// Checks that a GPU has `needed` more bytes. What libtorch caches counts as used, so the cache is freed before a load is

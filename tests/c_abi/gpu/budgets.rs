@@ -7,7 +7,7 @@ use diffusion_engine::Pipeline;
 use diffusion_request::{ElementInputs, RequestValidator};
 use serde_json::{Value, json};
 use test_support::checkpoint;
-use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, Job, open_cuda_early};
+use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, Job, initialize_libtorch};
 use triton_diffusion::schedulers;
 
 use super::pretend::{in_own_process, start_log, take_log};
@@ -22,7 +22,7 @@ struct Model {
 
 impl Model {
     fn load(name: &str) -> Self {
-        open_cuda_early();
+        initialize_libtorch();
         let parameters = ModelParameters::default();
         let (components, _) = Components::load(&checkpoint(name), &parameters, Device::Cuda(0)).unwrap();
         let validator = RequestValidator::new(components.model_info(), &parameters).unwrap();

@@ -17,7 +17,7 @@ use crate::models::unet::guidance_scale_embedding;
 use crate::processors::vae::{image_bytes, images};
 use crate::schedulers::SamplingOptions;
 use crate::torch::numbers::NumberOperators;
-use crate::torch::{Generator, Stream, classify_errors, cuda, memory};
+use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, cuda, memory};
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
@@ -118,6 +118,7 @@ impl DiffusionPipeline {
     fn decode_batch(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
         match chunks {
             Some(size) => {
+                cpu_allocator::trim();
                 memory::trim();
                 self.components.vae.decode_chunked(latents, size)
             }

@@ -12,7 +12,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use diffusion_core::config::ModelParameters;
 use diffusion_engine::Pipeline;
 use diffusion_request::{ElementInputs, RequestValidator};
-use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline};
+use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, initialize_libtorch};
 
 /// Set in the processes that upscale: `max_pixels`, and the file for the image.
 const WORK: &str = "TRITON_DIFFUSION_TILES_WORK";
@@ -44,6 +44,7 @@ fn input(side: u32) -> Vec<u8> {
 
 /// Upscales the input and writes the pixels to a file; prints the number of chunks and the peak memory in kB.
 fn work(max_pixels: u64, file: &Path) {
+    initialize_libtorch();
     let folder = test_support::checkpoint("x4_upscaler");
     let parameters = ModelParameters {
         max_pixels: Some(max_pixels),

@@ -1,5 +1,6 @@
 """The GPU check without a GPU: its arithmetic, its verdicts, its files, and the command in float32 on the CPU."""
 
+import importlib.util
 import json
 import math
 import os
@@ -367,6 +368,18 @@ def test_check_without_a_command_does_not_start(tmp_path):
     done = check("--device", "cpu", "--command", tmp_path / "none")
     assert done.returncode == 2
     assert "none is missing: run 'make backend'" in done.stderr
+
+
+def test_test_command_serves_as_the_command_if_it_is_alone(script, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("gpu_check_main", CHECK / "__main__.py")
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+    test_command = script("")
+    for present, command in ((False, test_command), (True, tmp_path / "released")):
+        monkeypatch.setattr(main, "DEFAULT_COMMAND", tmp_path / "released")
+        if present:
+            (tmp_path / "released").touch()
+        assert main.arguments(["--test-command", str(test_command)]).command == command
 
 
 def test_check_on_a_gpu_without_pytorch_does_not_start(script, tmp_path):

@@ -41,7 +41,9 @@ class CannotStart(Exception):
 def arguments(argv):
     parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu for what needs no GPU")
-    parser.add_argument("--command", type=Path, default=DEFAULT_COMMAND, help="the command triton-diffusion")
+    parser.add_argument(
+        "--command", type=Path, help="the command [default: dist/bin/triton-diffusion, else its test build]"
+    )
     parser.add_argument("--test-command", type=Path, default=TEST_COMMAND, help="the command with failures to arm")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the results to a file")
     parser.add_argument("--quick", action="store_true", help="fewer cases, one image, few limits of memory")
@@ -54,6 +56,10 @@ def arguments(argv):
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--width", type=int, default=512)
     options = parser.parse_args(argv)
+    if options.command is None:
+        # On a machine to which little can be carried, the test build serves as both.
+        only_test = options.test_command.is_file() and not DEFAULT_COMMAND.is_file()
+        options.command = options.test_command if only_test else DEFAULT_COMMAND
     chosen = options.parts.split(",") if options.parts else list(ENDS)
     if unknown := [name for name in chosen if name not in ENDS]:
         parser.error(f"--parts: expected some of {','.join(ENDS)}, got {unknown[0]}")

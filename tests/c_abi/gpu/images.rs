@@ -130,7 +130,7 @@ fn second_gpu_computes_the_same_bytes() {
 #[test]
 fn cancel_and_unload_leave_no_memory_on_the_gpu() {
     in_own_process(&[], || {
-        let mut pinned = Vec::new();
+        const BUFFER: u64 = 32 << 20;
         for _ in 0..3 {
             serve_on(
                 on_gpu(0),
@@ -147,8 +147,9 @@ fn cancel_and_unload_leave_no_memory_on_the_gpu() {
             );
             assert_eq!(memory(0, Memory::Used), 0);
             assert_eq!(memory(0, Memory::Cached), 0, "the cache is freed with the last model");
-            pinned.push(memory(0, Memory::Pinned));
+            // Only the buffers for loads stay, one to four of them.
+            let pinned = memory(0, Memory::Pinned);
+            assert!(pinned % BUFFER == 0 && pinned <= 4 * BUFFER, "{pinned} bytes");
         }
-        assert_eq!(pinned[0], pinned[2], "only the buffers for loads stay: {pinned:?}");
     });
 }

@@ -149,7 +149,7 @@ fn cancel_and_unload_leave_no_memory_on_the_gpu() {
             assert_eq!(memory(0, Memory::Cached), 0, "the cache is freed with the last model");
             // Only the buffers for loads stay, one to four of them.
             let pinned = memory(0, Memory::Pinned);
-            assert!(pinned % BUFFER == 0 && pinned <= 4 * BUFFER, "{pinned} bytes");
+            assert!(pinned.is_multiple_of(BUFFER) && pinned <= 4 * BUFFER, "{pinned} bytes");
         }
     });
 }

@@ -116,7 +116,7 @@ deny: ## licenses, sources and duplicate versions of the crates (cargo-deny, ins
 	cargo fetch --locked
 	cargo deny --offline --log-level error check licenses bans sources
 
-# The operators come from the pretend GPU, which runs all pipelines in a process of its own.
+# The operators come from the pretend GPU, which runs all pipelines in its own process.
 check-cuda: pretend ## the GPU path against libtorch's CUDA libraries, without a driver or a GPU (installs them the first time)
 	@$(MAKE) --no-print-directory backend CUDA=1
 	@tools/check_cuda.sh

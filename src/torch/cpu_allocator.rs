@@ -34,7 +34,7 @@ pub fn install() {
 
 /// Returns the kept memory to the system.
 pub fn trim() {
-    // SAFETY: passes nothing; the cache has a lock of its own.
+    // SAFETY: passes nothing; the cache has its own lock.
     unsafe { td_cpu_allocator_trim() }
 }
 

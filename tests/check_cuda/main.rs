@@ -1,8 +1,8 @@
 //! Checks the GPU path against libtorch's real CUDA library. Neither a driver nor a GPU is needed.
 //!
 //! `make check-cuda` makes `dist/backends/diffusion` with CUDA=1, compiles `helper.cpp` and the pretend device, and runs
-//! these tests, which are ignored otherwise. A process can open CUDA once, so each test starts itself again in a process
-//! of its own. That process uses the libtorch of `dist/backends/diffusion`.
+//! these tests, which are ignored otherwise. A process can open CUDA once, so each test starts itself again in its own
+//! process. That process uses the libtorch of `dist/backends/diffusion`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -43,7 +43,7 @@ fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
 
-/// Runs the test `name` in a process of its own, in which [`role`] returns `role`. `change` may change the command.
+/// Runs the test `name` in its own process, in which [`role`] returns `role`. `change` may change the command.
 /// Prints what the process prints, and fails if the process fails.
 fn run_in_own_process(name: &str, role: &str, change: impl FnOnce(&mut Command)) {
     let folder = cuda_folder();
@@ -70,7 +70,7 @@ fn run_in_own_process(name: &str, role: &str, change: impl FnOnce(&mut Command))
     print!("{text}");
 }
 
-/// Runs `check` in a process of its own; `name` is the name of the calling test.
+/// Runs `check` in its own process; `name` is the name of the calling test.
 fn check_in_own_process(name: &str, check: fn()) {
     match role() {
         Some(_) => check(),

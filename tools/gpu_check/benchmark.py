@@ -1,4 +1,4 @@
-"""Reads the result of `triton-diffusion benchmark --json`, and runs the eager UNet in a process of its own."""
+"""Reads the result of `triton-diffusion benchmark --json`, and runs the eager UNet in its own process."""
 
 import json
 import math

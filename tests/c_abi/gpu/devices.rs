@@ -3,7 +3,7 @@
 use serde_json::json;
 use triton_fake::InstanceSpec;
 
-use super::pretend::{Plant, in_own_process, plant};
+use super::pretend::{Failure, arm, in_own_process};
 use super::support::*;
 use crate::support::*;
 
@@ -61,7 +61,7 @@ fn gpu_beyond_the_last_is_an_error() {
 fn gpu_that_cannot_compute_fails_the_load() {
     in_own_process(&[], || {
         serve_on(InstanceSpec::default(), "sd2_base", |spec| spec, |_, _| {});
-        plant(&Plant {
+        arm(&Failure {
             allocation: false,
             nth: 50,
             text: "CUDA error: no kernel image is available for execution on the device",

@@ -4,19 +4,19 @@ use serde_json::json;
 use triton_api::ErrorCode;
 use triton_fake::{FakeInstance, FakeServer, InstanceSpec};
 
-use super::pretend::{Memory, Plant, in_own_process, memory, plant};
+use super::pretend::{Failure, Memory, arm, in_own_process, memory};
 use super::support::*;
 use crate::support::*;
 
 const ILLEGAL_ADDRESS: &str = "CUDA error: an illegal memory access was encountered";
-/// What cuDNN's plans end with when none of them got its workspace, among other causes.
+/// The error of cuDNN when no plan of a convolution got its workspace, among other causes.
 const NO_PLAN: &str = "GET was unable to find an engine to execute this computation";
-/// What the allocator ends with instead of its own message on a MIG slice in a container.
+/// The error of the allocator on a MIG slice in a container, where it cannot make its usual message.
 const NVML: &str = "NVML_SUCCESS == r INTERNAL ASSERT FAILED at \"/pytorch/c10/cuda/CUDACachingAllocator.cpp\":1165";
 
-/// Plants a failure in the middle of a request, and returns the answer. The next request must be served.
-fn answer_with(server: &FakeServer, instance: &FakeInstance<'_>, failure: &Plant<'_>) -> (ErrorCode, String) {
-    plant(failure);
+/// Arms a failure in the middle of a request, and returns the answer. The next request must be served.
+fn answer_with(server: &FakeServer, instance: &FakeInstance<'_>, failure: &Failure<'_>) -> (ErrorCode, String) {
+    arm(failure);
     let request = ask(server, &good_args());
     instance.execute(&[&request]).unwrap();
     let refused = refusal(&request);
@@ -32,7 +32,7 @@ fn text_of_nvml_is_out_of_memory() {
             "sd2_base",
             |spec| spec,
             |server, instance| {
-                let failure = Plant {
+                let failure = Failure {
                     allocation: true,
                     nth: 300,
                     text: NVML,
@@ -60,7 +60,7 @@ fn plan_without_an_engine_is_out_of_memory_only_if_the_allocator_was() {
                     "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
                 ] {
                     for counts in [true, false] {
-                        let failure = Plant {
+                        let failure = Failure {
                             allocation: false,
                             nth: 400,
                             text,
@@ -96,7 +96,7 @@ fn lose_the_gpu(nth: u64) {
     assert_serves(&server, &instance);
     assert_serves(&server, &other);
 
-    plant(&Plant {
+    arm(&Failure {
         allocation: false,
         nth,
         text: ILLEGAL_ADDRESS,

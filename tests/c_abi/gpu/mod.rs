@@ -1,7 +1,7 @@
 //! The GPU path, on a pretend GPU: a library in place of `libtorch_cuda.so` (tests/gpu/pretend) that computes with the
-//! CPU's kernels, logs what it is asked for, and fails where a test plants a failure.
+//! CPU's kernels, logs what it is asked for, and fails where a test arms a failure.
 //!
-//! Each test runs in a process of its own, because libtorch registers CUDA once in the life of a process.
+//! Each test runs in its own process, because libtorch registers CUDA once in the life of a process.
 
 mod budgets;
 mod devices;

@@ -13,7 +13,7 @@ fn library() -> PathBuf {
     library
 }
 
-/// Runs `test` in a process of its own, with the pretend GPU and these environment variables.
+/// Runs `test` in its own process, with the pretend GPU and these environment variables.
 pub fn in_own_process<F: FnOnce()>(variables: &[(&str, &str)], test: F) {
     if std::env::var_os(CHILD).is_some() {
         return test();
@@ -71,7 +71,7 @@ type TakeLog = extern "C" fn() -> *const c_char;
 type SetNumber = extern "C" fn(u64);
 type GetNumber = extern "C" fn() -> u64;
 type GetMemory = extern "C" fn(c_int, c_int) -> u64;
-type PlantFailure = extern "C" fn(bool, u64, *const c_char, bool, bool);
+type Arm = extern "C" fn(bool, u64, *const c_char, bool, bool);
 
 /// Starts a new log.
 pub fn start_log() {
@@ -131,7 +131,7 @@ pub fn memory(device: c_int, what: Memory) -> u64 {
 }
 
 /// A failure of the pretend GPU.
-pub struct Plant<'a> {
+pub struct Failure<'a> {
     /// Whether an allocation fails, and not an operator.
     pub allocation: bool,
     /// How many operators or allocations from now on.
@@ -144,11 +144,17 @@ pub struct Plant<'a> {
     pub fatal: bool,
 }
 
-/// Plants a failure.
-pub fn plant(plant: &Plant<'_>) {
-    let text = CString::new(plant.text).unwrap();
+/// Arms a failure.
+pub fn arm(failure: &Failure<'_>) {
+    let text = CString::new(failure.text).unwrap();
     // SAFETY: the type is that of control.h.
-    let call: PlantFailure = unsafe { function(c"pretend_plant") };
+    let call: Arm = unsafe { function(c"pretend_arm") };
     // The library copies the text.
-    call(plant.allocation, plant.nth, text.as_ptr(), plant.counts, plant.fatal);
+    call(
+        failure.allocation,
+        failure.nth,
+        text.as_ptr(),
+        failure.counts,
+        failure.fatal,
+    );
 }

@@ -25,29 +25,29 @@ std::string lines;
 std::string taken;
 thread_local int inside = 0;
 
-struct Plant {
+struct Armed {
   bool allocation;
   uint64_t left;
   std::string text;
   bool counts;
   bool fatal;
 };
-std::vector<Plant> plants;
+std::vector<Armed> armed;
 std::string dead;  // The text of the fatal failure.
 uint64_t fail_in = 0;
 uint64_t allocations = 0;
 uint64_t limit = 0;
 int64_t ooms = 0;
 
-// The planted failure that is due now, if any.
-void check_plants(bool allocation) {
-  for (auto plant = plants.begin(); plant != plants.end(); ++plant) {
-    if (plant->allocation != allocation || --plant->left > 0) continue;
-    const Plant due = *plant;
-    plants.erase(plant);
+// The armed failure that is due now, if any.
+void check_armed(bool allocation) {
+  for (auto next = armed.begin(); next != armed.end(); ++next) {
+    if (next->allocation != allocation || --next->left > 0) continue;
+    const Armed due = *next;
+    armed.erase(next);
     if (due.counts) ++ooms;
     if (due.fatal) dead = due.text;
-    say("planted " + due.text);
+    say("armed failure: " + due.text);
     throw_torch_error(due.text);
   }
 }
@@ -134,14 +134,14 @@ void check_operator() {
   Guard guard(lock);
   if (inside > 0) return;
   check_alive();
-  check_plants(false);
+  check_armed(false);
 }
 
 bool check_allocation() {
   Guard guard(lock);
   if (inside == 0) check_alive();
   ++allocations;
-  check_plants(true);
+  check_armed(true);
   if (fail_in > 0 && --fail_in == 0) {
     ++ooms;
     return true;
@@ -273,7 +273,7 @@ void pretend_set_limit(uint64_t bytes) {
   limit = bytes;
 }
 
-void pretend_plant(bool allocation, uint64_t nth, const char *text, bool counts, bool fatal) {
+void pretend_arm(bool allocation, uint64_t nth, const char *text, bool counts, bool fatal) {
   Guard guard(lock);
-  plants.push_back({allocation, nth, text, counts, fatal});
+  armed.push_back({allocation, nth, text, counts, fatal});
 }

@@ -1,4 +1,4 @@
-// The state of the pretend device: streams, a log of what the program asks of it, and planted failures.
+// The state of the pretend device: streams, a log of what the program asks of it, and armed failures.
 //
 // The functions with C linkage are for tests, which look them up in the opened library. All state is of the process.
 #pragma once
@@ -25,7 +25,7 @@ uint64_t pretend_memory(int device, int what);
 
 // Makes the `nth` operator (or, with `allocation`, the `nth` allocation) from now on fail with `text`.
 // `counts` says whether the allocator counts it as out of memory. After a `fatal` failure every call fails.
-void pretend_plant(bool allocation, uint64_t nth, const char *text, bool counts, bool fatal);
+void pretend_arm(bool allocation, uint64_t nth, const char *text, bool counts, bool fatal);
 
 }  // extern "C"
 
@@ -44,7 +44,7 @@ struct Inside {
 // Number of devices (PRETEND_DEVICES, by default 1).
 int device_count();
 
-// Throws what is planted for this operator; throws always after a fatal failure.
+// Throws the failure that is armed for this operator; throws always after a fatal failure.
 void check_operator();
 // The same for an allocation. Returns true if it must fail as out of memory.
 bool check_allocation();

@@ -62,7 +62,7 @@ void each_tensor(const torch::jit::Stack &values, Visit visit) {
   }
 }
 
-// Any operator without a kernel of its own below.
+// Any operator that has no own kernel below.
 void on_the_cpu(const c10::OperatorHandle &op, c10::DispatchKeySet, torch::jit::Stack *stack) {
   const std::string name = op.schema().name();
   const torch::jit::Stack arguments(stack->end() - static_cast<long>(op.schema().arguments().size()), stack->end());

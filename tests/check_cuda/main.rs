@@ -1,6 +1,6 @@
 //! Checks the GPU path against libtorch's real CUDA library. Neither a driver nor a GPU is needed.
 //!
-//! `make check-cuda` makes `dist/backends/diffusion` with CUDA=1, compiles `helper.cpp` and the pretend device, and runs
+//! `make check-cuda` makes `dist/backends/diffusion` with CUDA=1, compiles `helper.cpp` and the pretend GPU, and runs
 //! these tests, which are ignored otherwise. A process can open CUDA once, so each test starts itself again in its own
 //! process. That process uses the libtorch of `dist/backends/diffusion`.
 

@@ -1,6 +1,6 @@
 //! Every operator that a GPU must compute has a kernel for CUDA in libtorch.
 //!
-//! One process runs all pipelines and schedulers on the pretend device (`tests/gpu/pretend`) and collects the operators
+//! One process runs all pipelines and schedulers on the pretend GPU (`tests/gpu/pretend`) and collects the operators
 //! from its log. Another process looks them up in the dispatcher with libtorch's real CUDA library.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ use crate::{Helper, open_cuda, open_library, repository, role, run_in_own_proces
 /// The environment variable with the file of the operators.
 const FILE: &str = "TRITON_DIFFUSION_CHECK_CUDA_OPERATORS";
 
-/// What the pretend device has kernels for that do not log.
+/// What the pretend GPU has kernels for that do not log.
 const NOT_LOGGED: [&str; 10] = [
     "aten::_local_scalar_dense",
     "aten::_reshape_alias",
@@ -145,7 +145,7 @@ fn generate(checkpoint: &str, parameters: &ModelParameters, requests: &[(Images,
     }
 }
 
-/// Runs everything on the pretend device and returns the operators of its log.
+/// Runs everything on the pretend GPU and returns the operators of its log.
 fn operators_of_the_pretend_device() -> BTreeSet<String> {
     cuda::device(0).unwrap();
     let library = PathBuf::from(std::env::var_os(cuda::LIBRARY_PATH_VARIABLE).unwrap()).join("libtorch_cuda.so");

@@ -1,4 +1,4 @@
-"""What stands in for the command triton-diffusion: programs for the fixture `script`."""
+"""Programs that the tests run in place of the command triton-diffusion, for the fixture `script`."""
 
 # `generate` writes the golden that has the `gen_args`. `change` is a number that is XORed with each byte.
 GENERATE = """

@@ -93,9 +93,9 @@ impl UNetCalls {
         }
     }
 
-    /// Returns whether each job is computed as in a batch that holds only this job. On a GPU and with fast numerics, the
-    /// bytes may depend on the other jobs of a batch; one large batch is faster there.
-    fn is_batch_invariant(&self) -> bool {
+    /// Returns whether each job is computed apart, since libtorch's kernels look at the batch. The kernels of fast numerics
+    /// do not. On a GPU the bytes may depend on the other jobs of a batch; one large batch is faster there.
+    fn splits_jobs(&self) -> bool {
         self.numerics == Numerics::Exact && self.device == Device::Cpu
     }
 
@@ -104,7 +104,7 @@ impl UNetCalls {
         let (batch_size, tokens, _) = input.prompt_embeds.size3()?;
         let ones = vec![1; batch_size as usize];
         // As `UNetCalls::one_by_one` would compute it.
-        let split = if input.one_by_one && self.is_batch_invariant() {
+        let split = if input.one_by_one && self.splits_jobs() {
             BatchSplit::PerJob(&ones)
         } else {
             BatchSplit::Joint
@@ -118,7 +118,7 @@ impl UNetCalls {
     }
 
     fn job_time(&self, input: &ConditioningInput<'_>, stream: &Stream) -> Result<JobTime> {
-        if self.is_batch_invariant() {
+        if self.splits_jobs() {
             return Ok(JobTime::EachStep {
                 class_label: input.class_label.as_ref().map(Tensor::shallow_clone),
                 timestep_cond: input.timestep_cond.as_ref().map(Tensor::shallow_clone),
@@ -171,7 +171,7 @@ impl UNetCalls {
         if one_by_one {
             return self.predict_large(&input, stream);
         }
-        let split = if self.is_batch_invariant() {
+        let split = if self.splits_jobs() {
             BatchSplit::PerJob(&sizes)
         } else {
             BatchSplit::Joint

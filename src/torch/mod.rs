@@ -11,6 +11,7 @@ mod error;
 mod failure;
 mod from_blob;
 mod generator;
+pub mod kernels;
 mod library;
 pub mod memory;
 pub mod numbers;

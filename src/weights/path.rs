@@ -18,6 +18,8 @@ pub struct Weights {
     stored: HashMap<String, Arc<StoredTensor>>,
     device: Device,
     kind: Kind,
+    /// Whether the layers use the CPU kernels of this crate.
+    fast: bool,
     /// The current name in diffusers to the name in the file, where they differ.
     renamed: HashMap<String, String>,
     /// The names in the files of the tensors that were read.
@@ -42,9 +44,18 @@ impl Weights {
             stored,
             device,
             kind,
+            fast: false,
             renamed: HashMap::new(),
             used: RefCell::default(),
         }
+    }
+
+    /// Lets layers compute with [`torch::kernels`](crate::torch::kernels) if `fast`, the device is the CPU and the dtype
+    /// float32.
+    #[must_use]
+    pub fn fast(mut self, fast: bool) -> Self {
+        self.fast = fast && self.device == Device::Cpu && self.kind == Kind::Float;
+        self
     }
 
     /// Renames tensors of old files.
@@ -171,6 +182,11 @@ impl WeightPath<'_> {
     /// Returns the dtype that the model computes in.
     pub fn kind(&self) -> Kind {
         self.weights.kind
+    }
+
+    /// Returns whether layers compute with [`torch::kernels`](crate::torch::kernels).
+    pub fn is_fast(&self) -> bool {
+        self.weights.fast
     }
 
     /// Returns whether there is a tensor `name` below this path.

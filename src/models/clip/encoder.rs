@@ -7,7 +7,8 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use crate::models::config;
-use crate::models::layers::{BatchSplit, LayerNorm, Linear, Mask, scaled_dot_product};
+use crate::models::layers::{BatchSplit, LayerNorm, Linear, Mask, scaled_dot_product, self_attention};
+use crate::torch::kernels::{self, After};
 use crate::torch::numbers::NumberOperators;
 use crate::weights::WeightPath;
 use diffusion_core::Result;
@@ -82,14 +83,21 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, input: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
+    /// Attends to `input` itself, and adds `residual`.
+    fn forward(&self, input: &Tensor, residual: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
         let (_, _, size) = input.size3()?;
+        let scale = ((size / self.heads) as f64).powf(-0.5);
+        if self.q_proj.is_fast() && !matches!(mask, Mask::Added(_)) {
+            let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+            let causal = matches!(mask, Mask::Causal);
+            let attended = self_attention(input, projections, self.heads, Some(scale), causal)?;
+            return self.out_proj.forward_add(&attended, residual, BatchSplit::Joint);
+        }
         let q = self.q_proj.forward(input)?;
         let k = self.k_proj.forward(input)?;
         let v = self.v_proj.forward(input)?;
-        let scale = ((size / self.heads) as f64).powf(-0.5);
         let attended = scaled_dot_product([&q, &k, &v], self.heads, mask, Some(scale), BatchSplit::Joint)?;
-        self.out_proj.forward(&attended)
+        Ok(residual.f_add(&self.out_proj.forward(&attended)?)?)
     }
 }
 
@@ -117,9 +125,17 @@ impl EncoderLayer {
     }
 
     fn forward(&self, input: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.layer_norm1.forward(input)?, mask)?;
-        let hidden = input.f_add(&attended)?;
-        let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?)?;
+        let hidden = self.self_attn.forward(&self.layer_norm1.forward(input)?, input, mask)?;
+        let normed = self.layer_norm2.forward(&hidden)?;
+        if self.fc1.is_fast() {
+            let activation = match self.activation {
+                Activation::Gelu => kernels::Activation::Gelu,
+                Activation::QuickGelu => kernels::Activation::QuickGelu,
+            };
+            let inner = kernels::linear(&normed, &[self.fc1.kernel()], After::Activate(activation))?;
+            return self.fc2.forward_add(&inner, &hidden, BatchSplit::Joint);
+        }
+        let inner = self.fc1.forward(&normed)?;
         let inner = match self.activation {
             Activation::Gelu => inner.f_gelu("none")?,
             Activation::QuickGelu => inner.f_mul(&inner.mul_number(1.702)?.f_sigmoid()?)?,

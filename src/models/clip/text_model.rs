@@ -92,6 +92,8 @@ pub struct ClipTextModel {
     position_embedding: Embedding,
     encoder: ClipEncoder,
     final_layer_norm: LayerNorm,
+    /// Whether the CPU kernels of this crate compute the layers.
+    fast: bool,
 }
 
 // SAFETY: the model holds tensors and numbers only. Its methods take `&self` and read the weights through functional
@@ -126,6 +128,7 @@ impl ClipTextModel {
             )?,
             encoder: ClipEncoder::new(&path.sub("encoder"), &config.encoder())?,
             final_layer_norm: LayerNorm::new(&path.sub("final_layer_norm"), size, config.layer_norm_eps)?,
+            fast: path.is_fast(),
             config,
         })
     }
@@ -151,7 +154,7 @@ impl ClipTextModel {
             .token_embedding
             .forward(input_ids)?
             .f_add(&self.position_embedding.forward(&positions)?)?;
-        let hidden = if device == Device::Cpu {
+        let hidden = if device == Device::Cpu && !self.fast {
             let mask = causal_mask(tokens, hidden.kind(), device)?;
             self.encoder.forward(hidden, Mask::Added(&mask), clip_skip)?
         } else {

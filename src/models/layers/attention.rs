@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use super::batch_split::BatchSplit;
 use super::linear::Linear;
+use crate::torch::kernels::{self, Activation, After};
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
@@ -67,6 +68,24 @@ pub fn scaled_dot_product(
     Ok(attended.f_transpose(1, 2)?.f_reshape([batch, -1, channels])?)
 }
 
+/// Attends to `input` itself with the CPU kernels of this crate: one product for the three projections.
+///
+/// # Shapes
+/// - `input` and the result: `[batch, tokens, channels]`
+pub fn self_attention(
+    input: &Tensor,
+    projections: [&Linear; 3],
+    heads: i64,
+    scale: Option<f64>,
+    causal: bool,
+) -> Result<Tensor> {
+    let weights = projections.map(Linear::kernel);
+    let projected = kernels::linear(input, &weights, After::Activate(Activation::Identity))?;
+    let channels = projected.size().last().copied().unwrap_or_default() / 3;
+    let part = |index| projected.f_narrow(-1, index * channels, channels);
+    kernels::attention([&part(0)?, &part(1)?, &part(2)?], heads, scale, causal)
+}
+
 /// The projected keys and values of an attention, `[batch, keys, channels]` each.
 #[derive(Debug)]
 pub struct KeyValue {
@@ -110,26 +129,38 @@ impl Attention {
         })
     }
 
-    /// Attends to `input` itself.
+    /// Attends to `input` itself, and adds `residual`.
     ///
     /// # Shapes
-    /// - `input` and the result: `[batch, tokens, channels]`
-    pub fn forward(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+    /// - `input`, `residual` and the result: `[batch, tokens, channels]`
+    pub fn forward(&self, input: &Tensor, residual: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        if self.to_q.is_fast() {
+            let attended = self_attention(input, [&self.to_q, &self.to_k, &self.to_v], self.heads, None, false)?;
+            return self.to_out.forward_add(&attended, residual, split);
+        }
         // In diffusers' order.
         let q = self.to_q.forward_split(input, split)?;
-        self.attend(&q, &self.key_value(input, split)?, split)
+        self.attend(&q, &self.key_value(input, split)?, residual, split)
     }
 
-    /// Attends to what was projected before.
-    ///
-    /// # Shapes
-    /// - `input` and the result: `[batch, tokens, channels]`
-    pub fn forward_to(&self, input: &Tensor, context: &KeyValue, split: BatchSplit<'_>) -> Result<Tensor> {
-        self.attend(&self.to_q.forward_split(input, split)?, context, split)
+    /// Attends to what was projected before, and adds `residual`; shapes as in [`Attention::forward`].
+    pub fn forward_to(
+        &self,
+        input: &Tensor,
+        context: &KeyValue,
+        residual: &Tensor,
+        split: BatchSplit<'_>,
+    ) -> Result<Tensor> {
+        self.attend(&self.to_q.forward_split(input, split)?, context, residual, split)
     }
 
-    fn attend(&self, q: &Tensor, context: &KeyValue, split: BatchSplit<'_>) -> Result<Tensor> {
-        let attended = scaled_dot_product([q, &context.key, &context.value], self.heads, Mask::None, None, split)?;
-        self.to_out.forward_split(&attended, split)
+    fn attend(&self, q: &Tensor, context: &KeyValue, residual: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        let qkv = [q, &context.key, &context.value];
+        let attended = if self.to_q.is_fast() {
+            kernels::attention(qkv, self.heads, None, false)?
+        } else {
+            scaled_dot_product(qkv, self.heads, Mask::None, None, split)?
+        };
+        self.to_out.forward_add(&attended, residual, split)
     }
 }

@@ -5,8 +5,16 @@ use tch::Tensor;
 use super::batch_split::BatchSplit;
 use super::chunked::{ChunkSize, convolve};
 use super::weight::Weight;
+use crate::torch::kernels::{self, Resize};
 use crate::weights::WeightPath;
 use diffusion_core::Result;
+
+/// How the CPU kernels of this crate compute a convolution.
+#[derive(Clone, Copy)]
+enum Kernel {
+    Pointwise,
+    Three(Resize),
+}
 
 /// A convolution with a square kernel.
 pub struct Conv2d {
@@ -14,6 +22,8 @@ pub struct Conv2d {
     bias: Option<Tensor>,
     stride: i64,
     padding: i64,
+    /// Whether the CPU kernels of this crate compute the convolution.
+    fast: bool,
 }
 
 impl Conv2d {
@@ -31,6 +41,7 @@ impl Conv2d {
             bias: Some(path.tensor("bias", &[outputs])?),
             stride,
             padding,
+            fast: path.is_fast(),
         })
     }
 
@@ -46,6 +57,7 @@ impl Conv2d {
             bias: bias.then(|| path.tensor("bias", &[outputs])).transpose()?,
             stride: 1,
             padding: 1,
+            fast: path.is_fast(),
         })
     }
 
@@ -76,13 +88,105 @@ impl Conv2d {
         self.forward_with_bias(input, self.bias.as_ref(), split, chunk_size)
     }
 
+    /// Returns whether the CPU kernels of this crate compute the convolution.
+    pub fn is_fast(&self) -> bool {
+        self.fast
+    }
+
     /// Returns the bias `[outputs]`, if there is one.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
 
-    /// Does what [`Conv2d::forward_split`] does with another bias `[outputs]`, or without one.
+    /// Does what [`Conv2d::forward_split`] does, and adds `residual`, of the shape of the result.
+    pub fn forward_add(
+        &self,
+        input: &Tensor,
+        residual: &Tensor,
+        split: BatchSplit<'_>,
+        chunk_size: Option<ChunkSize>,
+    ) -> Result<Tensor> {
+        match self.kernel() {
+            Some(kernel) => self.forward_fast(kernel, input, self.bias.as_ref(), Some(residual)),
+            None => Ok(residual.f_add(&self.forward_split(input, split, chunk_size)?)?),
+        }
+    }
+
+    /// Returns how the CPU kernels of this crate compute the convolution; `None` if libtorch computes it.
+    fn kernel(&self) -> Option<Kernel> {
+        let sides = self.weight.stored().size();
+        match (self.fast, sides.as_slice(), self.stride, self.padding) {
+            (true, &[_, _, 1, 1], 1, 0) => Some(Kernel::Pointwise),
+            (true, &[_, _, 3, 3], 1, 1) => Some(Kernel::Three(Resize::Same)),
+            (true, &[_, _, 3, 3], 2, 1) => Some(Kernel::Three(Resize::Halve { pad_end: false })),
+            _ => None,
+        }
+    }
+
+    fn forward_fast(
+        &self,
+        kernel: Kernel,
+        input: &Tensor,
+        bias: Option<&Tensor>,
+        add: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let weights = kernels::Weights {
+            weight: self.weight.stored(),
+            bias,
+        };
+        match kernel {
+            Kernel::Pointwise => kernels::conv1x1(input, weights, add),
+            Kernel::Three(resize) => kernels::conv3x3(input, weights, resize, add),
+        }
+    }
+
+    /// Enlarges the input to a height and a width by repetition, and applies a 3x3 convolution that keeps the size.
+    pub fn forward_enlarged(
+        &self,
+        input: &Tensor,
+        (height, width): (i64, i64),
+        split: BatchSplit<'_>,
+        chunk_size: Option<ChunkSize>,
+    ) -> Result<Tensor> {
+        if self.fast {
+            let enlarge = Kernel::Three(Resize::Enlarge(height, width));
+            return self.forward_fast(enlarge, input, self.bias.as_ref(), None);
+        }
+        let larger = input.f_upsample_nearest2d([height, width], None, None)?;
+        self.forward_split(&larger, split, chunk_size)
+    }
+
+    /// Applies a 3x3 convolution of stride 2 with a line of zeros at the bottom and at the right.
+    pub fn forward_padded_at_end(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        if self.fast {
+            let halve = Kernel::Three(Resize::Halve { pad_end: true });
+            return self.forward_fast(halve, input, self.bias.as_ref(), None);
+        }
+        self.forward_split(&input.f_constant_pad_nd([0, 1, 0, 1])?, split, None)
+    }
+
+    /// Does what [`Conv2d::forward_split`] does with another bias, `[outputs]` or `[batch, outputs]`.
     pub fn forward_with_bias(
+        &self,
+        input: &Tensor,
+        bias: Option<&Tensor>,
+        split: BatchSplit<'_>,
+        chunk_size: Option<ChunkSize>,
+    ) -> Result<Tensor> {
+        if let Some(kernel) = self.kernel() {
+            return self.forward_fast(kernel, input, bias, None);
+        }
+        let of_entries = bias.filter(|bias| bias.dim() == 2);
+        let bias = bias.filter(|bias| bias.dim() != 2);
+        let output = self.convolve(input, bias, split, chunk_size)?;
+        match of_entries {
+            Some(bias) => Ok(output.f_add(&bias.f_unsqueeze(-1)?.f_unsqueeze(-1)?)?),
+            None => Ok(output),
+        }
+    }
+
+    /// Applies the convolution with libtorch.
+    fn convolve(
         &self,
         input: &Tensor,
         bias: Option<&Tensor>,
@@ -116,6 +220,7 @@ mod tests {
             bias: Some(noise(&[5])),
             stride: 1,
             padding: 1,
+            fast: false,
         }
     }
 

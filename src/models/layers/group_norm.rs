@@ -2,7 +2,10 @@
 
 use tch::{Kind, Tensor};
 
+use super::activations::silu;
+use super::batch_split::BatchSplit;
 use super::chunked::{ChunkSize, FeatureMap};
+use crate::torch::kernels::{self, Activation};
 use crate::torch::numbers::NumberOperators;
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
@@ -13,6 +16,8 @@ pub struct GroupNorm {
     bias: Tensor,
     groups: i64,
     eps: f64,
+    /// Whether the CPU kernels of this crate compute the norm of a whole map.
+    fast: bool,
 }
 
 impl GroupNorm {
@@ -31,15 +36,31 @@ impl GroupNorm {
             bias: path.tensor("bias", &[channels])?,
             groups,
             eps,
+            fast: path.is_fast(),
         })
     }
 
     /// Normalizes a whole map.
     ///
     /// # Shapes
-    /// - `input` and the result: `[batch, channels, ..]`
+    /// - `input` and the result: `[batch, channels, height, width]`, or `[batch, channels, ..]` without the CPU kernels
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        if self.fast {
+            return self.forward_fast(input, Activation::Identity);
+        }
         Ok(input.f_group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)?)
+    }
+
+    /// Normalizes a whole map and applies SiLU to each job's entries; shapes as in [`GroupNorm::forward`].
+    pub fn forward_silu(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        if self.fast {
+            return self.forward_fast(input, Activation::Silu);
+        }
+        silu(&self.forward(input)?, split)
+    }
+
+    fn forward_fast(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
+        kernels::group_norm(input, self.groups, &self.weight, &self.bias, self.eps, activation)
     }
 
     /// Measures means and variances of a map chunk by chunk and combines them in float64.

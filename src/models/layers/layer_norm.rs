@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use crate::torch::kernels;
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
@@ -11,6 +12,8 @@ pub struct LayerNorm {
     bias: Tensor,
     size: i64,
     eps: f64,
+    /// Whether the CPU kernels of this crate compute the norm.
+    fast: bool,
 }
 
 impl LayerNorm {
@@ -21,6 +24,7 @@ impl LayerNorm {
             bias: path.tensor("bias", &[size])?,
             size,
             eps,
+            fast: path.is_fast(),
         })
     }
 
@@ -29,6 +33,9 @@ impl LayerNorm {
     /// # Shapes
     /// - `input` and the result: `[batch, .., size]`
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        if self.fast {
+            return kernels::layer_norm(input, &self.weight, &self.bias, self.eps);
+        }
         Ok(input.f_layer_norm([self.size], Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
 }

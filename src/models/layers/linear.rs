@@ -4,6 +4,7 @@ use tch::{Device, Tensor};
 
 use super::batch_split::BatchSplit;
 use super::weight::Weight;
+use crate::torch::kernels::{self, Activation, After};
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
@@ -27,6 +28,8 @@ use diffusion_core::Result;
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
+    /// Whether the CPU kernels of this crate compute the layer.
+    fast: bool,
 }
 
 impl Linear {
@@ -40,6 +43,7 @@ impl Linear {
         Ok(Self {
             weight: Weight::new(path, &[outputs, inputs])?,
             bias: bias.then(|| path.tensor("bias", &[outputs])).transpose()?,
+            fast: path.is_fast(),
         })
     }
 
@@ -54,6 +58,9 @@ impl Linear {
 
     /// Applies the layer to each job's entries; shapes as in [`Linear::forward`].
     pub fn forward_split(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        if self.fast {
+            return kernels::linear(input, &[self.kernel()], After::Activate(Activation::Identity));
+        }
         self.weight.with(input.kind(), |weight| {
             split.map(input, |input| {
                 if input.is_contiguous() {
@@ -66,6 +73,27 @@ impl Linear {
                 }
             })
         })
+    }
+
+    /// Returns whether the CPU kernels of this crate compute the layer.
+    pub fn is_fast(&self) -> bool {
+        self.fast
+    }
+
+    /// The weights as the CPU kernels take them.
+    pub(crate) fn kernel(&self) -> kernels::Weights<'_> {
+        kernels::Weights {
+            weight: self.weight.stored(),
+            bias: self.bias.as_ref(),
+        }
+    }
+
+    /// Applies the layer to each job's entries and adds `residual`, of the shape of the result.
+    pub fn forward_add(&self, input: &Tensor, residual: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        if self.fast {
+            return kernels::linear(input, &[self.kernel()], After::Add(residual));
+        }
+        Ok(self.forward_split(input, split)?.f_add(residual)?)
     }
 
     /// Computes one product for an input that is not contiguous.
@@ -99,6 +127,7 @@ mod tests {
         let linear = Linear {
             weight: noise(&[7, 4]).into(),
             bias: Some(noise(&[7])),
+            fast: false,
         };
         let (a, b) = (noise(&[1, 4]), noise(&[2, 4]));
         let together = Tensor::cat(&[&a, &b], 0);

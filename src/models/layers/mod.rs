@@ -15,7 +15,7 @@ mod transformer_2d;
 mod weight;
 
 pub use activations::silu;
-pub use attention::{Attention, KeyValue, Mask, scaled_dot_product};
+pub use attention::{Attention, KeyValue, Mask, scaled_dot_product, self_attention};
 pub use batch_split::BatchSplit;
 pub use chunked::{ChunkSize, FeatureMap, convolve, convolve_lines};
 pub use conditioning::{Conditioning, TimeShift, TimeShifts};

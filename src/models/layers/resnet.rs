@@ -5,13 +5,13 @@
 
 use tch::Tensor;
 
-use super::activations::silu;
 use super::batch_split::BatchSplit;
 use super::chunked::ChunkSize;
 use super::conditioning::TimeShift;
 use super::conv::Conv2d;
 use super::group_norm::GroupNorm;
 use super::linear::Linear;
+use crate::torch::kernels;
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
@@ -52,6 +52,17 @@ impl ResnetBlock2D {
                 .then(|| Conv2d::pointwise(&path.sub("conv_shortcut"), inputs, outputs))
                 .transpose()?,
         })
+    }
+
+    /// Joins two maps along the channels, in the layout that the block computes in.
+    ///
+    /// # Shapes
+    /// - `left`, `right`: `[batch, channels, height, width]`, with their own numbers of channels
+    pub fn join(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {
+        if self.conv1.is_fast() {
+            return kernels::join_channels(left, right);
+        }
+        Ok(Tensor::f_cat(&[left, right], 1)?)
     }
 
     /// Applies the block to the whole batch, without a time embedding.
@@ -99,23 +110,24 @@ impl ResnetBlock2D {
         split: BatchSplit<'_>,
         chunk_size: Option<ChunkSize>,
     ) -> Result<Tensor> {
-        let mut hidden = silu(&self.norm1.forward(input)?, split)?;
-        let map = |shift: &Tensor| shift.f_unsqueeze(-1)?.f_unsqueeze(-1);
+        let mut hidden = self.norm1.forward_silu(input, split)?;
         let conv1 = |bias| self.conv1.forward_with_bias(&hidden, bias, split, chunk_size);
         hidden = match time_shift {
             None => conv1(self.conv1.bias())?,
-            Some(TimeShift::Added(shift)) => conv1(self.conv1.bias())?.f_add(&map(shift)?)?,
+            Some(TimeShift::Added(shift)) => {
+                conv1(self.conv1.bias())?.f_add(&shift.f_unsqueeze(-1)?.f_unsqueeze(-1)?)?
+            }
             Some(TimeShift::Bias(bias)) if bias.size2()?.0 == 1 => conv1(Some(&bias.f_view([-1])?))?,
-            Some(TimeShift::Bias(biases)) => conv1(None)?.f_add(&map(biases)?)?,
+            Some(TimeShift::Bias(biases)) => conv1(Some(biases))?,
         };
-        hidden = silu(&self.norm2.forward(&hidden)?, split)?;
-        hidden = self.conv2.forward_split(&hidden, split, chunk_size)?;
+        hidden = self.norm2.forward_silu(&hidden, split)?;
         let residual = match &self.conv_shortcut {
+            Some(shortcut) if shortcut.is_fast() => shortcut.forward(input)?,
             Some(shortcut) => shortcut.forward_split(&input.f_contiguous()?, split, None)?,
             None => input.shallow_clone(),
         };
         // diffusers divides by `output_scale_factor` here, which is 1 in every supported model.
-        Ok(residual.f_add(&hidden)?)
+        self.conv2.forward_add(&hidden, &residual, split, chunk_size)
     }
 }
 
@@ -152,8 +164,7 @@ impl Upsample2D {
     ) -> Result<Tensor> {
         let (_, _, height, width) = input.size4()?;
         let (height, width) = size.unwrap_or((height * 2, width * 2));
-        let larger = input.f_upsample_nearest2d([height, width], None, None)?;
-        self.conv.forward_split(&larger, split, chunk_size)
+        self.conv.forward_enlarged(input, (height, width), split, chunk_size)
     }
 }
 
@@ -180,8 +191,7 @@ impl Downsample2D {
     /// - returns `[batch, channels, height/2, width/2]`
     pub fn forward(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
         if self.pad_end {
-            let padded = input.f_constant_pad_nd([0, 1, 0, 1])?;
-            self.conv.forward_split(&padded, split, None)
+            self.conv.forward_padded_at_end(input, split)
         } else {
             self.conv.forward_split(input, split, None)
         }

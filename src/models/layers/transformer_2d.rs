@@ -12,6 +12,7 @@ use super::conv::Conv2d;
 use super::group_norm::GroupNorm;
 use super::layer_norm::LayerNorm;
 use super::linear::Linear;
+use crate::torch::kernels::{self, After};
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
@@ -31,13 +32,18 @@ impl FeedForward {
         })
     }
 
-    fn forward(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+    /// Applies the layers and adds `residual`.
+    fn forward(&self, input: &Tensor, residual: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        if self.project_in.is_fast() {
+            let gated = kernels::linear(input, &[self.project_in.kernel()], After::Gate)?;
+            return self.project_out.forward_add(&gated, residual, split);
+        }
         let projected = self.project_in.forward_split(input, split)?;
         let inner = projected.size().last().copied().unwrap_or_default() / 2;
         let value = projected.f_narrow(-1, 0, inner)?;
         let gate = projected.f_narrow(-1, inner, inner)?;
         let gate = split.map(&gate, |gate| Ok(gate.f_gelu("none")?))?;
-        self.project_out.forward_split(&value.f_mul(&gate)?, split)
+        self.project_out.forward_add(&value.f_mul(&gate)?, residual, split)
     }
 }
 
@@ -77,17 +83,17 @@ impl BasicTransformerBlock {
 
     fn forward(&self, input: &Tensor, conditioning: &mut Conditioning<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
         let normed = self.norm1.forward(input)?;
-        let attended = if self.only_cross_attention {
-            self.attn1.forward_to(&normed, conditioning.next_text()?, split)?
+        let hidden = if self.only_cross_attention {
+            self.attn1
+                .forward_to(&normed, conditioning.next_text()?, input, split)?
         } else {
-            self.attn1.forward(&normed, split)?
+            self.attn1.forward(&normed, input, split)?
         };
-        let hidden = attended.f_add(input)?;
         let normed = self.norm2.forward(&hidden)?;
-        let attended = self.attn2.forward_to(&normed, conditioning.next_text()?, split)?;
-        let hidden = attended.f_add(&hidden)?;
-        let output = self.ff.forward(&self.norm3.forward(&hidden)?, split)?;
-        Ok(output.f_add(&hidden)?)
+        let hidden = self
+            .attn2
+            .forward_to(&normed, conditioning.next_text()?, &hidden, split)?;
+        self.ff.forward(&self.norm3.forward(&hidden)?, &hidden, split)
     }
 }
 
@@ -198,9 +204,17 @@ impl Transformer2DModel {
         for block in &self.transformer_blocks {
             hidden = block.forward(&hidden, conditioning, split)?;
         }
+        if let Projections::Linear { proj_out, .. } = &self.projections
+            && proj_out.is_fast()
+        {
+            return to_map(&proj_out.forward_add(&hidden, &to_tokens(input)?, split)?);
+        }
         let output = match &self.projections {
             Projections::Linear { proj_out, .. } => to_map(&proj_out.forward_split(&hidden, split)?)?,
             Projections::Conv { proj_out, .. } => {
+                if proj_out.is_fast() {
+                    return proj_out.forward_add(&to_map(&hidden)?, input, split, None);
+                }
                 proj_out.forward_split(&to_map(&hidden)?.f_contiguous()?, split, None)?
             }
         };

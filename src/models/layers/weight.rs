@@ -34,6 +34,11 @@ impl Weight {
         Ok(Self(path.stored("weight", shape)?))
     }
 
+    /// Returns the weight in its stored dtype.
+    pub fn stored(&self) -> &Tensor {
+        &self.0
+    }
+
     /// Calls `f` with the weight as `kind`. `f` must not keep the tensor: its memory is used for other weights later.
     pub fn with<R>(&self, kind: Kind, f: impl FnOnce(&Tensor) -> Result<R>) -> Result<R> {
         if self.0.kind() == kind || self.0.device() != Device::Cpu {

@@ -243,7 +243,7 @@ impl UpBlock {
             let skip = skips
                 .pop()
                 .ok_or_else(|| Error::internal("fewer skip connections than the up blocks need"))?;
-            hidden = Tensor::f_cat(&[hidden, skip], 1)?;
+            hidden = resnet.join(&hidden, &skip)?;
             hidden = call.layer(&hidden, resnet, self.attentions.get(index), conditioning)?;
         }
         match &self.upsampler {

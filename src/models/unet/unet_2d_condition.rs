@@ -188,8 +188,12 @@ impl UNet2DConditionModel {
         for block in &self.up_blocks {
             sample = block.forward(&sample, call, conditioning, &mut skips)?;
         }
-        sample = silu(&self.conv_norm_out.forward(&sample)?, split)?;
-        self.conv_out.forward_split(&sample, split, chunk_size)
+        sample = self.conv_norm_out.forward_silu(&sample, split)?;
+        // Schedulers draw and compute in the order of the channels.
+        Ok(self
+            .conv_out
+            .forward_split(&sample, split, chunk_size)?
+            .f_contiguous()?)
     }
 
     /// Projects the text for each attention to it. The result is the same at every step.

@@ -5,7 +5,9 @@
 use tch::Tensor;
 
 use super::config::AutoencoderKlConfig;
-use crate::models::layers::{BatchSplit, GroupNorm, Linear, Mask, ResnetBlock2D, ResnetConfig, scaled_dot_product};
+use crate::models::layers::{
+    BatchSplit, GroupNorm, Linear, Mask, ResnetBlock2D, ResnetConfig, scaled_dot_product, self_attention,
+};
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
@@ -64,6 +66,19 @@ impl Attention {
 
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = input.size4()?;
+        if self.to_q.is_fast() {
+            let tokens = |map: &Tensor| -> Result<Tensor> {
+                Ok(map
+                    .f_permute([0, 2, 3, 1])?
+                    .f_reshape([batch, height * width, channels])?)
+            };
+            let normed = tokens(&self.group_norm.forward(input)?)?;
+            let attended = self_attention(&normed, [&self.to_q, &self.to_k, &self.to_v], 1, None, false)?;
+            let output = self.to_out.forward_add(&attended, &tokens(input)?, BatchSplit::Joint)?;
+            return Ok(output
+                .f_view([batch, height, width, channels])?
+                .f_permute([0, 3, 1, 2])?);
+        }
         let tokens = input.f_view([batch, channels, height * width])?.f_transpose(1, 2)?;
         let tokens = self.group_norm.forward(&tokens.f_transpose(1, 2)?)?.f_transpose(1, 2)?;
         let q = self.to_q.forward(&tokens)?;

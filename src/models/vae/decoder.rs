@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::blocks::{EPS, MidBlock, resnets};
 use super::config::AutoencoderKlConfig;
-use crate::models::layers::{Conv2d, GroupNorm, ResnetBlock2D, Upsample2D};
+use crate::models::layers::{BatchSplit, Conv2d, GroupNorm, ResnetBlock2D, Upsample2D};
 use crate::weights::WeightPath;
 use diffusion_core::Result;
 
@@ -59,7 +59,7 @@ impl Decoder {
                 hidden = upsampler.forward(&hidden)?;
             }
         }
-        hidden = self.conv_norm_out.forward(&hidden)?.f_silu()?;
+        hidden = self.conv_norm_out.forward_silu(&hidden, BatchSplit::Joint)?;
         self.conv_out.forward(&hidden)
     }
 }

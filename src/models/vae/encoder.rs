@@ -59,7 +59,8 @@ impl Encoder {
             }
         }
         hidden = self.mid_block.forward(&hidden)?;
-        hidden = self.conv_norm_out.forward(&hidden)?.f_silu()?;
-        self.conv_out.forward(&hidden)
+        hidden = self.conv_norm_out.forward_silu(&hidden, BatchSplit::Joint)?;
+        // Noise is drawn in the order of the channels.
+        Ok(self.conv_out.forward(&hidden)?.f_contiguous()?)
     }
 }

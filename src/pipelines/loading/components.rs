@@ -84,7 +84,8 @@ impl Components {
         let safety_checker = safety_checker::open(&mut folder, parameters.safety_checker, &mut warnings)?;
 
         let mut weights = folder.loader.load(report)?;
-        let (tokenizer, text_encoder) = text_encoder.build(&mut weights)?;
+        let fast = parameters.numerics == Numerics::Fast;
+        let (tokenizer, text_encoder) = text_encoder.build(&mut weights, fast)?;
         let (max_noise_level, low_res_scheduler) = low_res
             .map(|low_res| (low_res.max_noise_level, low_res.scheduler))
             .unzip();
@@ -92,8 +93,8 @@ impl Components {
             class: folder.class,
             tokenizer,
             text_encoder,
-            unet: unet.build(&mut weights)?,
-            vae: vae.build(&mut weights)?,
+            unet: unet.build(&mut weights, fast)?,
+            vae: vae.build(&mut weights, fast)?,
             depth: depth.map(|depth| depth.build(&mut weights)).transpose()?,
             safety_check: safety_checker.map(|checker| checker.build(&mut weights)).transpose()?,
             scheduler,

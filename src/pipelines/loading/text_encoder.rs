@@ -30,8 +30,12 @@ pub(super) fn open(folder: &mut ModelFolder<'_>) -> Result<TextEncoder> {
 }
 
 impl TextEncoder {
-    pub fn build(self, weights: &mut LoadedWeights) -> Result<(Arc<ClipTokenizer>, SharedModel<ClipTextModel>)> {
-        let model = ClipTextModel::new(self.config, weights.take(self.weights)?)?;
+    pub fn build(
+        self,
+        weights: &mut LoadedWeights,
+        fast: bool,
+    ) -> Result<(Arc<ClipTokenizer>, SharedModel<ClipTextModel>)> {
+        let model = ClipTextModel::new(self.config, weights.take(self.weights)?.fast(fast))?;
         Ok((Arc::new(self.tokenizer), SharedModel::new(model)))
     }
 }

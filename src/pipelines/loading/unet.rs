@@ -26,8 +26,8 @@ pub(super) fn open(folder: &mut ModelFolder<'_>, vae: &AutoencoderKlConfig, text
 }
 
 impl Unet {
-    pub fn build(self, weights: &mut LoadedWeights) -> Result<SharedModel<UNet2DConditionModel>> {
-        let model = UNet2DConditionModel::new(self.config, weights.take(self.weights)?)?;
+    pub fn build(self, weights: &mut LoadedWeights, fast: bool) -> Result<SharedModel<UNet2DConditionModel>> {
+        let model = UNet2DConditionModel::new(self.config, weights.take(self.weights)?.fast(fast))?;
         Ok(SharedModel::new(model))
     }
 }

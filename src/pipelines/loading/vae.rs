@@ -35,8 +35,8 @@ pub(super) fn open(folder: &mut ModelFolder<'_>) -> Result<Vae> {
 }
 
 impl Vae {
-    pub fn build(self, weights: &mut LoadedWeights) -> Result<SharedModel<AutoencoderKl>> {
-        let model = AutoencoderKl::new(self.config, weights.take(self.weights)?)?;
+    pub fn build(self, weights: &mut LoadedWeights, fast: bool) -> Result<SharedModel<AutoencoderKl>> {
+        let model = AutoencoderKl::new(self.config, weights.take(self.weights)?.fast(fast))?;
         Ok(SharedModel::new(model))
     }
 }

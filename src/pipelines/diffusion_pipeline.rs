@@ -17,7 +17,8 @@ use crate::models::unet::guidance_scale_embedding;
 use crate::processors::vae::{image_bytes, images};
 use crate::schedulers::SamplingOptions;
 use crate::torch::numbers::NumberOperators;
-use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, cuda, memory};
+use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, cuda, memory, threads};
+use diffusion_core::config::Numerics;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
@@ -213,7 +214,10 @@ impl DiffusionPipeline {
     fn finish_job(&self, job: &Job) -> Result<PipelineOutput> {
         let mut images = self.decode(&job.state.latents, job.postprocess.chunk_size())?;
         let nsfw_content_detected = match &self.components.safety_check {
-            Some(check) => Some(run_safety_checker(check, &mut images, &self.stream)?),
+            Some(check) => {
+                let run = || run_safety_checker(check, &mut images, &self.stream);
+                Some(self.components.with_libtorch_threads(run)?)
+            }
             None => None,
         };
         let flags = nsfw_content_detected.iter().flatten().copied();
@@ -259,6 +263,10 @@ impl Pipeline for DiffusionPipeline {
     fn init_thread(&mut self) -> Result<()> {
         self.stream = Arc::new(Stream::new(self.components.device)?);
         self.stream.make_current()?;
+        if self.components.device == Device::Cpu {
+            let fast = self.components.numerics == Numerics::Fast;
+            threads::limit(self.components.intra_op_threads, fast);
+        }
         // For the life of the thread: no gradients are computed on it.
         std::mem::forget(tch::no_grad_guard());
         Ok(())

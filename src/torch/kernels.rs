@@ -178,6 +178,8 @@ pub fn linear(input: &Tensor, layers: &[Weights<'_>], after: After<'_>) -> Resul
 pub fn conv3x3(input: &Tensor, weights: Weights<'_>, resize: Resize, add: Option<&Tensor>) -> Result<Tensor> {
     let input = positions(input)?;
     let add = add.map(positions).transpose()?;
+    // The biases of a call's entries may be columns of a wider tensor.
+    let bias = weights.bias.map(Tensor::f_contiguous).transpose()?;
     let shape = shape(&input)?;
     let (outputs, _, _, _) = weights.weight.size4()?;
     let (stride, pad_end) = match resize {
@@ -195,7 +197,7 @@ pub fn conv3x3(input: &Tensor, weights: Weights<'_>, resize: Resize, add: Option
         pad_end,
         weight: values(weights.weight)?,
         outputs: size(outputs)?,
-        bias: weights.bias.map(floats).transpose()?,
+        bias: bias.as_ref().map(floats).transpose()?,
         add: add.as_ref().map(floats).transpose()?,
     };
     let result = conv.result_shape();

@@ -17,6 +17,7 @@ pub mod memory;
 pub mod numbers;
 mod pinned;
 mod stream;
+pub mod threads;
 mod upload;
 
 /// Prepares libtorch in this process. Must be called before libtorch computes or allocates anything.

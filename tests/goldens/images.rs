@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, PipelineOutput};
 
-use crate::support::{Cases, Goldens, checkpoint, compare_bytes, psnr};
+use crate::support::{Cases, Goldens, checkpoint, compare_bytes, exact, psnr};
 
 #[derive(Deserialize)]
 struct Element {
@@ -99,9 +99,9 @@ fn compare(group: &'static str) {
     let mut goldens = Goldens::open(group);
     let cases: Cases<ImageCase> = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
-    let mut exact = 0;
+    let mut equal_to_the_byte = 0;
     for case in cases.cases {
-        let (mut pipeline, validator) = pipeline(&case.checkpoint, &ModelParameters::default());
+        let (mut pipeline, validator) = pipeline(&case.checkpoint, &exact());
         let elements = generate(&goldens, &mut pipeline, &validator, &case.elements);
         for (index, generated) in elements.iter().enumerate() {
             let name = format!("{}/{index}", case.name);
@@ -117,13 +117,13 @@ fn compare(group: &'static str) {
                 let theirs: Vec<u8> = theirs.reshape([-1]).try_into().unwrap();
                 goldens.compared += 1;
                 match compare_bytes(image.rgb(), &theirs) {
-                    Ok(equal) => exact += usize::from(equal),
+                    Ok(equal) => equal_to_the_byte += usize::from(equal),
                     Err(difference) => goldens.failures.push(format!("{name}: {difference}")),
                 }
             }
         }
     }
-    println!("{group}: {exact} of {} equal to the byte", goldens.compared);
+    println!("{group}: {equal_to_the_byte} of {} equal to the byte", goldens.compared);
     goldens.report();
 }
 
@@ -152,28 +152,56 @@ fn upscale_images_match() {
     compare("upscale");
 }
 
-#[test]
-fn fast_numerics_shared_call_stays_above_50_db() {
-    let goldens = Goldens::open("images");
+/// The images of the cases of a group with fast numerics: above 50 dB of the exact ones, and the same bytes in any company.
+fn compare_fast(group: &'static str) {
+    let goldens = Goldens::open(group);
     let cases: Cases<ImageCase> = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
-    let parameters = ModelParameters {
+    let fast = ModelParameters {
         numerics: Numerics::Fast,
         ..ModelParameters::default()
     };
-    let mut compared = 0;
-    for case in cases.cases.iter().filter(|case| case.elements.len() > 1) {
-        let (mut pipeline, validator) = pipeline(&case.checkpoint, &parameters);
-        let elements = generate(&goldens, &mut pipeline, &validator, &case.elements);
-        for (index, generated) in elements.iter().enumerate() {
-            let theirs = goldens.tensor(&format!("{}/{index}", case.name));
-            for (image, theirs) in generated.images.iter().zip(theirs.split(1, 0)) {
-                let theirs: Vec<u8> = theirs.reshape([-1]).try_into().unwrap();
-                let psnr = psnr(image.rgb(), &theirs);
-                assert!(psnr > 50.0, "{}/{index}: {psnr} dB", case.name);
-                compared += 1;
+    let mut worst = f64::INFINITY;
+    for case in cases.cases {
+        let (mut fast, validator) = pipeline(&case.checkpoint, &fast);
+        let (mut exact, _) = pipeline(&case.checkpoint, &exact());
+        let together = generate(&goldens, &mut fast, &validator, &case.elements);
+        let expected = generate(&goldens, &mut exact, &validator, &case.elements);
+        for (index, element) in case.elements.iter().enumerate() {
+            let name = format!("{}/{index}", case.name);
+            let alone = match case.elements.len() {
+                1 => continue,
+                _ => generate(&goldens, &mut fast, &validator, std::slice::from_ref(element)),
+            };
+            for (number, image) in together[index].images.iter().enumerate() {
+                assert!(
+                    image.rgb() == alone[0].images[number].rgb(),
+                    "{name}: company changes the image"
+                );
+                worst = worst.min(psnr(image.rgb(), expected[index].images[number].rgb()));
             }
+            assert!(worst > 50.0, "{name}: {worst} dB");
         }
     }
-    assert!(compared > 0);
+    println!("{group}: above {worst:.1} dB");
+}
+
+#[test]
+fn fast_text2img_images_are_close_and_the_same_in_company() {
+    compare_fast("images");
+}
+
+#[test]
+fn fast_depth2img_images_are_close_and_the_same_in_company() {
+    compare_fast("depth_to_image");
+}
+
+#[test]
+fn fast_inpaint_images_are_close_and_the_same_in_company() {
+    compare_fast("inpaint");
+}
+
+#[test]
+fn fast_upscale_images_are_close_and_the_same_in_company() {
+    compare_fast("upscale");
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use diffusion_core::config::{ModelParameters, Numerics};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
@@ -13,6 +14,14 @@ use triton_diffusion::weights::{TensorFile, Weights, load_component, read_json};
 const TOLERANCE: f64 = 5e-4;
 /// Largest difference of one byte of an image. At most one byte in a hundred may differ.
 const BYTE_TOLERANCE: u8 = 2;
+
+/// Returns the parameters of a model that computes as diffusers does.
+pub fn exact() -> ModelParameters {
+    ModelParameters {
+        numerics: Numerics::Exact,
+        ..ModelParameters::default()
+    }
+}
 
 /// Returns the folder of this machine's goldens if every byte must be equal.
 pub fn parity() -> Option<PathBuf> {

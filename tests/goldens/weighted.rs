@@ -1,11 +1,10 @@
 //! Prompts with weighted words.
 
-use diffusion_core::config::ModelParameters;
 use diffusion_request::{PromptSyntax, Prompts};
 use serde::Deserialize;
 use triton_diffusion::pipelines::{Components, Device, MAX_CHUNKS, Stream};
 
-use crate::support::{Cases, Goldens, checkpoint};
+use crate::support::{Cases, Goldens, checkpoint, exact};
 
 #[test]
 fn prompt_encoder_weighted_embeddings_match() {
@@ -24,7 +23,7 @@ fn prompt_encoder_weighted_embeddings_match() {
     let mut chunks = std::collections::BTreeSet::new();
     for case in cases.cases {
         let folder = checkpoint(&case.checkpoint);
-        let (components, _) = Components::load(&folder, &ModelParameters::default(), Device::Cpu).unwrap();
+        let (components, _) = Components::load(&folder, &exact(), Device::Cpu).unwrap();
         let guided = case.negative_prompt.is_some();
         let negative_prompt = case.negative_prompt.unwrap_or_default();
         let prompts = Prompts::parse(PromptSyntax::Weighted, case.prompt, negative_prompt).unwrap();

@@ -64,18 +64,19 @@ const RULES: [Rule; 8] = [
     Rule {
         folder: "torch",
         folders: &[],
-        crates: &["tch", "torch_sys"],
+        crates: &["tch", "torch_sys", "diffusion_kernels"],
         may_be_unsafe: true,
     },
 ];
 
 /// Crates whose use is restricted to the folders that name them above.
-const RESTRICTED_CRATES: [&str; 6] = [
+const RESTRICTED_CRATES: [&str; 7] = [
     "tch",
     "torch_sys",
     "triton_api",
     "diffusion_engine",
     "diffusion_image",
+    "diffusion_kernels",
     "diffusion_request",
 ];
 

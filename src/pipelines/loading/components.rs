@@ -13,7 +13,7 @@ use crate::models::vae::AutoencoderKl;
 use crate::pipelines::prompt_encoder::PromptEncoder;
 use crate::pipelines::safety_check::SafetyCheck;
 use crate::schedulers::{self, LowResScheduler, SchedulerConfig};
-use crate::torch::{Device, Stream, cuda};
+use crate::torch::{Device, Stream, cuda, threads};
 use crate::weights::{Progress, SharedModel, WeightMemory};
 use diffusion_core::Result;
 use diffusion_core::config::{ModelParameters, Numerics, PipelineClass};
@@ -37,6 +37,8 @@ pub struct Components {
     max_noise_level: u32,
     pub(in crate::pipelines) device: tch::Device,
     pub(in crate::pipelines) numerics: Numerics,
+    /// Threads on the CPU; 0 for as many as the machine has.
+    pub(in crate::pipelines) intra_op_threads: usize,
     /// The memory of the weights.
     pub memory: WeightMemory,
 }
@@ -102,6 +104,7 @@ impl Components {
             max_noise_level: max_noise_level.unwrap_or(0),
             device,
             numerics: parameters.numerics,
+            intra_op_threads: parameters.intra_op_threads.unwrap_or(0) as usize,
             memory: weights.memory,
         };
         self_test::run(&components, &stream)?;
@@ -122,6 +125,16 @@ impl Components {
             guidance_embedding: self.unet.config().time_cond_proj_dim.is_some(),
             max_noise_level: self.max_noise_level,
             schedulers: schedulers::names(),
+        }
+    }
+
+    /// Calls `f`, which computes with libtorch's operators, on all threads of the instance. Fast numerics on the CPU leave
+    /// libtorch one thread elsewhere.
+    pub(in crate::pipelines) fn with_libtorch_threads<R>(&self, f: impl FnOnce() -> R) -> R {
+        if self.device == tch::Device::Cpu && self.numerics == Numerics::Fast {
+            threads::with_libtorch_threads(self.intra_op_threads, f)
+        } else {
+            f()
         }
     }
 

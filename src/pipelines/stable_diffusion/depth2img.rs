@@ -31,7 +31,8 @@ impl PipelineSteps for Depth2Img {
                     .as_ref()
                     .ok_or_else(|| Error::internal("the model has no depth estimator"))?;
                 let pixel_values = context.to_device(&estimator.processor.preprocess(&image)?)?;
-                depth_map(&estimator.model.forward(&pixel_values)?, height, width)?
+                let estimate = || depth_map(&estimator.model.forward(&pixel_values)?, height, width);
+                context.components.with_libtorch_threads(estimate)?
             }
         };
         let state = DenoisingState {

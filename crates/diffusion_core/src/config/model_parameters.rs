@@ -30,9 +30,9 @@ pub enum Dtype {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Numerics {
     /// The same operations in the same order: equal bytes on the CPU in float32.
-    #[default]
     Exact,
     /// Other layouts and algorithms are allowed; images stay above 50 dB PSNR of the exact ones.
+    #[default]
     Fast,
 }
 
@@ -46,7 +46,7 @@ pub struct ModelParameters {
     /// A diffusers class name that replaces the checkpoint's scheduler. The pipeline checks that the class is
     /// supported.
     pub scheduler: Option<String>,
-    /// How exactly results equal those of diffusers. Default exact.
+    /// How exactly results equal those of diffusers. Default fast.
     pub numerics: Numerics,
     /// Whether the safety checker runs, if the folder has one. Default true.
     pub safety_checker: bool,
@@ -58,6 +58,8 @@ pub struct ModelParameters {
     pub max_steps: Option<u32>,
     /// MiB of GPU memory that a load leaves free, 0 to 1048576; 1536 or 5 % of the GPU's memory if absent.
     pub gpu_memory_reserve_mib: Option<u32>,
+    /// Threads that compute for an instance on the CPU, 1 to 1024; as many as the machine has if absent.
+    pub intra_op_threads: Option<u32>,
     /// A JSON object with default `gen_args`; empty if absent. Text, because `diffusion_request` knows the keys and
     /// checks them when a model instance is created.
     pub default_gen_args: String,
@@ -75,6 +77,7 @@ impl Default for ModelParameters {
             max_pixels: None,
             max_steps: None,
             gpu_memory_reserve_mib: None,
+            intra_op_threads: None,
             default_gen_args: String::new(),
         }
     }
@@ -92,8 +95,9 @@ const MAX_UNET_BATCH_SIZE: RangeInclusive<u64> = 1..=256;
 const MAX_PIXELS: RangeInclusive<u64> = 64..=1 << 26;
 const MAX_STEPS: RangeInclusive<u64> = 1..=1000;
 const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
+const INTRA_OP_THREADS: RangeInclusive<u64> = 1..=1024;
 
-const PARAMETERS: [Parameter; 10] = [
+const PARAMETERS: [Parameter; 11] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
@@ -185,6 +189,14 @@ const PARAMETERS: [Parameter; 10] = [
         allowed: "an integer from 0 to 1048576",
         read: |p, text| {
             p.gpu_memory_reserve_mib = Some(integer(text, &GPU_MEMORY_RESERVE_MIB)?);
+            Some(())
+        },
+    },
+    Parameter {
+        name: "intra_op_threads",
+        allowed: "an integer from 1 to 1024",
+        read: |p, text| {
+            p.intra_op_threads = Some(integer(text, &INTRA_OP_THREADS)?);
             Some(())
         },
     },
@@ -282,6 +294,7 @@ mod tests {
             "max_pixels": {"string_value": "262144"},
             "max_steps": {"string_value": "100"},
             "gpu_memory_reserve_mib": {"string_value": "512"},
+            "intra_op_threads": {"string_value": "2"},
             "default_gen_args": {"string_value": "{\"num_inference_steps\": 25}"},
         }))
         .unwrap();
@@ -296,6 +309,7 @@ mod tests {
             max_pixels: Some(262_144),
             max_steps: Some(100),
             gpu_memory_reserve_mib: Some(512),
+            intra_op_threads: Some(2),
             default_gen_args: "{\"num_inference_steps\": 25}".to_owned(),
         };
         assert_eq!(parameters, expected);
@@ -327,6 +341,8 @@ mod tests {
             ("max_steps", "1001"),
             ("gpu_memory_reserve_mib", "-1"),
             ("gpu_memory_reserve_mib", "1048577"),
+            ("intra_op_threads", "0"),
+            ("intra_op_threads", "1025"),
         ] {
             let error = one(key, text).unwrap_err();
             let allowed = PARAMETERS.iter().find(|p| p.name == key).unwrap().allowed;
@@ -345,6 +361,7 @@ mod tests {
             ("max_pixels", MAX_PIXELS),
             ("max_steps", MAX_STEPS),
             ("gpu_memory_reserve_mib", GPU_MEMORY_RESERVE_MIB),
+            ("intra_op_threads", INTRA_OP_THREADS),
         ] {
             let allowed = PARAMETERS.iter().find(|p| p.name == key).unwrap().allowed;
             let text = format!("an integer from {} to {}", range.start(), range.end());

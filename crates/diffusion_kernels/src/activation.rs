@@ -34,7 +34,8 @@ impl Activation {
     }
 }
 
-/// Returns eˣ with a relative error below 2·10⁻⁷; at the ends of the range 0 or the largest power.
+/// Returns eˣ with a relative error below 2·10⁻⁷ from -87.3 to 88.3, and NaN for NaN. Values up to -88 give 0, values from
+/// 89 on infinity, and those between may give either that or the power.
 ///
 /// Source: the polynomial of Cephes' `expf` (Moshier, 1987).
 ///
@@ -46,7 +47,8 @@ pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     const LN2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
     // SAFETY: the caller's promise.
     unsafe {
-        let x = S::max(S::min(x, S::splat(88.0)), S::splat(-87.3));
+        // Of two values of which one is NaN, the second is taken.
+        let x = S::max(S::splat(-88.0), S::min(S::splat(89.0), x));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let r = S::mul_add(n, S::splat(-LN2.0), x);
         let r = S::mul_add(n, S::splat(-LN2.1), r);
@@ -91,5 +93,75 @@ unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
         // x·Φ(x) is -tail·|x|/2 for a negative x and x - tail·|x|/2 for others.
         let half_tail = S::mul(S::mul(tail, S::max(x, S::sub(zero, x))), S::splat(0.5));
         S::sub(S::max(x, zero), half_tail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Kernel, Level};
+
+    struct Exp<'a>(&'a mut [f32]);
+
+    impl Kernel for Exp<'_> {
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) {
+            for values in self.0.chunks_exact_mut(S::LANES) {
+                // SAFETY: `values` is a vector.
+                unsafe { S::store(values.as_mut_ptr(), exp::<S>(S::load(values.as_ptr()))) }
+            }
+        }
+    }
+
+    fn exp_of(level: Level, mut values: Vec<f32>) -> Vec<f32> {
+        values.resize(values.len().next_multiple_of(16), 0.0);
+        // SAFETY: the kernel has no conditions.
+        unsafe { level.run(Exp(&mut values)) }
+        values
+    }
+
+    #[test]
+    fn exp_of_the_range_has_a_small_relative_error() {
+        let values: Vec<_> = (-87_300..=88_300).map(|i| i as f32 * 1e-3).collect();
+        for &level in Level::all() {
+            for (&x, ours) in values.iter().zip(exp_of(level, values.clone())) {
+                let expected = f64::from(x).exp();
+                let error = (f64::from(ours) / expected - 1.0).abs();
+                assert!(
+                    error < 2e-7,
+                    "{} e^{x} is {ours:e}, an error of {error:e}",
+                    level.name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn exp_beyond_the_range_is_0_or_infinite_and_of_nan_is_nan() {
+        for &level in Level::all() {
+            for x in [-88.0, -1e3, -1e38, f32::MIN, f32::NEG_INFINITY] {
+                assert_eq!(exp_of(level, vec![x])[0], 0.0, "{} {x}", level.name());
+            }
+            for x in [89.0, 1e3, 1e38, f32::MAX, f32::INFINITY] {
+                assert_eq!(exp_of(level, vec![x])[0], f32::INFINITY, "{} {x}", level.name());
+            }
+            for i in 0..1500 {
+                let (low, high) = (-87.3 - i as f32 * 1e-3, 88.3 + i as f32 * 1e-3);
+                let ends = exp_of(level, vec![low, high]);
+                assert!(
+                    (0.0..=1.3e-38).contains(&ends[0]),
+                    "{} e^{low} is {:e}",
+                    level.name(),
+                    ends[0]
+                );
+                assert!(ends[1] > 2.2e38, "{} e^{high} is {:e}", level.name(), ends[1]);
+            }
+            let of_nan = exp_of(level, vec![f32::NAN, 0.0, -f32::NAN]);
+            assert!(
+                of_nan[0].is_nan() && of_nan[1] == 1.0 && of_nan[2].is_nan(),
+                "{}",
+                level.name()
+            );
+        }
     }
 }

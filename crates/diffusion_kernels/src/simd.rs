@@ -43,15 +43,15 @@ pub trait Simd: Copy {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// a / b
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
-    /// The larger of each pair.
+    /// The larger of each pair; the second value if one of them is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// The smaller of each pair.
+    /// The smaller of each pair; the second value if one of them is NaN.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// a · b + c
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The nearest whole number, halves to the even one.
     unsafe fn round(a: Self::V) -> Self::V;
-    /// 2ⁿ of whole numbers from -126 to 127.
+    /// 2ⁿ of whole numbers from -126 to 127, 0 for -127 and infinity for 128. For NaN any value.
     unsafe fn exp2_of_whole(n: Self::V) -> Self::V;
     /// Reads 8 rows of 8 values, `from_stride` values apart, and writes them as 8 columns: `to[i·to_stride + j]` is value
     /// `i` of row `j`.

@@ -98,7 +98,7 @@ impl Linear<'_> {
             return;
         }
         let groups = self.groups(level.columns());
-        // A gated group needs its gate beside it.
+        // A gated group is packed with its gate.
         let most = if matches!(self.then, Then::Gate) {
             MAX_GROUPS / 2
         } else {

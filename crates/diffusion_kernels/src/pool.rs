@@ -111,7 +111,7 @@ struct Pool {
     open: Mutex<Vec<Arc<Work>>>,
     /// The length of `open`, to look at without the lock.
     count: AtomicUsize,
-    /// Signalled for new work.
+    /// Signaled for new work.
     opened: Condvar,
     sleeping: AtomicUsize,
 }

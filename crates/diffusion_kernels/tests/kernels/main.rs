@@ -1,0 +1,5 @@
+//! The kernels against naive twins in float64, for each instruction set of the machine.
+
+mod activation;
+mod linear;
+mod support;

@@ -3,5 +3,8 @@
 mod activation;
 mod attention;
 mod conv;
+mod group_norm;
+mod join_channels;
+mod layer_norm;
 mod linear;
 mod support;

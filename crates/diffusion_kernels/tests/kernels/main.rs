@@ -7,4 +7,6 @@ mod group_norm;
 mod join_channels;
 mod layer_norm;
 mod linear;
+mod misuse;
+mod pool;
 mod support;

@@ -22,10 +22,11 @@ mod upload;
 
 /// Prepares libtorch in this process. Must be called before libtorch computes or allocates anything.
 ///
-/// Replaces the CPU allocator, and opens CUDA if this machine has it.
+/// Replaces the CPU allocator, opens CUDA if this machine has it, and shortens the waits of OpenMP's threads.
 pub fn initialize() {
     cpu_allocator::install();
     cuda::open_early();
+    threads::shorten_waits();
 }
 
 pub use device::Device;

@@ -3,6 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use tch::{Device, Kind, Tensor};
+
 use super::kernels;
 
 /// Limits the threads that compute for the calling thread, itself included; 0 for as many as the machine has.
@@ -30,6 +32,41 @@ pub fn with_libtorch_threads<R>(threads: usize, f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Lets OpenMP's threads wait for work a hundredth of the usual time before they sleep, in the whole process.
+///
+/// They wait in a busy loop, for milliseconds, unless there are more of them than processors
+/// (`gomp_throttled_spin_count_var` in GCC's `libgomp/team.c`). So a thread that sleeps for the life of the process has as
+/// many of them as there are processors. A user's `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT` is left alone.
+pub fn shorten_waits() {
+    let chosen = |name| std::env::var_os(name).is_some();
+    if chosen("OMP_WAIT_POLICY") || chosen("GOMP_SPINCOUNT") {
+        return;
+    }
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let (made, wait) = std::sync::mpsc::channel();
+    // Without the thread OpenMP waits as usual.
+    let spawned = thread::Builder::new()
+        .name(String::from("openmp-waits"))
+        .spawn(move || {
+            limit_libtorch(processors + 1);
+            let _ = make_threads(processors + 1);
+            let _ = made.send(());
+            loop {
+                thread::park();
+            }
+        });
+    if spawned.is_ok() {
+        let _ = wait.recv();
+    }
+}
+
+/// Runs an operator that is large enough for so many threads (`at::internal::GRAIN_SIZE` is 32768 elements).
+fn make_threads(threads: usize) -> Result<(), tch::TchError> {
+    let elements = i64::try_from(threads * 2 * 32768).unwrap_or(i64::MAX);
+    let zeros = Tensor::f_zeros([elements], (Kind::Float, Device::Cpu))?;
+    zeros.f_cos().map(drop)
+}
+
 /// Sets the number of libtorch's threads for the calling thread alone.
 ///
 /// `at::set_num_threads` also sets what threads get that call libtorch later (`aten/src/ATen/ParallelOpenMP.cpp`). Another
@@ -40,6 +77,8 @@ fn limit_libtorch(threads: usize) {
     let Ok(before) = thread::spawn(tch::get_num_threads).join() else {
         return;
     };
+    // The first question on a thread sets its number, which must not happen later.
+    let _ = tch::get_num_threads();
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     // Fails only if the thread cannot be made; then later threads have this limit.
     let _ = thread::spawn(move || tch::set_num_threads(before)).join();

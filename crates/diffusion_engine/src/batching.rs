@@ -5,7 +5,8 @@
 pub struct BatchEntries {
     /// Their number, at least 1.
     pub count: usize,
-    /// The shape of each entry. Only entries of one shape share a batch.
+    /// The shape of each entry, and whatever else the entries of a batch must have in common. Only entries of one shape
+    /// share a batch.
     pub shape: Vec<i64>,
 }
 

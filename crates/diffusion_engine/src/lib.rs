@@ -44,7 +44,8 @@ pub trait Pipeline: Send + 'static {
     /// The request cannot be served. Other requests are not affected.
     fn prepare(&mut self, request: Self::Request) -> Result<Self::Job>;
 
-    /// Returns what the job adds to a batch. The answer never changes.
+    /// Returns what the job adds to its next batch. Called after [`Pipeline::prepare`] and before each step. The number of
+    /// entries never changes; their shape may.
     fn batch_entries(&self, job: &Self::Job) -> BatchEntries;
 
     /// Returns whether the job has taken all its steps.

@@ -152,6 +152,13 @@ impl<P: Pipeline> Worker<'_, P> {
 
     /// Advances every job by one step.
     fn step_all(&mut self) -> Caught<()> {
+        for index in 0..self.running.len() {
+            self.call_for_running(&[index], |pipeline, running| {
+                if let Some(running) = running.get_mut(index) {
+                    running.entries = pipeline.batch_entries(&running.job);
+                }
+            })?;
+        }
         let entries: Vec<BatchEntries> = self.running.iter().map(|running| running.entries.clone()).collect();
         for jobs in batches(&entries, self.admission.max_batch_size()) {
             self.step_batch(&jobs)?;

@@ -12,6 +12,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::error::Category;
 
+use crate::decoder::Decoder;
 use crate::prompt_syntax::PromptSyntax;
 use diffusion_core::config::{Format, PipelineClass};
 use diffusion_core::quote::is_plain_key;
@@ -63,6 +64,10 @@ pub struct GenArgs {
     pub keep_unmasked: Option<bool>,
     /// How the prompts are parsed.
     pub prompt_syntax: Option<PromptSyntax>,
+    /// Steps from one call of the whole UNet to the next, 1 to 10.
+    pub deep_cache: Option<u64>,
+    /// The network that turns latents into images.
+    pub decoder: Option<Decoder>,
 }
 
 /// A JSON object as a list of its pairs, which shows duplicate keys.

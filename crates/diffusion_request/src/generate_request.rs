@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::decoder::Decoder;
 use crate::inputs::PipelineInputs;
 use crate::prompt_syntax::Prompts;
 use diffusion_image::OutputFormat;
@@ -40,6 +41,10 @@ pub struct GenerateRequest {
     /// Class name of the requested scheduler, one of [`ModelInfo::schedulers`](crate::ModelInfo::schedulers); `None` is
     /// the model's.
     pub scheduler: Option<String>,
+    /// The whole UNet runs at each multiple of this number of steps, and its outermost layers alone at the others; 1 to 10.
+    pub deep_cache: usize,
+    /// The network that turns latents into images; [`Decoder::Tiny`] only if the model has it.
+    pub decoder: Decoder,
     /// File format of the images.
     pub output: OutputFormat,
 }
@@ -79,6 +84,13 @@ impl GenerateRequest {
         put("prompt_syntax", self.prompts.syntax().name().into());
         if let Some(clip_skip) = self.clip_skip {
             put("clip_skip", clip_skip.into());
+        }
+        // Only some pipelines support the keys.
+        if self.deep_cache != 1 {
+            put("deep_cache", self.deep_cache.into());
+        }
+        if self.decoder != Decoder::default() {
+            put("decoder", self.decoder.name().into());
         }
         put("seed", self.seed.into());
         put("output_format", self.output.format().name().into());

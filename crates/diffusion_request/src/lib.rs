@@ -1,6 +1,7 @@
 //! Validation of image requests: the texts and images of one batch element become a [`GenerateRequest`] of plain values.
 //! No Triton, no tensors.
 
+mod decoder;
 pub mod gen_args;
 mod generate_request;
 mod inputs;
@@ -8,6 +9,7 @@ mod metadata;
 mod prompt_syntax;
 mod validate;
 
+pub use decoder::Decoder;
 pub use gen_args::GenArgs;
 pub use generate_request::GenerateRequest;
 pub use inputs::{Depth2Img, Img2Img, Inpaint, PipelineInputs, Text2Img, Upscale};

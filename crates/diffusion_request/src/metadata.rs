@@ -60,6 +60,7 @@ mod tests {
             num_text_layers: 12,
             guidance_embedding: false,
             max_noise_level: 0,
+            tiny_decoder: false,
             schedulers: SCHEDULERS,
         };
         RequestValidator::new(model, &ModelParameters::default()).unwrap()

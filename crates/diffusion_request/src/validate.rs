@@ -14,7 +14,7 @@ use diffusion_core::suggest::did_you_mean;
 use diffusion_core::{Context, Error, Result};
 use diffusion_image::{OutputFormat, RgbImage, encode, to_base64};
 
-use args::{check_strength, check_unet_batch_size, clip_skip, output, steps};
+use args::{check_strength, check_unet_batch_size, clip_skip, decoder, output, steps};
 pub(crate) use rules::PipelineRules;
 
 /// Longest `default_gen_args` of a model, in bytes.
@@ -38,6 +38,8 @@ pub struct ModelInfo {
     pub guidance_embedding: bool,
     /// The largest `noise_level`; 0 for a pipeline without one.
     pub max_noise_level: u32,
+    /// Whether the model has an `AutoencoderTiny`.
+    pub tiny_decoder: bool,
     /// The class names that a request may ask for.
     pub schedulers: &'static [&'static str],
 }
@@ -188,6 +190,8 @@ impl RequestValidator {
                     .map_err(|error| Error::internal(format!("no random seed: {error}")))?
                     .into(),
             },
+            deep_cache: args.deep_cache.and_then(|n| usize::try_from(n).ok()).unwrap_or(1),
+            decoder: decoder(&args, self.model.tiny_decoder)?,
             scheduler: args.scheduler,
             timesteps: args.timesteps,
             sigmas: args.sigmas,

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use super::GenArgs;
+use crate::decoder::Decoder;
 use crate::prompt_syntax::PromptSyntax;
 use diffusion_core::config::{Format, PipelineClass};
 use diffusion_core::{Error, Result};
@@ -40,6 +41,8 @@ enum Kind {
     Format(Field<Format>),
     /// A prompt syntax.
     PromptSyntax(Field<PromptSyntax>),
+    /// A decoder.
+    Decoder(Field<Decoder>),
     /// Strictly descending timesteps.
     Timesteps(Field<Vec<i64>>),
     /// Positive noise levels.
@@ -62,6 +65,8 @@ const FROM_IMAGE: &[PipelineClass] = &[Img2Img, Depth2Img, Inpaint];
 const SCHEDULED: &[PipelineClass] = &[StableDiffusion, Img2Img, Inpaint];
 /// As [`SCHEDULED`], with the pipeline that has no `sigmas`.
 const TIMED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Img2Img, Inpaint];
+/// The upscaler's large images have tiles and chunks, which neither the deep cache nor the tiny decoder has.
+const APPROXIMATED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Img2Img, Depth2Img, Inpaint];
 
 /// Number of timesteps that every supported family was trained with (`num_train_timesteps`).
 const TRAIN_TIMESTEPS: usize = 1000;
@@ -69,7 +74,7 @@ const TRAIN_TIMESTEPS: usize = 1000;
 const MAX_SIGMA: f64 = 10_000.0;
 
 /// Every key of `gen_args`.
-pub static KEYS: [Key; 21] = [
+pub static KEYS: [Key; 23] = [
     key(
         "num_inference_steps",
         ALL,
@@ -111,6 +116,9 @@ pub static KEYS: [Key; 21] = [
     key("quality", ALL, Kind::Int(1..=100, |a| &mut a.quality)),
     key("keep_unmasked", &[Inpaint], Kind::Bool(|a| &mut a.keep_unmasked)),
     key("prompt_syntax", ALL, Kind::PromptSyntax(|a| &mut a.prompt_syntax)),
+    // Beyond 10, images of 50 steps have little of the image without the cache.
+    key("deep_cache", APPROXIMATED, Kind::Int(1..=10, |a| &mut a.deep_cache)),
+    key("decoder", APPROXIMATED, Kind::Decoder(|a| &mut a.decoder)),
     key("progress_every", ALL, Kind::Planned(Planned::Count(1000))),
     key("preview", ALL, Kind::Planned(Planned::Switch)),
 ];
@@ -134,6 +142,7 @@ impl Key {
             Kind::PromptSyntax(_) => {
                 format!("one of {}", PromptSyntax::ALL.map(|(name, _)| name).join(", "))
             }
+            Kind::Decoder(_) => format!("one of {}", Decoder::ALL.map(|(name, _)| name).join(", ")),
             Kind::Timesteps(_) => format!(
                 "a list of 1 to {TRAIN_TIMESTEPS} integers from 0 to {}, strictly descending",
                 TRAIN_TIMESTEPS - 1
@@ -171,6 +180,10 @@ impl Key {
             Kind::PromptSyntax(field) => {
                 let syntax = PromptSyntax::ALL.into_iter().find(|(name, _)| value == name);
                 set(field(args), syntax.map(|(_, syntax)| syntax))
+            }
+            Kind::Decoder(field) => {
+                let decoder = Decoder::ALL.into_iter().find(|(name, _)| value == name);
+                set(field(args), decoder.map(|(_, decoder)| decoder))
             }
             Kind::Timesteps(field) => set(field(args), as_timesteps(value)),
             Kind::Sigmas(field) => set(field(args), as_sigmas(value)),
@@ -217,6 +230,7 @@ impl Key {
             Kind::ClassName(field) => fill(*field, to, from),
             Kind::Format(field) => fill(*field, to, from),
             Kind::PromptSyntax(field) => fill(*field, to, from),
+            Kind::Decoder(field) => fill(*field, to, from),
             Kind::Timesteps(field) => fill(*field, to, from),
             Kind::Sigmas(field) => fill(*field, to, from),
             Kind::Planned(_) => {}

@@ -22,7 +22,7 @@ fn every_key_is_parsed() {
         "noise_level": 20, "num_images_per_prompt": 2, "eta": 0.5, "guidance_rescale": 1, "clip_skip": 2,
         "timesteps": [999, 500, 0], "sigmas": null, "padding_mask_crop": 32, "seed": 9223372036854775807,
         "scheduler": "DDIMScheduler", "output_format": "webp", "quality": 90, "keep_unmasked": true,
-        "prompt_syntax": "weighted", "progress_every": 0, "preview": false}"#;
+        "prompt_syntax": "weighted", "deep_cache": 3, "decoder": "tiny", "progress_every": 0, "preview": false}"#;
     let expected = GenArgs {
         num_inference_steps: Some(20),
         guidance_scale: Some(8.0),
@@ -43,6 +43,8 @@ fn every_key_is_parsed() {
         quality: Some(90),
         keep_unmasked: Some(true),
         prompt_syntax: Some(PromptSyntax::Weighted),
+        deep_cache: Some(3),
+        decoder: Some(Decoder::Tiny),
     };
     assert_eq!(parse(text).unwrap(), expected);
     let sigmas = parse(r#"{"sigmas": [14.6, 1, 0.03]}"#).unwrap().sigmas;
@@ -112,6 +114,8 @@ fn wrong_values_name_the_key_and_its_limits() {
         ("quality", "0 101 75.0"),
         ("keep_unmasked", "0 1 \"true\""),
         ("prompt_syntax", "\"compel\" 1"),
+        ("deep_cache", "0 11 -1 2.0 \"3\" true [2]"),
+        ("decoder", "\"taesd\" \"\" 1 true"),
         ("progress_every", "-1 1001 true"),
         ("preview", "1 0 \"no\""),
     ] {
@@ -135,6 +139,8 @@ fn expects_describes_the_limits() {
         ("seed", "an integer from 0 to 9223372036854775807"),
         ("output_format", "one of png, jpeg, webp"),
         ("prompt_syntax", "one of plain, weighted"),
+        ("deep_cache", "an integer from 1 to 10"),
+        ("decoder", "one of vae, tiny"),
         (
             "timesteps",
             "a list of 1 to 1000 integers from 0 to 999, strictly descending",
@@ -216,7 +222,7 @@ fn keys_of_other_pipelines_are_refused() {
         (Inpaint, "noise_level guidance_rescale"),
         (
             Upscale,
-            "height width strength guidance_rescale timesteps sigmas padding_mask_crop keep_unmasked",
+            "height width strength guidance_rescale timesteps sigmas padding_mask_crop keep_unmasked deep_cache decoder",
         ),
         (
             Img2Img,

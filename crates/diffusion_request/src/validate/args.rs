@@ -1,6 +1,7 @@
 //! Arguments that depend on the pipeline's limits and on each other.
 
 use super::PipelineRules;
+use crate::decoder::Decoder;
 use crate::gen_args::GenArgs;
 use crate::generate_request::unet_batch_size;
 use diffusion_core::config::Format;
@@ -75,6 +76,16 @@ pub fn clip_skip(args: &GenArgs, layers: usize) -> Result<Option<usize>> {
             })
         })
         .transpose()
+}
+
+/// Decides the decoder. `tiny_decoder` says whether the model has an `AutoencoderTiny`.
+pub fn decoder(args: &GenArgs, tiny_decoder: bool) -> Result<Decoder> {
+    match args.decoder.unwrap_or_default() {
+        Decoder::Tiny if !tiny_decoder => Err(Error::invalid_argument(
+            "`decoder` tiny requires an AutoencoderTiny in the folder vae_tiny of the model; this model has vae only",
+        )),
+        decoder => Ok(decoder),
+    }
 }
 
 /// Decides the file format and its quality for images of that height and width.

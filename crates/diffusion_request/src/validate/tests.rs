@@ -2,7 +2,7 @@
 mod images;
 
 use super::*;
-use crate::{PromptSyntax, Text2Img};
+use crate::{Decoder, PromptSyntax, Text2Img};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ fn model_info(class: PipelineClass) -> ModelInfo {
         num_text_layers: 12,
         guidance_embedding: false,
         max_noise_level: 350,
+        tiny_decoder: false,
         schedulers: SCHEDULERS,
     }
 }
@@ -43,6 +44,15 @@ fn validate(
 
 fn validator() -> RequestValidator {
     validator_of(&ModelParameters::default()).unwrap()
+}
+
+/// Of a model with an `AutoencoderTiny`.
+fn tiny_validator() -> RequestValidator {
+    let model = ModelInfo {
+        tiny_decoder: true,
+        ..model_info(PipelineClass::StableDiffusion)
+    };
+    RequestValidator::new(model, &ModelParameters::default()).unwrap()
 }
 
 fn plain(prompt: &str, negative_prompt: &str) -> Prompts {
@@ -105,6 +115,8 @@ fn prompt_alone_gets_the_defaults_of_diffusers() {
             sigmas: None,
             seed: request.seed,
             scheduler: None,
+            deep_cache: 1,
+            decoder: Decoder::Vae,
             output: OutputFormat::Png,
         };
         assert_eq!(request, expected);
@@ -186,6 +198,37 @@ fn unet_batch_size_is_limited() {
         message(r#"{"num_images_per_prompt": 17, "guidance_scale": 0}"#),
         "gen_args: `num_images_per_prompt` 17 needs a UNet batch size of 17, more than max_unet_batch_size 16"
     );
+}
+
+#[test]
+fn approximations_are_off_unless_requested() {
+    for args in [
+        "{}",
+        r#"{"deep_cache": null, "decoder": null}"#,
+        r#"{"deep_cache": 1, "decoder": "vae"}"#,
+    ] {
+        let request = validate_args(args).unwrap();
+        assert_eq!((request.deep_cache, request.decoder), (1, Decoder::Vae), "{args}");
+        let recorded = request.gen_args();
+        assert!(
+            !recorded.contains_key("deep_cache") && !recorded.contains_key("decoder"),
+            "{args}"
+        );
+    }
+    let args = br#"{"deep_cache": 10, "decoder": "tiny"}"#;
+    let request = validate(b"", None, Some(args), &tiny_validator()).unwrap();
+    assert_eq!((request.deep_cache, request.decoder), (10, Decoder::Tiny));
+    assert_eq!(request.gen_args()["deep_cache"], 10);
+    assert_eq!(request.gen_args()["decoder"], "tiny");
+}
+
+#[test]
+fn tiny_decoder_that_the_model_lacks_is_refused() {
+    let missing =
+        "`decoder` tiny requires an AutoencoderTiny in the folder vae_tiny of the model; this model has vae only";
+    assert_eq!(message(r#"{"decoder": "tiny"}"#), format!("gen_args: {missing}"));
+    let error = validator_of(&with_defaults(r#"{"decoder": "tiny"}"#)).unwrap_err();
+    assert!(error.to_string().ends_with(missing), "{error}");
 }
 
 #[test]
@@ -422,6 +465,7 @@ proptest! {
         scheduler in 0..SCHEDULERS.len(),
         (format, quality) in (0usize..3, 1u8..=100),
         sigmas in prop::collection::vec(0.001..1000.0f64, 1..9),
+        (deep_cache, decoder) in (1usize..=10, 0..Decoder::ALL.len()),
     ) {
         let request = GenerateRequest {
             inputs: PipelineInputs::Text2Img(Text2Img),
@@ -439,12 +483,14 @@ proptest! {
             sigmas: (steps == 2).then(|| sigmas.clone()),
             seed,
             scheduler: Some(SCHEDULERS[scheduler].into()),
+            deep_cache,
+            decoder: Decoder::ALL[decoder].1,
             output: [OutputFormat::Png, OutputFormat::Jpeg { quality }, OutputFormat::Webp { quality }][format],
         };
         let mut args = request.gen_args();
         args.insert("scheduler".into(), SCHEDULERS[scheduler].into());
         let args = Value::Object(args).to_string();
-        let again = validate(b"a", Some(b"b"), Some(args.as_bytes()), &validator()).unwrap();
+        let again = validate(b"a", Some(b"b"), Some(args.as_bytes()), &tiny_validator()).unwrap();
         prop_assert_eq!(again, request);
     }
 }

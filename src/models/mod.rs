@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`clip`] | `CLIPTextModel`, `CLIPVisionModel` | encodes prompts; the vision model feeds the safety checker |
 //! | [`unet`] | `UNet2DConditionModel` | predicts the noise of latents |
-//! | [`vae`] | `AutoencoderKL` | converts images to latents and back |
+//! | [`vae`] | `AutoencoderKL`, `AutoencoderTiny` | converts images to latents and back |
 //! | [`dpt`] | `DPTForDepthEstimation` (BiT backbone) | estimates the depth of an image |
 //! | [`safety_checker`] | `StableDiffusionSafetyChecker` | flags images that must not be shown |
 //! | [`layers`] | | linear layers, convolutions, norms, attention, resnets |

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use super::denoising_state::PrepareContext;
+use super::image_decoder::ImageDecoder;
 use super::job::Job;
 use super::latent_tiles::{LatentTiles, TileCounts};
 use super::loading::Components;
@@ -17,12 +18,12 @@ use crate::models::unet::guidance_scale_embedding;
 use crate::processors::vae::{image_bytes, images};
 use crate::schedulers::SamplingOptions;
 use crate::torch::numbers::NumberOperators;
-use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, cuda, memory, threads};
+use crate::torch::{Generator, Stream, classify_errors, cuda, threads};
 use diffusion_core::config::Numerics;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
-use diffusion_request::GenerateRequest;
+use diffusion_request::{Decoder, GenerateRequest};
 
 /// The images of a request and facts about their generation.
 pub struct PipelineOutput {
@@ -98,15 +99,21 @@ impl DiffusionPipeline {
     }
 
     /// Decodes latents to images in the memory of the host.
-    fn decode(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Vec<RgbImage>> {
-        let vae = &self.components.vae;
-        let latents = latents.f_to_kind(vae.kind())?.div_number(vae.config().scaling_factor)?;
+    fn decode(&self, latents: &Tensor, decoder: Decoder, chunks: Option<ChunkSize>) -> Result<Vec<RgbImage>> {
+        let vae = match decoder {
+            Decoder::Vae => ImageDecoder::Vae(&self.components.vae),
+            Decoder::Tiny => {
+                let tiny = self.components.vae_tiny.as_ref();
+                ImageDecoder::Tiny(tiny.ok_or_else(|| Error::internal("a request for a decoder that is not loaded"))?)
+            }
+        };
+        let latents = latents.f_to_kind(vae.kind())?.div_number(vae.scaling_factor())?;
         let decoded = if self.components.device == Device::Cpu {
-            vec![image_bytes(&self.decode_batch(&latents, chunks)?)?]
+            vec![image_bytes(&vae.decode(&latents, chunks)?)?]
         } else {
             // One image at a time: a GPU is busy with one, and the memory of all may not be there.
             let count = latents.size().first().copied().unwrap_or(0);
-            let one = |index| image_bytes(&self.decode_on_gpu(&latents.f_narrow(0, index, 1)?, chunks)?);
+            let one = |index| image_bytes(&self.decode_on_gpu(&vae, &latents.f_narrow(0, index, 1)?, chunks)?);
             (0..count).map(one).collect::<Result<Vec<_>>>()?
         };
         let on_host = decoded.iter().map(|bytes| self.stream.to_host(bytes));
@@ -116,24 +123,13 @@ impl DiffusionPipeline {
         Ok(images.into_iter().flatten().collect())
     }
 
-    fn decode_batch(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
-        match chunks {
-            Some(size) => {
-                cpu_allocator::trim();
-                memory::trim();
-                self.components.vae.decode_chunked(latents, size)
-            }
-            None => self.components.vae.decode(latents),
-        }
-    }
-
     /// Decodes whole, and in chunks only if there is too little memory.
-    fn decode_on_gpu(&self, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
+    fn decode_on_gpu(&self, vae: &ImageDecoder<'_>, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
         let device = self.components.device;
-        match classify_errors(device, &self.stream, || self.decode_batch(latents, None)) {
+        match classify_errors(device, &self.stream, || vae.decode(latents, None)) {
             Err(Error::OutOfMemory(_)) if chunks.is_some() => {
                 cuda::empty_cache(device)?;
-                self.decode_batch(latents, chunks)
+                vae.decode(latents, chunks)
             }
             result => result,
         }
@@ -191,11 +187,17 @@ impl DiffusionPipeline {
             prompt_truncated,
             index: 0,
             calls: 0,
+            deep_cache: request.deep_cache,
+            deep_feature: None,
+            decoder: request.decoder,
         })
     }
 
     fn step_jobs(&mut self, jobs: &mut [&mut Job]) -> Result<StepResults> {
         self.stream.begin_step()?;
+        for job in jobs.iter_mut() {
+            job.free_deep_feature();
+        }
         let inputs = jobs.iter().map(|job| job.unet_input()).collect::<Result<Vec<_>>>()?;
         let prediction = self.unet_calls.predict(&inputs, &self.stream)?;
         let mut start = 0;
@@ -203,7 +205,10 @@ impl DiffusionPipeline {
         for job in jobs {
             let size = job.batch_size();
             let advanced = classify_errors(self.components.device, &self.stream, || {
-                job.advance(&prediction.f_narrow(0, start, size)?, &self.stream)
+                if let Some(feature) = &prediction.deep_feature {
+                    job.keep_deep_feature(feature, start)?;
+                }
+                job.advance(&prediction.noise.f_narrow(0, start, size)?, &self.stream)
             });
             outcome.push(advanced);
             start += size;
@@ -212,7 +217,7 @@ impl DiffusionPipeline {
     }
 
     fn finish_job(&self, job: &Job) -> Result<PipelineOutput> {
-        let mut images = self.decode(&job.state.latents, job.postprocess.chunk_size())?;
+        let mut images = self.decode(&job.state.latents, job.decoder, job.postprocess.chunk_size())?;
         let nsfw_content_detected = match &self.components.safety_check {
             Some(check) => {
                 let run = || run_safety_checker(check, &mut images, &self.stream);
@@ -279,6 +284,8 @@ impl Pipeline for DiffusionPipeline {
     fn batch_entries(&self, job: &Job) -> BatchEntries {
         let mut shape = job.input_shape();
         shape.push(job.conditioning.tokens);
+        // Jobs that reuse their deep features compute fewer layers.
+        shape.push(i64::from(job.reuses_deep_feature()));
         BatchEntries {
             count: job.batch_size() as usize,
             shape,

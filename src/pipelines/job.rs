@@ -4,11 +4,12 @@ use tch::{Device, Tensor};
 
 use super::denoising_state::DenoisingState;
 use super::stable_diffusion::Postprocess;
-use super::unet_calls::{JobConditioning, JobInput};
+use super::unet_calls::{DeepFeature, JobConditioning, JobInput};
 use crate::schedulers::Scheduler;
 use crate::torch::numbers::NumberOperators;
 use crate::torch::{Generator, Stream};
 use diffusion_core::{Error, Result};
+use diffusion_request::Decoder;
 
 /// A request in flight: the inputs of its UNet calls and its progress.
 pub struct Job {
@@ -30,6 +31,12 @@ pub struct Job {
     pub(super) index: usize,
     /// UNet calls of the job; more than steps with tiles.
     pub(super) calls: usize,
+    /// The whole UNet runs at each multiple of this number of steps, at least 1.
+    pub(super) deep_cache: usize,
+    /// What the steps between them reuse, `[batch size, channels, height, width]`.
+    pub(super) deep_feature: Option<Tensor>,
+    /// The network that turns the last latents into images.
+    pub(super) decoder: Decoder,
 }
 
 impl Job {
@@ -75,7 +82,47 @@ impl Job {
             timestep: self.timestep()?,
             one_by_one: self.state.one_by_one,
             conditioning: &self.conditioning,
+            deep_feature: self.deep_feature_use(),
         })
+    }
+
+    /// Returns whether the next UNet call computes the outermost layers alone.
+    pub fn reuses_deep_feature(&self) -> bool {
+        matches!(self.deep_feature_use(), DeepFeature::Reuse(_))
+    }
+
+    /// Decides how the next UNet call uses the deep feature. A job without one, a large image above all, runs the whole
+    /// UNet.
+    fn deep_feature_use(&self) -> DeepFeature<'_> {
+        match &self.deep_feature {
+            _ if self.deep_cache <= 1 => DeepFeature::Unused,
+            Some(feature) if !self.index.is_multiple_of(self.deep_cache) => DeepFeature::Reuse(feature),
+            _ => DeepFeature::Keep,
+        }
+    }
+
+    /// Frees the deep feature if the next UNet call makes a new one.
+    pub fn free_deep_feature(&mut self) {
+        if !self.reuses_deep_feature() {
+            self.deep_feature = None;
+        }
+    }
+
+    /// Keeps the deep feature of the job's entries, which start at `start` of the call's.
+    pub fn keep_deep_feature(&mut self, call: &Tensor, start: i64) -> Result<()> {
+        if !matches!(self.deep_feature_use(), DeepFeature::Keep) {
+            return Ok(());
+        }
+        let own = call.f_narrow(0, start, self.batch_size())?;
+        self.deep_feature = Some(if own.size() == call.size() {
+            own
+        } else {
+            // The other jobs' memory is free when they end. The layout stays.
+            let mut copy = own.f_empty_like()?;
+            copy.f_copy_(&own)?;
+            copy
+        });
+        Ok(())
     }
 
     fn timestep(&self) -> Result<f32> {

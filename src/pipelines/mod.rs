@@ -9,6 +9,7 @@
 mod denoising_state;
 mod depth_map;
 mod diffusion_pipeline;
+mod image_decoder;
 mod job;
 mod latent_tiles;
 pub mod loading;

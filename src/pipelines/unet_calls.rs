@@ -64,6 +64,28 @@ pub struct JobInput<'a> {
     pub one_by_one: bool,
     /// The text and the timesteps.
     pub conditioning: &'a JobConditioning,
+    /// How the call uses the deep feature.
+    pub deep_feature: DeepFeature<'a>,
+}
+
+/// How a UNet call uses the deep feature of a job (`deep_cache`).
+#[derive(Clone, Copy)]
+pub enum DeepFeature<'a> {
+    /// The whole UNet runs.
+    Unused,
+    /// The whole UNet runs, and the deep feature is kept for later calls.
+    Keep,
+    /// Only the outermost layers run, with the deep feature of an earlier call, `[batch size, channels, height, width]`.
+    Reuse(&'a Tensor),
+}
+
+/// The result of a UNet call for the batch entries of all jobs, in their order. On a GPU there may be more entries behind
+/// them.
+pub struct Prediction {
+    /// `[batch size, channels, height, width]`.
+    pub noise: Tensor,
+    /// The deep feature of all entries, if a job keeps its own.
+    pub deep_feature: Option<Tensor>,
 }
 
 /// The joined text of several jobs.
@@ -141,9 +163,11 @@ impl UNetCalls {
         Ok(JobTime::Run(Tensor::f_cat(&biases, 1)?, channels))
     }
 
-    /// Returns the UNet's prediction for the batch entries of all jobs, in their order. On a GPU there may be more entries
-    /// behind them.
-    pub fn predict(&mut self, jobs: &[JobInput<'_>], stream: &Stream) -> Result<Tensor> {
+    /// Returns the UNet's prediction for the batch entries of all jobs.
+    ///
+    /// # Errors
+    /// `Internal` if some jobs reuse their deep features and others do not: they compute different layers.
+    pub fn predict(&mut self, jobs: &[JobInput<'_>], stream: &Stream) -> Result<Prediction> {
         let sizes = jobs.iter().map(|job| Ok(job.sample.size4()?.0));
         let sizes = sizes.collect::<Result<Vec<i64>>>()?;
         // Jobs of a call have one shape: all of them are large or none.
@@ -156,7 +180,25 @@ impl UNetCalls {
         };
         let samples = jobs.iter().map(|job| job.sample.shallow_clone());
         let sample = self.join(samples.collect(), padding)?;
+        let cached = deep_features(jobs)?;
         let time_shifts = self.time_shifts(jobs, &sizes, padding, one_by_one)?;
+        let split = if self.splits_jobs() {
+            BatchSplit::PerJob(&sizes)
+        } else {
+            BatchSplit::Joint
+        };
+        if let Some(features) = cached {
+            let features = self.join(features, padding)?;
+            let input = UNetInput {
+                sample: &sample,
+                time_shifts: &time_shifts,
+                text: &self.last_text(jobs, padding)?,
+            };
+            return Ok(Prediction {
+                noise: self.unet.forward_cached(&input, features, split, None)?,
+                deep_feature: None,
+            });
+        }
         let joined = self.joined_text(jobs, padding)?;
         let text = match (jobs, joined) {
             (_, Some(index)) => self.joined.get(index).map(|joined| joined.text.as_slice()),
@@ -169,14 +211,36 @@ impl UNetCalls {
             text: text.ok_or_else(|| Error::internal("a UNet call without jobs"))?,
         };
         if one_by_one {
-            return self.predict_large(&input, stream);
+            return Ok(Prediction {
+                noise: self.predict_large(&input, stream)?,
+                deep_feature: None,
+            });
         }
-        let split = if self.splits_jobs() {
-            BatchSplit::PerJob(&sizes)
-        } else {
-            BatchSplit::Joint
+        let keep = jobs.iter().any(|job| matches!(job.deep_feature, DeepFeature::Keep));
+        let (noise, deep_feature) = self.unet.forward_keeping(&input, split, None, keep)?;
+        Ok(Prediction { noise, deep_feature })
+    }
+
+    /// Joins the text of all jobs for the layer that a call with deep features computes. It is small: joining it again at
+    /// each step costs less than finding what an earlier step has joined.
+    fn last_text(&self, jobs: &[JobInput<'_>], padding: i64) -> Result<Vec<KeyValue>> {
+        let texts: Vec<&[KeyValue]> = jobs
+            .iter()
+            .map(|job| self.unet.last_text(&job.conditioning.text))
+            .collect();
+        let layers = texts.first().map_or(0, |text| text.len());
+        let join = |layer: usize, part: fn(&KeyValue) -> &Tensor| {
+            let parts = texts.iter().filter_map(|text| text.get(layer));
+            self.join(parts.map(|text| part(text).shallow_clone()).collect(), padding)
         };
-        self.unet.forward(&input, split, None)
+        (0..layers)
+            .map(|layer| {
+                Ok(KeyValue {
+                    key: join(layer, |text| &text.key)?,
+                    value: join(layer, |text| &text.value)?,
+                })
+            })
+            .collect()
     }
 
     /// Joins the entries of all jobs, and repeats the first entry `padding` times behind them.
@@ -196,7 +260,7 @@ impl UNetCalls {
         Ok(Tensor::f_cat(&tensors, 0)?)
     }
 
-    /// Returns the time embeddings of all entries.
+    /// Returns the time embeddings of all entries: those of the last resnet alone for a call with deep features.
     fn time_shifts(&self, jobs: &[JobInput<'_>], sizes: &[i64], padding: i64, one_by_one: bool) -> Result<TimeShifts> {
         let mut rows = Vec::with_capacity(jobs.len());
         let mut widths: &[i64] = &[];
@@ -216,8 +280,10 @@ impl UNetCalls {
                 Some(self.join(entries.collect::<Result<_>>()?, padding)?)
             }
         };
+        let cached = jobs.iter().any(|job| matches!(job.deep_feature, DeepFeature::Reuse(_)));
         if let Some(biases) = biases {
-            return Ok(TimeShifts::Biases(biases.f_split_with_sizes(widths, 1)?));
+            let shifts = TimeShifts::Biases(biases.f_split_with_sizes(widths, 1)?);
+            return Ok(if cached { shifts.into_last() } else { shifts });
         }
         let mut timesteps = Vec::new();
         let mut labels = Vec::new();
@@ -242,7 +308,11 @@ impl UNetCalls {
             class_labels: labels.as_ref(),
             timestep_cond: conds.as_ref(),
         };
-        self.unet.time_shifts(&time, split)
+        if cached {
+            self.unet.last_time_shift(&time, split)
+        } else {
+            self.unet.time_shifts(&time, split)
+        }
     }
 
     /// Finds or makes the joined text of the jobs, and returns its index; `None` if the text of the only job will do. The
@@ -331,6 +401,20 @@ impl UNetCalls {
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&predictions, 0)?)
+    }
+}
+
+/// Returns the deep feature of each job; `None` if the whole UNet runs.
+fn deep_features(jobs: &[JobInput<'_>]) -> Result<Option<Vec<Tensor>>> {
+    let features = jobs.iter().filter_map(|job| match job.deep_feature {
+        DeepFeature::Reuse(feature) => Some(feature.shallow_clone()),
+        DeepFeature::Unused | DeepFeature::Keep => None,
+    });
+    let features: Vec<Tensor> = features.collect();
+    match features.len() {
+        0 => Ok(None),
+        count if count == jobs.len() => Ok(Some(features)),
+        _ => Err(Error::internal("a UNet call of jobs that compute different layers")),
     }
 }
 

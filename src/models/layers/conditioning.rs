@@ -15,6 +15,18 @@ pub enum TimeShifts {
     Biases(Vec<Tensor>),
 }
 
+impl TimeShifts {
+    /// Leaves the last resnet's alone.
+    #[must_use]
+    pub fn into_last(self) -> Self {
+        let last = |mut shifts: Vec<Tensor>| shifts.pop().into_iter().collect();
+        match self {
+            Self::Added(shifts) => Self::Added(last(shifts)),
+            Self::Biases(biases) => Self::Biases(last(biases)),
+        }
+    }
+}
+
 /// The projected time embedding of one resnet; see [`TimeShifts`].
 #[derive(Clone, Copy, Debug)]
 pub enum TimeShift<'a> {

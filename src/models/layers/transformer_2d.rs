@@ -163,6 +163,12 @@ impl Transformer2DModel {
         })
     }
 
+    /// Returns the number of attentions to the text.
+    pub fn num_text_attentions(&self) -> usize {
+        let blocks = self.transformer_blocks.iter();
+        blocks.flat_map(BasicTransformerBlock::cross_attentions).count()
+    }
+
     /// Projects the text for each attention to it, in the order in which [`Transformer2DModel::forward`] takes them.
     ///
     /// # Shapes

@@ -3,6 +3,8 @@
 //! Source: diffusers `models/unets/unet_2d_blocks.py` (`CrossAttnDownBlock2D`, `DownBlock2D`,
 //! `UNetMidBlock2DCrossAttn`, `CrossAttnUpBlock2D`, `UpBlock2D`).
 
+use std::ops::Range;
+
 use tch::Tensor;
 
 use super::config::UNet2DConfig;
@@ -238,14 +240,36 @@ impl UpBlock {
         conditioning: &mut Conditioning<'_>,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
-        let mut hidden = input.shallow_clone();
-        for (index, resnet) in self.resnets.iter().enumerate() {
-            let skip = skips
-                .pop()
-                .ok_or_else(|| Error::internal("fewer skip connections than the up blocks need"))?;
-            hidden = resnet.join(&hidden, &skip)?;
-            hidden = call.layer(&hidden, resnet, self.attentions.get(index), conditioning)?;
-        }
+        let hidden = self.forward_before_last(input, call, conditioning, skips)?;
+        self.forward_last(hidden, call, conditioning, skips)
+    }
+
+    /// Applies all layers but the last one; arguments as in [`UpBlock::forward`].
+    ///
+    /// # Shapes
+    /// - returns `[batch, outputs, height, width]`, or `input` if there is one layer
+    pub fn forward_before_last(
+        &self,
+        input: &Tensor,
+        call: BlockCall<'_>,
+        conditioning: &mut Conditioning<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        let layers = 0..self.resnets.len().saturating_sub(1);
+        self.forward_layers(layers, input.shallow_clone(), call, conditioning, skips)
+    }
+
+    /// Applies the last layer and the change of size to the result of [`UpBlock::forward_before_last`], and returns the
+    /// result of [`UpBlock::forward`].
+    pub fn forward_last(
+        &self,
+        hidden: Tensor,
+        call: BlockCall<'_>,
+        conditioning: &mut Conditioning<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        let layers = self.resnets.len().saturating_sub(1)..self.resnets.len();
+        let hidden = self.forward_layers(layers, hidden, call, conditioning, skips)?;
         match &self.upsampler {
             // Half of an odd size was rounded up on the way down, so twice the size may be too large.
             Some(upsampler) => {
@@ -255,5 +279,23 @@ impl UpBlock {
             }
             None => Ok(hidden),
         }
+    }
+
+    fn forward_layers(
+        &self,
+        layers: Range<usize>,
+        mut hidden: Tensor,
+        call: BlockCall<'_>,
+        conditioning: &mut Conditioning<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        for (index, resnet) in self.resnets.iter().enumerate().take(layers.end).skip(layers.start) {
+            let skip = skips
+                .pop()
+                .ok_or_else(|| Error::internal("fewer skip connections than the up blocks need"))?;
+            hidden = resnet.join(&hidden, &skip)?;
+            hidden = call.layer(&hidden, resnet, self.attentions.get(index), conditioning)?;
+        }
+        Ok(hidden)
     }
 }

@@ -8,7 +8,8 @@ use super::blocks::{BlockCall, BlockConfig, DownBlock, MidBlock, UpBlock};
 use super::config::{BlockType, UNet2DConfig};
 use super::embeddings::{TimestepEmbedding, Timesteps};
 use crate::models::layers::{
-    BatchSplit, ChunkSize, Conditioning, Conv2d, Embedding, GroupNorm, KeyValue, ResnetBlock2D, TimeShifts, silu,
+    BatchSplit, ChunkSize, Conditioning, Conv2d, Embedding, GroupNorm, KeyValue, ResnetBlock2D, TimeShifts,
+    Transformer2DModel, silu,
 };
 use crate::weights::{Frozen, Weights};
 use diffusion_core::{Error, Result};
@@ -176,6 +177,28 @@ impl UNet2DConditionModel {
         split: BatchSplit<'_>,
         chunk_size: Option<ChunkSize>,
     ) -> Result<Tensor> {
+        Ok(self.forward_keeping(input, split, chunk_size, false)?.0)
+    }
+
+    /// Does what [`UNet2DConditionModel::forward`] does, and with `keep` also returns the deep feature: the input of the
+    /// last layer of the last up block, without the skip connection.
+    ///
+    /// Source: Ma et al., "DeepCache: Accelerating Diffusion Models for Free" (2023), and `DeepCacheSDHelper` of
+    /// [DeepCache](https://github.com/horseee/DeepCache) with `cache_branch_id=0`.
+    ///
+    /// # Shapes
+    /// - the deep feature: `[batch, channels, height, width]`, with the channels of the last layer and the sides of the
+    ///   sample
+    ///
+    /// # Errors
+    /// Those of [`UNet2DConditionModel::forward`].
+    pub fn forward_keeping(
+        &self,
+        input: &UNetInput<'_>,
+        split: BatchSplit<'_>,
+        chunk_size: Option<ChunkSize>,
+        keep: bool,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let call = BlockCall { split, chunk_size };
         let mut conditioning = Conditioning::new(input.time_shifts, input.text);
         let conditioning = &mut conditioning;
@@ -185,14 +208,61 @@ impl UNet2DConditionModel {
             sample = block.forward(&sample, call, conditioning, &mut skips)?;
         }
         sample = self.mid_block.forward(&sample, call, conditioning)?;
-        for block in &self.up_blocks {
+        let (last, earlier) = self.split_up_blocks()?;
+        for block in earlier {
             sample = block.forward(&sample, call, conditioning, &mut skips)?;
         }
-        sample = self.conv_norm_out.forward_silu(&sample, split)?;
+        sample = last.forward_before_last(&sample, call, conditioning, &mut skips)?;
+        let deep_feature = keep.then(|| sample.shallow_clone());
+        sample = last.forward_last(sample, call, conditioning, &mut skips)?;
+        Ok((self.output(&sample, call)?, deep_feature))
+    }
+
+    /// Computes the first convolution, the last layer of the last up block and the output alone, with the deep feature that
+    /// an earlier call has kept ([`UNet2DConditionModel::forward_keeping`]).
+    ///
+    /// # Shapes
+    /// - `input`: see [`UNetInput`], but with the result of [`TimeShifts::into_last`] or
+    ///   [`UNet2DConditionModel::last_time_shift`], and of [`UNet2DConditionModel::last_text`]
+    /// - `deep_feature`: `[batch, channels, height, width]`
+    /// - returns `[batch, out_channels, height, width]`
+    ///
+    /// # Errors
+    /// Those of [`UNet2DConditionModel::forward`].
+    pub fn forward_cached(
+        &self,
+        input: &UNetInput<'_>,
+        deep_feature: Tensor,
+        split: BatchSplit<'_>,
+        chunk_size: Option<ChunkSize>,
+    ) -> Result<Tensor> {
+        let call = BlockCall { split, chunk_size };
+        let mut conditioning = Conditioning::new(input.time_shifts, input.text);
+        let mut skips = vec![self.conv_in.forward_split(input.sample, split, chunk_size)?];
+        let (last, _) = self.split_up_blocks()?;
+        let sample = last.forward_last(deep_feature, call, &mut conditioning, &mut skips)?;
+        self.output(&sample, call)
+    }
+
+    /// Returns the projected text of the last layer: the end of the result of [`UNet2DConditionModel::project_text`].
+    pub fn last_text<'a>(&self, text: &'a [KeyValue]) -> &'a [KeyValue] {
+        let attention = self.up_blocks.last().and_then(|block| block.layers().1.last());
+        let count = attention.map_or(0, Transformer2DModel::num_text_attentions);
+        text.get(text.len().saturating_sub(count)..).unwrap_or_default()
+    }
+
+    fn split_up_blocks(&self) -> Result<(&UpBlock, &[UpBlock])> {
+        let blocks = self.up_blocks.split_last();
+        blocks.ok_or_else(|| Error::internal("a UNet without up blocks"))
+    }
+
+    /// Computes the prediction from the result of the last up block.
+    fn output(&self, sample: &Tensor, call: BlockCall<'_>) -> Result<Tensor> {
+        let sample = self.conv_norm_out.forward_silu(sample, call.split)?;
         // Schedulers draw and compute in the order of the channels.
         Ok(self
             .conv_out
-            .forward_split(&sample, split, chunk_size)?
+            .forward_split(&sample, call.split, call.chunk_size)?
             .f_contiguous()?)
     }
 
@@ -219,6 +289,17 @@ impl UNet2DConditionModel {
         let activated = silu(&self.time_embedding(input, split)?, split)?;
         let shifts = self.resnets().map(|resnet| resnet.time_shift(&activated, split));
         shifts.collect::<Result<_>>().map(TimeShifts::Added)
+    }
+
+    /// Projects the time embedding for the last resnet alone: [`TimeShifts::Added`].
+    ///
+    /// # Errors
+    /// Those of [`UNet2DConditionModel::time_shifts`].
+    pub fn last_time_shift(&self, input: &TimeInput<'_>, split: BatchSplit<'_>) -> Result<TimeShifts> {
+        let activated = silu(&self.time_embedding(input, split)?, split)?;
+        let last = self.up_blocks.last().and_then(|block| block.layers().0.last());
+        let shift = last.map(|resnet| resnet.time_shift(&activated, split));
+        Ok(TimeShifts::Added(shift.transpose()?.into_iter().collect()))
     }
 
     /// Projects the time embedding for each resnet and adds the bias of its first convolution. As many as there are

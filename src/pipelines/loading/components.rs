@@ -6,10 +6,10 @@ use std::sync::Arc;
 use tch::Kind;
 
 use super::model_folder::ModelFolder;
-use super::{DepthEstimator, depth, safety_checker, scheduler, self_test, text_encoder, unet, vae};
+use super::{DepthEstimator, depth, safety_checker, scheduler, self_test, text_encoder, unet, vae, vae_tiny};
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
 use crate::models::unet::UNet2DConditionModel;
-use crate::models::vae::AutoencoderKl;
+use crate::models::vae::{AutoencoderKl, AutoencoderTiny};
 use crate::pipelines::prompt_encoder::PromptEncoder;
 use crate::pipelines::safety_check::SafetyCheck;
 use crate::schedulers::{self, LowResScheduler, SchedulerConfig};
@@ -28,6 +28,8 @@ pub struct Components {
     pub(in crate::pipelines) text_encoder: SharedModel<ClipTextModel>,
     pub(in crate::pipelines) unet: SharedModel<UNet2DConditionModel>,
     pub(in crate::pipelines) vae: SharedModel<AutoencoderKl>,
+    /// Decodes for requests that ask for it.
+    pub(in crate::pipelines) vae_tiny: Option<SharedModel<AutoencoderTiny>>,
     pub(in crate::pipelines) depth: Option<DepthEstimator>,
     pub(in crate::pipelines) safety_check: Option<SafetyCheck>,
     pub(in crate::pipelines) scheduler: SchedulerConfig,
@@ -79,6 +81,7 @@ impl Components {
 
         let text_encoder = text_encoder::open(&mut folder)?;
         let vae = vae::open(&mut folder)?;
+        let vae_tiny = vae_tiny::open(&mut folder, &vae.config)?;
         let unet = unet::open(&mut folder, &vae.config, &text_encoder.config)?;
         let scheduler = scheduler::open(&folder, parameters.scheduler.as_deref())?;
         let low_res = scheduler::open_low_res(&folder, &unet.config)?;
@@ -97,6 +100,7 @@ impl Components {
             text_encoder,
             unet: unet.build(&mut weights, fast)?,
             vae: vae.build(&mut weights, fast)?,
+            vae_tiny: vae_tiny.map(|tiny| tiny.build(&mut weights, fast)).transpose()?,
             depth: depth.map(|depth| depth.build(&mut weights)).transpose()?,
             safety_check: safety_checker.map(|checker| checker.build(&mut weights)).transpose()?,
             scheduler,
@@ -124,6 +128,7 @@ impl Components {
             num_text_layers: self.text_encoder.config().num_hidden_layers,
             guidance_embedding: self.unet.config().time_cond_proj_dim.is_some(),
             max_noise_level: self.max_noise_level,
+            tiny_decoder: self.vae_tiny.is_some(),
             schedulers: schedulers::names(),
         }
     }

@@ -13,6 +13,7 @@ mod self_test;
 mod text_encoder;
 mod unet;
 mod vae;
+mod vae_tiny;
 
 pub use components::Components;
 pub use depth::DepthEstimator;

@@ -77,5 +77,8 @@ fn compute(components: &Components, stream: &Stream) -> Result<()> {
         .f_narrow(0, 0, 1)?
         .f_narrow(1, 0, vae.config().latent_channels)?;
     let _image = vae.decode(&latents.f_to_kind(vae.kind())?)?;
+    if let Some(tiny) = &components.vae_tiny {
+        let _image = tiny.decode(&latents.f_to_kind(tiny.kind())?)?;
+    }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use diffusion_core::Result;
+use diffusion_core::config::PipelineClass;
 use triton_diffusion::pipelines::ModelIndex;
 use triton_diffusion::weights::{Variant, WeightFiles};
 
@@ -40,6 +41,9 @@ pub const COMPONENTS: [ComponentSpec; 9] = [
     plain("scheduler", &["scheduler_config.json"]),
     plain("low_res_scheduler", &["scheduler_config.json"]),
 ];
+
+/// The tiny decoder, which `model_index.json` need not name.
+const VAE_TINY: ComponentSpec = model("vae_tiny", "diffusion_pytorch_model");
 
 const fn model(name: &'static str, stem: &'static str) -> ComponentSpec {
     ComponentSpec {
@@ -84,7 +88,10 @@ pub fn served_files(folder: &Path, prefer: Variant) -> Result<BTreeSet<PathBuf>>
             .filter(|name| folder.join(name).is_file())
             .map(PathBuf::from),
     );
-    for spec in components(&ModelIndex::read(folder)?) {
+    let index = ModelIndex::read(folder)?;
+    let is_upscaler = index.class_name() == Some(PipelineClass::Upscale.name());
+    let tiny = (!is_upscaler && folder.join(VAE_TINY.name).is_dir()).then_some(&VAE_TINY);
+    for spec in components(&index).chain(tiny) {
         let own = folder.join(spec.name);
         served.extend(
             spec.files

@@ -52,6 +52,27 @@ fn shared_unet_calls_do_not_change_images() {
 }
 
 #[test]
+fn shared_unet_calls_with_deep_cache_do_not_change_images() {
+    serve(|server, instance| {
+        let args = [
+            json!({"num_inference_steps": 12, "seed": 21, "deep_cache": 2}),
+            json!({"num_inference_steps": 10, "guidance_scale": 1.0, "seed": 22, "deep_cache": 3}),
+            json!({"num_inference_steps": 8, "seed": 23}),
+        ];
+        let alone = args.each_ref().map(|args| {
+            let request = ask(server, args);
+            instance.execute(&[&request]).unwrap();
+            images(&request)
+        });
+        let requests = args.each_ref().map(|args| ask(server, args));
+        instance.execute(&requests.each_ref()).unwrap();
+        for (index, request) in requests.iter().enumerate() {
+            assert!(images(request) == alone[index], "request {index}: another image");
+        }
+    });
+}
+
+#[test]
 fn concurrent_sizes_do_not_change_images() {
     serve(|server, instance| {
         let small = json!({"num_inference_steps": 6, "seed": 1});

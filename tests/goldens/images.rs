@@ -3,7 +3,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use diffusion_core::config::{ModelParameters, Numerics};
 use diffusion_engine::Pipeline;
-use diffusion_request::{ElementInputs, RequestValidator};
+use diffusion_request::{ElementInputs, GenerateRequest, RequestValidator};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, PipelineOutput};
@@ -87,7 +87,18 @@ fn generate(
     jobs.into_iter().map(|job| pipeline.finish(job).unwrap()).collect()
 }
 
-fn pipeline(name: &str, parameters: &ModelParameters) -> (DiffusionPipeline, RequestValidator) {
+/// Validates a request of text and `gen_args`.
+pub fn prepare(validator: &RequestValidator, gen_args: &Value) -> GenerateRequest {
+    let gen_args = gen_args.to_string();
+    let inputs = ElementInputs {
+        prompt: b"a photo of a cat sitting on a red chair",
+        gen_args: Some(gen_args.as_bytes()),
+        ..ElementInputs::default()
+    };
+    validator.validate(&inputs).unwrap()
+}
+
+pub fn pipeline(name: &str, parameters: &ModelParameters) -> (DiffusionPipeline, RequestValidator) {
     let (components, _) = Components::load(&checkpoint(name), parameters, Device::Cpu).unwrap();
     let validator = RequestValidator::new(components.model_info(), parameters).unwrap();
     let pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
@@ -95,7 +106,7 @@ fn pipeline(name: &str, parameters: &ModelParameters) -> (DiffusionPipeline, Req
 }
 
 /// Compares every image of a group.
-fn compare(group: &'static str) {
+pub fn compare(group: &'static str) {
     let mut goldens = Goldens::open(group);
     let cases: Cases<ImageCase> = goldens.manifest();
     let _no_grad = tch::no_grad_guard();
@@ -153,7 +164,7 @@ fn upscale_images_match() {
 }
 
 /// The images of the cases of a group with fast numerics: above 50 dB of the exact ones, and the same bytes in any company.
-fn compare_fast(group: &'static str) {
+pub fn compare_fast(group: &'static str) {
     let goldens = Goldens::open(group);
     let cases: Cases<ImageCase> = goldens.manifest();
     let _no_grad = tch::no_grad_guard();

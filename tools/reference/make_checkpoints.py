@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     DDPMScheduler,
     PNDMScheduler,
@@ -59,6 +60,7 @@ TEXT_HIDDEN = 32
 # and rounding errors must not grow on their way through the steps.
 TEXT_GAINS = {"position_embedding": 0.3, "out_proj": 1.5, "fc2": 1.5}
 UNET_GAINS = {"attn2.to_q": 1.5, "attn2.to_k": 1.5, "attn2.to_out": 3.0, "conv_out": 1.5}
+TINY_GAINS = {"weight": 1.4, "decoder.layers.13": 0.35}
 VAE_GAINS = {"post_quant_conv": 0.1, "decoder.conv_out": 0.8, "quant_conv": 1.0}
 
 
@@ -110,6 +112,16 @@ def vae(seed, channels, sample_size, scaling_factor):
         scaling_factor=scaling_factor,
     )
     return fill(model, seed, VAE_GAINS)
+
+
+def vae_tiny(seed):
+    model = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(2, 1, 1, 1),
+    )
+    return fill(model, seed, TINY_GAINS, {"decoder.layers.13.bias": [0.6, 0.8, 1.2]})
 
 
 def depth_estimator(seed):
@@ -333,7 +345,11 @@ FAMILIES = {
     "x4_upscaler": x4_upscaler,
     "lcm": lcm,
     "sd_turbo": sd_turbo,
+    "sd1_tiny": sd1,
 }
+
+# Components that the pipeline does not have.
+FURTHER = {"sd1_tiny": {"vae_tiny": lambda: vae_tiny("sd1_tiny/vae_tiny")}}
 
 
 def write(name, out):
@@ -344,6 +360,9 @@ def write(name, out):
     try:
         pipeline = FAMILIES[name](work)
         pipeline.save_pretrained(folder, safe_serialization=True)
+        further = {part: make() for part, make in FURTHER.get(name, {}).items()}
+        for part, model in further.items():
+            model.save_pretrained(folder / part, safe_serialization=True)
         # Saving rewrites the two tokenizer settings files in the newer form, in which they agree with each other. The
         # public SD2 folders hold the older form, in which the padding token depends on who wins.
         if not name.startswith(("sd1", "lcm")):
@@ -354,7 +373,8 @@ def write(name, out):
     for file in folder.rglob("*.json"):
         drop_source_path(file)
     for file in folder.rglob("*.safetensors"):
-        replace_by_recipe(file, pipeline.components[file.parent.name])
+        part = file.parent.name
+        replace_by_recipe(file, further[part] if part in further else pipeline.components[part])
 
 
 def drop_source_path(file):

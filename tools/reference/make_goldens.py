@@ -15,11 +15,12 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
+import approximation_cases
 import depth_cases
 import image_cases
 import pil_cases
@@ -39,6 +40,7 @@ FAMILIES = ("sd1", "sd2_base", "sd2_768v", "sd2_depth", "sd2_inpaint", "x4_upsca
 TEXT_FAMILIES = ("sd1", "sd2_base")
 # One family for each distinct VAE: the sd2 families share theirs.
 VAE_FAMILIES = ("sd1", "sd2_base", "x4_upscaler")
+TINY_FAMILY = approximation_cases.CHECKPOINT
 
 
 class Checkpoints:
@@ -213,6 +215,22 @@ def vae(checkpoints, out):
     write_group(out, "vae", tensors, {"cases": cases})
 
 
+def load_vae_tiny(checkpoints):
+    return AutoencoderTiny.from_pretrained(checkpoints.folder / TINY_FAMILY / "vae_tiny", torch_dtype=torch.float32)
+
+
+def vae_tiny(checkpoints, out):
+    """Writes `AutoencoderTiny.decode` of latents that are divided by its scaling_factor, some beyond its range."""
+    model = load_vae_tiny(checkpoints)
+    tensors, cases = {}, []
+    for batch_size, height, width in ((1, 8, 8), (2, 5, 6)):
+        size = f"{TINY_FAMILY}/{batch_size}x{height}x{width}"
+        tensors[f"{size}/latents"] = seeded(350, batch_size, 4, height, width) * 2
+        tensors[f"{size}/decoded"] = model.decode(tensors[f"{size}/latents"]).sample
+        cases.append({"checkpoint": TINY_FAMILY, "input": f"{size}/latents", "output": f"{size}/decoded"})
+    write_group(out, "vae_tiny", tensors, {"cases": cases})
+
+
 def schedulers(checkpoints, out):
     """Writes trajectories with fixed model outputs, which test only the scheduler."""
     del checkpoints
@@ -255,6 +273,16 @@ def text_to_image(checkpoints, out):
     write_group(out, "images", tensors, {"cases": cases})
 
 
+def approximations(checkpoints, out):
+    """Writes generated images with `deep_cache` and the tiny decoder."""
+    tiny, tensors, cases = load_vae_tiny(checkpoints), {}, approximation_cases.cases()
+    for case in cases:
+        for number, element in enumerate(case["elements"]):
+            made = approximation_cases.run(checkpoints[case["checkpoint"]], tiny, element)
+            tensors[f"{case['name']}/{number}"] = made
+    write_group(out, "approximations", tensors, {"cases": cases})
+
+
 def with_input_images(group):
     """Returns a function like `text_to_image` for a group with input images, which it stores under `inputs/`."""
 
@@ -291,10 +319,12 @@ GROUPS = {
     "weighted": weighted,
     "unet": unet,
     "vae": vae,
+    "vae_tiny": vae_tiny,
     "depth": depth,
     "schedulers": schedulers,
     "safety": safety,
     "images": text_to_image,
+    "approximations": approximations,
     **{group: with_input_images(group) for group in image_cases.GROUPS},
     "pil": pil,
 }

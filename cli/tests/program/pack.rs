@@ -103,13 +103,15 @@ fn pack_writes_one_folder_with_the_served_files() {
 
 #[test]
 fn pack_follows_links_to_components() {
-    let folder = temporary();
-    let model = checkpoint("sd_turbo");
-    assert!(model.join("unet").is_symlink());
-    let path = model.display().to_string();
-    succeed(folder.path(), &["pack", &path, "--name", "m"]);
-    let packed = unpack(&folder.path().join("m.tar.gz"), "m");
-    assert_eq!(checkpoint_of(packed), files(&model));
+    for name in ["sd_turbo", "sd1_tiny"] {
+        let folder = temporary();
+        let model = checkpoint(name);
+        assert!(model.join("unet").is_symlink());
+        let path = model.display().to_string();
+        succeed(folder.path(), &["pack", &path, "--name", "m"]);
+        let packed = unpack(&folder.path().join("m.tar.gz"), "m");
+        assert_eq!(checkpoint_of(packed), files(&model), "{name}");
+    }
 }
 
 #[test]

@@ -54,6 +54,24 @@ fn jobs_of_one_shape_share_a_batch() {
 }
 
 #[test]
+fn jobs_are_grouped_by_the_shape_of_their_next_step() {
+    let mut engine_under_test = TestEngine::new(16);
+    engine_under_test.submit(Spec::new(0, 1));
+    assert_eq!(engine_under_test.called(), [0]);
+    for (id, interval) in [(1, 2), (2, 3), (3, 1)] {
+        engine_under_test.submit(Spec::new(id, 4).interval(interval));
+    }
+    engine_under_test.run();
+    // Every job takes one step in each round.
+    let rounds: [&[&[usize]]; 4] = [&[&[1, 2, 3]], &[&[1, 2], &[3]], &[&[1, 3], &[2]], &[&[1], &[2, 3]]];
+    for call in rounds.into_iter().flatten() {
+        assert_eq!(engine_under_test.called(), *call);
+    }
+    assert!(engine_under_test.answers(4).values().all(Result::is_ok));
+    engine_under_test.end();
+}
+
+#[test]
 fn requests_submitted_together_start_together() {
     let mut engine_under_test = TestEngine::new(3);
     let (requests, _handles): (Vec<_>, Vec<_>) = (1..=4).map(|id| engine_under_test.request(Spec::new(id, 1))).unzip();

@@ -47,6 +47,8 @@ pub struct Spec {
     /// Entries that `batch_entries` returns; equal to `batch_size` unless a test says otherwise.
     pub entries: usize,
     pub side: i64,
+    /// The side is 1 less in steps that are no multiple of this number.
+    pub interval: usize,
     pub fault: Option<(FailPoint, Fault)>,
     /// `is_cancelled` returns true after this many calls.
     pub cancel_after: Option<usize>,
@@ -60,6 +62,7 @@ impl Spec {
             batch_size: 1,
             entries: 1,
             side: 8,
+            interval: 1,
             fault: None,
             cancel_after: None,
         }
@@ -79,6 +82,10 @@ impl Spec {
 
     pub fn side(self, side: i64) -> Self {
         Self { side, ..self }
+    }
+
+    pub fn interval(self, interval: usize) -> Self {
+        Self { interval, ..self }
     }
 
     pub fn fault(self, place: FailPoint, fault: Fault) -> Self {
@@ -133,6 +140,12 @@ pub struct FakeJob {
     spec: Spec,
     step: usize,
     log: SharedLog,
+}
+
+impl FakeJob {
+    fn side(&self) -> i64 {
+        self.spec.side - i64::from(!self.step.is_multiple_of(self.spec.interval))
+    }
 }
 
 impl Drop for FakeJob {
@@ -197,7 +210,7 @@ impl Pipeline for FakePipeline {
         let _ = job.spec.meets(FailPoint::BatchEntries);
         BatchEntries {
             count: job.spec.entries,
-            shape: vec![4, job.spec.side, job.spec.side],
+            shape: vec![4, job.side(), job.side()],
         }
     }
 
@@ -212,7 +225,7 @@ impl Pipeline for FakePipeline {
         {
             let mut log = self.log.get();
             log.calls.push(ids.clone());
-            let one_shape = jobs.windows(2).all(|two| two[0].spec.side == two[1].spec.side);
+            let one_shape = jobs.windows(2).all(|two| two[0].side() == two[1].side());
             let to_do = jobs.iter().all(|job| job.step < job.spec.steps);
             if !one_shape || !to_do || (batch_size > self.max_batch_size && jobs.len() > 1) {
                 log.wrong.push(format!("a batch of {batch_size} entries for {ids:?}"));

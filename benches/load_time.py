@@ -1,51 +1,48 @@
 """Compares the load time of one checkpoint in this backend and in diffusers behind Triton's Python backend.
 
-    make bench        (or: .venv/bin/python benches/load_time.py --reference-venv .venv-reference)
+    .venv/bin/python benches/load_time.py --checkpoint tiny
 
-One server loads each model, generates one image and unloads the model, --rounds times in turn. The program prints the
-medians of the load times and their ratio. A first load of each model, which does not count, fills the page cache and
-maps the libraries.
+One server loads each model, generates one image and unloads the model, --rounds times in turn. A first load of each
+model, which does not count, fills the page cache and maps the libraries.
 """
 
 import argparse
-import pathlib
 import shutil
-import statistics
 
 import tritonclient.http as httpclient
 
-from python_backend import REFERENCE_VENV, TINY, WORK, add_model, load_once, start
+import checkpoints
+import comparison
+import results
+from python_backend import WORK, add_model, load_once, start
 
-DIFFUSION = "diffusion"
-PYTHON = "python_diffusers"
 
-
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-venv", type=pathlib.Path, default=REFERENCE_VENV)
-    parser.add_argument("--checkpoint", type=pathlib.Path, default=TINY)
-    parser.add_argument("--rounds", type=int, default=3)
+    results.add_options(parser, "load_time", 3)
+    parser.add_argument("--checkpoint", choices=checkpoints.NAMES, default="tiny")
+    parser.add_argument("--numerics", choices=comparison.OURS, default="fast")
+    parser.add_argument("--side", type=int, default=64, help="height and width of the image [default: 64]")
     arguments = parser.parse_args()
 
+    checkpoint = checkpoints.get(arguments.checkpoint)
     shutil.rmtree(WORK / "model_repository", ignore_errors=True)
-    models = (DIFFUSION, PYTHON)
-    for model, backend in zip(models, ("diffusion", "python"), strict=True):
-        add_model(WORK / "model_repository", model, backend, arguments.checkpoint)
-    seconds = {model: [] for model in models}
+    add_model(WORK / "model_repository", arguments.numerics, "diffusion", checkpoint, numerics=arguments.numerics)
+    add_model(WORK / "model_repository", "python", "python", checkpoint)
+    seconds = {arguments.numerics: [], "python": []}
     server = start(WORK, arguments.reference_venv)
     with server, httpclient.InferenceServerClient(server.http_address, network_timeout=600.0) as client:
-        for model in models:
-            load_once(client, model)
+        for model in seconds:
+            load_once(client, model, arguments.side)
         for _ in range(arguments.rounds):
-            for model in models:
-                seconds[model].append(load_once(client, model))
+            for model, values in seconds.items():
+                values.append(load_once(client, model, arguments.side))
+        version = client.get_server_metadata()["version"]
 
-    print(f"load of {arguments.checkpoint.name}, median of {arguments.rounds}, in one server run, on the CPU")
-    for model in models:
-        each = ", ".join(f"{value:.2f}" for value in seconds[model])
-        print(f"  {model:<18} {statistics.median(seconds[model]):7.2f} s   ({each})")
-    ratio = statistics.median(seconds[PYTHON]) / statistics.median(seconds[DIFFUSION])
-    print(f"  {DIFFUSION} loads {ratio:.0f} times faster than diffusers in the Python backend")
+    print(f"load of {arguments.checkpoint}, in one server run, on the CPU")
+    print("\n".join(comparison.lines(seconds, "s")))
+    settings = {"checkpoint": arguments.checkpoint}
+    results.save(arguments, "load", settings, [{"what": "load again", "samples": seconds}], server=version)
 
 
 if __name__ == "__main__":

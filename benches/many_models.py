@@ -1,11 +1,12 @@
 """Compares memory and load time of fine-tunes that differ only in the UNet, in this backend and in diffusers behind
 Triton's Python backend.
 
-    make bench        (or: .venv/bin/python benches/many_models.py --reference-venv .venv-reference --count 20)
+    .venv/bin/python benches/many_models.py --checkpoint tiny --count 20
 
 The program loads `--count` fine-tunes into this backend, then `--peers` into the Python backend, which runs one process
-each; the memory of the latter is extrapolated to `--count`. Memory is the proportional set size of the server and its
-children, less that of the empty server. All files are in the page cache before the first load.
+each; the memory of the latter is extrapolated to `--count`. After each load, the model generates one image. Memory is
+the proportional set size of the server and its children, less that of the empty server. All files are in the page cache
+before the first load.
 """
 
 import argparse
@@ -18,10 +19,13 @@ import tritonclient.http as httpclient
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-# peer puts tools/ on the path.
+import checkpoints
+import comparison
+import results
 from linked_components import files
-from python_backend import REFERENCE_VENV, TINY, WORK, add_model, infer, start
+from python_backend import WORK, add_model, infer, start
 
+MIB = 2**20
 UNET = pathlib.Path("unet") / "diffusion_pytorch_model.safetensors"
 
 
@@ -59,12 +63,16 @@ def memory(server):
 def measure(arguments, backend, folders):
     """Loads a model for each folder and generates an image with it.
 
-    Returns the memory of all models, the seconds of each load, and the value of the metric of weights in bytes.
+    `backend` is `python`, or the numerics of this backend. Returns the memory of all models, the seconds of each load,
+    the value of the metric of weights in bytes, and the version of the server.
     """
     shutil.rmtree(WORK / "model_repository", ignore_errors=True)
     names = [f"tune_{number}" for number in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
-        add_model(WORK / "model_repository", name, backend, folder)
+        if backend == "python":
+            add_model(WORK / "model_repository", name, backend, folder)
+        else:
+            add_model(WORK / "model_repository", name, "diffusion", folder, numerics=backend)
     with (
         start(WORK, arguments.reference_venv) as server,
         httpclient.InferenceServerClient(server.http_address, network_timeout=1200.0) as client,
@@ -74,10 +82,9 @@ def measure(arguments, backend, folders):
             started = time.monotonic()
             client.load_model(name)
             seconds.append(time.monotonic() - started)
-            if arguments.images:
-                infer(client, name)
+            infer(client, name, arguments.side)
         weights = server.metric("diffusion_weights_bytes", device="cpu") or 0
-        return memory(server) - empty, seconds, weights
+        return memory(server) - empty, seconds, weights, client.get_server_metadata()["version"]
 
 
 def memory_of_tensor(dtype, shape, size):
@@ -102,37 +109,43 @@ def distinct_bytes(folders):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-venv", type=pathlib.Path, default=REFERENCE_VENV)
-    parser.add_argument("--checkpoint", type=pathlib.Path, default=TINY)
+    results.add_options(parser, "many_models")
+    parser.add_argument("--checkpoint", choices=checkpoints.NAMES, default="tiny")
+    parser.add_argument("--numerics", choices=comparison.OURS, default="fast")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--peers", type=int, default=3)
-    parser.add_argument(
-        "--no-images", dest="images", action="store_false", help="only load; a full-size image takes minutes"
-    )
+    parser.add_argument("--side", type=int, default=64, help="height and width of the images [default: 64]")
     arguments = parser.parse_args()
+    if not 2 <= arguments.peers <= arguments.count:
+        parser.error("expected 2 or more peers, and no more than --count")
 
     tunes = WORK / "tunes"
     shutil.rmtree(tunes, ignore_errors=True)
-    folders = [
-        write_fine_tune(arguments.checkpoint, tunes / f"{number}", number + 1) for number in range(arguments.count)
-    ]
+    checkpoint = checkpoints.get(arguments.checkpoint)
+    folders = [write_fine_tune(checkpoint, tunes / f"{number}", number + 1) for number in range(arguments.count)]
     distinct = distinct_bytes(folders)
-    here, seconds, weights = measure(arguments, "diffusion", folders)
-    peer, peer_seconds, _ = measure(arguments, "python", folders[: arguments.peers])
-    peer *= arguments.count / arguments.peers
+    ours, peer = arguments.numerics, "python"
+    here, seconds, weights, version = measure(arguments, ours, folders)
+    there, peer_seconds, _, _ = measure(arguments, peer, folders[: arguments.peers])
+    there *= arguments.count / arguments.peers
 
-    mib = 2**20
-    print(f"{arguments.count} fine-tunes of {arguments.checkpoint.name} that differ in the UNet, on the CPU in float32")
-    ratio = weights / distinct
-    print(f"  distinct tensors {distinct / mib:9.0f} MiB; the store holds {weights / mib:.0f} MiB ({ratio:.1%})")
-    print(f"  this backend     {here / mib:9.0f} MiB in one process")
-    print(f"  Python backend   {peer / mib:9.0f} MiB in {arguments.count} (measured with {arguments.peers})")
-    print(f"  ratio            {here / peer:9.1%}")
-    first, peer_first = seconds[0], peer_seconds[0]
-    print(f"  first load       {first:9.2f} s here, {peer_first:.2f} s there: {first / peer_first:.1%}")
-    if len(seconds) > 1 and len(peer_seconds) > 1:
-        later, peer_later = min(seconds[1:]), min(peer_seconds[1:])
-        print(f"  a further load   {later:9.2f} s here, {peer_later:.2f} s there: {later / peer_later:.1%}")
+    further = slice(1, arguments.peers)
+    rows = [
+        {"what": "first load", "samples": {ours: seconds[:1], peer: peer_seconds[:1]}},
+        {"what": "a further load", "samples": {ours: seconds[further], peer: peer_seconds[further]}},
+        {
+            "what": f"memory of {arguments.count} models",
+            "unit": "MiB",
+            "samples": {ours: [here / MIB], peer: [there / MIB]},
+        },
+    ]
+    print(f"{arguments.count} fine-tunes of {arguments.checkpoint} that differ in the UNet, on the CPU in float32")
+    print(f"distinct tensors {distinct / MIB:.0f} MiB; the store holds {weights / MIB:.0f} ({weights / distinct:.1%})")
+    print(f"the memory of the Python backend is measured with {arguments.peers}")
+    for row in rows:
+        print("\n".join([row["what"], *comparison.lines(row["samples"], row.get("unit", "s"))]))
+    settings = {key: getattr(arguments, key) for key in ("checkpoint", "count", "peers")}
+    results.save(arguments, "load", settings, rows, server=version)
 
 
 if __name__ == "__main__":

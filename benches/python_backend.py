@@ -31,6 +31,7 @@ instance_group [{ kind: KIND_CPU }]
 MODEL_PY = """\
 import base64, io, json, pathlib
 
+import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 from diffusers import StableDiffusionPipeline
@@ -58,11 +59,17 @@ class TritonPythonModel:
 """
 
 
-def add_model(repository, name, backend, checkpoint):
-    """Adds a model of the backend `diffusion` or `python` with a link to its checkpoint."""
+def add_model(repository, name, backend, checkpoint, **parameters):
+    """Adds a model of the backend `diffusion` or `python` with a link to its checkpoint.
+
+    `parameters` are those of config.pbtxt.
+    """
     version = repository / name / "1"
     version.mkdir(parents=True)
-    (repository / name / "config.pbtxt").write_text(f'backend: "{backend}"\n{TENSORS}')
+    config = f'backend: "{backend}"\n{TENSORS}'
+    for key, value in parameters.items():
+        config += f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n'
+    (repository / name / "config.pbtxt").write_text(config)
     (version / "checkpoint").symlink_to(checkpoint.resolve(), target_is_directory=True)
     if backend == "python":
         (version / "model.py").write_text(MODEL_PY)
@@ -98,7 +105,7 @@ def ask_python(python, expression):
 def start(work, reference_venv):
     """Makes a server for `work/model_repository` with both backends; the caller starts it.
 
-    The Python backend uses the packages of `reference_venv`.
+    The Python backend uses the packages of `reference_venv`. Both backends have their own defaults of OpenMP.
     """
     python = reference_venv / "bin" / "python"
     version = ask_python(python, "'%d.%d' % sys.version_info[:2]")
@@ -113,26 +120,29 @@ def start(work, reference_venv):
         "PATH": f"{reference_venv / 'bin'}:/usr/local/bin:/usr/bin:/bin",
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        # `make` sets it for tests.
+        "GOMP_SPINCOUNT": None,
     }
     return TritonServer(
         work / "model_repository", work / "server.log", backends=work / "backends", environment=environment
     )
 
 
-def infer(client, model):
-    """Generates one small image."""
-    inputs = {"prompt": "a cat on a mat", "gen_args": {"num_inference_steps": 2}}
+def infer(client, model, side=None):
+    """Generates one image with two steps; its height and width are `side`, or the model's."""
+    gen_args = {"num_inference_steps": 2} | ({"height": side, "width": side} if side else {})
+    inputs = {"prompt": "a cat on a mat", "gen_args": gen_args}
     response = read_response(client.infer(model, input_tensors(httpclient, inputs)))
     if response.shape != [1, 1]:
         raise ServerError(f"{model} did not return one image")
 
 
-def load_once(client, model):
+def load_once(client, model, side=None):
     """Loads a model, generates an image and unloads the model; returns the seconds of the load."""
     started = time.monotonic()
     client.load_model(model)
     seconds = time.monotonic() - started
-    infer(client, model)
+    infer(client, model, side)
     client.unload_model(model)
     while client.is_model_ready(model):
         time.sleep(0.05)

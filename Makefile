@@ -12,6 +12,8 @@ PARITY := $(CURDIR)/target/parity
 REFERENCE_VENV ?= $(CURDIR)/.venv-reference
 # CUDA=1 puts libtorch's CUDA libraries into dist/backends/diffusion too: 3 GB, of which 2 GB are downloaded the first time.
 CUDA ?=
+# Measurements of each contender in the benches: make bench ROUNDS=5
+ROUNDS ?= 3
 # The model repository of `make serve`.
 MODELS ?= model_repository
 # SERVE=1 lets the demo's server run on, at ports 8000 to 8002.
@@ -34,7 +36,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package diffusion_kernels --package test_support
 
-.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles check-cuda lint deny parity bench bench-full-size clean
+.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles check-cuda lint deny parity setup-bench bench bench-full-size bench-report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -128,13 +130,33 @@ parity: backend setup-reference ## run diffusers and this backend on this machin
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(CARGO) test --release --features failpoints --test goldens -- --nocapture
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(PYTHON_VENV) -m pytest tests/e2e/test_goldens.py
 
-bench: backend setup-reference ## compare with diffusers in Triton's Python backend: load time, and memory of 20 fine-tunes
-	$(PYTHON_VENV) benches/load_time.py --reference-venv '$(REFERENCE_VENV)'
-	$(PYTHON_VENV) benches/many_models.py --reference-venv '$(REFERENCE_VENV)'
+setup-bench: setup-reference ## make .venv-bench with the peers of the benches
+	@REFERENCE_VENV='$(REFERENCE_VENV)' tools/setup_bench.sh
 
-bench-full-size: backend setup-reference ## the same for 3 models of Stable Diffusion 2.1's shapes (8 GB of disk, 20 GB of memory)
-	[ -d target/bench/sd21 ] || '$(REFERENCE_VENV)/bin/python' benches/full_size.py target/bench/sd21
-	$(PYTHON_VENV) benches/many_models.py --reference-venv '$(REFERENCE_VENV)' --checkpoint target/bench/sd21 --count 3 --no-images
+BENCH_OPTIONS = --reference-venv '$(REFERENCE_VENV)'
+BENCH = $(PYTHON_VENV) benches
+
+bench: backend setup-bench ## compare with diffusers in the Python backend, OpenVINO and stable-diffusion.cpp (30 minutes)
+	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name tiny --checkpoint tiny --side 128 --steps 20 --images 4
+	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name tiny_four_clients --checkpoint tiny --side 128 --steps 20 --clients 4 --images 3
+	$(BENCH)/load_time.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name load_tiny --checkpoint tiny
+	$(BENCH)/many_models.py $(BENCH_OPTIONS) --name models_tiny --checkpoint tiny --count 20
+	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256 --checkpoint full_size --side 256 --steps 4
+	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256_sdcpp --checkpoint full_size --side 256 --steps 4 --contenders exact,fast,sdcpp
+	$(BENCH)/parts.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name parts_256 --checkpoint full_size --side 256
+	@$(MAKE) --no-print-directory bench-report
+
+bench-full-size: backend setup-bench ## the same at 512x512, memory of 3 models, and how cost grows (2 hours, 20 GB of memory, 15 GB of disk)
+	$(BENCH)/parts.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name parts_512 --checkpoint full_size --side 512
+	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_512 --checkpoint full_size --side 512 --steps 20
+	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds 1 --name full_size_512_sdcpp --checkpoint full_size --side 512 --steps 20 --contenders exact,fast,sdcpp
+	$(BENCH)/stable_diffusion_cpp_flags.py $(BENCH_OPTIONS) --name flags_512 --side 512
+	$(BENCH)/many_models.py $(BENCH_OPTIONS) --name models_full_size --checkpoint full_size --count 3 --side 256
+	$(BENCH)/growth.py $(BENCH_OPTIONS) --name growth_full_size --checkpoint full_size
+	@$(MAKE) --no-print-directory bench-report
+
+bench-report: setup-bench ## write the results in target/bench to docs/benchmarks.md and its plot
+	.venv-bench/bin/python benches/report.py
 
 clean: ## remove what was built; the virtual environments stay
 	rm -rf target dist demo.png demo.html

@@ -1,4 +1,4 @@
-"""Measures what two CPU instances, and loads beside them, cost each other.
+"""Measures what two CPU instances, and loads at the same time, cost each other.
 
     .venv/bin/python benches/neighbors.py --numerics fast
 

@@ -139,7 +139,7 @@ fn args() -> Vec<Value> {
 }
 
 #[test]
-fn approximated_image_is_the_same_alone_and_beside_other_jobs() {
+fn approximated_image_is_the_same_alone_and_with_other_jobs() {
     let _no_grad = tch::no_grad_guard();
     for numerics in [Numerics::Exact, Numerics::Fast] {
         let parameters = ModelParameters {

@@ -15,8 +15,10 @@ CHECKPOINT = "sd1_tiny"
 
 @contextlib.contextmanager
 def deep_cache(unet, interval):
-    """Lets the whole UNet run at each multiple of `interval` calls. The other calls reuse the results of all modules but
-    conv_in, the last layer of the last up block, and the output."""
+    """Lets the whole UNet run at each multiple of `interval` calls.
+
+    The other calls reuse the results of all modules but conv_in, the last layer of the last up block, and the output.
+    """
     last = unet.up_blocks[-1]
     modules = [*unet.down_blocks, unet.mid_block, *unet.up_blocks[:-1], *last.resnets[:-1]]
     modules += list(getattr(last, "attentions", []))[:-1]
@@ -76,7 +78,10 @@ def cases():
 
 
 def run(pipeline, tiny, one):
-    """Makes one call of diffusers, with `tiny` as the VAE if the element wants it; returns u8 [images, height, width, 3]."""
+    """Makes one call of diffusers, with `tiny` as the VAE if the element wants it.
+
+    Returns bytes, [images, height, width, 3].
+    """
     arguments = dict(one["gen_args"])
     interval, decoder = arguments.pop("deep_cache", 1), arguments.pop("decoder", "vae")
     saved = pipeline.vae

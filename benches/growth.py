@@ -2,7 +2,7 @@
 
     .venv/bin/python benches/growth.py --checkpoint full_size
 
-Each measurement is one run of `triton-diffusion benchmark` in a process of its own; `peak_bytes` is the largest memory
+Each measurement is one run of `triton-diffusion benchmark` in a separate process; `peak_bytes` is the largest memory
 that the process had (VmHWM). The command does not count the first two steps in the time of a step.
 """
 

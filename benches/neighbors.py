@@ -2,7 +2,7 @@
 
     .venv/bin/python benches/neighbors.py --numerics fast
 
-A request alone has all cores. Two requests at once, each in an instance of its own, have half of the cores each, and a
+A request alone has all cores. Two requests at once, each to a different instance, have half of the cores each, and a
 third of the cores while a client loads and unloads a further model all the time. The value is how many times as long as
 its share of the cores lets expect a request takes: 1 if nothing is lost.
 """

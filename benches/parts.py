@@ -2,7 +2,7 @@
 
     .venv/bin/python benches/parts.py --checkpoint full_size --side 512
 
-In each round every contender runs once, in a process of its own, one after the other. A step is a UNet call with two
+In each round every contender runs once, in a separate process, one after the other. A step is a UNet call with two
 batch entries and guidance; for this backend it has the scheduler too, and the decode has the conversion to bytes. The
 value of a round is the mean of its steps.
 """

@@ -7,7 +7,7 @@ server, and stable-diffusion.cpp.
 
 In each round, the contenders take turns. The time of a request begins before the client sends it and ends with the PNG
 image. With --clients N, N clients send requests at once, and the value is the time of all divided by their number.
-stable-diffusion.cpp runs in a process of its own, without a server; its load does not count. All use DPM++ and
+stable-diffusion.cpp runs in a separate process, without a server; its load does not count. All use DPM++ and
 guidance.
 """
 

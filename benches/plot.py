@@ -66,7 +66,7 @@ def draw_growth(time: Axes, memory: Axes, batch: Axes, result: dict) -> None:
         time.loglog(pixels, [point[key] for point in points], marker="o", markersize=3, label=label)
     time.loglog(pixels, [points[0]["step_s"] * each / pixels[0] for each in pixels], "k:", label="as the pixels")
     time.set(title="seconds, one image", xlabel="megapixels")
-    time.legend()
+    time.legend(loc="upper left")
     memory.plot(pixels, [gib(point) for point in points], marker="o", markersize=3)
     memory.set(title="peak memory in GiB, one image", xlabel="megapixels", ylim=(0, None))
     images = [point["images"] for point in series["images"]]

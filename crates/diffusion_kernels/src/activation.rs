@@ -57,7 +57,37 @@ pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
             p = S::mul_add(p, r, S::splat(coefficient));
         }
         let p = S::mul_add(S::mul(r, r), p, S::add(r, S::splat(1.0)));
-        S::mul(p, S::exp2_of_whole(n))
+        S::scale_by_exp2(p, n)
+    }
+}
+
+/// Returns 2ˣ with a relative error below 3·10⁻⁷ from -126 to 127, 0 up to -127, and NaN for NaN. Values from 128 on are
+/// not allowed.
+///
+/// # Safety
+/// The machine has the instruction set.
+#[inline(always)]
+pub unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
+    /// (ln 2)ᵏ/k!, of the Taylor series. The next term is below 1.2·10⁻⁷ for half a unit.
+    const COEFFICIENTS: [f32; 6] = [
+        1.333_355_8e-3,
+        9.618_129e-3,
+        5.550_411e-2,
+        0.240_226_5,
+        std::f32::consts::LN_2,
+        1.0,
+    ];
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Of two values of which one is NaN, the second is taken.
+        let x = S::max(S::splat(-127.0), x);
+        let n = S::round(x);
+        let r = S::sub(x, n);
+        let mut p = S::splat(1.540_353e-4);
+        for coefficient in COEFFICIENTS {
+            p = S::mul_add(p, r, S::splat(coefficient));
+        }
+        S::scale_by_exp2(p, n)
     }
 }
 
@@ -101,23 +131,69 @@ mod tests {
     use super::*;
     use crate::simd::{Kernel, Level};
 
-    struct Exp<'a>(&'a mut [f32]);
+    struct Power<'a> {
+        of_2: bool,
+        exponents: &'a mut [f32],
+    }
 
-    impl Kernel for Exp<'_> {
+    impl Kernel for Power<'_> {
         #[inline(always)]
         unsafe fn run<S: Simd>(self) {
-            for values in self.0.chunks_exact_mut(S::LANES) {
+            for values in self.exponents.chunks_exact_mut(S::LANES) {
                 // SAFETY: `values` is a vector.
-                unsafe { S::store(values.as_mut_ptr(), exp::<S>(S::load(values.as_ptr()))) }
+                unsafe {
+                    let x = S::load(values.as_ptr());
+                    let power = if self.of_2 { exp2::<S>(x) } else { exp::<S>(x) };
+                    S::store(values.as_mut_ptr(), power);
+                }
             }
         }
     }
 
-    fn exp_of(level: Level, mut values: Vec<f32>) -> Vec<f32> {
+    fn powers(level: Level, of_2: bool, mut values: Vec<f32>) -> Vec<f32> {
         values.resize(values.len().next_multiple_of(16), 0.0);
+        let exponents = &mut values;
         // SAFETY: the kernel has no conditions.
-        unsafe { level.run(Exp(&mut values)) }
+        unsafe { level.run(Power { of_2, exponents }) }
         values
+    }
+
+    fn exp_of(level: Level, values: Vec<f32>) -> Vec<f32> {
+        powers(level, false, values)
+    }
+
+    fn exp2_of(level: Level, values: Vec<f32>) -> Vec<f32> {
+        powers(level, true, values)
+    }
+
+    #[test]
+    fn exp2_of_the_range_has_a_small_relative_error() {
+        let values: Vec<_> = (-126_000..=127_000).map(|i| i as f32 * 1e-3).collect();
+        for &level in Level::all() {
+            for (&x, ours) in values.iter().zip(exp2_of(level, values.clone())) {
+                let error = (f64::from(ours) / f64::from(x).exp2() - 1.0).abs();
+                assert!(
+                    error < 3e-7,
+                    "{} 2^{x} is {ours:e}, an error of {error:e}",
+                    level.name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn exp2_below_the_range_is_0_and_of_nan_is_nan() {
+        for &level in Level::all() {
+            for x in [-127.0, -128.0, -150.0, -1e3, -1e38, f32::MIN, f32::NEG_INFINITY] {
+                assert_eq!(exp2_of(level, vec![x])[0], 0.0, "{} {x}", level.name());
+            }
+            let of_nan = exp2_of(level, vec![f32::NAN, 0.0, -f32::NAN]);
+            assert!(
+                of_nan[0].is_nan() && of_nan[1] == 1.0 && of_nan[2].is_nan(),
+                "{}",
+                level.name()
+            );
+        }
     }
 
     #[test]

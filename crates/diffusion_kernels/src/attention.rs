@@ -7,10 +7,10 @@
 
 use std::ops::Range;
 
-use crate::activation::exp;
+use crate::activation::exp2;
 use crate::linear::{load, store};
 use crate::pool;
-use crate::product::{Rows, Sums, products};
+use crate::product::{Rows, Sums, products, row_chunks};
 use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::simd::{Kernel, Level, Simd};
@@ -197,8 +197,7 @@ impl Kernel for Task<'_> {
                         data: query.values.as_ptr().add(from),
                         stride: query.row_stride,
                     };
-                    for row in (0..rows).step_by(S::ROWS) {
-                        let rows = S::ROWS.min(rows - row);
+                    for (row, rows) in row_chunks::<S>(rows) {
                         for column in (0..padded).step_by(S::COLUMNS) {
                             let data = scores.as_mut_ptr().add(row * key_block + column);
                             let sums = Sums {
@@ -230,8 +229,7 @@ impl Kernel for Task<'_> {
                         data: scores.as_ptr(),
                         stride: key_block,
                     };
-                    for row in (0..rows).step_by(S::ROWS) {
-                        let rows = S::ROWS.min(rows - row);
+                    for (row, rows) in row_chunks::<S>(rows) {
                         for group in 0..groups {
                             let data = sums.as_mut_ptr().add((start + row) * width + group * S::COLUMNS);
                             let sums = Sums {
@@ -275,12 +273,13 @@ impl Task<'_> {
             let mut lanes = [f32::MIN; 16];
             S::store(lanes.as_mut_ptr(), most);
             let now = lanes.iter().fold(*largest, |a, &b| if a > b { a } else { b });
-            let scale = self.attention.scale;
+            // Powers of 2 instead of e.
+            let scale = self.attention.scale * std::f32::consts::LOG2_E;
             let (factor, offset) = (S::splat(scale), S::splat(-now * scale));
             let mut total = S::splat(0.0);
             for lane in (0..scores.len()).step_by(S::LANES) {
                 let at = scores.as_mut_ptr().add(lane);
-                let weight = exp::<S>(S::mul_add(load::<S>(at, S::LANES), factor, offset));
+                let weight = exp2::<S>(S::mul_add(load::<S>(at, S::LANES), factor, offset));
                 S::store(at, weight);
                 total = S::add(total, weight);
             }
@@ -288,7 +287,7 @@ impl Task<'_> {
             S::store(lanes.as_mut_ptr(), total);
             let total: f32 = lanes.iter().sum();
             if now > *largest {
-                let correction = exp::<S>(S::splat((*largest - now) * scale));
+                let correction = exp2::<S>(S::splat((*largest - now) * scale));
                 let mut lanes = [0.0; 16];
                 S::store(lanes.as_mut_ptr(), correction);
                 *weights *= lanes[0];

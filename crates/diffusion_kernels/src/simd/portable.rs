@@ -80,8 +80,8 @@ impl Simd for Portable {
         a.map(f32::round_ties_even)
     }
     #[inline(always)]
-    unsafe fn exp2_of_whole(n: Self::V) -> Self::V {
-        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    unsafe fn scale_by_exp2(a: Self::V, n: Self::V) -> Self::V {
+        map2(a, n, |a, n| a * f32::from_bits(((n as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
     unsafe fn transpose_f32(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {

@@ -175,11 +175,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    unsafe fn exp2_of_whole(n: Self::V) -> Self::V {
+    unsafe fn scale_by_exp2(a: Self::V, n: Self::V) -> Self::V {
         // SAFETY: the machine has the instruction set.
         unsafe {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
         }
     }
     transposes!();
@@ -221,11 +221,12 @@ impl Simd for Avx512 {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    unsafe fn exp2_of_whole(n: Self::V) -> Self::V {
+    unsafe fn scale_by_exp2(a: Self::V, n: Self::V) -> Self::V {
         // SAFETY: the machine has the instruction set.
         unsafe {
-            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+            // True for NaN too. Products below 2⁻¹²⁶, with which the processor computes slowly, become 0.
+            let normal = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(n, _mm512_set1_ps(-127.0));
+            _mm512_maskz_scalef_ps(normal, a, n)
         }
     }
     transposes!();

@@ -6,7 +6,7 @@ use crate::conv::{Conv3x3, TAPS};
 use crate::linear::{divide, load, store};
 use crate::map::{Nearest, Shape};
 use crate::pool;
-use crate::product::{Rows, Sums, products};
+use crate::product::{Rows, Sums, products, row_chunks};
 use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::simd::{Kernel, Level, Simd};
@@ -16,6 +16,8 @@ use crate::values::{Part, pack};
 const POSITION_BLOCK: usize = 24;
 /// The most groups of outputs of a task.
 const MAX_GROUPS: usize = 4;
+/// Channels whose kernels are reordered at a time.
+const PACK_BLOCK: usize = 16;
 
 /// Computes a convolution.
 pub fn compute(conv: &Conv3x3<'_>, level: Level, out: &mut [f32]) {
@@ -58,26 +60,20 @@ impl Kernel for Direct<'_> {
     unsafe fn run<S: Simd>(self) {
         let depth = self.conv.shape.channels * TAPS;
         let width = self.groups.len() * S::COLUMNS;
-        let mut buffer = Scratch::new(depth * width + POSITION_BLOCK * (depth + width));
-        let (packed, rest) = buffer.values().split_at_mut(depth * width);
-        let (gathered, sums) = rest.split_at_mut(POSITION_BLOCK * depth);
+        let lens = [
+            depth * width,
+            POSITION_BLOCK * depth,
+            POSITION_BLOCK * width,
+            PACK_BLOCK * TAPS * S::COLUMNS,
+        ];
+        let mut buffer = Scratch::new(lens.iter().sum());
+        let (kernels, rest) = buffer.values().split_at_mut(lens[0]);
+        let (gathered, rest) = rest.split_at_mut(lens[1]);
+        let (sums, packed) = rest.split_at_mut(lens[2]);
         // SAFETY: the lengths above.
         unsafe {
-            for (index, number) in self.groups.clone().enumerate() {
-                let row = number * S::COLUMNS;
-                let rows = S::COLUMNS.min(self.conv.outputs - row);
-                let part = Part {
-                    row,
-                    rows,
-                    stride: depth,
-                    first: 0,
-                    count: depth,
-                };
-                pack::<S>(
-                    self.conv.weight,
-                    part,
-                    packed.as_mut_ptr().add(index * depth * S::COLUMNS),
-                );
+            for (number, kernels) in self.groups.clone().zip(kernels.chunks_mut(depth * S::COLUMNS)) {
+                self.pack::<S>(number, packed, kernels);
             }
             for start in self.positions.clone().step_by(POSITION_BLOCK) {
                 let positions = start..(start + POSITION_BLOCK).min(self.positions.end);
@@ -88,8 +84,7 @@ impl Kernel for Direct<'_> {
                     data: gathered.as_ptr(),
                     stride: depth,
                 };
-                for row in (0..positions.len()).step_by(S::ROWS) {
-                    let rows = S::ROWS.min(positions.len() - row);
+                for (row, rows) in row_chunks::<S>(positions.len()) {
                     for group in 0..self.groups.len() {
                         let data = sums.as_mut_ptr().add(row * width + group * S::COLUMNS);
                         let sums = Sums {
@@ -97,7 +92,7 @@ impl Kernel for Direct<'_> {
                             stride: width,
                             add: false,
                         };
-                        let columns = packed.as_ptr().add(group * depth * S::COLUMNS);
+                        let columns = kernels.as_ptr().add(group * depth * S::COLUMNS);
                         products::<S>(rows, depth, input.from(row), columns, sums);
                     }
                 }
@@ -108,7 +103,31 @@ impl Kernel for Direct<'_> {
 }
 
 impl Direct<'_> {
-    /// Copies the neighborhood of a position of the result in the order of the weights: `[channels, 3, 3]`.
+    /// Copies the kernels of a group of outputs in the order in which neighborhoods are gathered:
+    /// `[3, 3, channels, S::COLUMNS]`.
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(&self, group: usize, packed: &mut [f32], to: &mut [f32]) {
+        let channels = self.conv.shape.channels;
+        let row = group * S::COLUMNS;
+        for first in (0..channels).step_by(PACK_BLOCK) {
+            let count = PACK_BLOCK.min(channels - first);
+            let part = Part {
+                row,
+                rows: S::COLUMNS.min(self.conv.outputs - row),
+                stride: channels * TAPS,
+                first: first * TAPS,
+                count: count * TAPS,
+            };
+            // SAFETY: `packed` holds `PACK_BLOCK` kernels.
+            unsafe { pack::<S>(self.conv.weight, part, packed.as_mut_ptr()) }
+            for (at, values) in packed.chunks(S::COLUMNS).take(count * TAPS).enumerate() {
+                let (channel, tap) = (first + at / TAPS, at % TAPS);
+                to[(tap * channels + channel) * S::COLUMNS..][..S::COLUMNS].copy_from_slice(values);
+            }
+        }
+    }
+
+    /// Copies the neighborhood of a position of the result: `[3, 3, channels]`.
     #[inline(always)]
     fn gather(&self, position: usize, to: &mut [f32]) {
         let (conv, shape) = (self.conv, self.conv.shape);
@@ -119,18 +138,15 @@ impl Direct<'_> {
             Nearest::new(shape.width, conv.size.1),
         );
         let padding = usize::from(!conv.pad_end);
-        for tap in 0..TAPS {
+        for (tap, to) in to.chunks_mut(shape.channels).enumerate() {
             let (line, column) = (line * conv.stride + tap / 3, column * conv.stride + tap % 3);
             let inside = |at: usize, side: usize| (padding..side + padding).contains(&at);
             if inside(line, conv.size.0) && inside(column, conv.size.1) {
                 let line = entry * shape.height + lines.source(line - padding);
                 let from = (line * shape.width + columns.source(column - padding)) * shape.channels;
-                let values = &conv.input[from..from + shape.channels];
-                for (to, value) in to[tap..].iter_mut().step_by(TAPS).zip(values) {
-                    *to = *value;
-                }
+                to.copy_from_slice(&conv.input[from..from + shape.channels]);
             } else {
-                to[tap..].iter_mut().step_by(TAPS).for_each(|to| *to = 0.0);
+                to.fill(0.0);
             }
         }
     }

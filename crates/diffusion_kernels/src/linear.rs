@@ -2,14 +2,14 @@
 
 use crate::activation::Activation;
 use crate::pool;
-use crate::product::{Rows, Sums, products};
+use crate::product::{Rows, Sums, products, row_chunks};
 use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::simd::{Kernel, Level, Simd};
 use crate::values::{Part, Values, pack};
 
-/// Values of a row that are multiplied before the next rows: the packed columns for them stay in the second cache.
-const DEPTH_BLOCK: usize = 256;
+/// The most values of a row that are multiplied before the next rows: the packed columns for them stay in the second cache.
+const MAX_DEPTH: usize = 320;
 /// The most packed groups of columns of a task.
 const MAX_GROUPS: usize = 12;
 /// Rows whose sums are kept until the whole depth is multiplied.
@@ -154,6 +154,13 @@ fn row_parts(rows: usize, blocks: usize, threads: usize) -> usize {
     (2 * threads).div_ceil(blocks).min(rows.div_ceil(ROW_BLOCK / 4)).max(1)
 }
 
+/// Divides the depth into the fewest blocks of at most [`MAX_DEPTH`] values, nearly equal ones. Returns the values of a
+/// block: whole vectors of 8, the size that is packed fast.
+fn depth_block(depth: usize) -> usize {
+    let blocks = depth.div_ceil(MAX_DEPTH).max(1);
+    depth.div_ceil(blocks).max(1).next_multiple_of(8)
+}
+
 /// Some rows and some groups of columns of a layer.
 struct Task<'a> {
     linear: &'a Linear<'a>,
@@ -172,7 +179,8 @@ impl Kernel for Task<'_> {
         let width = packed_groups * S::COLUMNS;
         // Columns are packed once; if all rows fit into one block, those of a block of the depth at a time.
         let once = self.rows.len() <= ROW_BLOCK;
-        let packed_depth = if once { DEPTH_BLOCK.min(depth) } else { depth };
+        let depth_block = depth_block(depth);
+        let packed_depth = if once { depth_block } else { depth };
         let sums_len = ROW_BLOCK * width;
         let mut buffer = Scratch::new(packed_depth * width + sums_len + width);
         let buffer = buffer.values();
@@ -184,8 +192,8 @@ impl Kernel for Task<'_> {
             if depth == 0 {
                 sums.fill(0.0);
             }
-            for first in (0..depth).step_by(DEPTH_BLOCK) {
-                let count = DEPTH_BLOCK.min(depth - first);
+            for first in (0..depth).step_by(depth_block) {
+                let count = depth_block.min(depth - first);
                 let columns = if once {
                     &mut packed[..]
                 } else {
@@ -199,8 +207,7 @@ impl Kernel for Task<'_> {
                     }
                     let data = self.linear.input.as_ptr().add(start * depth + first);
                     let input = Rows { data, stride: depth };
-                    for row in (0..rows.len()).step_by(S::ROWS) {
-                        let rows_now = S::ROWS.min(rows.len() - row);
+                    for (row, rows_now) in row_chunks::<S>(rows.len()) {
                         for group in 0..packed_groups {
                             let sums = Sums {
                                 data: sums.as_mut_ptr().add(row * width + group * S::COLUMNS),

@@ -75,6 +75,17 @@ unsafe fn product<S: Simd, const R: usize>(depth: usize, rows: Rows, columns: *c
     }
 }
 
+/// Divides `count` rows into the fewest parts of at most `S::ROWS`, nearly equal ones: a product of one or two rows would
+/// wait for its sums. Returns the first row of each part, and its number of rows.
+#[inline(always)]
+pub fn row_chunks<S: Simd>(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    let parts = count.div_ceil(S::ROWS);
+    (0..parts).map(move |part| {
+        let start = count * part / parts;
+        (start, count * (part + 1) / parts - start)
+    })
+}
+
 /// Computes the product of `count` rows, at most `S::ROWS`, and packed columns.
 ///
 /// # Safety
@@ -84,26 +95,6 @@ unsafe fn product<S: Simd, const R: usize>(depth: usize, rows: Rows, columns: *c
 pub unsafe fn products<S: Simd>(count: usize, depth: usize, rows: Rows, columns: *const f32, sums: Sums) {
     // SAFETY: the caller's promise.
     unsafe {
-        if S::ROWS == 12 && count == 12 {
-            product::<S, 12>(depth, rows, columns, sums);
-        } else if count > 6 {
-            product::<S, 6>(depth, rows, columns, sums);
-            let rest = Sums {
-                data: sums.data.add(6 * sums.stride),
-                ..sums
-            };
-            few::<S>(count - 6, depth, rows.from(6), columns, rest);
-        } else {
-            few::<S>(count, depth, rows, columns, sums);
-        }
-    }
-}
-
-/// Does what [`products`] does, for at most 6 rows.
-#[inline(always)]
-unsafe fn few<S: Simd>(count: usize, depth: usize, rows: Rows, columns: *const f32, sums: Sums) {
-    // SAFETY: the promises of `products`.
-    unsafe {
         match count {
             1 => product::<S, 1>(depth, rows, columns, sums),
             2 => product::<S, 2>(depth, rows, columns, sums),
@@ -111,6 +102,13 @@ unsafe fn few<S: Simd>(count: usize, depth: usize, rows: Rows, columns: *const f
             4 => product::<S, 4>(depth, rows, columns, sums),
             5 => product::<S, 5>(depth, rows, columns, sums),
             6 => product::<S, 6>(depth, rows, columns, sums),
+            _ if S::ROWS <= 6 => {}
+            7 => product::<S, 7>(depth, rows, columns, sums),
+            8 => product::<S, 8>(depth, rows, columns, sums),
+            9 => product::<S, 9>(depth, rows, columns, sums),
+            10 => product::<S, 10>(depth, rows, columns, sums),
+            11 => product::<S, 11>(depth, rows, columns, sums),
+            12 => product::<S, 12>(depth, rows, columns, sums),
             _ => {}
         }
     }

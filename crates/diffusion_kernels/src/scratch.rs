@@ -2,12 +2,14 @@
 
 use std::cell::RefCell;
 
-/// Values of the largest buffer that a thread keeps: 16 MiB.
-const MAX_KEPT: usize = 4 << 20;
+/// Values of the largest buffer that a thread keeps: 32 MiB.
+const MAX_KEPT: usize = 8 << 20;
 /// The number of buffers that a thread keeps.
 const MAX_BUFFERS: usize = 4;
-/// Buffers begin at a cache line.
-const ALIGNMENT: usize = 64;
+/// Buffers begin at a cache line, of this many bytes.
+const CACHE_LINE: usize = 64;
+/// The bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
@@ -23,19 +25,40 @@ pub struct Scratch {
 impl Scratch {
     /// Takes a buffer of `len` values: the smallest kept one that is large enough, or a new one.
     pub fn new(len: usize) -> Self {
-        let padding = ALIGNMENT / size_of::<f32>();
+        let padding = CACHE_LINE / size_of::<f32>();
         let mut values = BUFFERS.with_borrow_mut(|buffers| take(buffers, len + padding));
         if values.len() < len + padding {
             // The kernel gives zeroed pages, so a new buffer is written by its user alone.
             values = vec![0.0; len + padding];
+            use_huge_pages(&values);
         }
-        let start = values.as_ptr().align_offset(ALIGNMENT).min(padding);
+        let start = values.as_ptr().align_offset(CACHE_LINE).min(padding);
         Self { values, start, len }
     }
 
     /// Returns the values.
     pub fn values(&mut self) -> &mut [f32] {
         &mut self.values[self.start..self.start + self.len]
+    }
+}
+
+/// Asks for huge pages for the memory of a new buffer, before it is written: kernels read some hundred places of a buffer in
+/// turn, more than the processor knows the addresses of small pages.
+fn use_huge_pages(values: &[f32]) {
+    let range = values.as_ptr_range();
+    let start = range.start.addr().next_multiple_of(HUGE_PAGE);
+    let end = range.end.addr() / HUGE_PAGE * HUGE_PAGE;
+    if start < end && cfg!(all(target_os = "linux", not(miri))) {
+        let offset = start - range.start.addr();
+        // SAFETY: the pages belong to the buffer, and this advice does not change what they contain. Without huge pages
+        // the call fails, and nothing changes.
+        unsafe {
+            libc::madvise(
+                values.as_ptr().byte_add(offset).cast_mut().cast(),
+                end - start,
+                libc::MADV_HUGEPAGE,
+            )
+        };
     }
 }
 

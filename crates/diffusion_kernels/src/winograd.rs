@@ -14,7 +14,7 @@ use crate::conv::{Conv3x3, TAPS};
 use crate::linear::{divide, load, store};
 use crate::map::Nearest;
 use crate::pool;
-use crate::product::{Rows, Sums, products};
+use crate::product::{Rows, Sums, products, row_chunks};
 use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::simd::{Kernel, Level, Simd};
@@ -23,13 +23,13 @@ use crate::values::{Part, pack};
 /// Tiles whose sums are computed together.
 const TILE_BLOCK: usize = 24;
 /// Tiles up to which the sums of one group of outputs stay in the second cache for the whole depth.
-const FEW_TILES: usize = 4 * TILE_BLOCK;
+const FEW_TILES: usize = 8 * TILE_BLOCK;
 /// Channels whose transformed kernels are made at a time if there are few tiles.
-const CHANNEL_BLOCK: usize = 64;
+const CHANNEL_BLOCK: usize = 128;
 /// Channels whose kernels are reordered at a time.
 const PACK_BLOCK: usize = 16;
 /// Bytes of the transformed input of all tiles that are computed at a time: it should stay in the last cache.
-const INPUT_BYTES: usize = 6 << 20;
+const INPUT_BYTES: usize = 18 << 20;
 /// Bytes of the transformed kernels of a task.
 const KERNEL_BYTES: usize = 3 << 20;
 /// The most groups of outputs of a task.
@@ -100,7 +100,9 @@ pub fn compute<const M: usize, const A: usize>(conv: &Conv3x3<'_>, level: Level,
     let channels = conv.shape.channels;
     let tiles = Tiles::new(conv, M);
     let most = INPUT_BYTES / (A * A * channels * size_of::<f32>());
-    let at_once = (most / TILE_BLOCK).max(1) * TILE_BLOCK;
+    let most = (most / TILE_BLOCK).max(1) * TILE_BLOCK;
+    let rounds = tiles.count.div_ceil(most);
+    let at_once = tiles.count.div_ceil(rounds).next_multiple_of(TILE_BLOCK);
     let few = at_once.min(tiles.count) <= FEW_TILES;
     let depth = if few { CHANNEL_BLOCK.min(channels) } else { channels };
     let layout = Layout { channels, depth };
@@ -268,8 +270,7 @@ impl<const M: usize, const A: usize> Kernel for Multiply<'_, M, A> {
                             data: input.add(k * input_part),
                             stride: depth,
                         };
-                        for row in (0..numbers.len()).step_by(S::ROWS) {
-                            let rows = S::ROWS.min(numbers.len() - row);
+                        for (row, rows) in row_chunks::<S>(numbers.len()) {
                             for group in 0..groups {
                                 let data = sums.add(k * (TILE_BLOCK * width + GAP) + row * width + group * S::COLUMNS);
                                 let sums = Sums {

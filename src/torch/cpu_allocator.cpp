@@ -18,8 +18,9 @@ namespace {
 // Sizes of large blocks are multiples of a huge page, and blocks begin at one.
 constexpr size_t kHugePage = size_t{2} << 20;
 // Smaller tensors are left to the C library, which keeps their memory itself:
-// glibc maps blocks of 32 MiB and more (M_MMAP_THRESHOLD, mallopt(3)) anew each time.
-constexpr size_t kLarge = size_t{8} << 20;
+// glibc maps blocks of 32 MiB and more (M_MMAP_THRESHOLD, mallopt(3)) anew each
+// time, and uses small pages for all.
+constexpr size_t kLarge = size_t{2} << 20;
 
 size_t rounded(size_t bytes) {
   return (bytes + kHugePage - 1) / kHugePage * kHugePage;

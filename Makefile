@@ -141,6 +141,8 @@ bench: backend setup-bench ## compare with diffusers in the Python backend, Open
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name tiny_four_clients --checkpoint tiny --side 128 --steps 20 --clients 4 --images 3
 	$(BENCH)/load_time.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name load_tiny --checkpoint tiny
 	$(BENCH)/many_models.py $(BENCH_OPTIONS) --name models_tiny --checkpoint tiny --count 20
+	$(BENCH)/neighbors.py $(BENCH_OPTIONS) --rounds $(ROUNDS)
+	$(BENCH)/psnr.py $(BENCH_OPTIONS)
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256 --checkpoint full_size --side 256 --steps 4
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256_sdcpp --checkpoint full_size --side 256 --steps 4 --contenders exact,fast,sdcpp
 	$(BENCH)/parts.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name parts_256 --checkpoint full_size --side 256
@@ -152,6 +154,7 @@ bench-full-size: backend setup-bench ## the same at 512x512, memory of 3 models,
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds 1 --name full_size_512_sdcpp --checkpoint full_size --side 512 --steps 20 --contenders exact,fast,sdcpp
 	$(BENCH)/stable_diffusion_cpp_flags.py $(BENCH_OPTIONS) --name flags_512 --side 512
 	$(BENCH)/many_models.py $(BENCH_OPTIONS) --name models_full_size --checkpoint full_size --count 3 --side 256
+	$(BENCH)/approximations.py $(BENCH_OPTIONS) --rounds $(ROUNDS)
 	$(BENCH)/growth.py $(BENCH_OPTIONS) --name growth_full_size --checkpoint full_size
 	@$(MAKE) --no-print-directory bench-report
 

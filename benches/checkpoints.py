@@ -35,6 +35,11 @@ def get(name: str) -> pathlib.Path:
     return with_scheduler(FULL_SIZE, FOLDER / "full_size")
 
 
+def tiny_decoder() -> pathlib.Path:
+    """Returns the folder of the tests' tiny decoder."""
+    return seeded_checkpoints.write() / "sd1_tiny" / "vae_tiny"
+
+
 def with_scheduler(checkpoint: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     """Makes a folder with links to the files of a checkpoint, and with DPM++ as its scheduler. Returns the folder."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -22,14 +22,13 @@ STEPS = "5,10,20"
 def measure(arguments: argparse.Namespace, checkpoint: pathlib.Path, *, side: int, steps: int, images: int) -> dict:
     """Returns the times in seconds and the peak memory of one run."""
     run, peak = process.ours(arguments.numerics, checkpoint, side=side, steps=steps, images=images)
-    in_steps = run["first_step_ms"] + run["step_ms"] * (steps - 1)
     point = {
         "side": side,
         "steps": steps,
         "images": images,
         "step_s": run["step_ms"] / 1000,
         "decode_s": run["finish_ms"] / 1000,
-        "request_s": (run["prepare_ms"] + in_steps + run["finish_ms"]) / 1000,
+        "request_s": (run["prepare_ms"] + run["step_ms"] * steps + run["finish_ms"]) / 1000,
         "peak_bytes": peak,
     }
     times = ", ".join(f"{part} {point[f'{part}_s']:.3f} s" for part in ("step", "decode", "request"))

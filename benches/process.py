@@ -54,9 +54,16 @@ def run(name: str, program: Sequence[object]) -> tuple[dict, int]:
     return json.loads(text), usage.ru_maxrss * 1024
 
 
-def ours(numerics: str, checkpoint: pathlib.Path, *, side: int, steps: int, images: int = 1) -> tuple[dict, int]:
-    """Runs `triton-diffusion benchmark`; returns its run for this number of images, and its peak memory in bytes."""
+def ours(
+    numerics: str, checkpoint: pathlib.Path, *, side: int, steps: int, images: int = 1, **parameters: str
+) -> tuple[dict, int]:
+    """Runs `triton-diffusion benchmark`; returns its run for this number of images, and its peak memory in bytes.
+
+    `parameters` are those of config.pbtxt.
+    """
     options = {"device": "cpu", "images": images, "steps": steps, "height": side, "width": side}
-    words = [f"--parameter=numerics={numerics}", *(f"--{key}={value}" for key, value in options.items())]
+    parameters = {"numerics": numerics} | parameters
+    words = [f"--parameter={key}={value}" for key, value in parameters.items()]
+    words += [f"--{key}={value}" for key, value in options.items()]
     result, peak = run(numerics, [COMMAND, "benchmark", checkpoint, *words, "--json"])
     return result["runs"][0] | {"load_seconds": result["load_seconds"]}, peak

@@ -147,4 +147,50 @@ def growth(found: list[dict]) -> str:
     return "\n\n".join(texts)
 
 
-KINDS = {"whole": whole, "parts": parts, "load": load, "flags": flags, "growth": growth}
+def neighbors(found: list[dict]) -> str:
+    """Returns the table of requests beside others."""
+    names = {"two": "two instances", "two_and_loads": "two instances, and loads of a third model"}
+    rows = []
+    for result in found:
+        settings = result["settings"]
+        for name, values in result["rows"][0]["samples"].items():
+            what = f"{SIZES[settings['checkpoint']]}, {square(settings['side'])}, {settings['steps']} steps"
+            rows.append([names[name], what, f"`{settings['numerics']}`", spread(values)])
+    return table(["", "request", "", "times its share"], rows)
+
+
+def psnr(found: list[dict]) -> str:
+    """Returns the table of differences between images."""
+    rows = []
+    for result in found:
+        for row in result["rows"]:
+            for name, values in row["samples"].items():
+                title = row["what"] if name == next(iter(row["samples"])) else ""
+                rows.append([title, f"`{name}`", f"{statistics.mean(values):.1f}", f"{min(values):.1f}"])
+    return table(["", "", "PSNR, mean, dB", "smallest, dB"], rows)
+
+
+def approximations(found: list[dict]) -> str:
+    """Returns the table of what approximations save."""
+    rows = []
+    for result in found:
+        step, decode = (row["samples"] for row in result["rows"])
+        for name in step:
+            cells = []
+            for samples in (step, decode):
+                values = samples[name]
+                cells += [spread(values, digits_of(values)), spread(ratios(samples, name, "without"))]
+            rows.append([f"`{name}`" if name != "without" else name, square(result["settings"]["side"]), *cells])
+    return table(["", "image", "mean step, s", "times without", "decode, s", "times without"], rows)
+
+
+KINDS = {
+    "whole": whole,
+    "parts": parts,
+    "load": load,
+    "flags": flags,
+    "growth": growth,
+    "neighbors": neighbors,
+    "psnr": psnr,
+    "approximations": approximations,
+}

@@ -127,3 +127,39 @@ def text_encoder(config):
         shapes |= linear(f"{name}.mlp.fc1", inner, size) | linear(f"{name}.mlp.fc2", size, inner)
         shapes |= norm(f"{name}.layer_norm1", size) | norm(f"{name}.layer_norm2", size)
     return shapes | norm("text_model.final_layer_norm", size)
+
+
+def vae_tiny_block(name, width):
+    """The tensors of a block of an AutoencoderTiny, whose inputs and outputs have equal channels."""
+    shapes = {}
+    for layer in (0, 2, 4):
+        shapes |= conv(f"{name}.conv.{layer}", width, width)
+    return shapes
+
+
+def vae_tiny(config):
+    """The tensors of an AutoencoderTiny whose layers all have one width."""
+    width = config["block_out_channels"][0]
+
+    def between(name):
+        return {f"{name}.weight": [width, width, 3, 3]}
+
+    shapes, at = conv("encoder.layers.0", width, config["in_channels"]), 1
+    for stage, blocks in enumerate(config["num_encoder_blocks"]):
+        if stage:
+            shapes |= between(f"encoder.layers.{at}")
+            at += 1
+        for _ in range(blocks):
+            shapes |= vae_tiny_block(f"encoder.layers.{at}", width)
+            at += 1
+    shapes |= conv(f"encoder.layers.{at}", config["latent_channels"], width)
+    # An activation follows the first layer, and an enlargement the blocks of each stage but the last.
+    shapes, at = shapes | conv("decoder.layers.0", width, config["latent_channels"]), 2
+    for stage, blocks in enumerate(config["num_decoder_blocks"]):
+        for _ in range(blocks):
+            shapes |= vae_tiny_block(f"decoder.layers.{at}", width)
+            at += 1
+        if stage + 1 < len(config["num_decoder_blocks"]):
+            shapes |= between(f"decoder.layers.{at + 1}")
+            at += 2
+    return shapes | conv(f"decoder.layers.{at}", config["out_channels"], width)

@@ -39,7 +39,7 @@ SEEDED = {
     "sd_turbo": ((), {"num_inference_steps": 2, "guidance_scale": 0.0}),
     "sd2_depth": (("image",), {}),
     "sd2_inpaint": (("image", "mask_image"), {}),
-    "x4_upscaler": (("image",), {}),
+    "x4_upscaler": (("image",), {"num_inference_steps": 20}),
 }
 DEMO = {
     "sd_base": ((), {"num_inference_steps": 30}),

@@ -61,8 +61,8 @@ pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// Returns 2ˣ with a relative error below 3·10⁻⁷ from -126 to 127, 0 up to -127, and NaN for NaN. Values from 128 on are
-/// not allowed.
+/// Returns 2ˣ with a relative error below 3·10⁻⁷ from -126 to 127, 0 up to -127, NaN for NaN, and any value from 128
+/// on.
 ///
 /// # Safety
 /// The machine has the instruction set.

@@ -51,7 +51,8 @@ pub trait Simd: Copy {
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The nearest whole number, halves to the even one.
     unsafe fn round(a: Self::V) -> Self::V;
-    /// a · 2ⁿ of whole numbers n from -126 to 127, 0 for -127, and infinity or a · 2ⁿ for 128. NaN if a is NaN.
+    /// a · 2ⁿ of whole numbers n from -126 to 127, 0 for -127, infinity or a · 2ⁿ for 128, and any value for others. NaN if
+    /// a is NaN.
     unsafe fn scale_by_exp2(a: Self::V, n: Self::V) -> Self::V;
     /// Reads 8 rows of 8 values, `from_stride` values apart, and writes them as 8 columns: `to[i·to_stride + j]` is value
     /// `i` of row `j`.

@@ -81,7 +81,9 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn scale_by_exp2(a: Self::V, n: Self::V) -> Self::V {
-        map2(a, n, |a, n| a * f32::from_bits(((n as i32 + 127) as u32) << 23))
+        map2(a, n, |a, n| {
+            a * f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23)
+        })
     }
     #[inline(always)]
     unsafe fn transpose_f32(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {

@@ -12,6 +12,8 @@ use triton_diffusion::weights::{TensorFile, Weights, load_component, read_json};
 /// Largest difference of one value of a component or a trajectory, relative to the largest value or 1, that another
 /// processor's kernels may cause.
 const TOLERANCE: f64 = 5e-4;
+/// The same of sines and cosines of numbers up to 13000, of which the last bit is worth 10⁻³.
+const SINE_TOLERANCE: f64 = 2e-2;
 /// Largest difference of one byte of an image. At most one byte in a hundred may differ.
 const BYTE_TOLERANCE: u8 = 2;
 
@@ -26,6 +28,11 @@ pub fn exact() -> ModelParameters {
 /// Returns the folder of this machine's goldens if every byte must be equal.
 pub fn parity() -> Option<PathBuf> {
     std::env::var_os("TRITON_DIFFUSION_PARITY").map(PathBuf::from)
+}
+
+/// Returns whether a number is that of diffusers: equal, or for another processor's goldens nearly equal.
+pub fn is_number(ours: f64, theirs: f64) -> bool {
+    ours == theirs || (parity().is_none() && (ours - theirs).abs() <= 1e-6 * theirs.abs())
 }
 
 /// Returns the folder of this machine's goldens, or of the committed ones.
@@ -70,17 +77,34 @@ impl Goldens {
     /// Compares `ours` with the tensor `name`: every byte, or within the tolerance.
     pub fn compare(&mut self, name: &str, ours: &Tensor) {
         let theirs = self.tensor(name);
-        assert_eq!(ours.size(), theirs.size(), "{name}: shape");
         assert_eq!(ours.kind(), theirs.kind(), "{name}: dtype");
+        self.compare_values(name, ours, &theirs, TOLERANCE);
+    }
+
+    /// Compares sines and cosines of numbers in the thousands, whose last bit depends on the processor.
+    pub fn compare_sines(&mut self, name: &str, ours: &Tensor) {
+        let theirs = self.tensor(name);
+        assert_eq!(ours.kind(), theirs.kind(), "{name}: dtype");
+        self.compare_values(name, ours, &theirs, SINE_TOLERANCE);
+    }
+
+    /// Compares `ours` with the numbers `name`, of any dtype, as [`Goldens::compare`] does.
+    pub fn compare_numbers(&mut self, name: &str, ours: &[f64]) {
+        let theirs = self.tensor(name).to_kind(Kind::Double);
+        self.compare_values(name, &Tensor::from_slice(ours), &theirs, TOLERANCE);
+    }
+
+    fn compare_values(&mut self, name: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) {
+        assert_eq!(ours.size(), theirs.size(), "{name}: shape");
         self.compared += 1;
-        if ours == &theirs {
+        if ours == theirs {
             return;
         }
         let largest = |tensor: Tensor| f64::try_from(tensor.abs().max()).unwrap();
         let exact = theirs.to_kind(Kind::Double);
         let scale = largest(exact.shallow_clone()).max(1.0);
         let difference = largest(ours.to_kind(Kind::Double) - exact) / scale;
-        if parity().is_some() || difference.is_nan() || difference >= TOLERANCE {
+        if parity().is_some() || difference.is_nan() || difference >= tolerance {
             self.failures.push(format!("{name}: differs by {difference:e}"));
         }
     }

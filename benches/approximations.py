@@ -2,7 +2,7 @@
 
     .venv/bin/python benches/approximations.py --side 512
 
-The checkpoint is that of full size with a tiny decoder of TAESD's shapes beside it; all weights are noise. In each
+The checkpoint is that of full size with a tiny decoder of TAESD's shapes in it; all weights are noise. In each
 round every setting runs once, in a separate process. The mean step is that of --steps steps after two that do not
 count. With 6 steps, the intervals 2, 3 and 6 have their whole share of full UNet calls. What the approximations cost in
 quality is measured by psnr.py.

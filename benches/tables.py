@@ -148,7 +148,7 @@ def growth(found: list[dict]) -> str:
 
 
 def neighbors(found: list[dict]) -> str:
-    """Returns the table of requests beside others."""
+    """Returns the table of requests next to others."""
     names = {"two": "two instances", "two_and_loads": "two instances, and loads of a third model"}
     rows = []
     for result in found:

@@ -44,7 +44,7 @@ def convert(checkpoint: pathlib.Path, part: str, side: int) -> float:
     model = openvino.convert_model(module, example_input=tensors, input=shapes)
     file = file_of(checkpoint, part, side)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # OpenVINO compresses to float16 unless it is told not to.
+    # OpenVINO compresses to float16 by default.
     partial = file.with_name(f"partial_{file.name}")
     openvino.save_model(model, partial, compress_to_fp16=False)
     del model

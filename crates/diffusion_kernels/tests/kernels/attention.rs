@@ -184,6 +184,23 @@ impl Case {
     }
 }
 
+/// Small enough for Miri, as are all tests that begin with `small`.
+#[test]
+fn small_attention_matches_the_twin() {
+    let mut config = Config {
+        batch: 2,
+        heads: 2,
+        head_size: 9,
+        queries: 7,
+        keys: 9,
+        causal: false,
+    };
+    Case::apart(1, config).check();
+    config.keys = 7;
+    config.causal = true;
+    Case::fused(2, config, 3).check();
+}
+
 #[test]
 fn attention_sizes_around_the_blocks_match_the_twin() {
     let mut seed = 0;

@@ -221,7 +221,25 @@ fn enlarged_from(index: usize, from: usize, to: usize) -> usize {
 }
 
 #[test]
-fn conv_small_maps_match_the_twin() {
+fn small_conv_matches_the_twin() {
+    let mut config = Config::new([2, 3, 4, 8], 5);
+    config.bias = Bias::OfEntries;
+    config.add = true;
+    config.dtype = Dtype::F16;
+    Case::new(1, config).check();
+    let mut config = Config::new([1, 4, 3, 3], 5);
+    config.stride = 2;
+    config.pad_end = true;
+    config.dtype = Dtype::Bf16;
+    Case::new(2, config).check();
+    config.stride = 1;
+    config.pad_end = false;
+    config.size = (5, 4);
+    Case::new(3, config).check();
+}
+
+#[test]
+fn conv_maps_of_few_tiles_match_the_twin() {
     let mut seed = 0;
     for (height, width) in [(1, 1), (1, 2), (2, 1), (3, 3), (4, 4), (5, 3), (7, 9), (8, 8), (13, 6)] {
         for channels in [4, 8, 24, 32, 40] {

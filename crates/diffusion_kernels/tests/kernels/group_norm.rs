@@ -120,6 +120,13 @@ impl Case {
 }
 
 #[test]
+fn small_group_norm_matches_the_twin() {
+    for (channels, groups) in [(20, 5), (16, 2)] {
+        Case::new(1, [2, 3, 5, channels], groups, Activation::Silu).check();
+    }
+}
+
+#[test]
 fn group_norm_sizes_around_the_blocks_match_the_twin() {
     let mut seed = 0;
     for (height, width) in [(1, 1), (1, 2), (3, 5), (5, 51), (16, 16), (1, 257), (23, 29)] {

@@ -5,6 +5,13 @@ use diffusion_kernels::join_channels;
 use crate::support::{Random, assert_same_bytes, on_one_thread};
 
 #[test]
+fn small_join_channels_puts_each_row_of_the_left_before_that_of_the_right() {
+    let mut out = [f32::NAN; 9];
+    join_channels(&[1.0, 2.0, 3.0], 1, &[4.0, 5.0, 6.0, 7.0, 8.0, 9.0], 2, &mut out);
+    assert_eq!(out, [1.0, 4.0, 5.0, 2.0, 6.0, 7.0, 3.0, 8.0, 9.0]);
+}
+
+#[test]
 fn join_channels_puts_each_row_of_the_left_before_that_of_the_right() {
     let mut random = Random::new(1);
     for rows in [0, 1, 2, 7, 1000, 5001] {

@@ -160,6 +160,14 @@ impl Case {
 }
 
 #[test]
+fn small_linear_matches_the_twin() {
+    for (seed, kind) in KINDS.into_iter().enumerate() {
+        let matrices = if kind == Kind::Gate { 1 } else { 2 };
+        Case::with(seed as u64, (7, 9, 10), kind, matrices, DTYPES[seed % 3], true).check();
+    }
+}
+
+#[test]
 fn linear_sizes_around_the_blocks_match_the_twin() {
     let mut seed = 0;
     for rows in [1, 2, 5, 6, 7, 11, 12, 13, 24, 25, 96, 97, 193] {

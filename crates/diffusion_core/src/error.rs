@@ -33,6 +33,9 @@ pub enum Error {
     /// The client cancelled the request.
     #[error("{0}")]
     Cancelled(String),
+    /// The request took longer than the client or the model allows.
+    #[error("{0}")]
+    DeadlineExceeded(String),
     /// A failure of libtorch, of CUDA or of this backend.
     #[error("{0}")]
     Internal(String),
@@ -47,7 +50,8 @@ pub enum ErrorKind {
     Unsupported,
     /// `TRITONSERVER_ERROR_NOT_FOUND`
     NotFound,
-    /// `TRITONSERVER_ERROR_UNAVAILABLE`, also for [`Error::OutOfMemory`] and [`Error::DeviceLost`]
+    /// `TRITONSERVER_ERROR_UNAVAILABLE`, also for [`Error::OutOfMemory`], [`Error::DeviceLost`] and
+    /// [`Error::DeadlineExceeded`]
     Unavailable,
     /// `TRITONSERVER_ERROR_CANCELLED`
     Cancelled,
@@ -91,6 +95,11 @@ impl Error {
         Self::Cancelled(message.into())
     }
 
+    /// Creates an [`Error::DeadlineExceeded`].
+    pub fn deadline_exceeded(message: impl Into<String>) -> Self {
+        Self::DeadlineExceeded(message.into())
+    }
+
     /// Creates an [`Error::Internal`].
     pub fn internal(message: impl Into<String>) -> Self {
         Self::Internal(message.into())
@@ -102,7 +111,9 @@ impl Error {
             Self::InvalidArgument(_) => ErrorKind::InvalidArgument,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::NotFound(_) => ErrorKind::NotFound,
-            Self::Unavailable(_) | Self::OutOfMemory(_) | Self::DeviceLost(_) => ErrorKind::Unavailable,
+            Self::Unavailable(_) | Self::OutOfMemory(_) | Self::DeviceLost(_) | Self::DeadlineExceeded(_) => {
+                ErrorKind::Unavailable
+            }
             Self::Cancelled(_) => ErrorKind::Cancelled,
             Self::Internal(_) => ErrorKind::Internal,
         }
@@ -118,6 +129,7 @@ impl Error {
         | Self::OutOfMemory(message)
         | Self::DeviceLost(message)
         | Self::Cancelled(message)
+        | Self::DeadlineExceeded(message)
         | Self::Internal(message)) = &mut self;
         *message = format!("{prefix}: {message}");
         self
@@ -153,6 +165,7 @@ mod tests {
             (Error::out_of_memory("m"), ErrorKind::Unavailable),
             (Error::device_lost("m"), ErrorKind::Unavailable),
             (Error::cancelled("m"), ErrorKind::Cancelled),
+            (Error::deadline_exceeded("m"), ErrorKind::Unavailable),
             (Error::internal("m"), ErrorKind::Internal),
         ];
         for (error, kind) in cases {

@@ -118,6 +118,11 @@ impl EncodedImage {
         })
     }
 
+    /// Returns the size of the file in bytes.
+    pub fn file_size(&self) -> usize {
+        self.file.len()
+    }
+
     /// Returns the width of the upright image in pixels.
     pub fn width(&self) -> u32 {
         self.width

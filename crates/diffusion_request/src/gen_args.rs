@@ -68,6 +68,8 @@ pub struct GenArgs {
     pub deep_cache: Option<u64>,
     /// The network that turns latents into images.
     pub decoder: Option<Decoder>,
+    /// Milliseconds until the request must be answered, 1 to 86400000.
+    pub timeout_ms: Option<u64>,
 }
 
 /// A JSON object as a list of its pairs, which shows duplicate keys.

@@ -1,5 +1,7 @@
 //! A validated image request.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use crate::decoder::Decoder;
@@ -47,6 +49,8 @@ pub struct GenerateRequest {
     pub decoder: Decoder,
     /// File format of the images.
     pub output: OutputFormat,
+    /// How long the client waits for the images.
+    pub timeout: Option<Duration>,
 }
 
 impl GenerateRequest {
@@ -59,6 +63,26 @@ impl GenerateRequest {
     pub fn unet_batch_size(&self) -> usize {
         let guided = self.do_classifier_free_guidance();
         unet_batch_size(self.num_images_per_prompt as u64, guided) as usize
+    }
+
+    /// Returns the number of denoising steps that run: `strength` leaves out the first ones (diffusers' `get_timesteps`).
+    pub fn denoising_steps(&self) -> usize {
+        let steps = self.num_inference_steps;
+        match self.inputs.rules().strength() {
+            Some(strength) => ((steps as f64 * strength) as usize).min(steps),
+            None => steps,
+        }
+    }
+
+    /// Returns the pixels of one image that is generated.
+    pub fn pixels(&self) -> u64 {
+        u64::from(self.height) * u64::from(self.width)
+    }
+
+    /// Returns the size of the prompts and of the input images as they came, in bytes.
+    pub fn input_bytes(&self) -> usize {
+        let images = self.inputs.rules().images();
+        self.prompts.size() + images.iter().map(|image| image.file_size()).sum::<usize>()
     }
 
     /// Returns the arguments as a `gen_args` object, without the scheduler. The same prompts, inputs, model and scheduler

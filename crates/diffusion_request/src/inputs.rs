@@ -72,6 +72,11 @@ pub(crate) trait InputRules {
         None
     }
 
+    /// Returns the input images.
+    fn images(&self) -> Vec<&EncodedImage> {
+        Vec::new()
+    }
+
     /// Returns the keys of `gen_args` that belong to the inputs, with their values.
     fn gen_args(&self, _generated: Size) -> Vec<(&'static str, Value)> {
         Vec::from_iter(self.strength().map(|strength| ("strength", strength.into())))
@@ -115,6 +120,10 @@ impl InputRules for Img2Img {
         element.limited_size_from_image(&self.image)
     }
 
+    fn images(&self) -> Vec<&EncodedImage> {
+        vec![&self.image]
+    }
+
     fn strength(&self) -> Option<f64> {
         Some(self.strength)
     }
@@ -144,6 +153,10 @@ impl Depth2Img {
 impl InputRules for Depth2Img {
     fn size(&self, element: &Element<'_>) -> Result<Size> {
         element.limited_size_from_image(&self.image)
+    }
+
+    fn images(&self) -> Vec<&EncodedImage> {
+        std::iter::once(&self.image).chain(&self.depth_map).collect()
     }
 
     fn strength(&self) -> Option<f64> {
@@ -205,6 +218,10 @@ impl InputRules for Inpaint {
         }
     }
 
+    fn images(&self) -> Vec<&EncodedImage> {
+        vec![&self.image, &self.mask_image]
+    }
+
     fn strength(&self) -> Option<f64> {
         Some(self.strength)
     }
@@ -251,6 +268,10 @@ impl InputRules for Upscale {
         let (height, width) = element.size_from_image(&self.image)?;
         let factor = element.model.vae_scale_factor;
         Ok((height * factor, width * factor))
+    }
+
+    fn images(&self) -> Vec<&EncodedImage> {
+        vec![&self.image]
     }
 
     fn gen_args(&self, _: Size) -> Vec<(&'static str, Value)> {

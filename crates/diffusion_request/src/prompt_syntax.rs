@@ -67,6 +67,11 @@ impl Prompts {
         })
     }
 
+    /// Returns the size of both prompts in bytes.
+    pub fn size(&self) -> usize {
+        self.prompt.len() + self.negative_prompt.len()
+    }
+
     /// Returns the syntax that the prompts were parsed with.
     pub fn syntax(&self) -> PromptSyntax {
         match self.weighted {

@@ -5,6 +5,8 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use crate::gen_args::{GenArgs, not_utf8};
 use crate::generate_request::{GenerateRequest, uses_guidance};
 use crate::inputs::{Element, PipelineInputs};
@@ -14,7 +16,7 @@ use diffusion_core::suggest::did_you_mean;
 use diffusion_core::{Context, Error, Result};
 use diffusion_image::{OutputFormat, RgbImage, encode, to_base64};
 
-use args::{check_strength, check_unet_batch_size, clip_skip, decoder, output, steps};
+use args::{check_strength, check_unet_batch_size, check_work, clip_skip, decoder, output, steps};
 pub(crate) use rules::PipelineRules;
 
 /// Longest `default_gen_args` of a model, in bytes.
@@ -171,7 +173,7 @@ impl RequestValidator {
         if let Some(name) = &args.scheduler {
             self.check_scheduler(name)?;
         }
-        Ok(GenerateRequest {
+        let request = GenerateRequest {
             prompts,
             output: output(rules, &args, inputs.rules().output_size((height, width)))?,
             inputs,
@@ -195,7 +197,10 @@ impl RequestValidator {
             scheduler: args.scheduler,
             timesteps: args.timesteps,
             sigmas: args.sigmas,
-        })
+            timeout: args.timeout_ms.map(Duration::from_millis),
+        };
+        check_work(rules, &request)?;
+        Ok(request)
     }
 
     /// Selects the pipeline by the inputs.

@@ -56,6 +56,12 @@ pub struct ModelParameters {
     pub max_pixels: Option<u64>,
     /// Denoising steps, 1 to 1000; the pipeline's limit if absent.
     pub max_steps: Option<u32>,
+    /// UNet batch size times pixels times steps of a request, 1 to 2^53; no limit if absent.
+    pub max_work: Option<u64>,
+    /// Seconds until a request must be answered, 1 to 86400; no limit if absent.
+    pub max_seconds: Option<u32>,
+    /// Requests that wait inside an instance, 1 to 4096; 32 if absent.
+    pub max_waiting_requests: Option<u32>,
     /// MiB of GPU memory that a load leaves free, 0 to 1048576; 1536 or 5 % of the GPU's memory if absent.
     pub gpu_memory_reserve_mib: Option<u32>,
     /// Threads that compute for an instance on the CPU, 1 to 1024; as many as the machine has if absent.
@@ -76,6 +82,9 @@ impl Default for ModelParameters {
             max_unet_batch_size: None,
             max_pixels: None,
             max_steps: None,
+            max_work: None,
+            max_seconds: None,
+            max_waiting_requests: None,
             gpu_memory_reserve_mib: None,
             intra_op_threads: None,
             default_gen_args: String::new(),
@@ -94,10 +103,13 @@ struct Parameter {
 const MAX_UNET_BATCH_SIZE: RangeInclusive<u64> = 1..=256;
 const MAX_PIXELS: RangeInclusive<u64> = 64..=1 << 26;
 const MAX_STEPS: RangeInclusive<u64> = 1..=1000;
+const MAX_WORK: RangeInclusive<u64> = 1..=1 << 53;
+const MAX_SECONDS: RangeInclusive<u64> = 1..=86_400;
+const MAX_WAITING_REQUESTS: RangeInclusive<u64> = 1..=4096;
 const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
 const INTRA_OP_THREADS: RangeInclusive<u64> = 1..=1024;
 
-const PARAMETERS: [Parameter; 11] = [
+const PARAMETERS: [Parameter; 14] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
@@ -181,6 +193,30 @@ const PARAMETERS: [Parameter; 11] = [
         allowed: "an integer from 1 to 1000",
         read: |p, text| {
             p.max_steps = Some(integer(text, &MAX_STEPS)?);
+            Some(())
+        },
+    },
+    Parameter {
+        name: "max_work",
+        allowed: "an integer from 1 to 9007199254740992",
+        read: |p, text| {
+            p.max_work = Some(integer(text, &MAX_WORK)?);
+            Some(())
+        },
+    },
+    Parameter {
+        name: "max_seconds",
+        allowed: "an integer from 1 to 86400",
+        read: |p, text| {
+            p.max_seconds = Some(integer(text, &MAX_SECONDS)?);
+            Some(())
+        },
+    },
+    Parameter {
+        name: "max_waiting_requests",
+        allowed: "an integer from 1 to 4096",
+        read: |p, text| {
+            p.max_waiting_requests = Some(integer(text, &MAX_WAITING_REQUESTS)?);
             Some(())
         },
     },
@@ -293,6 +329,9 @@ mod tests {
             "max_unet_batch_size": {"string_value": "8"},
             "max_pixels": {"string_value": "262144"},
             "max_steps": {"string_value": "100"},
+            "max_work": {"string_value": "1000000"},
+            "max_seconds": {"string_value": "60"},
+            "max_waiting_requests": {"string_value": "4"},
             "gpu_memory_reserve_mib": {"string_value": "512"},
             "intra_op_threads": {"string_value": "2"},
             "default_gen_args": {"string_value": "{\"num_inference_steps\": 25}"},
@@ -308,6 +347,9 @@ mod tests {
             max_unet_batch_size: Some(8),
             max_pixels: Some(262_144),
             max_steps: Some(100),
+            max_work: Some(1_000_000),
+            max_seconds: Some(60),
+            max_waiting_requests: Some(4),
             gpu_memory_reserve_mib: Some(512),
             intra_op_threads: Some(2),
             default_gen_args: "{\"num_inference_steps\": 25}".to_owned(),
@@ -339,6 +381,11 @@ mod tests {
             ("max_pixels", "99999999999999999999999"),
             ("max_steps", "-1"),
             ("max_steps", "1001"),
+            ("max_work", "0"),
+            ("max_work", "9007199254740993"),
+            ("max_seconds", "0"),
+            ("max_seconds", "60.0"),
+            ("max_waiting_requests", "0"),
             ("gpu_memory_reserve_mib", "-1"),
             ("gpu_memory_reserve_mib", "1048577"),
             ("intra_op_threads", "0"),
@@ -360,6 +407,9 @@ mod tests {
             ("max_unet_batch_size", MAX_UNET_BATCH_SIZE),
             ("max_pixels", MAX_PIXELS),
             ("max_steps", MAX_STEPS),
+            ("max_work", MAX_WORK),
+            ("max_seconds", MAX_SECONDS),
+            ("max_waiting_requests", MAX_WAITING_REQUESTS),
             ("gpu_memory_reserve_mib", GPU_MEMORY_RESERVE_MIB),
             ("intra_op_threads", INTRA_OP_THREADS),
         ] {

@@ -142,6 +142,8 @@ pub struct Limits {
     pub max_pixels: u64,
     /// Largest batch size of one UNet call.
     pub max_unet_batch_size: u32,
+    /// Most work of one request: UNet batch size times pixels times steps. No limit if absent.
+    pub max_work: Option<u64>,
     /// Longest prompt, in bytes.
     pub max_prompt_bytes: usize,
     /// Longest `gen_args`, in bytes.
@@ -159,6 +161,7 @@ impl Limits {
         self.max_steps = parameters.max_steps.unwrap_or(self.max_steps);
         self.max_pixels = parameters.max_pixels.unwrap_or(self.max_pixels);
         self.max_unet_batch_size = parameters.max_unet_batch_size.unwrap_or(self.max_unet_batch_size);
+        self.max_work = parameters.max_work.or(self.max_work);
         self
     }
 }
@@ -252,6 +255,7 @@ mod tests {
                 max_steps: 1000,
                 max_pixels: 1 << 22,
                 max_unet_batch_size: 16,
+                max_work: None,
                 max_prompt_bytes: 64 << 10,
                 max_gen_args_bytes: 64 << 10,
                 max_image_bytes: None,

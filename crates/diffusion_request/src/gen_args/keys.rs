@@ -74,7 +74,7 @@ const TRAIN_TIMESTEPS: usize = 1000;
 const MAX_SIGMA: f64 = 10_000.0;
 
 /// Every key of `gen_args`.
-pub static KEYS: [Key; 23] = [
+pub static KEYS: [Key; 24] = [
     key(
         "num_inference_steps",
         ALL,
@@ -119,6 +119,8 @@ pub static KEYS: [Key; 23] = [
     // At 5, images of 30 steps are at 25 dB PSNR of those without the cache, on the demo.
     key("deep_cache", APPROXIMATED, Kind::Int(1..=10, |a| &mut a.deep_cache)),
     key("decoder", APPROXIMATED, Kind::Decoder(|a| &mut a.decoder)),
+    // At most a day.
+    key("timeout_ms", ALL, Kind::Int(1..=86_400_000, |a| &mut a.timeout_ms)),
     key("progress_every", ALL, Kind::Planned(Planned::Count(1000))),
     key("preview", ALL, Kind::Planned(Planned::Switch)),
 ];

@@ -22,7 +22,8 @@ fn every_key_is_parsed() {
         "noise_level": 20, "num_images_per_prompt": 2, "eta": 0.5, "guidance_rescale": 1, "clip_skip": 2,
         "timesteps": [999, 500, 0], "sigmas": null, "padding_mask_crop": 32, "seed": 9223372036854775807,
         "scheduler": "DDIMScheduler", "output_format": "webp", "quality": 90, "keep_unmasked": true,
-        "prompt_syntax": "weighted", "deep_cache": 3, "decoder": "tiny", "progress_every": 0, "preview": false}"#;
+        "prompt_syntax": "weighted", "deep_cache": 3, "decoder": "tiny", "timeout_ms": 60000,
+        "progress_every": 0, "preview": false}"#;
     let expected = GenArgs {
         num_inference_steps: Some(20),
         guidance_scale: Some(8.0),
@@ -45,6 +46,7 @@ fn every_key_is_parsed() {
         prompt_syntax: Some(PromptSyntax::Weighted),
         deep_cache: Some(3),
         decoder: Some(Decoder::Tiny),
+        timeout_ms: Some(60_000),
     };
     assert_eq!(parse(text).unwrap(), expected);
     let sigmas = parse(r#"{"sigmas": [14.6, 1, 0.03]}"#).unwrap().sigmas;
@@ -116,6 +118,7 @@ fn wrong_values_name_the_key_and_its_limits() {
         ("prompt_syntax", "\"compel\" 1"),
         ("deep_cache", "0 11 -1 2.0 \"3\" true [2]"),
         ("decoder", "\"taesd\" \"\" 1 true"),
+        ("timeout_ms", "0 -1 1.5 86400001"),
         ("progress_every", "-1 1001 true"),
         ("preview", "1 0 \"no\""),
     ] {

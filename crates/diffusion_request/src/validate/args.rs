@@ -3,7 +3,7 @@
 use super::PipelineRules;
 use crate::decoder::Decoder;
 use crate::gen_args::GenArgs;
-use crate::generate_request::unet_batch_size;
+use crate::generate_request::{GenerateRequest, unet_batch_size};
 use diffusion_core::config::Format;
 use diffusion_core::{Error, Result};
 use diffusion_image::OutputFormat;
@@ -61,6 +61,21 @@ pub fn check_unet_batch_size(rules: &PipelineRules, images: u64, guided: bool) -
     let why = if guided { ", doubled by guidance," } else { "" };
     Err(Error::invalid_argument(format!(
         "`num_images_per_prompt` {images}{why} needs a UNet batch size of {batch_size}, more than max_unet_batch_size {max}"
+    )))
+}
+
+/// Checks the work of a request: UNet batch size times pixels times steps.
+pub fn check_work(rules: &PipelineRules, request: &GenerateRequest) -> Result<()> {
+    let Some(max) = rules.limits().max_work else {
+        return Ok(());
+    };
+    let (batch_size, pixels, steps) = (request.unet_batch_size(), request.pixels(), request.denoising_steps());
+    let work = (batch_size as u64).saturating_mul(pixels).saturating_mul(steps as u64);
+    if work <= max {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(format!(
+        "a UNet batch size of {batch_size}, {pixels} pixels and {steps} steps multiply to {work}, more than max_work {max}"
     )))
 }
 

@@ -1,6 +1,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 mod images;
 
+use std::time::Duration;
+
 use super::*;
 use crate::{Decoder, PromptSyntax, Text2Img};
 use proptest::prelude::*;
@@ -118,6 +120,7 @@ fn prompt_alone_gets_the_defaults_of_diffusers() {
             deep_cache: 1,
             decoder: Decoder::Vae,
             output: OutputFormat::Png,
+            timeout: None,
         };
         assert_eq!(request, expected);
         assert!(request.do_classifier_free_guidance());
@@ -177,6 +180,32 @@ fn size_beyond_max_pixels_is_refused() {
         let message = message(args);
         assert!(message.ends_with("is more than max_pixels 4194304"), "{message}");
     }
+}
+
+#[test]
+fn work_is_limited() {
+    let parameters = ModelParameters {
+        max_work: Some(2 * 64 * 64 * 30),
+        ..with_defaults(r#"{"height": 64, "width": 64, "num_inference_steps": 30}"#)
+    };
+    let validator = validator_of(&parameters).unwrap();
+    let with = |gen_args: &str| validate(b"", None, Some(gen_args.as_bytes()), &validator);
+    assert!(with("{}").is_ok());
+    let error = Error::invalid_argument(
+        "gen_args: a UNet batch size of 2, 4096 pixels and 31 steps multiply to 253952, more than max_work 245760",
+    );
+    assert_eq!(with(r#"{"num_inference_steps": 31}"#), Err(error));
+    assert!(with(r#"{"num_inference_steps": 60, "guidance_scale": 1}"#).is_ok());
+}
+
+#[test]
+fn timeout_is_read() {
+    let request = validate_args(r#"{"timeout_ms": 1500}"#).unwrap();
+    assert_eq!(request.timeout, Some(Duration::from_millis(1500)));
+    assert!(
+        !request.gen_args().contains_key("timeout_ms"),
+        "the image does not depend on it"
+    );
 }
 
 #[test]
@@ -486,6 +515,7 @@ proptest! {
             deep_cache,
             decoder: Decoder::ALL[decoder].1,
             output: [OutputFormat::Png, OutputFormat::Jpeg { quality }, OutputFormat::Webp { quality }][format],
+            timeout: None,
         };
         let mut args = request.gen_args();
         args.insert("scheduler".into(), SCHEDULERS[scheduler].into());

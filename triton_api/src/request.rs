@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, check, non_null};
 use crate::input::Input;
@@ -120,6 +121,24 @@ impl<'a> Request<'a> {
         // SAFETY: the request is live for 'a and the result points to a local.
         let asked = unsafe { check(sys::TRITONBACKEND_RequestIsCancelled(self.raw.as_ptr(), &mut cancelled)) };
         asked.is_ok() && cancelled
+    }
+
+    /// Returns the time limit that the client has set (`TRITONBACKEND_InferenceRequestTimeoutMicroseconds`); `None`
+    /// without one.
+    ///
+    /// # Errors
+    ///
+    /// Triton cannot return the time limit.
+    pub fn timeout(&self) -> Result<Option<Duration>, Error> {
+        let mut microseconds = 0;
+        // SAFETY: the request is live for 'a and the result points to a local.
+        unsafe {
+            check(sys::TRITONBACKEND_InferenceRequestTimeoutMicroseconds(
+                self.raw.as_ptr(),
+                &mut microseconds,
+            ))?;
+        }
+        Ok((microseconds > 0).then(|| Duration::from_micros(microseconds)))
     }
 
     /// Returns the inputs of the request (`TRITONBACKEND_RequestInputByIndex`), without the optional

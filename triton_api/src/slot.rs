@@ -77,6 +77,12 @@ impl Slot {
         }
     }
 
+    /// Records that work on the request begins. The time before counts as queue time. Without a call, work begins when the
+    /// request is accepted.
+    pub fn mark_exec_start(&mut self) {
+        self.stopwatch.mark_exec_start();
+    }
+
     /// Records that the inputs are read and computing begins (see [`Timestamps`](crate::Timestamps)).
     pub fn mark_compute_start(&mut self) {
         self.stopwatch.mark_compute_start();

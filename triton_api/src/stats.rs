@@ -20,7 +20,7 @@ pub fn steady_clock_ns() -> u64 {
 /// Each time is at least the one before, because Triton subtracts neighbors as unsigned integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timestamps {
-    /// When the backend accepted the request.
+    /// When the backend began to work on the request; the time before counts as `queue`.
     pub exec_start: u64,
     /// When the inputs were read; the time before counts as `compute_input`.
     pub compute_start: u64,
@@ -45,6 +45,10 @@ impl Stopwatch {
             compute_start: None,
             compute_end: None,
         }
+    }
+
+    pub(crate) fn mark_exec_start(&mut self) {
+        self.exec_start = steady_clock_ns();
     }
 
     pub(crate) fn mark_compute_start(&mut self) {

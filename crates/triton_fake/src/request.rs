@@ -105,6 +105,7 @@ pub struct RequestBuilder {
     outputs: Vec<String>,
     output_memory: MemoryType,
     cancelled: bool,
+    timeout: Duration,
 }
 
 impl RequestBuilder {
@@ -115,6 +116,7 @@ impl RequestBuilder {
             outputs: Vec::new(),
             output_memory: MemoryType::Cpu,
             cancelled: false,
+            timeout: Duration::ZERO,
         }
     }
 
@@ -199,6 +201,13 @@ impl RequestBuilder {
         self
     }
 
+    /// Sets the client's time limit.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
     /// Cancels the request before it is executed.
     #[must_use]
     pub fn cancelled(mut self) -> Self {
@@ -229,6 +238,7 @@ impl RequestBuilder {
             outputs: self.outputs.iter().map(|name| text_to_c(name)).collect(),
             output_memory: self.output_memory,
             cancelled: self.cancelled,
+            timeout_us: u64::try_from(self.timeout.as_micros()).unwrap_or(u64::MAX),
             executing: false,
             released: false,
             responses: Vec::new(),

@@ -66,6 +66,7 @@ same_signature! {
     TRITONBACKEND_ModelInstanceReportStatistics
     TRITONBACKEND_ModelInstanceReportBatchStatistics
     TRITONBACKEND_RequestId
+    TRITONBACKEND_InferenceRequestTimeoutMicroseconds
     TRITONBACKEND_RequestIsCancelled
     TRITONBACKEND_RequestInputCount
     TRITONBACKEND_RequestInputByIndex

@@ -134,6 +134,8 @@ pub(crate) struct RequestObject {
     pub outputs: Vec<CString>,
     pub output_memory: MemoryType,
     pub cancelled: bool,
+    /// The client's time limit in microseconds; 0 without one.
+    pub timeout_us: u64,
     /// Whether the request was passed to Execute, so the backend or Triton must answer it.
     pub executing: bool,
     pub released: bool,

@@ -52,6 +52,19 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_RequestId(
 }
 
 #[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn TRITONBACKEND_InferenceRequestTimeoutMicroseconds(
+    request: *mut TRITONBACKEND_Request,
+    timeout: *mut u64,
+) -> RawError {
+    read(
+        "TRITONBACKEND_InferenceRequestTimeoutMicroseconds",
+        request,
+        timeout,
+        |request| Ok(request.timeout_us),
+    )
+}
+
+#[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn TRITONBACKEND_RequestIsCancelled(
     request: *mut TRITONBACKEND_Request,
     is_cancelled: *mut bool,

@@ -1,6 +1,7 @@
 //! An instance: one engine thread and one encoder thread.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use triton_api::{InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn};
 
@@ -12,12 +13,18 @@ use crate::backend::metrics::EngineObserver;
 use crate::pipelines::{Device, DiffusionPipeline};
 use crate::request::tensors::decode;
 use diffusion_core::{Error, Result};
-use diffusion_engine::{Engine, QueuedRequest};
+use diffusion_engine::{Deadline, Engine, QueueLimits, QueuedRequest, Work};
 use diffusion_request::{Metadata, RequestValidator};
+
+/// Requests that wait inside an instance, unless the model says otherwise. Further requests wait in Triton's queue.
+const MAX_WAITING_REQUESTS: usize = 32;
+
+/// Memory of the inputs of all requests that wait inside an instance.
+const MAX_WAITING_BYTES: usize = 256 << 20;
 
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
-    // Dropped in this order: the engine answers its jobs, and the encoder thread sends these responses before it ends.
+    // Dropped in this order: the engine computes its requests, and the encoder thread sends these responses before it ends.
     engine: Engine<DiffusionPipeline>,
     encoder: EncoderThread,
     validator: RequestValidator,
@@ -61,11 +68,17 @@ impl ModelInstanceState {
             devices: model.devices(),
         };
         model.devices().add(device, &context.health());
+        let max_pixels = validator.limits().max_pixels;
+        let waiting = model.parameters().max_waiting_requests;
         Ok(Self {
             engine: Engine::start(
                 "diffusion-engine",
-                DiffusionPipeline::new(components, validator.limits().max_pixels),
+                move || DiffusionPipeline::new(components.clone(), max_pixels),
                 validator.limits().max_unet_batch_size as usize,
+                QueueLimits {
+                    max_requests: waiting.map_or(MAX_WAITING_REQUESTS, |requests| requests as usize),
+                    max_bytes: MAX_WAITING_BYTES,
+                },
                 Box::new(observer),
             )?,
             encoder: EncoderThread::start()?,
@@ -86,10 +99,21 @@ impl ModelInstanceState {
             Ok(elements) => elements,
             Err(error) => return slot.fail(&to_triton(self.model.name(), &error)),
         };
+        let received = Instant::now();
+        let timeout = match slot.request().timeout() {
+            Ok(timeout) => timeout,
+            Err(error) => return slot.fail(&error),
+        };
         slot.set_batch_size(elements.len() as u64);
         let response = PendingResponse::new(slot, elements.len(), self.model.max_batch_size() > 0);
         let requests = elements.into_iter().enumerate().map(|(index, request)| QueuedRequest {
-            batch_size: request.unet_batch_size(),
+            work: Work {
+                batch_size: request.unet_batch_size(),
+                steps: request.denoising_steps(),
+                entry_cost: request.pixels(),
+            },
+            bytes: request.input_bytes(),
+            deadline: self.deadline(received, timeout, request.timeout),
             handler: Box::new(ElementResponder {
                 response: Arc::clone(&response),
                 index,
@@ -102,6 +126,16 @@ impl ModelInstanceState {
             request,
         });
         self.engine.submit(requests);
+    }
+
+    /// Returns when a request must be answered: the first of the limits of Triton's request, of `gen_args` and of the
+    /// model.
+    fn deadline(&self, received: Instant, triton: Option<Duration>, client: Option<Duration>) -> Option<Deadline> {
+        let model = self.model.parameters().max_seconds;
+        let model = model.map(|seconds| Duration::from_secs(seconds.into()));
+        let limit = [triton, client, model].into_iter().flatten().min()?;
+        let at = received.checked_add(limit)?;
+        Some(Deadline { at, limit })
     }
 }
 

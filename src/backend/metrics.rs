@@ -18,6 +18,8 @@ pub struct MetricFamilies {
     unet_calls: Option<CounterFamily>,
     unet_batch_entries: Option<CounterFamily>,
     jobs_cancelled: Option<CounterFamily>,
+    deadlines_passed: Option<CounterFamily>,
+    restarts: Option<CounterFamily>,
     images: Option<CounterFamily>,
     weights_bytes: Option<GaugeFamily>,
     /// One gauge for each device that has held weights. A gauge stays, so a device without weights shows 0.
@@ -39,6 +41,11 @@ impl MetricFamilies {
                 "diffusion_jobs_cancelled_total",
                 "Batch elements dropped because their request was cancelled or failed in another batch element",
             ),
+            deadlines_passed: family(
+                "diffusion_deadlines_passed_total",
+                "Batch elements ended because their time limit had passed",
+            ),
+            restarts: family("diffusion_restarts_total", "Instances that started anew after a panic"),
             images: family("diffusion_images_total", "Images generated"),
             weights_bytes: GaugeFamily::new(
                 "diffusion_weights_bytes",
@@ -83,6 +90,8 @@ impl MetricFamilies {
             unet_calls: counter(&self.unet_calls),
             unet_batch_entries: counter(&self.unet_batch_entries),
             jobs_cancelled: counter(&self.jobs_cancelled),
+            deadlines_passed: counter(&self.deadlines_passed),
+            restarts: counter(&self.restarts),
             images: counter(&self.images),
         }
     }
@@ -93,6 +102,8 @@ pub struct Counters {
     unet_calls: Option<Counter>,
     unet_batch_entries: Option<Counter>,
     jobs_cancelled: Option<Counter>,
+    deadlines_passed: Option<Counter>,
+    restarts: Option<Counter>,
     images: Option<Counter>,
 }
 
@@ -132,6 +143,18 @@ impl Observer for EngineObserver {
 
     fn job_cancelled(&self) {
         add(&self.counters.jobs_cancelled, 1);
+    }
+
+    fn deadline_passed(&self) {
+        add(&self.counters.deadlines_passed, 1);
+    }
+
+    fn engine_restarts(&self) {
+        log_error!(
+            "instance '{}' starts anew after a panic; its running requests were ended",
+            self.instance
+        );
+        add(&self.counters.restarts, 1);
     }
 
     fn engine_failed(&self, reason: &str) {

@@ -231,6 +231,8 @@ impl ResponseHandler<PipelineOutput> for ElementResponder {
         if !std::mem::replace(&mut state.started, true)
             && let Some(slot) = &mut state.slot
         {
+            // The request waited until now.
+            slot.mark_exec_start();
             slot.mark_compute_start();
         }
     }

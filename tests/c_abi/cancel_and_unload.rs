@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use triton_api::ErrorCode;
-use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec, ParameterValue};
+use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec, ModelSpec, ParameterValue};
 
 use crate::support::*;
 
@@ -69,18 +69,11 @@ fn cancel_stops_all_elements_of_a_request() {
 
 fn cancelled_in_a_full_engine(server: &FakeServer, instance: &FakeInstance<'_>) {
     let running = endless(server, 64);
-    instance.execute(&[&running]).unwrap();
-    wait_for_calls(server, 2);
     let waiting = endless(server, 64);
-    std::thread::scope(|scope| {
-        let execute = scope.spawn(|| instance.execute(&[&waiting]));
-        std::thread::sleep(Duration::from_millis(100));
-        let waits = !execute.is_finished();
-        waiting.cancel();
-        assert!(waits, "Execute waits while the engine is full");
-        assert_cancelled(server, &waiting);
-        assert_eq!(execute.join().unwrap(), Ok(()));
-    });
+    instance.execute(&[&running, &waiting]).unwrap();
+    wait_for_calls(server, 2);
+    waiting.cancel();
+    assert_cancelled(server, &waiting);
     assert!(!running.is_released());
     running.cancel();
     assert_cancelled(server, &running);
@@ -88,16 +81,142 @@ fn cancelled_in_a_full_engine(server: &FakeServer, instance: &FakeInstance<'_>) 
 }
 
 #[test]
-fn cancel_while_waiting_for_capacity_returns() {
+fn cancel_while_waiting_for_room_returns() {
     serve_as(
         |spec| spec.parameter("max_unet_batch_size", "2"),
         cancelled_in_a_full_engine,
     );
 }
 
-/// Loads, hands `requests` over, finalizes once `ready`, and wants each answered: with an image
-/// or with UNAVAILABLE. Returns how many got an image.
-fn unload_with(ask: impl Fn(&FakeServer) -> Vec<FakeRequest>, ready: impl Fn(&FakeServer)) -> (usize, usize) {
+/// Execute waits while the instance's queue is full.
+#[test]
+fn cancel_while_execute_waits_returns() {
+    let small = |spec: ModelSpec| {
+        let spec = spec.parameter("max_unet_batch_size", "2");
+        spec.parameter("max_waiting_requests", "1")
+    };
+    serve_as(small, |server, instance| {
+        let requests = [(); 3].map(|()| endless(server, 64));
+        instance.execute(&[&requests[0]]).unwrap();
+        wait_for_calls(server, 2);
+        instance.execute(&[&requests[1]]).unwrap();
+        std::thread::scope(|scope| {
+            let execute = scope.spawn(|| instance.execute(&[&requests[2]]));
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(!execute.is_finished(), "Execute waits while the queue is full");
+            requests[2].cancel();
+            assert_cancelled(server, &requests[2]);
+            assert_eq!(execute.join().unwrap(), Ok(()));
+        });
+        for request in &requests[..2] {
+            request.cancel();
+            assert!(answer(request).is_err());
+        }
+        assert_serves(server, instance);
+    });
+}
+
+/// A wide request waits for room, and a short one passes it.
+#[test]
+fn short_request_passes_a_wide_one_that_waits() {
+    serve_as(
+        |spec| spec.parameter("max_unet_batch_size", "4"),
+        |server, instance| {
+            let long = endless(server, 64);
+            let wide = ask(
+                server,
+                &json!({"num_images_per_prompt": 2, "num_inference_steps": 20, "seed": 1}),
+            );
+            instance.execute(&[&long]).unwrap();
+            wait_for_calls(server, 2);
+            instance.execute(&[&wide]).unwrap();
+            assert_serves(server, instance);
+            assert!(!wide.is_released() && !long.is_released());
+            long.cancel();
+            assert!(answer(&long).is_err());
+            assert!(answer(&wide).is_ok());
+        },
+    );
+}
+
+/// The time limit of `gen_args`, of Triton's request and of the model.
+#[test]
+fn deadline_ends_a_request_that_runs() {
+    let mut args = long_args();
+    args["timeout_ms"] = 150.into();
+    let of_client = |server: &FakeServer| ask(server, &args);
+    let of_triton = |server: &FakeServer| {
+        let builder = server.request().timeout(Duration::from_millis(150));
+        let builder = builder.bytes_input("prompt", &[1, 1], &["a red cat"]);
+        builder
+            .bytes_input("gen_args", &[1, 1], &[long_args().to_string()])
+            .output(OUTPUT)
+            .build()
+    };
+    let of_model = |server: &FakeServer| endless(server, 64);
+    type Ask<'a> = &'a dyn Fn(&FakeServer) -> FakeRequest;
+    let cases: [(Ask<'_>, &str, &str); 3] = [
+        (&of_client, "86400", "0.150 s"),
+        (&of_triton, "86400", "0.150 s"),
+        (&of_model, "1", "1.000 s"),
+    ];
+    for (ask, max_seconds, limit) in cases {
+        serve_as(
+            |spec| spec.parameter("max_seconds", max_seconds),
+            |server, instance| {
+                let request = ask(server);
+                instance.execute(&[&request]).unwrap();
+                let (code, message) = refusal(&request);
+                assert_eq!(code, ErrorCode::Unavailable, "{message}");
+                assert_says(&message, &["the time limit of ", limit, " UNet calls"]);
+                assert_eq!(counter(server, "deadlines_passed"), 1.0);
+                assert_eq!(counter(server, "jobs_cancelled"), 0.0);
+                assert_serves(server, instance);
+            },
+        );
+    }
+}
+
+#[test]
+fn deadline_ends_a_request_that_waits() {
+    serve_as(
+        |spec| spec.parameter("max_unet_batch_size", "2"),
+        |server, instance| {
+            let running = endless(server, 64);
+            let waiting = ask(server, &json!({"num_inference_steps": 2, "timeout_ms": 100}));
+            instance.execute(&[&running, &waiting]).unwrap();
+            let (code, message) = refusal(&waiting);
+            assert_eq!(code, ErrorCode::Unavailable, "{message}");
+            assert_says(&message, &["0.100 s passed while the request waited"]);
+            running.cancel();
+            assert!(answer(&running).is_err());
+            assert_serves(server, instance);
+        },
+    );
+}
+
+/// Triton reports the time before as queue time.
+#[test]
+fn work_on_a_request_that_waits_begins_when_it_starts() {
+    serve_as(
+        |spec| spec.parameter("max_unet_batch_size", "2"),
+        |server, instance| {
+            let (running, waiting) = (endless(server, 64), ask(server, &good_args()));
+            instance.execute(&[&running, &waiting]).unwrap();
+            wait_for_calls(server, 5);
+            let waits = triton_api::steady_clock_ns();
+            running.cancel();
+            assert!(answer(&running).is_err());
+            assert!(answer(&waiting).is_ok());
+            assert!(running.statistics()[0].times.exec_start < waits);
+            assert!(waiting.statistics()[0].times.exec_start > waits);
+        },
+    );
+}
+
+/// Loads, hands `requests` over, and finalizes once `ready`, as Triton does with an instance that a new configuration no
+/// longer has. Every request gets its image.
+fn remove_with(ask: impl Fn(&FakeServer) -> Vec<FakeRequest>, ready: impl Fn(&FakeServer)) {
     let repository = Repository::new();
     let server = server();
     let backend = server.load_backend().unwrap();
@@ -106,55 +225,39 @@ fn unload_with(ask: impl Fn(&FakeServer) -> Vec<FakeRequest>, ready: impl Fn(&Fa
     let requests = ask(&server);
     instance.execute(&requests.iter().collect::<Vec<_>>()).unwrap();
     ready(&server);
-    let start = counter(&server, "unet_calls");
     instance.finalize().unwrap();
-    let calls = counter(&server, "unet_calls") - start;
-    assert!(calls < FEW_CALLS, "{calls} UNet calls");
     // Finalize waits for the answers: nothing may come after it.
     assert!(requests.iter().all(|request| request.is_released()));
-    let served = requests.iter().filter(|request| match answer(request) {
-        Ok(response) => {
-            assert_eq!(response.outputs[OUTPUT].shape, [1, 1]);
-            true
-        }
-        Err(error) => {
-            assert_eq!(error.code(), ErrorCode::Unavailable);
-            assert_says(error.message(), &["sd_base", "unloaded"]);
-            false
-        }
-    });
-    let served = served.count();
+    for request in &requests {
+        assert_eq!(answer(request).unwrap().outputs[OUTPUT].shape, [1, 1]);
+    }
     drop(model);
     drop(backend);
     server.assert_clean();
-    (served, requests.len())
 }
 
 #[test]
-fn unload_while_running_answers_all_requests() {
-    let long = |server: &FakeServer| [64, 72, 64, 80].map(|height| endless(server, height)).to_vec();
-    let outcome = unload_with(long, |server| wait_for_calls(server, 4));
-    assert_eq!(outcome, (0, 4), "nobody waits for a thousand steps");
-}
-
-#[test]
-fn unload_at_once_answers_all_requests() {
-    let long = |server: &FakeServer| vec![endless(server, 64), endless(server, 64)];
-    assert_eq!(unload_with(long, |_| ()), (0, 2));
+fn removed_instance_computes_what_runs_and_what_waits() {
+    let requests = |server: &FakeServer| {
+        let args = |height: u32| json!({"num_inference_steps": 30, "height": height, "seed": 1});
+        (0..12)
+            .map(|index| ask(server, &args([64, 72, 80][index % 3])))
+            .collect()
+    };
+    remove_with(requests, |server| wait_for_calls(server, 4));
 }
 
 /// At whatever point of its life a request is when the instance goes.
 #[test]
-fn unload_at_any_moment_answers_all_requests() {
+fn instance_removed_at_any_moment_answers_all_requests() {
     let short = |server: &FakeServer| vec![ask(server, &good_args()), ask(server, &good_args())];
     for milliseconds in [0, 5, 10, 20, 30, 40, 60, 80] {
         let delay = Duration::from_millis(milliseconds);
-        unload_with(short, |_| std::thread::sleep(delay));
+        remove_with(short, |_| std::thread::sleep(delay));
     }
-    let (served, _) = unload_with(short, |server| {
+    remove_with(short, |server| {
         wait_until("an image is made", || counter(server, "images") > 0.0);
     });
-    assert!(served > 0, "what is made is sent");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Failures inside the backend, armed by the test.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use diffusion_core::failpoint::{FailPoint, Fault, arm};
 use serde_json::json;
@@ -9,7 +9,7 @@ use triton_fake::{FakeInstance, FakeRequest, FakeServer, InstanceSpec};
 
 use crate::support::*;
 
-/// Runs `test`, whose panic ends an instance, while an instance of another model must go on.
+/// Runs `test`, whose panic makes an instance start anew, while an instance of another model must go on.
 fn next_to_another(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
     let repository = Repository::new();
     let server = server();
@@ -25,12 +25,9 @@ fn next_to_another(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
 
     test(&server, &instance);
 
-    // At once: nobody is answered before the instance says that it cannot work.
-    assert_eq!(instance.ready().unwrap_err().code(), ErrorCode::Unavailable);
-    let late = ask(&server, &good_args());
-    // Refused before it was accepted: the server answers it.
-    assert_eq!(instance.execute(&[&late]).unwrap_err().code(), ErrorCode::Unavailable);
-    assert_eq!(late.final_responses(), 1);
+    assert_eq!(instance.ready(), Ok(()));
+    assert_serves(&server, &instance);
+    assert_eq!(counter(&server, "restarts"), 1.0);
     instance.finalize().unwrap();
 
     let after = ask(&server, &good_args());
@@ -50,7 +47,7 @@ fn next_to_another(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
             .any(|line| line.level == "ERROR" && line.message.contains(text))
     };
     assert!(logged("armed panic"), "the log says what panicked");
-    assert!(logged("can no longer work"));
+    assert!(logged("starts anew after a panic"));
     server.assert_clean();
 }
 
@@ -61,7 +58,7 @@ fn assert_failed(request: &FakeRequest, code: ErrorCode) {
 }
 
 #[test]
-fn panic_in_prepare_fails_the_instance() {
+fn panic_in_prepare_restarts_the_instance() {
     next_to_another(|server, instance| {
         let running = endless(server, 64);
         instance.execute(&[&running]).unwrap();
@@ -70,14 +67,15 @@ fn panic_in_prepare_fails_the_instance() {
         let batch = [(); 4].map(|()| ask(server, &good_args()));
         instance.execute(&batch.each_ref()).unwrap();
         assert_failed(&batch[0], ErrorCode::Internal);
-        for request in batch[1..].iter().chain([&running]) {
-            assert_failed(request, ErrorCode::Unavailable);
-        }
+        assert_failed(&running, ErrorCode::Unavailable);
+        // They waited, and the restart did not touch them.
+        let first = images(&batch[1]);
+        assert!(batch[2..].iter().all(|request| images(request) == first));
     });
 }
 
 #[test]
-fn panic_in_step_fails_the_instance() {
+fn panic_in_step_restarts_the_instance() {
     next_to_another(|server, instance| {
         let [first, neighbor] = [(); 2].map(|()| endless(server, 64));
         let other_size = endless(server, 72);
@@ -93,7 +91,7 @@ fn panic_in_step_fails_the_instance() {
 }
 
 #[test]
-fn panic_in_finish_fails_the_instance() {
+fn panic_in_finish_restarts_the_instance() {
     next_to_another(|server, instance| {
         let running = endless(server, 64);
         instance.execute(&[&running]).unwrap();
@@ -119,32 +117,50 @@ fn panic_with_several_elements_answers_once() {
     });
 }
 
-/// Execute waits for room in an engine that fails meanwhile.
 #[test]
-fn panic_while_execute_waits_answers_all() {
+fn panic_leaves_a_request_that_waits_as_it_is() {
+    serve_as(
+        |spec| spec.parameter("max_unet_batch_size", "2"),
+        |server, instance| {
+            let (running, waiting) = (endless(server, 64), ask(server, &good_args()));
+            instance.execute(&[&running, &waiting]).unwrap();
+            wait_for_calls(server, 2);
+            arm(FailPoint::Step, Fault::Panic);
+            assert_failed(&running, ErrorCode::Internal);
+            assert_eq!(images(&waiting).len(), 1);
+        },
+    );
+}
+
+#[test]
+fn panics_that_follow_on_each_other_fail_the_instance() {
     let repository = Repository::new();
     let server = server();
     let backend = server.load_backend().unwrap();
-    let spec = repository
-        .link("sd_base", "sd2_base")
-        .parameter("max_unet_batch_size", "2");
-    let model = backend.load_model(spec).unwrap();
+    let model = backend.load_model(repository.link("sd_base", "sd2_base")).unwrap();
     let instance = model.load_instance(InstanceSpec::default()).unwrap();
-    let [running, waiting] = [(); 2].map(|()| endless(&server, 64));
-    instance.execute(&[&running]).unwrap();
-    wait_for_calls(&server, 2);
-    std::thread::scope(|scope| {
-        let execute = scope.spawn(|| instance.execute(&[&waiting]));
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(!execute.is_finished());
+    for _ in 0..3 {
+        assert_eq!(instance.ready(), Ok(()));
         arm(FailPoint::Step, Fault::Panic);
-        assert_eq!(execute.join().unwrap(), Ok(()));
-    });
-    assert_failed(&running, ErrorCode::Internal);
-    assert_failed(&waiting, ErrorCode::Unavailable);
-    drop(instance);
+        let request = ask(&server, &good_args());
+        instance.execute(&[&request]).unwrap();
+        assert_failed(&request, ErrorCode::Internal);
+    }
+    // At once: nobody is answered before the instance says that it cannot work.
+    assert_eq!(instance.ready().unwrap_err().code(), ErrorCode::Unavailable);
+    let late = ask(&server, &good_args());
+    // Refused before it was accepted: the server answers it.
+    assert_eq!(instance.execute(&[&late]).unwrap_err().code(), ErrorCode::Unavailable);
+    assert_eq!(late.final_responses(), 1);
+    instance.finalize().unwrap();
+    // The model itself is whole: a new instance works.
+    let again = model.load_instance(InstanceSpec::default()).unwrap();
+    assert_serves(&server, &again);
+    drop(again);
     drop(model);
     drop(backend);
+    let logs = server.logs();
+    assert!(logs.iter().any(|line| line.message.contains("can no longer work")));
     server.assert_clean();
 }
 

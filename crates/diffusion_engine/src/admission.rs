@@ -1,138 +1,190 @@
-//! Bounded admission to the engine, and its end.
+//! Chooses which of the waiting requests start.
+//!
+//! Requests start in the order of their arrival as far as they fit. A request that fits may pass one that does not, until
+//! the latter has been passed often enough ([`Waiting::may_be_passed`]). From then on the latter has a reservation: it can
+//! be passed only by requests that do not delay it, because they end before there is room for it, or because there is room
+//! for both.
+//!
+//! Source: the EASY scheduler of Lifka, "The ANL/IBM SP Scheduling System" (1995), with work in the place of time.
 
-use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use diffusion_core::Error;
-
-/// How often a request that waits for capacity is asked whether it was cancelled.
-const CANCEL_POLL: Duration = Duration::from_millis(20);
-
-/// A request that waits for capacity.
-pub trait Admissible {
+/// A request that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
     /// Entries that the request adds to a batch, at least 1.
-    fn batch_size(&self) -> usize;
-    /// Whether the client has cancelled the request.
-    fn is_cancelled(&self) -> bool;
-    /// Answers the request without running it.
-    fn reject(self, reason: Error);
+    pub batch_size: usize,
+    /// The work of all its steps.
+    pub work: u64,
+    /// Whether later requests may still delay it.
+    pub may_be_passed: bool,
 }
 
-struct State<T> {
-    /// Admitted, not yet taken by the engine's thread.
-    queued: VecDeque<T>,
-    /// Batch entries of all requests that were admitted and not released.
-    batch_size: usize,
-    /// Why nothing is admitted anymore. Set once.
-    closed: Option<Error>,
+/// A job that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Its entries.
+    pub batch_size: usize,
+    /// The work of the steps that are left.
+    pub work: u64,
 }
 
-/// Limits the batch entries of all requests in the engine.
-pub struct Admission<T> {
-    max_batch_size: usize,
-    state: Mutex<State<T>>,
-    /// Notified on every change of `state`.
-    changed: Condvar,
+/// Room that is kept for a request.
+struct Reservation {
+    /// A job with at most this work ends before there is room for the request.
+    work: u64,
+    /// Entries that are free next to the request once there is room for it.
+    free: usize,
 }
 
-impl<T> Admission<T> {
-    /// Creates an admission with a capacity of `max_batch_size` batch entries.
-    pub fn new(max_batch_size: usize) -> Self {
-        let state = State {
-            queued: VecDeque::new(),
-            batch_size: 0,
-            closed: None,
-        };
-        Self {
-            max_batch_size,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
+/// Returns the indices of the waiting requests that start now, in order. All requests that run have together at most
+/// `capacity` entries, unless a single request has more, which then runs alone.
+pub fn admit(waiting: &[Waiting], running: &[Running], capacity: usize) -> Vec<usize> {
+    let mut running = running.to_vec();
+    let mut reservation: Option<Reservation> = None;
+    let mut admitted = Vec::new();
+    for (index, request) in waiting.iter().enumerate() {
+        if !fits(request.batch_size, entries(&running), capacity) {
+            if !request.may_be_passed && reservation.is_none() {
+                reservation = Some(reserve(request.batch_size, &running, capacity));
+            }
+            continue;
+        }
+        if let Some(reserved) = &mut reservation
+            && request.work > reserved.work
+        {
+            if request.batch_size > reserved.free {
+                continue;
+            }
+            reserved.free -= request.batch_size;
+        }
+        running.push(Running {
+            batch_size: request.batch_size,
+            work: request.work,
+        });
+        admitted.push(index);
+    }
+    admitted
+}
+
+fn entries(running: &[Running]) -> usize {
+    running.iter().map(|job| job.batch_size).sum()
+}
+
+fn fits(batch_size: usize, used: usize, capacity: usize) -> bool {
+    used == 0 || used.saturating_add(batch_size) <= capacity
+}
+
+/// Finds when there is room for a request. Jobs share the computing, so the one with the least work ends first.
+fn reserve(batch_size: usize, running: &[Running], capacity: usize) -> Reservation {
+    let mut jobs = running.to_vec();
+    jobs.sort_by_key(|job| job.work);
+    let mut used = entries(&jobs);
+    let mut work = 0;
+    for job in &jobs {
+        if fits(batch_size, used, capacity) {
+            break;
+        }
+        used -= job.batch_size;
+        work = job.work;
+    }
+    Reservation {
+        work,
+        free: capacity.saturating_sub(used.saturating_add(batch_size)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn waiting(batch_size: usize, work: u64) -> Waiting {
+        Waiting {
+            batch_size,
+            work,
+            may_be_passed: true,
         }
     }
 
-    /// Returns the capacity in batch entries.
-    pub fn max_batch_size(&self) -> usize {
-        self.max_batch_size
-    }
-
-    /// Returns the requests that were admitted since the last call. Waits for one if `wait` is set. `None` means that
-    /// the admission is closed.
-    pub fn take_admitted(&self, wait: bool) -> Option<Vec<T>> {
-        let mut state = self.lock();
-        while wait && state.queued.is_empty() && state.closed.is_none() {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    fn old(batch_size: usize, work: u64) -> Waiting {
+        Waiting {
+            may_be_passed: false,
+            ..waiting(batch_size, work)
         }
-        state.closed.is_none().then(|| state.queued.drain(..).collect())
     }
 
-    /// Frees the capacity that a request used.
-    pub fn release(&self, batch_size: usize) {
-        let mut state = self.lock();
-        state.batch_size = state.batch_size.saturating_sub(batch_size);
-        drop(state);
-        self.changed.notify_all();
+    fn running(batch_size: usize, work: u64) -> Running {
+        Running { batch_size, work }
     }
 
-    /// Closes the admission. Later calls keep the first reason.
-    pub fn close(&self, reason: Error) {
-        self.lock().closed.get_or_insert(reason);
-        self.changed.notify_all();
+    #[test]
+    fn request_that_fits_passes_one_that_does_not() {
+        let jobs = [running(2, 400)];
+        let requests = [waiting(4, 100), waiting(2, 1000), waiting(1, 1)];
+        assert_eq!(admit(&requests, &jobs, 4), [1]);
+        assert_eq!(admit(&requests, &[], 4), [0]);
     }
 
-    /// Returns why the admission is closed, and the requests that were admitted and never taken.
-    pub fn drain(&self) -> (Option<Error>, Vec<T>) {
-        let mut state = self.lock();
-        let queued = state.queued.drain(..).collect();
-        (state.closed.clone(), queued)
+    #[test]
+    fn old_request_is_passed_only_by_requests_that_end_before_there_is_room_for_it() {
+        let jobs = [running(1, 50), running(1, 90)];
+        assert_eq!(admit(&[old(3, 100), waiting(2, 51)], &jobs, 4), [] as [usize; 0]);
+        assert_eq!(admit(&[old(3, 100), waiting(2, 50)], &jobs, 4), [1]);
+        // All jobs must end for a request of 4 entries.
+        assert_eq!(admit(&[old(4, 100), waiting(2, 90)], &jobs, 4), [1]);
+        assert_eq!(admit(&[old(9, 100), waiting(2, 91)], &jobs, 4), [] as [usize; 0]);
     }
 
-    /// Returns whether the admission is closed.
-    #[cfg(test)]
-    pub fn is_closed(&self) -> bool {
-        self.lock().closed.is_some()
+    #[test]
+    fn old_request_is_passed_by_requests_that_leave_room_for_it() {
+        let jobs = [running(3, 50), running(1, 90)];
+        // Once the first job has ended, 7 of 8 entries are free, and 2 of them are not reserved.
+        let requests = [old(5, 100), waiting(1, 1000), waiting(1, 1000), waiting(1, 1000)];
+        assert_eq!(admit(&requests, &jobs, 8), [1, 2]);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    #[test]
+    fn request_larger_than_the_capacity_runs_alone() {
+        assert_eq!(admit(&[waiting(9, 1), waiting(1, 1)], &[], 4), [0]);
+        assert_eq!(admit(&[waiting(9, 1)], &[running(1, 1)], 4), [] as [usize; 0]);
     }
-}
 
-impl<T: Admissible> Admission<T> {
-    /// Admits requests in order and blocks until there is capacity for all of them. Requests that fit together are
-    /// admitted together. A request that is larger than the capacity is admitted when the engine is empty.
-    ///
-    /// Rejects a request that is cancelled while it waits, and all requests once the admission is closed.
-    /// `is_cancelled` and `reject` are called without the lock, because they may call another library.
-    pub fn admit(&self, requests: impl IntoIterator<Item = T>) {
-        let mut requests: VecDeque<T> = requests.into_iter().collect();
-        let mut state = self.lock();
-        loop {
-            if let Some(reason) = state.closed.clone() {
-                drop(state);
-                return requests.into_iter().for_each(|request| request.reject(reason.clone()));
+    proptest! {
+        #[test]
+        fn admitted_requests_fit_and_an_idle_engine_starts_the_oldest(
+            requests in prop::collection::vec((1usize..6, 1u64..100, any::<bool>()), 0..12),
+            jobs in prop::collection::vec((1usize..4, 1u64..100), 0..4),
+            capacity in 1usize..10,
+        ) {
+            let requests: Vec<Waiting> = requests
+                .iter()
+                .map(|&(batch_size, work, may_be_passed)| Waiting { batch_size, work, may_be_passed })
+                .collect();
+            let jobs: Vec<Running> = jobs.iter().map(|&(batch_size, work)| running(batch_size, work)).collect();
+            let admitted = admit(&requests, &jobs, capacity);
+            prop_assert!(admitted.is_sorted_by(|a, b| a < b));
+            let used = entries(&jobs);
+            let new: usize = admitted.iter().map(|&index| requests[index].batch_size).sum();
+            prop_assert!(admitted.is_empty() || used + new <= capacity || (used == 0 && admitted.len() == 1));
+            if jobs.is_empty() && !requests.is_empty() {
+                prop_assert_eq!(admitted.first(), Some(&0));
             }
-            while let Some(request) = requests.pop_front() {
-                let batch_size = state.batch_size.saturating_add(request.batch_size());
-                if state.batch_size > 0 && batch_size > self.max_batch_size {
-                    requests.push_front(request);
-                    break;
-                }
-                state.batch_size = batch_size;
-                state.queued.push_back(request);
-                self.changed.notify_all();
+        }
+
+        #[test]
+        fn reservation_is_kept(
+            jobs in prop::collection::vec((1usize..4, 1u64..100), 1..4),
+            requests in prop::collection::vec((1usize..4, 1u64..200), 0..8),
+            capacity in 4usize..10,
+        ) {
+            let jobs: Vec<Running> = jobs.iter().map(|&(batch_size, work)| running(batch_size, work)).collect();
+            let wide = old(capacity, 100);
+            let mut all = vec![wide];
+            all.extend(requests.iter().map(|&(batch_size, work)| waiting(batch_size, work)));
+            // A request of the whole capacity starts when all jobs have ended.
+            let end = jobs.iter().map(|job| job.work).max().unwrap_or(0);
+            for index in admit(&all, &jobs, capacity) {
+                prop_assert!(all[index].work <= end);
             }
-            drop(state);
-            let (cancelled, waiting): (VecDeque<T>, VecDeque<T>) = requests.into_iter().partition(T::is_cancelled);
-            requests = waiting;
-            for request in cancelled {
-                request.reject(Error::cancelled("the request was cancelled"));
-            }
-            if requests.is_empty() {
-                return;
-            }
-            let waited = self.changed.wait_timeout(self.lock(), CANCEL_POLL);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -1,24 +1,36 @@
 //! Continuous batching: one thread that owns a pipeline and advances all of its jobs step by step.
 //!
-//! Before every step the engine admits waiting requests, drops cancelled jobs and groups the rest: jobs whose entries
-//! have one shape share a batch, whatever their step, number of steps, guidance, seed or scheduler. A short request
-//! never waits for a long one to end. [`Engine::submit`] blocks only while the engine is full, so Triton's queue,
-//! priorities and timeouts keep their meaning.
+//! Before every step the engine drops what is cancelled or too late, starts waiting requests for which there is room, and
+//! chooses the jobs that take the step: jobs whose entries have one shape share a batch, whatever their step, number of
+//! steps, guidance, seed or scheduler. Jobs of several shapes get equal shares of the computing. A request that fits may
+//! pass one that does not, so a short request waits neither for a long one nor for a wide one to end.
+//!
+//! Requests wait in a bounded queue. [`Engine::submit`] blocks only while the queue is full, so Triton's own queue and
+//! its policies work then.
+//!
+//! A panic ends the jobs that run. The engine then goes on with a new pipeline.
 //!
 //! The engine knows neither Triton nor tensors. A [`Pipeline`] computes the jobs, and a [`ResponseHandler`] gets the
 //! result of each [`QueuedRequest`].
 
 mod admission;
 mod batching;
+mod queue;
 mod worker;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use diffusion_core::{Error, Result};
 
-use admission::{Admissible, Admission};
 pub use batching::BatchEntries;
+pub use queue::QueueLimits;
+use queue::{Queue, Queueable};
+
+/// The stack of the engine's thread. Libraries such as libtorch expect the size of a main thread, which is 4 times the
+/// default of Rust.
+const STACK_SIZE: usize = 8 << 20;
 
 /// The result of each job of a batch, in the order of the jobs.
 pub type StepResults = Vec<Result<()>>;
@@ -48,6 +60,9 @@ pub trait Pipeline: Send + 'static {
     /// entries never changes; their shape may.
     fn batch_entries(&self, job: &Self::Job) -> BatchEntries;
 
+    /// Returns how many steps the job takes in all.
+    fn steps(&self, job: &Self::Job) -> usize;
+
     /// Returns whether the job has taken all its steps.
     fn is_done(&self, job: &Self::Job) -> bool;
 
@@ -69,11 +84,11 @@ pub trait Pipeline: Send + 'static {
 
 /// Gets the result of a request.
 ///
-/// The methods are called on the engine's thread. While the request waits for admission, and when it is rejected, they
-/// are called on the thread that submits it. No method may submit a request: the engine's thread would wait for
-/// capacity that only this thread can free.
+/// The methods are called on the engine's thread. While the request waits for a place in the queue, and when it is
+/// rejected there, they are called on the thread that submits it. No method may submit a request: the engine's thread
+/// would wait for a place that only this thread can free.
 pub trait ResponseHandler<Output>: Send {
-    /// Returns whether the client has cancelled. Called between steps, and while the request waits for admission.
+    /// Returns whether the client has cancelled. Called between steps, and while the request waits.
     fn is_cancelled(&self) -> bool;
     /// Called before the job is prepared.
     fn on_start(&self);
@@ -85,29 +100,68 @@ pub trait ResponseHandler<Output>: Send {
 pub trait Observer: Send {
     /// A batch of `jobs` jobs with `batch_size` entries has been executed.
     fn batch_executed(&self, jobs: usize, batch_size: usize);
-    /// A job was dropped because its client had cancelled.
+    /// A request was ended because its client had cancelled.
     fn job_cancelled(&self);
-    /// The engine failed, by a panic or with its device, and accepts no more requests.
+    /// A request was ended because its deadline had passed.
+    fn deadline_passed(&self);
+    /// The engine starts anew after a panic.
+    fn engine_restarts(&self);
+    /// The engine failed, by panics or with its device, and accepts no more requests.
     fn engine_failed(&self, reason: &str);
+}
+
+/// What a request asks the engine for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Entries that the job adds to a batch, at least 1.
+    pub batch_size: usize,
+    /// The number of steps, or about as many: a job may take more or fewer.
+    pub steps: usize,
+    /// What a step costs for one entry, in any unit that all requests share.
+    pub entry_cost: u64,
+}
+
+impl Work {
+    fn of_steps(&self, steps: usize) -> u64 {
+        let step = (self.batch_size as u64).saturating_mul(self.entry_cost).max(1);
+        step.saturating_mul(steps as u64)
+    }
+
+    fn total(&self) -> u64 {
+        self.of_steps(self.steps)
+    }
+}
+
+/// When a request must be answered at the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// The time.
+    pub at: Instant,
+    /// The duration that the client or the operator has set, for the error.
+    pub limit: Duration,
 }
 
 /// A request on its way to the engine.
 pub struct QueuedRequest<P: Pipeline> {
     /// The input of the job.
     pub request: P::Request,
-    /// Entries that the job will add to a batch, at least 1.
-    pub batch_size: usize,
+    /// What the job asks for.
+    pub work: Work,
+    /// The memory that the request holds while it waits, in bytes.
+    pub bytes: usize,
+    /// When it must be answered.
+    pub deadline: Option<Deadline>,
     /// Gets the result.
     pub handler: Box<dyn ResponseHandler<P::Output>>,
 }
 
-impl<P: Pipeline> Admissible for QueuedRequest<P> {
-    fn batch_size(&self) -> usize {
-        self.batch_size
+impl<P: Pipeline> Queueable for QueuedRequest<P> {
+    fn bytes(&self) -> usize {
+        self.bytes
     }
 
-    fn is_cancelled(&self) -> bool {
-        self.handler.is_cancelled()
+    fn ended(&self) -> Option<Error> {
+        ended(self.handler.as_ref(), self.deadline, None)
     }
 
     fn reject(self, reason: Error) {
@@ -115,40 +169,78 @@ impl<P: Pipeline> Admissible for QueuedRequest<P> {
     }
 }
 
-/// A running engine. Dropping it answers all its jobs with UNAVAILABLE and joins the thread.
+/// Returns why a request must not go on. `progress` is the number of steps taken and to take of a job that runs.
+fn ended<Output>(
+    handler: &dyn ResponseHandler<Output>,
+    deadline: Option<Deadline>,
+    progress: Option<(usize, usize)>,
+) -> Option<Error> {
+    if handler.is_cancelled() {
+        return Some(Error::cancelled("the request was cancelled"));
+    }
+    let Deadline { at, limit } = deadline?;
+    (Instant::now() >= at).then(|| {
+        let limit = limit.as_secs_f64();
+        Error::deadline_exceeded(match progress {
+            None => format!("the time limit of {limit:.3} s passed while the request waited"),
+            Some((taken, steps)) => {
+                format!("the time limit of {limit:.3} s passed after {taken} of {steps} UNet calls")
+            }
+        })
+    })
+}
+
+/// A running engine. Dropping it computes the requests that it has, and joins the thread.
 pub struct Engine<P: Pipeline> {
-    admission: Arc<Admission<QueuedRequest<P>>>,
+    queue: Arc<Queue<QueuedRequest<P>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl<P: Pipeline> Engine<P> {
-    /// Starts the thread `name`. `max_batch_size` limits the entries of a batch, and of all jobs in the engine.
+    /// Starts the thread `name`. `make_pipeline` is called now, and again after a panic. `max_batch_size` limits the
+    /// entries of a batch, and of all jobs that run.
     ///
     /// # Errors
     /// `Internal` if the system refuses the thread.
-    pub fn start(name: &str, pipeline: P, max_batch_size: usize, observer: Box<dyn Observer>) -> Result<Self> {
-        let admission = Arc::new(Admission::new(max_batch_size));
-        let shared = Arc::clone(&admission);
+    pub fn start(
+        name: &str,
+        mut make_pipeline: impl FnMut() -> P + Send + 'static,
+        max_batch_size: usize,
+        limits: QueueLimits,
+        observer: Box<dyn Observer>,
+    ) -> Result<Self> {
+        let queue = Arc::new(Queue::new(limits));
+        let shared = Arc::clone(&queue);
+        let pipeline = make_pipeline();
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || worker::run(pipeline, &shared, observer.as_ref()))
+            .stack_size(STACK_SIZE)
+            .spawn(move || {
+                worker::run(
+                    pipeline,
+                    Box::new(make_pipeline),
+                    max_batch_size,
+                    &shared,
+                    observer.as_ref(),
+                );
+            })
             .map_err(|error| Error::internal(format!("cannot start the engine thread: {error}")))?;
         Ok(Self {
-            admission,
+            queue,
             thread: Some(thread),
         })
     }
 
-    /// Submits requests; blocks while the engine is full. Requests that fit together start together. Each handler gets
-    /// its result later, or before this returns if the engine is closed or the client cancels while the request waits.
+    /// Submits requests; blocks while the queue is full. Requests that fit together start together. Each handler gets
+    /// its result later, or before this returns if the engine has ended or the request ends while it waits for a place.
     pub fn submit(&self, requests: impl IntoIterator<Item = QueuedRequest<P>>) {
-        self.admission.admit(requests);
+        self.queue.submit(requests);
     }
 }
 
 impl<P: Pipeline> Drop for Engine<P> {
     fn drop(&mut self) {
-        self.admission.close(Error::unavailable("the model is being unloaded"));
+        self.queue.finish(Error::unavailable("the instance is being removed"));
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {

@@ -7,8 +7,11 @@ mod faults;
 mod random;
 mod support;
 
+use std::time::Duration;
+
 use diffusion_core::{Error, ErrorKind};
 
+use super::QueueLimits;
 use fakes::{Outcome, Spec};
 use support::{LIMIT, TestEngine};
 
@@ -62,12 +65,28 @@ fn jobs_are_grouped_by_the_shape_of_their_next_step() {
         engine_under_test.submit(Spec::new(id, 4).interval(interval));
     }
     engine_under_test.run();
-    // Every job takes one step in each round.
-    let rounds: [&[&[usize]]; 4] = [&[&[1, 2, 3]], &[&[1, 2], &[3]], &[&[1, 3], &[2]], &[&[1], &[2, 3]]];
-    for call in rounds.into_iter().flatten() {
-        assert_eq!(engine_under_test.called(), *call);
+    // A job comes next when it has spent least. Others of its shape join it.
+    let batches: [&[usize]; 6] = [&[1, 2, 3], &[1, 2], &[1, 3], &[1, 2], &[2, 3], &[3]];
+    for batch in batches {
+        assert_eq!(engine_under_test.called(), batch);
     }
     assert!(engine_under_test.answers(4).values().all(Result::is_ok));
+    engine_under_test.end();
+}
+
+#[test]
+fn jobs_of_two_sizes_get_equal_shares() {
+    let mut engine_under_test = TestEngine::new(16);
+    engine_under_test.submit(Spec::new(0, 1));
+    assert_eq!(engine_under_test.called(), [0]);
+    engine_under_test.submit(Spec::new(1, 3).side(16));
+    engine_under_test.submit(Spec::new(2, 8));
+    engine_under_test.run();
+    // A step of 1 costs as much as four steps of 2.
+    for job in [1, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1] {
+        assert_eq!(engine_under_test.called(), [job]);
+    }
+    assert!(engine_under_test.answers(3).values().all(Result::is_ok));
     engine_under_test.end();
 }
 
@@ -75,14 +94,11 @@ fn jobs_are_grouped_by_the_shape_of_their_next_step() {
 fn requests_submitted_together_start_together() {
     let mut engine_under_test = TestEngine::new(3);
     let (requests, _handles): (Vec<_>, Vec<_>) = (1..=4).map(|id| engine_under_test.request(Spec::new(id, 1))).unzip();
-    let engine = engine_under_test.engine();
-    // On another thread, because the fourth request waits for capacity.
-    let submitting = std::thread::spawn(move || engine.submit(requests));
+    engine_under_test.engine().submit(requests);
     assert_eq!(engine_under_test.called(), [1, 2, 3]);
     engine_under_test.run();
     assert_eq!(engine_under_test.called(), [4]);
     assert!(engine_under_test.answers(4).values().all(Result::is_ok));
-    submitting.join().unwrap();
     engine_under_test.end();
 }
 
@@ -113,11 +129,11 @@ fn job_without_steps_is_finished_at_once() {
 }
 
 #[test]
-fn submit_blocks_while_the_engine_is_full() {
+fn request_waits_for_room() {
     let engine_under_test = TestEngine::new(4);
     engine_under_test.submit(Spec::new(1, 2).batch_size(3));
     assert_eq!(engine_under_test.called(), [1]);
-    engine_under_test.submit_to_full(Spec::new(2, 1).batch_size(2));
+    engine_under_test.submit(Spec::new(2, 1).batch_size(2));
     engine_under_test.go();
     assert_eq!(engine_under_test.step(), [1], "2 has no room yet");
     assert_eq!(engine_under_test.answer(), (1, Ok((1, 2))));
@@ -127,16 +143,110 @@ fn submit_blocks_while_the_engine_is_full() {
 }
 
 #[test]
+fn short_request_passes_a_wide_one_that_waits() {
+    let mut engine_under_test = TestEngine::new(4);
+    engine_under_test.submit(Spec::new(1, 100));
+    assert_eq!(engine_under_test.called(), [1]);
+    engine_under_test.submit(Spec::new(2, 2).batch_size(4));
+    engine_under_test.submit(Spec::new(3, 2));
+    engine_under_test.go();
+    assert_eq!(engine_under_test.step(), [1, 3]);
+    assert_eq!(engine_under_test.step(), [1, 3]);
+    assert_eq!(engine_under_test.answer().0, 3);
+    engine_under_test.run();
+    assert_eq!(engine_under_test.answer().0, 1);
+    assert_eq!(engine_under_test.answer().0, 2);
+    engine_under_test.end();
+}
+
+#[test]
+fn request_is_passed_by_as_much_work_as_it_asks_for() {
+    let mut engine_under_test = TestEngine::new(4);
+    engine_under_test.submit(Spec::new(0, 4));
+    assert_eq!(engine_under_test.called(), [0]);
+    // It asks for 12 entries and steps, and then keeps the room.
+    engine_under_test.submit(Spec::new(1, 3).batch_size(4));
+    for id in 2..20 {
+        engine_under_test.submit(Spec::new(id, 6));
+    }
+    engine_under_test.run();
+    let order: Vec<usize> = (0..20).map(|_| engine_under_test.answer().0).collect();
+    let place = order.iter().position(|&id| id == 1);
+    // Three fit next to the first, with 18 entries and steps.
+    assert_eq!(place, Some(4), "{order:?}");
+    engine_under_test.end();
+}
+
+#[test]
+fn wide_requests_do_not_starve_one_another() {
+    let mut engine_under_test = TestEngine::new(4);
+    engine_under_test.submit(Spec::new(0, 40));
+    assert_eq!(engine_under_test.called(), [0]);
+    for id in 1..=10 {
+        engine_under_test.submit(Spec::new(id, 3).batch_size(4));
+    }
+    engine_under_test.submit(Spec::new(11, 2));
+    engine_under_test.run();
+    let order: Vec<usize> = (0..12).map(|_| engine_under_test.answer().0).collect();
+    assert_eq!(order, [11, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    engine_under_test.end();
+}
+
+#[test]
+fn submit_blocks_while_the_queue_is_full() {
+    for (max_requests, max_bytes) in [(2, usize::MAX), (100, 2)] {
+        let limits = QueueLimits {
+            max_requests,
+            max_bytes,
+        };
+        let engine_under_test = TestEngine::with_limits(1, limits, |_, _| {});
+        engine_under_test.submit(Spec::new(1, 2));
+        assert_eq!(engine_under_test.called(), [1]);
+        engine_under_test.submit(Spec::new(2, 1));
+        engine_under_test.submit(Spec::new(3, 1));
+        engine_under_test.submit_to_full(Spec::new(4, 1));
+        let cancelled = engine_under_test.submit_to_full(Spec::new(5, 1));
+        cancelled.cancel();
+        let (id, outcome) = engine_under_test.answer();
+        assert_eq!((id, kind(&outcome)), (5, Some(ErrorKind::Cancelled)));
+        let late = engine_under_test.submit_to_full(Spec::new(6, 1).limit(Duration::from_millis(60)));
+        let (id, outcome) = engine_under_test.answer();
+        assert_eq!(id, 6);
+        assert!(matches!(outcome, Err(Error::DeadlineExceeded(_))), "{outcome:?}");
+        drop(late);
+        engine_under_test.go();
+        for id in [1, 2, 3, 4] {
+            assert_eq!(engine_under_test.step(), [id]);
+            assert_eq!(engine_under_test.answer().0, id);
+        }
+        engine_under_test.end();
+    }
+}
+
+#[test]
+fn request_larger_than_the_queue_is_accepted() {
+    let limits = QueueLimits {
+        max_requests: 0,
+        max_bytes: 0,
+    };
+    let mut engine_under_test = TestEngine::with_limits(1, limits, |_, _| {});
+    engine_under_test.run();
+    engine_under_test.submit(Spec::new(1, 1));
+    assert_eq!(engine_under_test.answer(), (1, Ok((1, 1))));
+    engine_under_test.end();
+}
+
+#[test]
 fn request_larger_than_the_capacity_runs_alone() {
     let engine_under_test = TestEngine::new(2);
     engine_under_test.submit(Spec::new(1, 2));
     assert_eq!(engine_under_test.called(), [1]);
-    engine_under_test.submit_to_full(Spec::new(2, 2).batch_size(5));
+    engine_under_test.submit(Spec::new(2, 2).batch_size(5));
     engine_under_test.go();
     assert_eq!(engine_under_test.step(), [1]);
     assert_eq!(engine_under_test.answer().0, 1);
     assert_eq!(engine_under_test.called(), [2]);
-    engine_under_test.submit_to_full(Spec::new(3, 1));
+    engine_under_test.submit(Spec::new(3, 1));
     engine_under_test.go();
     assert_eq!(engine_under_test.step(), [2], "the capacity is too small for 3");
     assert_eq!(engine_under_test.answer(), (2, Ok((2, 2))));
@@ -146,15 +256,59 @@ fn request_larger_than_the_capacity_runs_alone() {
 }
 
 #[test]
-fn request_cancelled_while_it_waits_is_rejected() {
+fn deadline_of_a_waiting_request_passes() {
     let engine_under_test = TestEngine::new(1);
-    engine_under_test.submit(Spec::new(1, 1));
+    engine_under_test.submit(Spec::new(1, 2));
     assert_eq!(engine_under_test.called(), [1]);
-    let waits = engine_under_test.submit_to_full(Spec::new(2, 1));
-    waits.cancel();
+    engine_under_test.submit(Spec::new(2, 1).limit(Duration::from_millis(5)));
+    std::thread::sleep(Duration::from_millis(10));
+    engine_under_test.go();
+    let error = Error::deadline_exceeded("the time limit of 0.005 s passed while the request waited");
+    assert_eq!(engine_under_test.answer(), (2, Err(error)));
+    assert_eq!(engine_under_test.step(), [1]);
+    assert_eq!(engine_under_test.answer().0, 1);
+    let log = engine_under_test.log.get();
+    assert_eq!((log.late, log.cancelled, log.prepared.as_slice()), (1, 0, &[1][..]));
+    drop(log);
+    engine_under_test.end();
+}
+
+#[test]
+fn deadline_of_a_running_job_passes_between_steps() {
+    let engine_under_test = TestEngine::new(4);
+    engine_under_test.submit(Spec::new(1, 3));
+    engine_under_test.submit(Spec::new(2, 9).limit(Duration::from_millis(200)));
+    let mut first = engine_under_test.step();
+    // 2 may come after the first step of 1.
+    let mut taken = 0;
+    while taken < 2 {
+        taken += usize::from(first.contains(&2));
+        if taken < 2 {
+            first = engine_under_test.step();
+        }
+    }
+    std::thread::sleep(Duration::from_millis(210));
+    let mut engine_under_test = engine_under_test;
+    engine_under_test.run();
+    let answers = engine_under_test.answers(2);
+    assert_eq!(answers[&1], Ok((1, 3)));
+    let error = answers[&2].as_ref().map_err(Error::to_string);
+    let error = error.err().unwrap_or_default();
+    assert!(error.starts_with("the time limit of 0.200 s passed after "), "{error}");
+    assert!(error.ends_with(" of 9 UNet calls"), "{error}");
+    engine_under_test.end();
+}
+
+#[test]
+fn request_cancelled_while_it_waits_is_answered() {
+    let mut engine_under_test = TestEngine::new(1);
+    engine_under_test.submit(Spec::new(1, 2));
+    assert_eq!(engine_under_test.called(), [1]);
+    engine_under_test.submit(Spec::new(2, 1)).cancel();
+    engine_under_test.go();
     let (id, outcome) = engine_under_test.answer();
     assert_eq!((id, kind(&outcome)), (2, Some(ErrorKind::Cancelled)));
-    engine_under_test.go();
+    engine_under_test.run();
     assert_eq!(engine_under_test.answer().0, 1);
     assert_eq!(engine_under_test.log.get().prepared, [1]);
     engine_under_test.end();
@@ -184,14 +338,14 @@ fn job_cancelled_while_it_runs_is_dropped_at_its_next_step() {
     let first = engine_under_test.submit(Spec::new(1, 100));
     assert_eq!(engine_under_test.called(), [1]);
     engine_under_test.submit(Spec::new(2, 3));
-    engine_under_test.submit_to_full(Spec::new(3, 1));
+    engine_under_test.submit(Spec::new(3, 1));
     engine_under_test.go();
     assert_eq!(engine_under_test.called(), [1, 2]);
     first.cancel();
     engine_under_test.go();
     let (id, outcome) = engine_under_test.answer();
     assert_eq!((id, kind(&outcome)), (1, Some(ErrorKind::Cancelled)));
-    // Its capacity is free: 3 is admitted now or in the next round.
+    // There is room for 3 now.
     let mut seen = Vec::new();
     for _ in 0..2 {
         seen.extend(engine_under_test.step());
@@ -205,30 +359,27 @@ fn job_cancelled_while_it_runs_is_dropped_at_its_next_step() {
 }
 
 #[test]
-fn shutdown_answers_all_requests() {
-    let mut engine_under_test = TestEngine::new(4);
-    engine_under_test.submit(Spec::new(1, 100));
-    engine_under_test.submit(Spec::new(2, 100).side(16));
+fn dropped_engine_computes_the_requests_that_it_has() {
+    let mut engine_under_test = TestEngine::new(2);
+    engine_under_test.submit(Spec::new(1, 3));
     let _ = engine_under_test.called();
+    engine_under_test.submit(Spec::new(2, 3).side(16));
     engine_under_test.submit(Spec::new(3, 1));
-    // The batch waits until the engine is being dropped; 3 is admitted and never taken.
+    // The batch waits until the engine is being dropped.
     let engine = engine_under_test.engine.take().unwrap();
-    let admission = std::sync::Arc::clone(&engine.admission);
+    let queue = std::sync::Arc::clone(&engine.queue);
     let dropped = std::thread::spawn(move || drop(engine));
     let start = std::time::Instant::now();
-    while !admission.is_closed() {
+    while !queue.is_closed() {
         assert!(start.elapsed() < LIMIT, "the engine does not close");
         std::thread::yield_now();
     }
     engine_under_test.run();
-    for (id, outcome) in engine_under_test.answers(3) {
-        assert_eq!(kind(&outcome), Some(ErrorKind::Unavailable), "{id}: {outcome:?}");
-    }
+    assert!(engine_under_test.answers(3).values().all(Result::is_ok));
     dropped.join().unwrap();
     engine_under_test.ended();
     let log = engine_under_test.log.get();
     assert_eq!((log.jobs, log.batch_size, log.failed.len()), (0, 0, 0));
-    assert!(!log.prepared.contains(&3));
 }
 
 #[test]
@@ -250,8 +401,6 @@ fn handler_may_drop_the_last_handle_of_the_engine() {
     sender.send(engine).unwrap();
     engine_under_test.run();
     let answers = engine_under_test.answers(3);
-    assert_eq!(answers[&1], Ok((1, 1)));
-    assert_eq!(kind(&answers[&2]), Some(ErrorKind::Unavailable));
-    assert_eq!(kind(&answers[&3]), Some(ErrorKind::Unavailable));
+    assert!(answers.values().all(Result::is_ok), "{answers:?}");
     engine_under_test.ended();
 }

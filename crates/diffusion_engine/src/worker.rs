@@ -2,94 +2,150 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
 
-use super::admission::Admission;
-use super::batching::{BatchEntries, batches};
-use super::{Observer, Pipeline, QueuedRequest, ResponseHandler};
+use super::admission::{Running, Waiting, admit};
+use super::batching::{BatchEntries, Turn, next_batch};
+use super::queue::{Queue, Queueable};
+use super::{Deadline, Observer, Pipeline, QueuedRequest, ResponseHandler, Work};
 
-/// A result that a client waits for, and the capacity that its request uses.
+/// Requests that would delay a request may pass it for this long.
+const MAX_PASSED_TIME: Duration = Duration::from_secs(10);
+
+/// The engine ends after this many panics without a computed request between them.
+const MAX_PANICS: usize = 3;
+
+/// The reason of an engine that ends after panics.
+const PANICS: &str = "panics while requests were computed";
+
+/// Makes a pipeline, also anew after a panic.
+pub type MakePipeline<P> = Box<dyn FnMut() -> P + Send>;
+
+/// A result that a client waits for.
 struct PendingResult<P: Pipeline> {
     handler: Box<dyn ResponseHandler<P::Output>>,
-    batch_size: usize,
+    deadline: Option<Deadline>,
+}
+
+struct WaitingRequest<P: Pipeline> {
+    request: QueuedRequest<P>,
+    since: Instant,
+    /// The work of the requests that have passed it.
+    passed: u64,
 }
 
 struct RunningJob<P: Pipeline> {
     job: P::Job,
-    entries: BatchEntries,
     pending: PendingResult<P>,
+    /// What the request has announced.
+    work: Work,
+    steps_taken: usize,
+    entries: BatchEntries,
+    /// What its steps have cost, counted from those of the job that had spent least when it started.
+    spent: u64,
     /// Why the job cannot go on.
     failed: Option<Error>,
 }
 
-/// Works until the admission is closed, a call panics, or the device is lost. Then answers all requests that are left.
-pub fn run<P: Pipeline>(pipeline: P, admission: &Admission<QueuedRequest<P>>, observer: &dyn Observer) {
+/// Works until the queue is closed, the device is lost, or panics follow on each other. Then answers all requests that
+/// are left.
+pub fn run<P: Pipeline>(
+    pipeline: P,
+    mut make_pipeline: MakePipeline<P>,
+    max_batch_size: usize,
+    queue: &Queue<QueuedRequest<P>>,
+    observer: &dyn Observer,
+) {
     let mut worker = Worker {
         pipeline,
-        admission,
+        max_batch_size,
+        queue,
         observer,
-        queued: VecDeque::new(),
+        waiting: VecDeque::new(),
+        starting: VecDeque::new(),
         running: Vec::new(),
+        panics: 0,
     };
-    match catch_panic(|| worker.work()) {
-        // A failure of a call for certain jobs has been reported.
-        Ok(Ok(()) | Err(Stopped)) => {}
-        Err(Stopped) => worker.report_failure(PANIC),
+    loop {
+        let ended = match catch_panic(|| worker.work()) {
+            Ok(ended) => ended,
+            Err(stopped) => {
+                // The panic of a call for certain jobs has been reported.
+                worker.report_panic();
+                Err(stopped)
+            }
+        };
+        if ended != Err(Stopped::Panic) || !worker.restart(&mut make_pipeline) {
+            break;
+        }
     }
     worker.shut_down();
 }
 
-/// The engine must end: a call panicked, and the state of what panicked cannot be trusted, or the device is lost.
-struct Stopped;
+/// Why the engine cannot go on as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    /// A call panicked, and the state of what panicked cannot be trusted.
+    Panic,
+    /// The device is lost.
+    DeviceLost,
+}
 
-/// The result of a call, unless the call ends the engine.
+/// The result of a call, unless the call stops the engine.
 type Caught<T> = std::result::Result<T, Stopped>;
-
-/// The reason of an engine that ends after a panic.
-const PANIC: &str = "a panic while a request was computed";
 
 /// Failures of libtorch are errors; a panic is a mistake in this project.
 fn catch_panic<T>(call: impl FnOnce() -> T) -> Caught<T> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
         // The destructor of a payload may panic.
         std::mem::forget(payload);
-        Stopped
+        Stopped::Panic
     })
 }
 
 /// Owns the pending result of every request, so [`Worker::shut_down`] can answer all of them.
 struct Worker<'a, P: Pipeline> {
     pipeline: P,
-    admission: &'a Admission<QueuedRequest<P>>,
+    max_batch_size: usize,
+    queue: &'a Queue<QueuedRequest<P>>,
     observer: &'a dyn Observer,
-    /// Admitted, not yet prepared.
-    queued: VecDeque<QueuedRequest<P>>,
+    /// In the order of arrival.
+    waiting: VecDeque<WaitingRequest<P>>,
+    /// Chosen to start, not yet prepared.
+    starting: VecDeque<WaitingRequest<P>>,
     running: Vec<RunningJob<P>>,
+    /// Panics since a request was computed.
+    panics: usize,
 }
 
 impl<P: Pipeline> Worker<'_, P> {
     fn work(&mut self) -> Caught<()> {
         if let Err(error) = self.pipeline.init_thread() {
             self.observer.engine_failed("its thread cannot work on the device");
-            self.admission.close(error);
+            self.queue.close(error);
         }
-        while let Some(requests) = self.admission.take_admitted(self.running.is_empty()) {
-            self.queued.extend(requests);
-            self.drop_cancelled()?;
-            while let Some(request) = self.queued.pop_front() {
-                self.start(request)?;
-            }
+        while let Some(submitted) = self.queue.take(self.running.is_empty() && self.waiting.is_empty()) {
+            let since = Instant::now();
+            self.waiting.extend(submitted.into_iter().map(|request| WaitingRequest {
+                request,
+                since,
+                passed: 0,
+            }));
+            self.drop_ended_waiting()?;
+            self.drop_ended_running()?;
+            self.start_admitted()?;
             // A job may have no steps at all.
             self.complete_finished()?;
-            self.step_all()?;
+            self.step()?;
             self.complete_finished()?;
         }
         Ok(())
     }
 
-    /// Calls on behalf of one request. If the call panics, the request is answered with `Internal` and the engine ends.
+    /// Calls on behalf of one request. If the call panics, the request is answered with `Internal`.
     fn call_for<T>(
         &mut self,
         pending: PendingResult<P>,
@@ -97,16 +153,15 @@ impl<P: Pipeline> Worker<'_, P> {
     ) -> Caught<(PendingResult<P>, T)> {
         match catch_panic(|| call(&mut self.pipeline, pending.handler.as_ref())) {
             Ok(value) => Ok((pending, value)),
-            Err(Stopped) => {
-                self.report_failure(PANIC);
-                let _ = catch_panic(|| self.send(pending, Err(internal_error())));
-                Err(Stopped)
+            Err(stopped) => {
+                self.report_panic();
+                let _ = catch_panic(|| pending.handler.send(Err(internal_error())));
+                Err(stopped)
             }
         }
     }
 
-    /// Calls on behalf of the running jobs with these indices. If the call panics, they fail with `Internal` and the
-    /// engine ends.
+    /// Calls on behalf of the running jobs with these indices. If the call panics, they fail with `Internal`.
     fn call_for_running<T>(
         &mut self,
         jobs: &[usize],
@@ -115,34 +170,123 @@ impl<P: Pipeline> Worker<'_, P> {
         let result = catch_panic(|| call(&mut self.pipeline, &mut self.running));
         if result.is_err() {
             self.fail(jobs, &internal_error());
-            self.report_failure(PANIC);
+            self.report_panic();
         }
         result
     }
 
-    fn start(&mut self, request: QueuedRequest<P>) -> Caught<()> {
+    /// Ends the waiting requests that are cancelled or too late.
+    fn drop_ended_waiting(&mut self) -> Caught<()> {
+        let mut index = 0;
+        while let Some(waiting) = self.waiting.get(index) {
+            let ended = catch_panic(|| waiting.request.ended());
+            if ended == Ok(None) {
+                index += 1;
+                continue;
+            }
+            let Some(waiting) = self.waiting.remove(index) else {
+                break;
+            };
+            let (_, _, pending) = self.leave_queue(waiting.request);
+            match ended {
+                Ok(reason) => self.end(pending, reason.unwrap_or_else(internal_error))?,
+                Err(stopped) => {
+                    self.report_panic();
+                    let _ = catch_panic(|| pending.handler.send(Err(internal_error())));
+                    return Err(stopped);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the jobs that are cancelled or too late.
+    fn drop_ended_running(&mut self) -> Caught<()> {
+        let mut index = 0;
+        while index < self.running.len() {
+            let ended = self.call_for_running(&[index], |_, running| {
+                let running = running.get(index)?;
+                let progress = (running.steps_taken, running.work.steps);
+                super::ended(
+                    running.pending.handler.as_ref(),
+                    running.pending.deadline,
+                    Some(progress),
+                )
+            })?;
+            let Some(reason) = ended else {
+                index += 1;
+                continue;
+            };
+            let RunningJob { job, pending, .. } = self.running.remove(index);
+            let (pending, ()) = self.call_for(pending, |_, _| drop(job))?;
+            self.end(pending, reason)?;
+        }
+        Ok(())
+    }
+
+    /// Answers a request that is cancelled or too late.
+    fn end(&mut self, pending: PendingResult<P>, reason: Error) -> Caught<()> {
+        let observer = self.observer;
+        let (pending, ()) = self.call_for(pending, |_, _| match reason {
+            Error::Cancelled(_) => observer.job_cancelled(),
+            _ => observer.deadline_passed(),
+        })?;
+        self.complete(pending, Err(reason))
+    }
+
+    /// Starts the waiting requests for which there is room.
+    fn start_admitted(&mut self) -> Caught<()> {
+        let now = Instant::now();
+        let waiting: Vec<Waiting> = self.waiting.iter().map(|waiting| waiting.admissible(now)).collect();
+        let running: Vec<Running> = self.running.iter().map(RunningJob::occupied).collect();
+        let admitted = admit(&waiting, &running, self.max_batch_size);
+        let mut passing: u64 = admitted.iter().map(|&index| waiting[index].work).sum();
+        let mut admitted = admitted.into_iter().peekable();
+        for (index, mut request) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
+            if admitted.next_if_eq(&index).is_some() {
+                passing -= request.request.work.total();
+                self.starting.push_back(request);
+            } else {
+                request.passed = request.passed.saturating_add(passing);
+                self.waiting.push_back(request);
+            }
+        }
+        while let Some(waiting) = self.starting.pop_front() {
+            self.start(waiting.request)?;
+        }
+        Ok(())
+    }
+
+    fn leave_queue(&self, request: QueuedRequest<P>) -> (P::Request, Work, PendingResult<P>) {
         let QueuedRequest {
             request,
-            batch_size,
+            work,
+            bytes,
+            deadline,
             handler,
         } = request;
-        let pending = PendingResult { handler, batch_size };
+        self.queue.leave(bytes);
+        (request, work, PendingResult { handler, deadline })
+    }
+
+    fn start(&mut self, request: QueuedRequest<P>) -> Caught<()> {
+        let (request, work, pending) = self.leave_queue(request);
         let (pending, prepared) = self.call_for(pending, |pipeline, handler| {
-            if handler.is_cancelled() {
-                return None;
-            }
             handler.on_start();
             let job = failpoint::maybe_fail(FailPoint::Prepare).and_then(|()| pipeline.prepare(request));
-            Some(job.map(|job| (pipeline.batch_entries(&job), job)))
+            job.map(|job| (pipeline.steps(&job), pipeline.batch_entries(&job), job))
         })?;
         match prepared {
-            None => self.cancel(pending),
-            Some(Err(error)) => self.complete(pending, Err(error)),
-            Some(Ok((entries, job))) => {
+            Err(error) => self.complete(pending, Err(error)),
+            Ok((steps, entries, job)) => {
+                let spent = self.running.iter().map(|running| running.spent).min().unwrap_or(0);
                 self.running.push(RunningJob {
                     job,
-                    entries,
                     pending,
+                    work: Work { steps, ..work },
+                    steps_taken: 0,
+                    entries,
+                    spent,
                     failed: None,
                 });
                 Ok(())
@@ -150,8 +294,8 @@ impl<P: Pipeline> Worker<'_, P> {
         }
     }
 
-    /// Advances every job by one step.
-    fn step_all(&mut self) -> Caught<()> {
+    /// Advances the jobs whose turn it is by one step.
+    fn step(&mut self) -> Caught<()> {
         for index in 0..self.running.len() {
             self.call_for_running(&[index], |pipeline, running| {
                 if let Some(running) = running.get_mut(index) {
@@ -159,9 +303,17 @@ impl<P: Pipeline> Worker<'_, P> {
                 }
             })?;
         }
-        let entries: Vec<BatchEntries> = self.running.iter().map(|running| running.entries.clone()).collect();
-        for jobs in batches(&entries, self.admission.max_batch_size()) {
-            self.step_batch(&jobs)?;
+        let turns: Vec<Turn> = self.running.iter().map(RunningJob::turn).collect();
+        let jobs = next_batch(&turns, self.max_batch_size);
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        self.step_batch(&jobs)?;
+        for job in jobs {
+            if let Some(running) = self.running.get_mut(job) {
+                running.spent = running.spent.saturating_add(running.entries.step_cost());
+                running.steps_taken += 1;
+            }
         }
         Ok(())
     }
@@ -244,29 +396,12 @@ impl<P: Pipeline> Worker<'_, P> {
                 }
                 None => failpoint::maybe_fail(FailPoint::Finish).and_then(|()| pipeline.finish(job)),
             })?;
+            if result.is_ok() {
+                self.panics = 0;
+            }
             self.complete(pending, result)?;
         }
         Ok(())
-    }
-
-    fn drop_cancelled(&mut self) -> Caught<()> {
-        let mut index = 0;
-        while let Some(running) = self.running.get(index) {
-            if running.pending.handler.is_cancelled() {
-                let RunningJob { job, pending, .. } = self.running.remove(index);
-                let (pending, ()) = self.call_for(pending, |_, _| drop(job))?;
-                self.cancel(pending)?;
-            } else {
-                index += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn cancel(&mut self, pending: PendingResult<P>) -> Caught<()> {
-        let observer = self.observer;
-        let (pending, ()) = self.call_for(pending, |_, _| observer.job_cancelled())?;
-        self.complete(pending, Err(Error::cancelled("the request was cancelled")))
     }
 
     /// Ends a request with its result, and the engine with a lost device.
@@ -275,50 +410,112 @@ impl<P: Pipeline> Worker<'_, P> {
             Err(Error::OutOfMemory(_)) => (self.call_for(pending, |pipeline, _| pipeline.free_memory())?.0, Ok(())),
             Err(Error::DeviceLost(reason)) => {
                 self.report_failure(reason);
-                (pending, Err(Stopped))
+                (pending, Err(Stopped::DeviceLost))
             }
             _ => (pending, Ok(())),
         };
-        self.send(pending, result);
+        pending.handler.send(result);
         goes_on
     }
 
-    fn send(&self, pending: PendingResult<P>, result: Result<P::Output>) {
-        // Capacity first: a waiting request need not wait until the response is written.
-        self.admission.release(pending.batch_size);
-        pending.handler.send(result);
+    /// Reports a panic, before any client is answered. The last of several panics ends the engine.
+    fn report_panic(&mut self) {
+        self.panics += 1;
+        if self.panics < MAX_PANICS {
+            let _ = catch_panic(|| self.observer.engine_restarts());
+        } else {
+            self.report_failure(PANICS);
+        }
     }
 
-    /// Reports a failure and closes the admission, before any client is answered.
+    /// Reports the end of the engine and closes the queue, before any client is answered.
     fn report_failure(&self, reason: &str) {
         let _ = catch_panic(|| self.observer.engine_failed(reason));
-        self.admission
+        self.queue
             .close(Error::unavailable("the instance failed earlier and can no longer work"));
     }
 
-    /// Answers every request that is left with the reason of the end. After a panic, what is dropped or called here may
-    /// panic too; one response that fails does not keep the others from being sent.
-    fn shut_down(mut self) {
-        let (reason, admitted) = self.admission.drain();
-        let error = reason.unwrap_or_else(|| Error::unavailable("the engine has ended"));
+    /// Goes on with a new pipeline after a panic, unless there were too many. Jobs that ran are answered; requests that
+    /// wait are served.
+    fn restart(&mut self, make_pipeline: &mut MakePipeline<P>) -> bool {
+        if self.panics >= MAX_PANICS {
+            return false;
+        }
+        self.answer_running(&Error::unavailable(
+            "another request made the instance start anew; send the request again",
+        ));
+        while let Some(request) = self.starting.pop_back() {
+            self.waiting.push_front(request);
+        }
+        let Ok(pipeline) = catch_panic(make_pipeline) else {
+            self.report_failure(PANICS);
+            return false;
+        };
+        let old = std::mem::replace(&mut self.pipeline, pipeline);
+        let _ = catch_panic(|| drop(old));
+        true
+    }
+
+    /// Answers the running jobs. After a panic, what is dropped or called here may panic too; one response that fails
+    /// does not keep the others from being sent.
+    fn answer_running(&mut self, error: &Error) {
         for running in std::mem::take(&mut self.running) {
             let RunningJob {
                 job, pending, failed, ..
             } = running;
             let _ = catch_panic(|| drop(job));
-            let _ = catch_panic(|| self.send(pending, Err(failed.unwrap_or_else(|| error.clone()))));
+            let _ = catch_panic(|| pending.handler.send(Err(failed.unwrap_or_else(|| error.clone()))));
         }
-        for queued in std::mem::take(&mut self.queued).into_iter().chain(admitted) {
-            let QueuedRequest {
-                request,
-                batch_size,
-                handler,
-            } = queued;
+    }
+
+    /// Answers every request that is left with the reason of the end.
+    fn shut_down(mut self) {
+        let (reason, submitted) = self.queue.drain();
+        let error = reason.unwrap_or_else(|| Error::unavailable("the engine has ended"));
+        self.answer_running(&error);
+        let starting = std::mem::take(&mut self.starting);
+        let waiting = std::mem::take(&mut self.waiting);
+        for request in starting
+            .into_iter()
+            .chain(waiting)
+            .map(|waiting| waiting.request)
+            .chain(submitted)
+        {
+            let (request, _, pending) = self.leave_queue(request);
             let _ = catch_panic(|| drop(request));
-            let _ = catch_panic(|| self.send(PendingResult { handler, batch_size }, Err(error.clone())));
+            let _ = catch_panic(|| pending.handler.send(Err(error.clone())));
         }
         let Self { pipeline, .. } = self;
         let _ = catch_panic(|| drop(pipeline));
+    }
+}
+
+impl<P: Pipeline> WaitingRequest<P> {
+    fn admissible(&self, now: Instant) -> Waiting {
+        let work = self.request.work.total();
+        Waiting {
+            batch_size: self.request.work.batch_size,
+            work,
+            // Passed by as much work as it asks for, it has waited its share.
+            may_be_passed: self.passed < work && now.duration_since(self.since) < MAX_PASSED_TIME,
+        }
+    }
+}
+
+impl<P: Pipeline> RunningJob<P> {
+    fn occupied(&self) -> Running {
+        let steps_left = self.work.steps.saturating_sub(self.steps_taken);
+        Running {
+            batch_size: self.work.batch_size,
+            work: self.work.of_steps(steps_left),
+        }
+    }
+
+    fn turn(&self) -> Turn {
+        Turn {
+            entries: self.entries.clone(),
+            spent: self.spent,
+        }
     }
 }
 

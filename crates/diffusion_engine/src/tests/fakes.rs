@@ -4,6 +4,7 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::super::{BatchEntries, Observer, Pipeline, ResponseHandler, StepResults};
 use diffusion_core::{Error, Result};
@@ -52,6 +53,8 @@ pub struct Spec {
     pub fault: Option<(FailPoint, Fault)>,
     /// `is_cancelled` returns true after this many calls.
     pub cancel_after: Option<usize>,
+    /// The time limit.
+    pub limit: Option<Duration>,
 }
 
 impl Spec {
@@ -65,6 +68,7 @@ impl Spec {
             interval: 1,
             fault: None,
             cancel_after: None,
+            limit: None,
         }
     }
 
@@ -86,6 +90,13 @@ impl Spec {
 
     pub fn interval(self, interval: usize) -> Self {
         Self { interval, ..self }
+    }
+
+    pub fn limit(self, limit: Duration) -> Self {
+        Self {
+            limit: Some(limit),
+            ..self
+        }
     }
 
     pub fn fault(self, place: FailPoint, fault: Fault) -> Self {
@@ -119,6 +130,8 @@ pub struct Log {
     /// For each call of `free_memory`, the number of jobs.
     pub freed_memory: Vec<usize>,
     pub cancelled: usize,
+    pub late: usize,
+    pub restarts: usize,
     pub failed: Vec<String>,
     /// Jobs that exist, and their batch entries.
     pub jobs: usize,
@@ -161,6 +174,8 @@ impl Drop for FakeJob {
     }
 }
 
+/// A pipeline that a test controls. The engine makes further ones by cloning it.
+#[derive(Clone)]
 pub struct FakePipeline {
     pub log: SharedLog,
     pub max_batch_size: usize,
@@ -170,9 +185,7 @@ pub struct FakePipeline {
     pub free_memory_panics: bool,
     /// Gets the jobs of each batch. The batch then waits for `go`, or until `go` is closed.
     pub called: Sender<Vec<usize>>,
-    pub go: Receiver<()>,
-    /// Notified when the pipeline is dropped.
-    pub ended: Sender<()>,
+    pub go: Arc<Mutex<Receiver<()>>>,
 }
 
 impl Pipeline for FakePipeline {
@@ -211,7 +224,12 @@ impl Pipeline for FakePipeline {
         BatchEntries {
             count: job.spec.entries,
             shape: vec![4, job.side(), job.side()],
+            cost: entry_cost(job.side()),
         }
+    }
+
+    fn steps(&self, job: &FakeJob) -> usize {
+        job.spec.steps
     }
 
     fn is_done(&self, job: &FakeJob) -> bool {
@@ -232,7 +250,7 @@ impl Pipeline for FakePipeline {
             }
         }
         let _ = self.called.send(ids);
-        let _ = self.go.recv();
+        let _ = self.go.lock().unwrap().recv();
         if batch_size > self.memory_batch_size {
             return Err(Error::out_of_memory("planned"));
         }
@@ -261,9 +279,17 @@ impl Pipeline for FakePipeline {
     }
 }
 
-impl Drop for FakePipeline {
+/// The cost of a step for one entry with this side.
+pub fn entry_cost(side: i64) -> u64 {
+    side.unsigned_abs().pow(2)
+}
+
+/// Tells when it is dropped, which the engine's thread does with what makes its pipelines, at its end.
+pub struct Ended(pub Sender<()>);
+
+impl Drop for Ended {
     fn drop(&mut self) {
-        let _ = self.ended.send(());
+        let _ = self.0.send(());
     }
 }
 
@@ -279,6 +305,17 @@ impl Observer for FakeObserver {
 
     fn job_cancelled(&self) {
         self.log.get().cancelled += 1;
+    }
+
+    fn deadline_passed(&self) {
+        self.log.get().late += 1;
+    }
+
+    fn engine_restarts(&self) {
+        self.log.get().restarts += 1;
+        if self.panics {
+            planned_panic();
+        }
     }
 
     fn engine_failed(&self, reason: &str) {
@@ -297,7 +334,7 @@ pub struct Answer {
     pub id: usize,
     /// `None` for a handler that was dropped without a result.
     pub outcome: Option<Outcome>,
-    /// Whether the failure of the engine was reported before.
+    /// Whether a restart or the failure of the engine was reported before.
     pub after_failure: bool,
 }
 
@@ -314,7 +351,9 @@ pub struct FakeHandler {
 impl FakeHandler {
     fn tell(&mut self, outcome: Option<Outcome>) {
         self.answered = true;
-        let after_failure = !self.log.get().failed.is_empty();
+        let log = self.log.get();
+        let after_failure = log.restarts > 0 || !log.failed.is_empty();
+        drop(log);
         let _ = self.answers.send(Answer {
             id: self.spec.id,
             outcome,

@@ -1,13 +1,13 @@
 //! An engine with scripted parts that a test controls.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::super::{Engine, QueuedRequest};
-use super::fakes::{Answer, FakeHandler, FakeObserver, FakePipeline, Outcome, SharedLog, Spec};
+use super::super::{Deadline, Engine, QueueLimits, QueuedRequest, Work};
+use super::fakes::{Answer, Ended, FakeHandler, FakeObserver, FakePipeline, Outcome, SharedLog, Spec, entry_cost};
 
 /// The time limit of every wait. Only a failing test reaches it.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -23,7 +23,7 @@ impl Handle {
         self.cancelled.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until `is_cancelled` was called twice more. A request that is not admitted is then waiting for capacity.
+    /// Waits until `is_cancelled` was called twice more. A request that is being submitted then waits for a place.
     pub fn wait_until_asked(&self) {
         let asked = self.asks.load(Ordering::SeqCst);
         let start = Instant::now();
@@ -52,6 +52,18 @@ impl TestEngine {
     }
 
     pub fn with(max_batch_size: usize, set: impl FnOnce(&mut FakePipeline, &mut FakeObserver)) -> Self {
+        let limits = QueueLimits {
+            max_requests: 100,
+            max_bytes: usize::MAX,
+        };
+        Self::with_limits(max_batch_size, limits, set)
+    }
+
+    pub fn with_limits(
+        max_batch_size: usize,
+        limits: QueueLimits,
+        set: impl FnOnce(&mut FakePipeline, &mut FakeObserver),
+    ) -> Self {
         let log = SharedLog::default();
         let (called, calls) = mpsc::channel();
         let (go, gone) = mpsc::channel();
@@ -64,15 +76,19 @@ impl TestEngine {
             memory_batch_size: usize::MAX,
             free_memory_panics: false,
             called,
-            go: gone,
-            ended: end,
+            go: Arc::new(Mutex::new(gone)),
         };
         let mut observer = FakeObserver {
             log: log.clone(),
             panics: false,
         };
         set(&mut pipeline, &mut observer);
-        let engine = Engine::start("test-engine", pipeline, max_batch_size, Box::new(observer)).unwrap();
+        let end = Ended(end);
+        let make_pipeline = move || {
+            let _ = &end;
+            pipeline.clone()
+        };
+        let engine = Engine::start("test-engine", make_pipeline, max_batch_size, limits, Box::new(observer)).unwrap();
         let engine = Some(Arc::new(engine));
         Self {
             go: Some(go),
@@ -114,7 +130,16 @@ impl TestEngine {
         };
         (
             QueuedRequest {
-                batch_size: spec.batch_size,
+                work: Work {
+                    batch_size: spec.batch_size,
+                    steps: spec.steps,
+                    entry_cost: entry_cost(spec.side),
+                },
+                bytes: 1,
+                deadline: spec.limit.map(|limit| Deadline {
+                    at: Instant::now() + limit,
+                    limit,
+                }),
                 request: spec,
                 handler: Box::new(handler),
             },
@@ -122,14 +147,14 @@ impl TestEngine {
         )
     }
 
-    /// Submits a request that fits.
+    /// Submits a request for which the queue has a place.
     pub fn submit(&self, spec: Spec) -> Handle {
         let (request, handle) = self.request(spec);
         self.engine().submit([request]);
         handle
     }
 
-    /// Submits a request on another thread and waits until it waits for capacity.
+    /// Submits a request on another thread and waits until it waits for a place in the queue.
     pub fn submit_to_full(&self, spec: Spec) -> Handle {
         let (request, handle) = self.request(spec);
         let engine = self.engine();

@@ -1,10 +1,10 @@
 """Eight clients load, infer and unload at random: every response is the expected image or a clear error.
 
 A model is loaded and asked for an image before anyone may unload it or load it again. Triton 2.51 can end with a
-segmentation fault when a model is destroyed so soon after its load that the thread of its instance has not yet begun to
-wait for requests, which happens on a busy machine and with any backend: `StopBackendThread` takes the last instance of a
-list that is still empty (src/backend_model_instance.cc of triton-inference-server/core). A response proves that the
-thread works.
+segmentation fault when a model is destroyed so soon after its load that the thread of its instance has not yet begun
+to wait for requests. This happens on a busy machine and with any backend: `StopBackendThread` takes the last instance
+of a list that is still empty (src/backend_model_instance.cc of triton-inference-server/core). A response proves that
+the thread works.
 
 TRITON_DIFFUSION_SOAK_SECONDS sets the duration; `make soak` takes five minutes.
 """

@@ -53,12 +53,19 @@ pub fn available(mapped: u64) -> Option<u64> {
     .min()
 }
 
-/// Reads `MemAvailable` of `/proc/meminfo` (proc_meminfo(5)).
 fn system() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kibibytes * 1024)
+    system_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// Reads the text of `/proc/meminfo` (proc_meminfo(5)): `MemAvailable` without `Mapped`. The system counts page cache as
+/// available, but mapped pages are in use: the weights of loaded models are mapped.
+fn system_available(text: &str) -> Option<u64> {
+    let bytes = |key: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kibibytes.saturating_mul(1024))
+    };
+    Some(bytes("MemAvailable:")?.saturating_sub(bytes("Mapped:").unwrap_or(0)))
 }
 
 /// Returns what `RLIMIT_AS` leaves, if there is such a limit; the address space in use is the first number of
@@ -122,6 +129,15 @@ mod tests {
             std::fs::write(path, text).unwrap();
         }
         root
+    }
+
+    #[test]
+    fn system_counts_mapped_page_cache_as_used() {
+        let text = "MemTotal:  9000 kB\nMemAvailable:    8000 kB\nActive(file): 6000 kB\nMapped:   5000 kB\n";
+        assert_eq!(system_available(text), Some(3000 * 1024));
+        assert_eq!(system_available("MemAvailable: 80 kB\n"), Some(80 * 1024));
+        assert_eq!(system_available("MemTotal: 80 kB\n"), None);
+        assert!(system().is_some());
     }
 
     #[test]

@@ -58,8 +58,11 @@ pub struct DigestCache {
     files: Mutex<HashMap<FileIdentity, Digests>>,
 }
 
-/// Largest number of files. One needs some hundred kilobytes; the cache is cleared when it is full.
+/// Largest number of files. The cache is cleared when it is full.
 const MAX_FILES: usize = 256;
+
+/// Largest number of digests of all files: about 20 MB.
+const MAX_DIGESTS: usize = 200_000;
 
 impl DigestCache {
     /// Makes an empty cache.
@@ -78,15 +81,51 @@ impl DigestCache {
     /// Adds the digests of a file.
     pub fn insert(&self, file: FileIdentity, digests: Digests) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if files.len() >= MAX_FILES {
+        let all = files.values().map(|digests| digests.len()).sum::<usize>() + digests.len();
+        if files.len() >= MAX_FILES || all > MAX_DIGESTS {
             files.clear();
         }
         files.insert(file, digests);
+    }
+
+    /// Returns the number of digests.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.values().map(|digests| digests.len()).sum()
     }
 
     /// Removes a file whose contents did not match.
     pub fn remove(&self, file: &FileIdentity) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.remove(file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_is_bounded() {
+        let file = |inode: u64| FileIdentity {
+            device: 1,
+            inode,
+            size: 1,
+            modified: (1, 1),
+            changed: (1, 1),
+        };
+        let digests = |count: usize| Arc::new((0..count).map(|n| (n.to_string(), Digest::of(b"a"))).collect());
+        let cache = DigestCache::new();
+        let half = digests(MAX_DIGESTS / 2 + 1);
+        for inode in 0..3 {
+            cache.insert(file(inode), Arc::clone(&half));
+            assert_eq!(cache.len(), half.len());
+        }
+        let one = digests(1);
+        for inode in 0..1000 {
+            cache.insert(file(inode), Arc::clone(&one));
+            assert!(cache.len() <= half.len() + MAX_FILES);
+        }
     }
 }

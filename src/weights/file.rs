@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,14 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Kind, Tensor};
 
 use super::digest::FileIdentity;
+use super::regular_file::open_regular;
 use diffusion_core::{Error, Result};
+
+/// Largest header of a file, in bytes. The UNet of Stable Diffusion XL has 200 KB.
+const MAX_HEADER_BYTES: u64 = 8 << 20;
+
+/// Most tensors of a file. The UNet of Stable Diffusion XL has 1680.
+const MAX_TENSORS: usize = 16_384;
 
 /// A file and its map, which lives until the last tensor in it is dropped.
 pub struct MappedFile {
@@ -55,17 +63,14 @@ impl TensorFile {
     ///
     /// # Errors
     /// `NotFound` without the file; `InvalidArgument` for a damaged safetensors file (a header that is not JSON,
-    /// offsets beyond the end, a truncated file).
+    /// offsets beyond the end, a truncated file), one that is not a regular file, and one with a header beyond the limits.
     pub fn open(path: &Path) -> Result<Self> {
         let cannot_read = |error| Error::not_found(format!("{}: {error}", path.display()));
-        // Opening a pipe would wait for a writer.
-        if !std::fs::metadata(path).map_err(cannot_read)?.is_file() {
-            return Err(Error::invalid_argument(format!("{}: not a file", path.display())));
-        }
-        let file = File::open(path).map_err(cannot_read)?;
+        let (file, identity) = open_regular(path)?;
         // SAFETY: the map is read only. A file that another process shortens while it is mapped
         // would raise SIGBUS on a read past its new end; a model folder is written before its model
-        // is loaded and replaced, not rewritten, as Triton and the Hugging Face cache do.
+        // is loaded and replaced, not rewritten, as Triton and the Hugging Face cache do. Tensors of a file
+        // that another machine can replace are copied ([`TensorFile::is_local`]).
         let map = unsafe { Mmap::map(&file) }.map_err(|error| match error.kind() {
             std::io::ErrorKind::OutOfMemory => Error::out_of_memory(format!("{}: cannot be mapped", path.display())),
             _ => cannot_read(error),
@@ -73,7 +78,18 @@ impl TensorFile {
         let invalid = |error: &dyn std::fmt::Display| {
             Error::invalid_argument(format!("{}: not a whole safetensors file: {error}", path.display()))
         };
+        let length = map.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        if length > MAX_HEADER_BYTES {
+            let what = format!("its header has {length} bytes, the limit is {MAX_HEADER_BYTES}");
+            return Err(invalid(&what));
+        }
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| invalid(&error))?;
+        let tensors = metadata.offset_keys().len();
+        if tensors > MAX_TENSORS {
+            return Err(invalid(&format_args!(
+                "it has {tensors} tensors, the limit is {MAX_TENSORS}"
+            )));
+        }
         // The header's length is followed by the header; the data comes after both.
         let data = header
             .checked_add(size_of::<u64>())
@@ -85,7 +101,6 @@ impl TensorFile {
                 data.saturating_add(metadata.data_len())
             )));
         }
-        let identity = file.metadata().map_err(cannot_read)?;
         Ok(Self {
             path: path.to_owned(),
             mapped: Arc::new(MappedFile {
@@ -96,6 +111,12 @@ impl TensorFile {
             metadata,
             data,
         })
+    }
+
+    /// Returns whether the file is on a file system of this machine. A file on another machine can be replaced or deleted
+    /// there while it is mapped here, or be out of reach, and reading the map would then end the process.
+    pub fn is_local(&self) -> bool {
+        is_local(&self.mapped.file)
     }
 
     /// Returns the path of the file.
@@ -167,6 +188,31 @@ impl TensorFile {
     }
 }
 
+/// The types of file systems whose files are elsewhere (statfs(2), and `include/uapi/linux/magic.h`).
+const REMOTE_FILE_SYSTEMS: [(&str, i64); 8] = [
+    ("nfs", 0x6969),
+    ("smb", 0x517b),
+    ("cifs", 0xff53_4d42),
+    ("smb2", 0xfe53_4d42),
+    // s3 and other object stores, sshfs; virtiofs of virtual machines too.
+    ("fuse", 0x6573_5546),
+    ("9p", 0x0102_1997),
+    ("ceph", 0x00c3_6400),
+    ("lustre", 0x0bd0_0bd0),
+];
+
+fn is_local(file: &File) -> bool {
+    let mut answer = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open, and there is room for the answer, which a call that succeeds writes.
+    let kind = unsafe {
+        if libc::fstatfs(file.as_raw_fd(), answer.as_mut_ptr()) != 0 {
+            return false;
+        }
+        answer.assume_init().f_type
+    };
+    REMOTE_FILE_SYSTEMS.iter().all(|(_, remote)| *remote != kind)
+}
+
 /// Returns the shape of a tensor for libtorch.
 ///
 /// # Errors
@@ -211,6 +257,22 @@ mod tests {
         let data: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
         let view = TensorView::new(Dtype::F32, vec![3], &data).unwrap();
         safetensors::serialize([("a", view)], None).unwrap()
+    }
+
+    #[test]
+    fn file_system_of_this_machine_is_local() {
+        assert!(TensorFile::open(written(&one_tensor()).path()).unwrap().is_local());
+    }
+
+    #[test]
+    fn header_beyond_the_limits_is_refused() {
+        let error = |bytes: &[u8]| TensorFile::open(written(bytes).path()).err().unwrap().to_string();
+        let mut long = (MAX_HEADER_BYTES + 1).to_le_bytes().to_vec();
+        long.resize(8 + MAX_HEADER_BYTES as usize + 1, b' ');
+        assert!(error(&long).contains("its header has 8388609 bytes, the limit is 8388608"));
+        let tensors = (0..=MAX_TENSORS).map(|n| (format!("a{n}"), TensorView::new(Dtype::F32, vec![0], &[]).unwrap()));
+        let many = safetensors::serialize(tensors, None).unwrap();
+        assert!(error(&many).contains("it has 16385 tensors, the limit is 16384"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::parallel::in_parallel;
 use super::path::Weights;
 use super::store::{Key, STORE, StoredTensor};
 use crate::torch::Uploader;
+use diffusion_core::config::Placement;
 use diffusion_core::{Error, Result};
 
 /// A half-precision matrix of at least this many bytes is upcast at each use on the CPU, not at load. Small matrices
@@ -36,6 +37,7 @@ pub struct Loader {
     min_lazy_upcast_bytes: u64,
     /// GPU memory to leave free; `None` for the default.
     gpu_memory_reserve: Option<u64>,
+    placement: Placement,
 }
 
 /// One component of a [`Loader`].
@@ -94,13 +96,19 @@ struct Item<'a> {
 }
 
 impl Item<'_> {
-    fn key(&self, digest: Digest, device: Device) -> Key {
+    fn key(&self, digest: Digest, device: Device, placement: Placement) -> Key {
+        let may_map = match placement {
+            Placement::Auto => self.file.is_local(),
+            Placement::Map => true,
+            Placement::Copy => false,
+        };
         Key {
             digest,
             from: self.from,
             shape: self.shape.clone(),
             kind: self.kind,
             device,
+            may_map: may_map || device != Device::Cpu,
         }
     }
 
@@ -126,7 +134,15 @@ impl Loader {
             components: Vec::new(),
             min_lazy_upcast_bytes: MIN_LAZY_UPCAST_BYTES,
             gpu_memory_reserve: None,
+            placement: Placement::default(),
         }
+    }
+
+    /// Sets whether weights on the CPU are used in the maps of their files.
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
     }
 
     /// Sets the bytes of GPU memory that the load leaves free; `None` leaves 1.5 GiB free, or a twentieth of the GPU's
@@ -171,10 +187,9 @@ impl Loader {
             progress.add(item.length / 2);
             digest
         })?;
-        cache_digests(&items, &digests);
 
         let keys: Vec<Key> = std::iter::zip(&items, &digests)
-            .map(|(item, &digest)| item.key(digest, device))
+            .map(|(item, &digest)| item.key(digest, device, self.placement))
             .collect();
         // One load per device, from the check of free memory until the memory is allocated: two loads would count the
         // same memory.
@@ -192,7 +207,7 @@ impl Loader {
         let keyed: Vec<_> = std::iter::zip(&items, &keys).collect();
         let tensors = in_parallel(&keyed, |&(item, key)| {
             let tensor = STORE
-                .get_or_insert(key, || {
+                .get_or_insert(key, item.file.identity(), || {
                     let hashed = item.cached.is_none();
                     materialize(item.file, &item.name, key.clone(), hashed, &uploader)
                 })
@@ -212,6 +227,8 @@ impl Loader {
                 component.insert(item.name.clone(), tensor);
             }
         }
+        // Only of a load that has succeeded.
+        cache_digests(&items, &digests);
         drop(items);
         let weights = std::iter::zip(self.components, loaded)
             .map(|((component, kind), tensors)| Some(Weights::new(component, tensors, device, kind)))

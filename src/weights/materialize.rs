@@ -76,7 +76,8 @@ pub fn can_map(key: &Key, bytes: &[u8]) -> bool {
         Kind::Float => ALIGNMENT,
         kind => kind.elt_size_in_bytes(),
     };
-    key.device == Device::Cpu
+    key.may_map
+        && key.device == Device::Cpu
         && key.from == key.kind
         && bytes.len() >= MIN_MAPPED_BYTES
         && (bytes.as_ptr() as usize).is_multiple_of(alignment)

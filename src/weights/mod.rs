@@ -14,6 +14,7 @@ mod loader;
 mod materialize;
 mod parallel;
 mod path;
+mod regular_file;
 mod shared;
 mod store;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use convert::convert;
 pub use file::TensorFile;
 pub use loader::{ComponentId, LoadedWeights, Loader, Progress, WeightMemory};
 pub use path::{WeightPath, Weights};
+pub use regular_file::{check_size, read_text};
 pub use shared::{Frozen, SharedModel};
 pub use weight_files::{Variant, WeightFiles};
 
@@ -53,22 +55,14 @@ pub fn load_component(folder: &Path, stem: &str, device: Device, kind: Kind) -> 
 
 /// Largest JSON file that is read, in bytes. The largest in supported folders is the `vocab.json` of a tokenizer with 1
 /// MB.
-const MAX_JSON_BYTES: u64 = 64 << 20;
+pub const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// Reads a JSON file of a model folder.
 ///
 /// # Errors
-/// `NotFound` if the file cannot be read, `InvalidArgument` if it does not have the expected JSON; both name the file.
+/// Those of [`read_text`]; `InvalidArgument` if the file does not have the expected JSON, with its name.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let cannot_read = |error| Error::not_found(format!("{}: {error}", path.display()));
-    let length = std::fs::metadata(path).map_err(cannot_read)?.len();
-    if length > MAX_JSON_BYTES {
-        return Err(Error::invalid_argument(format!(
-            "{}: the file has {length} bytes, the limit is {MAX_JSON_BYTES}",
-            path.display()
-        )));
-    }
-    let text = std::fs::read_to_string(path).map_err(cannot_read)?;
+    let text = read_text(path, MAX_JSON_BYTES)?;
     let mut json = serde_json::Deserializer::from_str(&text);
     let value = serde_path_to_error::deserialize(&mut json)
         .map_err(|error| Error::invalid_argument(format!("{}: {error}", path.display())))?;

@@ -24,6 +24,9 @@ pub struct Key {
     pub kind: Kind,
     /// The device of the tensor.
     pub device: Device,
+    /// Whether the tensor may be in the map of a file; true for a GPU. A model whose weights are copied does not use the maps
+    /// of others.
+    pub may_map: bool,
 }
 
 impl Key {
@@ -102,9 +105,11 @@ impl StoredTensor {
         }
     }
 
-    /// Returns whether the contents are still those of the key: a process may have written into the file. A file with
-    /// another size or times is hashed again, once, because deleting the model also changes the times.
-    pub fn is_unchanged(&self) -> bool {
+    /// Returns whether the contents are still those of the key, for a load of `reader`: a process may have written into the
+    /// mapped file. A file with another size or times is hashed again, once, because deleting the model also changes the
+    /// times. For another file the contents are always hashed: a process that has the file mapped can change it without a
+    /// change of its times, and must not reach the models of others.
+    pub fn is_unchanged(&self, reader: &FileIdentity) -> bool {
         let Storage::Mapped(file, range, verified) = &self.values else {
             return true;
         };
@@ -112,7 +117,7 @@ impl StoredTensor {
         let Some(now) = file.identity_now() else {
             return false;
         };
-        if *verified == now {
+        if *verified == now && now == *reader {
             return true;
         }
         let bytes = file.bytes().get(range.clone()).unwrap_or_default();
@@ -156,16 +161,21 @@ pub static STORE: LazyLock<Store> = LazyLock::new(|| Store {
 });
 
 impl Store {
-    /// Returns the tensor of a key. Calls `make` if there is none, or if its file has been written to; models that have
+    /// Returns the tensor of a key for a load of `reader`. Calls `make` if there is none, or if its file has been written to; models that have
     /// the old tensor keep it.
     ///
     /// # Errors
     /// Those of `make`.
-    pub fn get_or_insert(&self, key: &Key, make: impl FnOnce() -> Result<StoredTensor>) -> Result<Arc<StoredTensor>> {
+    pub fn get_or_insert(
+        &self,
+        key: &Key,
+        reader: &FileIdentity,
+        make: impl FnOnce() -> Result<StoredTensor>,
+    ) -> Result<Arc<StoredTensor>> {
         let slot = Arc::clone(self.slots().entry(key.clone()).or_default());
         let mut weak = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = weak.upgrade()
-            && held.is_unchanged()
+            && held.is_unchanged(reader)
         {
             return Ok(held);
         }
@@ -190,7 +200,8 @@ impl Store {
         Arc::clone(loading.entry(device).or_default())
     }
 
-    /// Returns whether the store has a tensor of this key, or one is being made.
+    /// Returns whether the store has a tensor of this key, or one is being made. Its contents are verified by
+    /// [`Store::get_or_insert`].
     pub fn has(&self, key: &Key) -> bool {
         let Some(slot) = self.slots().get(key).map(Arc::clone) else {
             return false;
@@ -203,11 +214,10 @@ impl Store {
         // Dropped before the tensor: if this is its last owner, the drop removes the slot, unless there is another
         // count.
         drop(slot);
-        let Some(held) = held else {
+        if held.is_none() {
             self.forget(key);
-            return false;
-        };
-        held.is_unchanged()
+        }
+        held.is_some()
     }
 
     /// Returns the bytes of all tensors on `device`, each counted once.

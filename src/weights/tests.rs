@@ -9,10 +9,11 @@ use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
-use super::digest::Digest;
+use super::digest::{Digest, FileIdentity};
 use super::store::{Key, STORE};
 use super::{Component, ComponentId, LoadedWeights, Loader, WeightMemory};
 use diffusion_core::Error;
+use diffusion_core::config::Placement;
 
 /// A folder with one file of float32 tensors, its data at a multiple of 64 bytes if `aligned`.
 fn folder(tensors: &[(&str, &[f32])], aligned: bool) -> TempDir {
@@ -77,6 +78,7 @@ fn key(values: &[f32], kind: Kind) -> Key {
         shape: vec![values.len() as i64],
         kind,
         device: Device::Cpu,
+        may_map: true,
     }
 }
 
@@ -160,6 +162,76 @@ fn tensor_of_a_changed_file_is_not_shared() {
     drop(first);
     assert_eq!(Vec::<f32>::try_from(&second[0]).unwrap(), values);
     assert!(STORE.has(&key(&values, Kind::Float)));
+}
+
+/// A process that had mapped the file and written to it before can change it without a change of its times.
+#[test]
+fn tensor_of_a_file_that_is_changed_through_a_map_is_not_shared() {
+    let values = vec![7.5f32; 1 << 18];
+    let names = [("a", 1 << 18)];
+    let one = folder(&[("a", &values)], true);
+    let two = folder(&[("a", &values)], true);
+    let path = one.path().join("model.safetensors");
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    // SAFETY: the test changes the file through this map only.
+    let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
+    let end = map.len();
+    let last = map[end - 4..].to_vec();
+    map[end - 4..].copy_from_slice(&last);
+    let (first, _) = tensors(one.path(), Kind::Float, &names);
+    let times = |path: &Path| FileIdentity::of(&fs::metadata(path).unwrap());
+    let before = times(&path);
+    map[end - 4..].copy_from_slice(&1.0f32.to_le_bytes());
+    assert_eq!(
+        times(&path),
+        before,
+        "the change shows in the times, so the test proves nothing"
+    );
+    let (second, _) = tensors(two.path(), Kind::Float, &names);
+    assert_ne!(first[0].data_ptr(), second[0].data_ptr());
+    assert_eq!(Vec::<f32>::try_from(&second[0]).unwrap(), values);
+}
+
+/// A model whose weights are copied uses no map, not even that of another model, and shares copies.
+#[test]
+fn copied_weights_are_not_mapped() {
+    let values = vec![9.5f32; 1 << 18];
+    let folder = folder(&[("a", &values)], true);
+    let load = |placement: Placement| {
+        let mut loader = Loader::new(Device::Cpu).placement(placement);
+        let part = loader.open(folder.path(), "model", Kind::Float).unwrap();
+        let mut loaded = loader.load(&|_| {}).unwrap();
+        let weights = loaded.take(part).unwrap();
+        weights.root().tensor("a", &[1 << 18]).unwrap()
+    };
+    let [mapped, copied, again] = [Placement::Map, Placement::Copy, Placement::Copy].map(load);
+    assert_ne!(mapped.data_ptr(), copied.data_ptr());
+    assert_eq!(copied.data_ptr(), again.data_ptr());
+    drop(mapped);
+    // Nothing is left of the map: the file can be cut.
+    let path = folder.path().join("model.safetensors");
+    fs::File::options().write(true).open(path).unwrap().set_len(9).unwrap();
+    assert_eq!(Vec::<f32>::try_from(&copied).unwrap(), values);
+}
+
+#[test]
+fn too_many_shards_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = |shards: usize| {
+        let map: Vec<String> = (0..shards)
+            .map(|n| format!("\"a{n}\": \"model-{n}.safetensors\""))
+            .collect();
+        let text = format!("{{\"weight_map\": {{{}}}}}", map.join(", "));
+        fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+        let mut loader = Loader::new(Device::Cpu);
+        loader
+            .open(folder.path(), "model", Kind::Float)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    assert!(index(64).contains("No such file"), "{}", index(64));
+    assert!(index(65).ends_with("names 65 shards, the limit is 64"), "{}", index(65));
 }
 
 /// An endpoint deletes the files of a model that it unloads, which changes their times; other models still share the

@@ -8,6 +8,9 @@ use serde::Deserialize;
 use super::read_json;
 use diffusion_core::{Error, Result};
 
+/// Most shards of a component. Each takes a file descriptor and a map for as long as one of its tensors is used.
+const MAX_SHARDS: usize = 64;
+
 /// The variant of the weights that is preferred where a folder has several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
@@ -42,7 +45,7 @@ impl WeightFiles {
     /// single file is preferred to a sharded one, as in diffusers.
     ///
     /// # Errors
-    /// `InvalidArgument` for an index that cannot be read or that names a file outside of the folder.
+    /// `InvalidArgument` for an index that cannot be read, or that names too many files or a file outside of the folder.
     pub fn find(folder: &Path, stem: &str, prefer: Variant) -> Result<Option<Self>> {
         let variants = match prefer {
             Variant::Main => ["", ".fp16"],
@@ -79,6 +82,13 @@ impl WeightFiles {
             return Err(Error::invalid_argument(format!(
                 "{}: names a shard outside of its folder",
                 path.display()
+            )));
+        }
+        if names.len() > MAX_SHARDS {
+            return Err(Error::invalid_argument(format!(
+                "{}: names {} shards, the limit is {MAX_SHARDS}",
+                path.display(),
+                names.len()
             )));
         }
         Ok(Self {

@@ -66,8 +66,8 @@ impl ClipTextConfig {
             "vocab_size is out of range (1 to 1048576)",
         )?;
         ensure(
-            (3..=1 << 16).contains(&self.max_position_embeddings),
-            "max_position_embeddings is out of range (3 to 65536)",
+            (3..=1024).contains(&self.max_position_embeddings),
+            "max_position_embeddings is out of range (3 to 1024)",
         )?;
         self.encoder().check(FILE)?;
         config::check_supported(FILE, &[("use_attention_mask", !self.use_attention_mask)])

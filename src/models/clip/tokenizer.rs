@@ -14,7 +14,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-use crate::weights::read_json;
+use crate::weights::{MAX_JSON_BYTES, check_size, read_json, read_text};
 use diffusion_core::{Error, Result};
 
 /// How CLIP splits lower-cased text into words (`self.pat` in `tokenization_clip.py`).
@@ -51,7 +51,8 @@ impl ClipTokenizer {
         let mut inner = if vocab.exists() && merges.exists() {
             from_vocab_and_merges(&vocab, &merges, &special.eos)?
         } else if single.exists() {
-            Tokenizer::from_file(&single)
+            read_text(&single, MAX_JSON_BYTES)?
+                .parse::<Tokenizer>()
                 .map_err(|error| Error::invalid_argument(format!("{}: {error}", single.display())))?
         } else {
             return Err(Error::not_found(format!(
@@ -161,6 +162,9 @@ fn from_vocab_and_merges(vocab: &Path, merges: &Path, unknown: &str) -> Result<T
             .map(str::to_owned)
             .ok_or_else(|| invalid(&"the path is not UTF-8"))
     };
+    for file in [vocab, merges] {
+        check_size(file, MAX_JSON_BYTES)?;
+    }
     let model = BPE::from_file(&path(vocab)?, &path(merges)?)
         .end_of_word_suffix("</w>".to_owned())
         .unk_token(unknown.to_owned())

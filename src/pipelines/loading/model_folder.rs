@@ -6,9 +6,9 @@ use serde::de::DeserializeOwned;
 use tch::{Device, Kind};
 
 use super::ModelIndex;
-use crate::weights::{ComponentId, Loader, read_json};
+use crate::weights::{ComponentId, Loader, MAX_JSON_BYTES, read_json, read_text};
+use diffusion_core::Result;
 use diffusion_core::config::{Dtype, ModelParameters, PipelineClass};
-use diffusion_core::{Error, Result};
 
 /// The folder, and the loader that collects the weight files of its components.
 pub(super) struct ModelFolder<'a> {
@@ -40,7 +40,9 @@ impl<'a> ModelFolder<'a> {
             class: index.pipeline_class()?,
             index,
             kind,
-            loader: Loader::new(device).gpu_memory_reserve(reserve),
+            loader: Loader::new(device)
+                .gpu_memory_reserve(reserve)
+                .placement(parameters.weights),
         })
     }
 
@@ -57,7 +59,7 @@ impl<'a> ModelFolder<'a> {
     /// Reads `scheduler_config.json` of a component as text.
     pub fn scheduler_config(&self, component: &str) -> Result<String> {
         let path = self.component(component).join("scheduler_config.json");
-        std::fs::read_to_string(&path).map_err(|error| Error::not_found(format!("{}: {error}", path.display())))
+        read_text(&path, MAX_JSON_BYTES)
     }
 
     /// Opens the weights of a transformers component, to be loaded in the model's dtype.

@@ -27,7 +27,10 @@ pub fn ascending(spacing: TimestepSpacing, train: i64, steps: usize, steps_offse
         TimestepSpacing::Linspace => rounded(&linspace(0.0, (train - 1) as f64, steps)),
         TimestepSpacing::Leading => {
             let ratio = train / steps as i64;
-            (0..steps as i64).map(|i| i * ratio + steps_offset).collect()
+            // An offset beyond the range of i64 gives a timestep that the schedule refuses.
+            (0..steps as i64)
+                .map(|i| (i * ratio).saturating_add(steps_offset))
+                .collect()
         }
         TimestepSpacing::Trailing => {
             let noisy = descending_to_zero(train as f64, train as f64 / steps as f64);
@@ -53,7 +56,8 @@ pub fn descending_without_cleanest(
         }
         TimestepSpacing::Leading => {
             let ratio = last / (steps as i64 + 1);
-            (1..=steps as i64).rev().map(|i| i * ratio + steps_offset).collect()
+            let ascending = (1..=steps as i64).map(|i| (i * ratio).saturating_add(steps_offset));
+            ascending.rev().collect()
         }
         TimestepSpacing::Trailing => {
             let noisy = descending_to_zero(last as f64, train as f64 / steps as f64);

@@ -8,5 +8,5 @@ mod pipeline_defaults;
 pub use model_config::{
     DEFAULT_MAX_BATCH_SIZE, OUTPUT_NAME, TensorSpec, complete_model_config, inputs_of, validate_model_config,
 };
-pub use model_parameters::{Dtype, ModelParameters, Numerics};
+pub use model_parameters::{Dtype, ModelParameters, Numerics, Placement};
 pub use pipeline_defaults::{Defaults, Format, Limits, PipelineClass, PipelineDefaults};

@@ -36,6 +36,18 @@ pub enum Numerics {
     Fast,
 }
 
+/// Where the weights of a model on the CPU are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Placement {
+    /// In the maps of their files where that is possible, but copied from file systems of other machines.
+    #[default]
+    Auto,
+    /// In the maps of their files where that is possible.
+    Map,
+    /// Copied into memory.
+    Copy,
+}
+
 /// The parameters of a model. `Default` is a `config.pbtxt` without parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelParameters {
@@ -48,6 +60,8 @@ pub struct ModelParameters {
     pub scheduler: Option<String>,
     /// How exactly results equal those of diffusers. Default fast.
     pub numerics: Numerics,
+    /// Where weights on the CPU are. Default auto.
+    pub weights: Placement,
     /// Whether the safety checker runs, if the folder has one. Default true.
     pub safety_checker: bool,
     /// Batch entries of one UNet call, 1 to 256; the pipeline's limit if absent.
@@ -78,6 +92,7 @@ impl Default for ModelParameters {
             dtype: Dtype::default(),
             scheduler: None,
             numerics: Numerics::default(),
+            weights: Placement::default(),
             safety_checker: true,
             max_unet_batch_size: None,
             max_pixels: None,
@@ -109,7 +124,7 @@ const MAX_WAITING_REQUESTS: RangeInclusive<u64> = 1..=4096;
 const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
 const INTRA_OP_THREADS: RangeInclusive<u64> = 1..=1024;
 
-const PARAMETERS: [Parameter; 14] = [
+const PARAMETERS: [Parameter; 15] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
@@ -155,6 +170,19 @@ const PARAMETERS: [Parameter; 14] = [
             p.numerics = match text {
                 "exact" => Numerics::Exact,
                 "fast" => Numerics::Fast,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Parameter {
+        name: "weights",
+        allowed: "one of auto, map, copy",
+        read: |p, text| {
+            p.weights = match text {
+                "auto" => Placement::Auto,
+                "map" => Placement::Map,
+                "copy" => Placement::Copy,
                 _ => return None,
             };
             Some(())
@@ -325,6 +353,7 @@ mod tests {
             "dtype": {"string_value": "bfloat16"},
             "scheduler": {"string_value": "DDIMScheduler"},
             "numerics": {"string_value": "fast"},
+            "weights": {"string_value": "copy"},
             "safety_checker": {"string_value": "off"},
             "max_unet_batch_size": {"string_value": "8"},
             "max_pixels": {"string_value": "262144"},
@@ -343,6 +372,7 @@ mod tests {
             dtype: Dtype::Bfloat16,
             scheduler: Some("DDIMScheduler".into()),
             numerics: Numerics::Fast,
+            weights: Placement::Copy,
             safety_checker: false,
             max_unet_batch_size: Some(8),
             max_pixels: Some(262_144),
@@ -370,6 +400,7 @@ mod tests {
             ("scheduler", ""),
             ("scheduler", "DDIM Scheduler"),
             ("numerics", "quick"),
+            ("weights", "mapped"),
             ("safety_checker", "no"),
             ("safety_checker", ""),
             ("max_unet_batch_size", "0"),

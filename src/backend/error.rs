@@ -6,6 +6,10 @@ use diffusion_core::{Error, ErrorKind};
 
 /// Converts an error to Triton's. The message starts with the model's name.
 pub fn to_triton(model: &str, error: &Error) -> triton_api::Error {
+    let message = format!("model '{model}': {error}");
+    if matches!(error, Error::OutOfMemory(_)) {
+        return triton_api::Error::out_of_memory(message);
+    }
     let code = match error.kind() {
         ErrorKind::InvalidArgument => ErrorCode::InvalidArg,
         ErrorKind::Unsupported => ErrorCode::Unsupported,
@@ -14,5 +18,5 @@ pub fn to_triton(model: &str, error: &Error) -> triton_api::Error {
         ErrorKind::Cancelled => ErrorCode::Cancelled,
         ErrorKind::Internal => ErrorCode::Internal,
     };
-    triton_api::Error::new(code, format!("model '{model}': {error}"))
+    triton_api::Error::new(code, message)
 }

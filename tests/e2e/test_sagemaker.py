@@ -9,7 +9,8 @@ import notebook
 from notebook import body_of, image_of
 from support import SECRET, check_harmless, open_image
 
-TARGET = "sd_base.tar.gz"
+# The front end takes an error with "OOM" in it for a lack of memory.
+TARGET = "BLOOM.tar.gz"
 HASH = "d41d8cd98f00b204e9800998ecf8427e"
 
 

@@ -1,5 +1,6 @@
 //! Errors, and their conversion from and to `TRITONSERVER_Error`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ptr::NonNull;
 
@@ -65,6 +66,37 @@ impl ErrorCode {
 pub struct Error {
     code: ErrorCode,
     message: String,
+    /// Whether memory ran out, which SageMaker's front end reads from the message.
+    out_of_memory: bool,
+}
+
+/// SageMaker's front end answers 507 to an error whose message contains one of these words, and unloads models then
+/// (`SageMakerMMECheckOOMError` in `src/sagemaker_server.cc` of triton-inference-server/server).
+const MEMORY_WORDS: [&str; 11] = [
+    "CUDA out of memory",
+    "CUDA_OUT_OF_MEMORY",
+    "Out of memory",
+    "Out Of Memory",
+    "out of memory",
+    "MemoryError",
+    "OutOfMemory",
+    "OOM",
+    "Failed to allocate memory",
+    "failed to allocate memory",
+    "No space left on device",
+];
+
+/// Puts an invisible space into the words in `message` that mean a lack of memory: the name of a model or a file, or the
+/// text of a file, may contain them.
+fn without_memory_words(message: &str) -> Cow<'_, str> {
+    let mut message = Cow::Borrowed(message);
+    for word in MEMORY_WORDS {
+        if message.contains(word) {
+            let (first, rest) = word.split_at(1);
+            message = Cow::Owned(message.replace(word, &format!("{first}\u{200b}{rest}")));
+        }
+    }
+    message
 }
 
 macro_rules! constructors {
@@ -84,6 +116,16 @@ impl Error {
         Self {
             code,
             message: message.into(),
+            out_of_memory: false,
+        }
+    }
+
+    /// Returns an error for a lack of memory, with [`ErrorCode::Unavailable`]. Only such an error reaches the client with
+    /// words that SageMaker's front end takes for a lack of memory.
+    pub fn out_of_memory(message: impl Into<String>) -> Self {
+        Self {
+            out_of_memory: true,
+            ..Self::unavailable(message)
         }
     }
 
@@ -111,14 +153,19 @@ impl Error {
     #[must_use]
     pub fn context(self, place: impl fmt::Display) -> Self {
         Self {
-            code: self.code,
             message: format!("{place}: {}", self.message),
+            ..self
         }
     }
 
     /// Creates a `TRITONSERVER_Error`, which the receiver must delete (`TRITONSERVER_ErrorNew`).
     pub(crate) fn into_raw(self) -> *mut sys::TRITONSERVER_Error {
-        let message = text::to_c(&self.message);
+        let message = if self.out_of_memory {
+            Cow::Borrowed(self.message.as_str())
+        } else {
+            without_memory_words(&self.message)
+        };
+        let message = text::to_c(&message);
         // SAFETY: the message is a C string and is copied.
         unsafe { sys::TRITONSERVER_ErrorNew(self.code.raw(), message.as_ptr()) }
     }
@@ -178,4 +225,31 @@ pub(crate) unsafe fn check(raw: *mut sys::TRITONSERVER_Error) -> Result<(), Erro
 /// Checks a pointer from the server; a null pointer is a bug of the server.
 pub(crate) fn non_null<T>(pointer: *mut T, what: &str) -> Result<NonNull<T>, Error> {
     NonNull::new(pointer).ok_or_else(|| Error::internal(format!("Triton passed a null pointer for the {what}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the message that Triton gets.
+    fn sent(error: Error) -> String {
+        // SAFETY: the error is new.
+        let received = unsafe { check(error.into_raw()) };
+        received.err().map(|error| error.message).unwrap_or_default()
+    }
+
+    #[test]
+    fn only_a_lack_of_memory_has_the_words_for_it() {
+        for word in MEMORY_WORDS {
+            let message = format!("model '{word}.tar.gz': /{word}/a: {word}{word}");
+            let unlike = sent(Error::invalid_arg(message.as_str()).context("a"));
+            assert!(!MEMORY_WORDS.iter().any(|word| unlike.contains(word)), "{unlike}");
+            assert_eq!(unlike.replace('\u{200b}', ""), format!("a: {message}"));
+            assert_eq!(
+                sent(Error::out_of_memory(message.as_str()).context("a")),
+                format!("a: {message}")
+            );
+        }
+        assert_eq!(sent(Error::internal("model 'b': memory")), "model 'b': memory");
+    }
 }

@@ -1,7 +1,5 @@
-"""Requests that wait: who passes whom, time limits, queue time, and clients that go away."""
+"""Requests that wait: who passes whom, time limits, and queue time."""
 
-import json
-import socket
 import time
 
 import pytest
@@ -12,7 +10,6 @@ from client import input_tensors
 from support import config, wait_for
 
 CALLS = "diffusion_unet_calls_total"
-CANCELLED = "diffusion_jobs_cancelled_total"
 LATE = "diffusion_deadlines_passed_total"
 # Long enough to be ended while it runs.
 LONG = dict(
@@ -77,19 +74,3 @@ def test_queue_time_of_a_request_that_waited(client, model):
         long.result(timeout=30)
     wide.result(timeout=30)
     wait_for(lambda: queue_ns() - waited > 900_000_000, 5, "the wait is queue time")
-
-
-def test_http_client_that_disconnects_cancels_its_request(client, server, model):
-    cancelled, before = client.counter(CANCELLED, model), client.counter(CALLS, model)
-    inputs = [
-        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-        for name, text in (("prompt", LONG["prompt"]), ("gen_args", json.dumps(LONG["gen_args"])))
-    ]
-    body = json.dumps({"inputs": inputs}).encode()
-    host, port = server.http_address.rsplit(":", 1)
-    with socket.create_connection((host, int(port))) as connection:
-        head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
-        wait_for(lambda: client.counter(CALLS, model) > before, 30, "the request runs")
-    wait_for(lambda: client.counter(CANCELLED, model) == cancelled + 1, 10, "the engine dropped the job")
-    client.infer(model, **SHORT)

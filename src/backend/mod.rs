@@ -13,6 +13,7 @@ use std::sync::Arc;
 use triton_api::{BackendContext, log_info};
 
 use crate::pipelines::initialize_libtorch;
+use crate::weights::uninstall_bus_error_handler;
 use device_health::DeviceHealth;
 use metrics::MetricFamilies;
 
@@ -23,6 +24,13 @@ pub use model::ModelState;
 pub struct BackendState {
     families: Arc<MetricFamilies>,
     devices: Arc<DeviceHealth>,
+}
+
+/// Runs when no model is left, before the server may unload the library.
+impl Drop for BackendState {
+    fn drop(&mut self) {
+        uninstall_bus_error_handler();
+    }
 }
 
 impl triton_api::Backend for BackendState {

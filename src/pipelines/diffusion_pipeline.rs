@@ -248,10 +248,12 @@ impl DiffusionPipeline {
         })
     }
 
-    /// Calls `call`, and finds out what an error of the device means.
+    /// Calls `call`, and finds out what an error of the device means. Without the files of the weights, a result is wrong.
     fn classified<T>(&mut self, call: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let (device, stream) = (self.components.device, Arc::clone(&self.stream));
-        classify_errors(device, &stream, || call(self))
+        let result = classify_errors(device, &stream, || call(self));
+        self.components.files.check()?;
+        result
     }
 }
 

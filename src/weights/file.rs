@@ -11,6 +11,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Kind, Tensor};
 
+use super::bus_errors::GuardedMap;
 use super::digest::FileIdentity;
 use super::regular_file::open_regular;
 use diffusion_core::{Error, Result};
@@ -23,6 +24,8 @@ const MAX_TENSORS: usize = 16_384;
 
 /// A file and its map, which lives until the last tensor in it is dropped.
 pub struct MappedFile {
+    // Dropped before the map.
+    guard: GuardedMap,
     map: Mmap,
     file: File,
     identity: FileIdentity,
@@ -37,6 +40,11 @@ impl MappedFile {
     /// Returns the identity of the file when it was mapped.
     pub fn identity(&self) -> &FileIdentity {
         &self.identity
+    }
+
+    /// Returns whether a page of the map could not be read, and has zeros since then.
+    pub fn is_lost(&self) -> bool {
+        self.guard.is_lost()
     }
 
     /// Returns the current identity of the file: a process may have written to it, which the map shows. `None` if the
@@ -67,14 +75,15 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         let cannot_read = |error| Error::not_found(format!("{}: {error}", path.display()));
         let (file, identity) = open_regular(path)?;
-        // SAFETY: the map is read only. A file that another process shortens while it is mapped
-        // would raise SIGBUS on a read past its new end; a model folder is written before its model
-        // is loaded and replaced, not rewritten, as Triton and the Hugging Face cache do. Tensors of a file
-        // that another machine can replace are copied ([`TensorFile::is_local`]).
+        // SAFETY: the map is read only. A model folder is written before its model is loaded and
+        // replaced, not rewritten, as Triton and the Hugging Face cache do. Tensors of a file that
+        // another machine can replace are copied ([`TensorFile::is_local`]). If another process
+        // shortens the file all the same, pages past its new end read as zeros ([`GuardedMap`]).
         let map = unsafe { Mmap::map(&file) }.map_err(|error| match error.kind() {
             std::io::ErrorKind::OutOfMemory => Error::out_of_memory(format!("{}: cannot be mapped", path.display())),
             _ => cannot_read(error),
         })?;
+        let guard = GuardedMap::new(&map)?;
         let invalid = |error: &dyn std::fmt::Display| {
             Error::invalid_argument(format!("{}: not a whole safetensors file: {error}", path.display()))
         };
@@ -104,6 +113,7 @@ impl TensorFile {
         Ok(Self {
             path: path.to_owned(),
             mapped: Arc::new(MappedFile {
+                guard,
                 map,
                 file,
                 identity: FileIdentity::of(&identity),

@@ -12,6 +12,7 @@ use super::available_memory::{check_gpu, check_host};
 use super::component::Component;
 use super::digest::{Digest, Digests};
 use super::file::{TensorFile, shape};
+use super::mapped_files::MappedFiles;
 use super::materialize::{can_map, materialize};
 use super::parallel::in_parallel;
 use super::path::Weights;
@@ -67,6 +68,8 @@ pub struct LoadedWeights {
     weights: Vec<Option<Weights>>,
     /// The memory of all components.
     pub memory: WeightMemory,
+    /// The mapped files that the weights are in.
+    pub files: MappedFiles,
 }
 
 impl LoadedWeights {
@@ -220,6 +223,10 @@ impl Loader {
         uploader.finish()?;
         drop(one_at_a_time);
 
+        let files = tensors
+            .iter()
+            .filter_map(|tensor| tensor.mapped_file().cloned())
+            .collect();
         let mut loaded: Vec<HashMap<String, Arc<StoredTensor>>> =
             self.components.iter().map(|_| HashMap::new()).collect();
         for (item, tensor) in std::iter::zip(&items, tensors) {
@@ -233,7 +240,11 @@ impl Loader {
         let weights = std::iter::zip(self.components, loaded)
             .map(|((component, kind), tensors)| Some(Weights::new(component, tensors, device, kind)))
             .collect();
-        Ok(LoadedWeights { weights, memory: used })
+        Ok(LoadedWeights {
+            weights,
+            memory: used,
+            files: MappedFiles::new(files),
+        })
     }
 }
 

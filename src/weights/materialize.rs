@@ -43,7 +43,7 @@ pub fn materialize(file: &TensorFile, name: &str, key: Key, hashed: bool, upload
         let digest = key.digest;
         let held = StoredTensor::mapped(key, Arc::clone(file.mapped()), file.range(info))?;
         let same = hashed || Digest::of(bytes) == digest;
-        if !same || file.mapped().identity_now().as_ref() != Some(file.identity()) {
+        if !same || file.mapped().identity_now().as_ref() != Some(file.identity()) || file.mapped().is_lost() {
             return Err(changed());
         }
         return Ok(held);

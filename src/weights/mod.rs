@@ -6,11 +6,13 @@
 //! tensor.
 
 mod available_memory;
+mod bus_errors;
 mod component;
 mod convert;
 mod digest;
 mod file;
 mod loader;
+mod mapped_files;
 mod materialize;
 mod parallel;
 mod path;
@@ -29,10 +31,12 @@ use tch::{Device, Kind};
 use crate::torch;
 use diffusion_core::{Error, Result};
 
+pub use bus_errors::uninstall as uninstall_bus_error_handler;
 pub use component::Component;
 pub use convert::convert;
 pub use file::TensorFile;
 pub use loader::{ComponentId, LoadedWeights, Loader, Progress, WeightMemory};
+pub use mapped_files::MappedFiles;
 pub use path::{WeightPath, Weights};
 pub use regular_file::{check_size, read_text};
 pub use shared::{Frozen, SharedModel};

@@ -114,18 +114,27 @@ impl StoredTensor {
             return true;
         };
         let mut verified = verified.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(now) = file.identity_now() else {
+        let Some(now) = file.identity_now().filter(|_| !file.is_lost()) else {
             return false;
         };
         if *verified == now && now == *reader {
             return true;
         }
         let bytes = file.bytes().get(range.clone()).unwrap_or_default();
-        let same = Digest::of(bytes) == self.key.digest && file.identity_now().as_ref() == Some(&now);
+        let same =
+            Digest::of(bytes) == self.key.digest && file.identity_now().as_ref() == Some(&now) && !file.is_lost();
         if same {
             *verified = now;
         }
         same
+    }
+
+    /// Returns the mapped file that the tensor is in.
+    pub fn mapped_file(&self) -> Option<&Arc<MappedFile>> {
+        match &self.values {
+            Storage::Mapped(file, ..) => Some(file),
+            Storage::Owned(_) => None,
+        }
     }
 
     /// Returns a read-only tensor over the storage, which other models share.

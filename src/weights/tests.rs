@@ -214,6 +214,30 @@ fn copied_weights_are_not_mapped() {
     assert_eq!(Vec::<f32>::try_from(&copied).unwrap(), values);
 }
 
+/// A file that becomes shorter while it is mapped: reads give zeros, its models fail, and others do not share it.
+#[test]
+fn file_that_is_cut_while_it_is_mapped_is_lost() {
+    let values = vec![4.5f32; 1 << 18];
+    let names = [("a", 1 << 18)];
+    let one = folder(&[("a", &values)], true);
+    let (mut loaded, part) = load(one.path(), Kind::Float);
+    let tensor = loaded.take(part).unwrap().root().tensor("a", &[1 << 18]).unwrap();
+    loaded.files.check().unwrap();
+    let path = one.path().join("model.safetensors");
+    fs::File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_len(4096)
+        .unwrap();
+    assert!(Vec::<f32>::try_from(&tensor).unwrap().contains(&0.0));
+    let error = loaded.files.check().unwrap_err();
+    assert!(matches!(error, Error::DeviceLost(_)), "{error:?}");
+    let two = folder(&[("a", &values)], true);
+    let (second, _) = tensors(two.path(), Kind::Float, &names);
+    assert_eq!(Vec::<f32>::try_from(&second[0]).unwrap(), values);
+}
+
 #[test]
 fn too_many_shards_are_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use crate::pipelines::prompt_encoder::PromptEncoder;
 use crate::pipelines::safety_check::SafetyCheck;
 use crate::schedulers::{self, LowResScheduler, SchedulerConfig};
 use crate::torch::{Device, Stream, cuda, threads};
-use crate::weights::{Progress, SharedModel, WeightMemory};
+use crate::weights::{MappedFiles, Progress, SharedModel, WeightMemory};
 use diffusion_core::Result;
 use diffusion_core::config::{ModelParameters, Numerics, PipelineClass};
 use diffusion_request::ModelInfo;
@@ -43,6 +43,8 @@ pub struct Components {
     pub(in crate::pipelines) intra_op_threads: usize,
     /// The memory of the weights.
     pub memory: WeightMemory,
+    /// The mapped files that the weights are in.
+    pub(in crate::pipelines) files: MappedFiles,
 }
 
 impl Components {
@@ -110,8 +112,10 @@ impl Components {
             numerics: parameters.numerics,
             intra_op_threads: parameters.intra_op_threads.unwrap_or(0) as usize,
             memory: weights.memory,
+            files: weights.files,
         };
         self_test::run(&components, &stream)?;
+        components.files.check()?;
         Ok((components, warnings))
     }
 

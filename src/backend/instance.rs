@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use triton_api::{InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn};
+use triton_api::{Health, InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn};
 
 use super::ModelState;
 use super::encoder_thread::EncoderThread;
 use super::error::to_triton;
+use super::model::DeviceUse;
 use super::response::{ElementResponder, PendingResponse};
 use crate::backend::metrics::EngineObserver;
 use crate::pipelines::{Device, DiffusionPipeline};
 use crate::request::tensors::decode;
+use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{Deadline, Engine, QueueLimits, QueuedRequest, Work};
 use diffusion_request::{Metadata, RequestValidator};
@@ -22,13 +24,22 @@ const MAX_WAITING_REQUESTS: usize = 32;
 /// Memory of the inputs of all requests that wait inside an instance.
 const MAX_WAITING_BYTES: usize = 256 << 20;
 
+/// The engine of an instance, which other instances of the model use if theirs no longer works.
+pub struct InstanceEngine {
+    engine: Engine<DiffusionPipeline>,
+    /// Whether the engine works.
+    pub health: Arc<Health>,
+}
+
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
     // Dropped in this order: the engine computes its requests, and the encoder thread sends these responses before it ends.
-    engine: Engine<DiffusionPipeline>,
+    engine: Arc<InstanceEngine>,
     encoder: EncoderThread,
     validator: RequestValidator,
     model: Arc<ModelState>,
+    // Frees the weights, which the engine uses.
+    _device: DeviceUse,
 }
 
 impl ModelInstanceState {
@@ -44,6 +55,7 @@ impl ModelInstanceState {
                 ));
             }
         };
+        let device_use = model.use_device(device);
         let (components, bytes) = model.components(device)?;
         let usage = MemoryUsage {
             memory_type: match device {
@@ -70,7 +82,7 @@ impl ModelInstanceState {
         model.devices().add(device, &context.health());
         let max_pixels = validator.limits().max_pixels;
         let waiting = model.parameters().max_waiting_requests;
-        Ok(Self {
+        let engine = Arc::new(InstanceEngine {
             engine: Engine::start(
                 "diffusion-engine",
                 move || DiffusionPipeline::new(components.clone(), max_pixels),
@@ -81,14 +93,24 @@ impl ModelInstanceState {
                 },
                 Box::new(observer),
             )?,
+            health: context.health(),
+        });
+        model.add_engine(&engine);
+        Ok(Self {
+            engine,
             encoder: EncoderThread::start()?,
             validator,
             model: Arc::clone(model),
+            _device: device_use,
         })
     }
 
-    /// Submits the batch elements of a request to the engine, or answers an invalid request.
-    fn enqueue(&self, mut slot: Slot) {
+    /// Submits the batch elements of a request to an engine, or answers an invalid request.
+    fn enqueue(&self, engine: &InstanceEngine, mut slot: Slot) {
+        if !slot.request().output_is_on_host(OUTPUT_NAME) {
+            let error = Error::unsupported(format!("output `{OUTPUT_NAME}`: GPU memory is not supported"));
+            return slot.fail(&to_triton(self.model.name(), &error));
+        }
         let elements = decode(
             &slot.request(),
             self.model.inputs(),
@@ -125,7 +147,19 @@ impl ModelInstanceState {
             }),
             request,
         });
-        self.engine.submit(requests);
+        engine.engine.submit(requests);
+    }
+
+    /// Returns the engine of the instance, or that of another instance if the former no longer works: Triton gives an
+    /// instance that fails at once more requests than those that work.
+    fn working_engine(&self) -> Result<Arc<InstanceEngine>, triton_api::Error> {
+        match self.engine.health.check() {
+            Ok(()) => Ok(Arc::clone(&self.engine)),
+            Err(error) => self.model.working_engine().ok_or_else(|| {
+                let model = self.model.name();
+                error.context(format_args!("model '{model}'"))
+            }),
+        }
     }
 
     /// Returns when a request must be answered: the first of the limits of Triton's request, of `gen_args` and of the
@@ -142,13 +176,16 @@ impl ModelInstanceState {
 impl triton_api::Instance for ModelInstanceState {
     type Model = ModelState;
 
+    const EXECUTES_WHEN_POISONED: bool = true;
+
     fn initialize(model: &Arc<ModelState>, context: &InstanceContext<'_>) -> Result<Self, triton_api::Error> {
         Self::start(model, context).map_err(|error| to_triton(model.name(), &error))
     }
 
     fn execute(&mut self, batch: RequestBatch<'_>) -> Result<(), triton_api::Error> {
+        let engine = self.working_engine()?;
         for slot in batch.accept()? {
-            self.enqueue(slot);
+            self.enqueue(&engine, slot);
         }
         Ok(())
     }

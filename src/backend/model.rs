@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -10,6 +10,7 @@ use triton_api::{ModelContext, log_info, log_warn};
 
 use super::device_health::DeviceHealth;
 use super::error::to_triton;
+use super::instance::InstanceEngine;
 use super::metrics::{Counters, MetricFamilies};
 use super::{BackendState, ModelInstanceState};
 use crate::pipelines::{Components, Device, ModelIndex, free_cached_memory};
@@ -30,6 +31,10 @@ pub struct ModelState {
     devices: Arc<DeviceHealth>,
     /// One copy of the weights for each device, however many instances are on it.
     components: Mutex<HashMap<Device, LoadCell>>,
+    /// The number of instances on each device.
+    instances: Mutex<HashMap<Device, usize>>,
+    /// The engines of the instances.
+    engines: Mutex<Vec<Weak<InstanceEngine>>>,
 }
 
 /// The components on one device. Locked while the first instance loads them: other instances on the device wait, and
@@ -65,6 +70,30 @@ impl ModelState {
     /// The health of all instances on each device.
     pub fn devices(&self) -> Arc<DeviceHealth> {
         Arc::clone(&self.devices)
+    }
+
+    /// Counts an instance on `device` until the result is dropped. The weights on the device go with the last instance.
+    pub fn use_device(self: &Arc<Self>, device: Device) -> DeviceUse {
+        let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
+        *instances.entry(device).or_default() += 1;
+        DeviceUse {
+            model: Arc::clone(self),
+            device,
+        }
+    }
+
+    /// Adds the engine of an instance.
+    pub fn add_engine(&self, engine: &Arc<InstanceEngine>) {
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        engines.retain(|engine| engine.strong_count() > 0);
+        engines.push(Arc::downgrade(engine));
+    }
+
+    /// Returns an engine that works.
+    pub fn working_engine(&self) -> Option<Arc<InstanceEngine>> {
+        let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut engines = engines.iter().filter_map(Weak::upgrade);
+        engines.find(|engine| engine.health.is_ready())
     }
 
     /// Returns the components on `device` and the bytes that loading them added to the device. The first instance loads
@@ -153,6 +182,8 @@ impl ModelState {
             max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),
             inputs,
             components: Mutex::default(),
+            instances: Mutex::default(),
+            engines: Mutex::default(),
             families: Arc::clone(&backend.families),
             devices: Arc::clone(&backend.devices),
             name,
@@ -160,7 +191,36 @@ impl ModelState {
     }
 }
 
-/// Runs when the last instance is gone, and returns the memory of its weights.
+/// An instance on a device.
+pub struct DeviceUse {
+    model: Arc<ModelState>,
+    device: Device,
+}
+
+impl Drop for DeviceUse {
+    fn drop(&mut self) {
+        let Self { model, device } = self;
+        let mut instances = model.instances.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = instances.entry(*device).or_default();
+        *count = count.saturating_sub(1);
+        if *count > 0 {
+            return;
+        }
+        instances.remove(device);
+        drop(instances);
+        let components = model
+            .components
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(device);
+        if components.is_some() {
+            drop(components);
+            model.free_memory(*device);
+        }
+    }
+}
+
+/// Runs when the last instance is gone, and frees weights that no instance used.
 impl Drop for ModelState {
     fn drop(&mut self) {
         let components = self.components.get_mut().unwrap_or_else(PoisonError::into_inner);

@@ -464,3 +464,17 @@ fn a_bad_row_fails_its_request_and_no_other() {
         }
     });
 }
+
+/// Found before any work.
+#[test]
+fn output_in_gpu_memory_is_refused() {
+    serve(|server, instance| {
+        let request = good_inputs(server.request()).output_memory(MemoryType::Gpu).build();
+        instance.execute(&[&request]).unwrap();
+        let (code, message) = refusal(&request);
+        assert_eq!(code, ErrorCode::Unsupported, "{message}");
+        assert_says(&message, &["generated_image", "GPU memory"]);
+        assert_eq!(counter(server, "unet_calls"), 0.0);
+        assert_serves(server, instance);
+    });
+}

@@ -30,6 +30,7 @@ fn cancel_before_start_makes_no_unet_call() {
         assert_cancelled(server, &request);
         assert_eq!(counter(server, "unet_calls"), 0.0);
         assert_eq!(counter(server, "jobs_cancelled"), 1.0);
+        assert!(instance.batch_statistics().is_empty(), "nothing was executed");
         assert_serves(server, instance);
     });
 }

@@ -164,6 +164,42 @@ fn panics_that_follow_on_each_other_fail_the_instance() {
     server.assert_clean();
 }
 
+/// Triton gives an instance that fails at once more requests than those that work.
+#[test]
+fn failed_instance_passes_requests_on_to_one_that_works() {
+    let repository = Repository::new();
+    let server = server();
+    let backend = server.load_backend().unwrap();
+    let model = backend.load_model(repository.link("sd_base", "sd2_base")).unwrap();
+    let named = |name: &str| InstanceSpec {
+        name: name.to_owned(),
+        ..InstanceSpec::default()
+    };
+    let fails = model.load_instance(named("fails")).unwrap();
+    let works = model.load_instance(named("works")).unwrap();
+    for _ in 0..3 {
+        arm(FailPoint::Step, Fault::Panic);
+        let request = ask(&server, &good_args());
+        fails.execute(&[&request]).unwrap();
+        assert_failed(&request, ErrorCode::Internal);
+    }
+    assert!(fails.ready().is_err());
+    assert_eq!(works.ready(), Ok(()));
+    assert_serves(&server, &works);
+    for _ in 0..5 {
+        let request = ask(&server, &good_args());
+        fails.execute(&[&request]).unwrap();
+        assert_eq!(images(&request).len(), 1);
+    }
+    works.finalize().unwrap();
+    let late = ask(&server, &good_args());
+    assert_eq!(fails.execute(&[&late]).unwrap_err().code(), ErrorCode::Unavailable);
+    fails.finalize().unwrap();
+    drop(model);
+    drop(backend);
+    server.assert_clean();
+}
+
 #[test]
 fn out_of_memory_fails_only_the_request() {
     serve(|server, instance| {

@@ -164,3 +164,26 @@ fn unload_releases_all_open_and_mapped_files() {
     }
     server.assert_clean();
 }
+
+/// As when Triton gives a model instances on other devices.
+#[test]
+fn weights_go_with_the_last_instance_on_a_device() {
+    let server = server();
+    let repository = Repository::new();
+    let backend = server.load_backend().unwrap();
+    let model = backend.load_model(repository.link("sd_base", "sd2_base")).unwrap();
+    let [first, second] = [(); 2].map(|()| model.load_instance(InstanceSpec::default()).unwrap());
+    let loaded = resident(&server);
+    assert!(loaded > 0.0);
+    first.finalize().unwrap();
+    assert_eq!(resident(&server), loaded);
+    second.finalize().unwrap();
+    assert_eq!(resident(&server), 0.0);
+    let third = model.load_instance(InstanceSpec::default()).unwrap();
+    assert_eq!(resident(&server), loaded);
+    assert_serves(&server, &third);
+    drop(third);
+    drop(model);
+    drop(backend);
+    server.assert_clean();
+}

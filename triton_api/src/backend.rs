@@ -56,6 +56,11 @@ pub trait Instance: Sized + Send + 'static {
     /// The type of the instance's model.
     type Model: Model<Instance = Self>;
 
+    /// Whether [`Instance::execute`] is called although the instance is poisoned, for instances that pass requests on to
+    /// others. Triton sends requests to a poisoned instance like to any other. If false, and after a panic in `execute`, they
+    /// are answered with UNAVAILABLE.
+    const EXECUTES_WHEN_POISONED: bool = false;
+
     /// Initializes an instance (`TRITONBACKEND_ModelInstanceInitialize`), on the loading thread, not on
     /// the executing one.
     ///

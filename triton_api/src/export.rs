@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::backend::{Backend, BackendContext, Instance, Model};
@@ -29,6 +30,8 @@ type RawError = *mut TRITONSERVER_Error;
 struct InstanceCell<I> {
     handle: Arc<InstanceHandle>,
     instance: Mutex<I>,
+    /// Whether `execute` panicked, so the instance may be in an invalid state.
+    panicked: AtomicBool,
 }
 
 /// Emits the `TRITONBACKEND_*` symbols of a backend, given the type that implements
@@ -208,6 +211,7 @@ pub unsafe fn model_instance_initialize<B: Backend>(instance: *mut TRITONBACKEND
             let cell = Box::new(InstanceCell {
                 instance: Mutex::new(InstanceOf::<B>::initialize(&state, &context)?),
                 handle: context.handle(),
+                panicked: AtomicBool::new(false),
             });
             let cell = Box::into_raw(cell);
             check(sys::TRITONBACKEND_ModelInstanceSetState(instance, cell.cast()))
@@ -235,7 +239,7 @@ pub unsafe fn model_instance_finalize<B: Backend>(instance: *mut TRITONBACKEND_M
                 let cell = *Box::from_raw(state.cast::<InstanceCell<InstanceOf<B>>>().as_ptr());
                 // Dropping the instance ends its threads and slots, which may report statistics. Only
                 // then is Triton's instance forgotten, even if the drop panics.
-                let InstanceCell { handle, instance } = cell;
+                let InstanceCell { handle, instance, .. } = cell;
                 let _close = Close(&handle);
                 drop(instance);
             }
@@ -260,16 +264,19 @@ pub unsafe fn model_instance_execute<B: Backend>(
         // SAFETY: the state is what ModelInstanceInitialize stored; the requests are Triton's.
         let (cell, batch) = unsafe {
             let cell = instance_cell::<B>(instance)?;
-            cell.handle
-                .health
-                .check()
-                .map_err(|error| in_instance(error, &cell.handle))?;
+            if !InstanceOf::<B>::EXECUTES_WHEN_POISONED || cell.panicked.load(Ordering::Relaxed) {
+                cell.handle
+                    .health
+                    .check()
+                    .map_err(|error| in_instance(error, &cell.handle))?;
+            }
             let batch = RequestBatch::new(&cell.handle, requests, request_count, &accepted)?;
             (cell, batch)
         };
         let mut state = cell.instance.lock().unwrap_or_else(PoisonError::into_inner);
         // Caught here, because an instance that panicked may be in an invalid state.
         catch(PLACE, || state.execute(batch)).unwrap_or_else(|error| {
+            cell.panicked.store(true, Ordering::Relaxed);
             cell.handle.health.poison("a panic in `execute`");
             Err(in_instance(error, &cell.handle))
         })

@@ -1,6 +1,7 @@
 //! Requests: borrowed as a batch before `accept`, owned one by one afterwards.
 
 use std::cell::Cell;
+use std::ffi::CString;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use crate::input::Input;
 use crate::instance::InstanceHandle;
 use crate::response::Response;
 use crate::slot::Slot;
+use crate::types::MemoryType;
 use crate::{sys, text};
 
 /// The requests of one `TRITONBACKEND_ModelInstanceExecute`. Triton owns the requests until
@@ -176,6 +178,27 @@ impl<'a> Request<'a> {
     /// Those of [`Request::inputs`].
     pub fn input(&self, name: &str) -> Result<Option<Input<'a>>, Error> {
         Ok(self.inputs()?.into_iter().find(|input| input.name() == name))
+    }
+
+    /// Returns whether an output will be in host memory (`TRITONBACKEND_RequestOutputBufferProperties`), which the client
+    /// decides. True if Triton does not know before the output is made.
+    pub fn output_is_on_host(&self, name: &str) -> bool {
+        let Ok(name) = CString::new(name) else {
+            return true;
+        };
+        let mut memory_type = sys::TRITONSERVER_MEMORY_CPU;
+        let mut memory_type_id = 0;
+        // SAFETY: the request is live for 'a, the name is a C string, a size is optional, and the results point to locals.
+        let asked = unsafe {
+            check(sys::TRITONBACKEND_RequestOutputBufferProperties(
+                self.raw.as_ptr(),
+                name.as_ptr(),
+                std::ptr::null_mut(),
+                &mut memory_type,
+                &mut memory_type_id,
+            ))
+        };
+        asked.is_err() || MemoryType::from_raw(memory_type).is_some_and(MemoryType::is_host)
     }
 
     /// Returns the names of the outputs that the client requested (`TRITONBACKEND_RequestOutputName`):

@@ -163,11 +163,14 @@ impl Slot {
         self.instance.with(|instance| {
             // SAFETY: `with` keeps the instance and the request is not released yet.
             let reported = unsafe {
-                report_request(instance, self.request, success, &times).and(report_batch(
-                    instance,
-                    self.batch_size,
-                    &times,
-                ))
+                report_request(instance, self.request, success, &times).and_then(|()| {
+                    // A request that was refused, or that ended while it waited, was not executed.
+                    if success || self.stopwatch.has_computed() {
+                        report_batch(instance, self.batch_size, &times)
+                    } else {
+                        Ok(())
+                    }
+                })
             };
             if let Err(error) = reported {
                 log_error!(

@@ -59,6 +59,11 @@ impl Stopwatch {
         self.compute_end = Some(steady_clock_ns());
     }
 
+    /// Returns whether computing has begun.
+    pub(crate) fn has_computed(&self) -> bool {
+        self.compute_start.is_some()
+    }
+
     /// Returns the times with `exec_end` as the end. Without a mark for the start of computing, all
     /// time counts as input; without one for the end, all later time counts as computing.
     pub(crate) fn stop(&self, exec_end: u64) -> Timestamps {

@@ -72,6 +72,7 @@ same_signature! {
     TRITONBACKEND_RequestInputByIndex
     TRITONBACKEND_RequestOutputCount
     TRITONBACKEND_RequestOutputName
+    TRITONBACKEND_RequestOutputBufferProperties
     TRITONBACKEND_RequestRelease
     TRITONBACKEND_InputProperties
     TRITONBACKEND_InputBuffer

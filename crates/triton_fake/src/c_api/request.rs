@@ -125,6 +125,20 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_RequestOutputName(
 }
 
 #[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn TRITONBACKEND_RequestOutputBufferProperties(
+    request: *mut TRITONBACKEND_Request,
+    _name: *const c_char,
+    _byte_size: *mut usize,
+    memory_type: *mut TRITONSERVER_MemoryType,
+    memory_type_id: *mut i64,
+) -> RawError {
+    const NAME: &str = "TRITONBACKEND_RequestOutputBufferProperties";
+    // SAFETY: the result pointers are null or valid.
+    unsafe { put(memory_type_id, 0) };
+    read(NAME, request, memory_type, |request| Ok(request.output_memory.raw()))
+}
+
+#[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn TRITONBACKEND_RequestRelease(
     request: *mut TRITONBACKEND_Request,
     release_flags: u32,

@@ -66,6 +66,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.dtype == Some(Float::Bfloat16) && !pairs.contains_key("dtype") {
         pairs.insert("dtype".into(), Float::Bfloat16.name().into());
     }
+    // SageMaker gives up then. A request that goes on would keep its model from being unloaded.
+    pairs.entry("max_seconds").or_insert_with(|| "60".into());
     let out = match &arguments.out {
         Some(out) => out.clone(),
         None => PathBuf::from(format!("{name}{ARCHIVE}")),

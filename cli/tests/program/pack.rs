@@ -89,6 +89,10 @@ fn pack_writes_one_folder_with_the_served_files() {
     let config = text(&packed, "config.pbtxt");
     assert!(config.contains("backend: \"diffusion\""), "{config}");
     assert!(config.contains("kind: KIND_GPU"), "{config}");
+    assert!(
+        config.contains("key: \"max_seconds\" value: { string_value: \"60\" }"),
+        "{config}"
+    );
     assert!(text(&packed, "configs/cpu.pbtxt").contains("kind: KIND_CPU"));
     let mut expected = before;
     expected.insert("LICENSE.md".into(), b"license".to_vec());

@@ -8,8 +8,11 @@ import pathlib
 import resource
 
 import pytest
+from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 import notebook
+from client import to_base64
 from support import CHECKPOINTS, MEMORY_WORDS, SECRET, wait_for
 
 MIB = 2**20
@@ -89,6 +92,22 @@ def test_request_without_memory_is_507_and_a_smaller_one_succeeds(server, endpoi
         assert status == 400, body
     finally:
         assert endpoint.unload()[0] == 200
+
+
+def test_input_image_without_memory_fails_alone(server, client, repository):
+    """The pixels are not libtorch's memory: a failed allocation there would end the server."""
+    repository.add("with_image")
+    client.load("with_image")
+    small = dict(prompt="a cat", gen_args={"num_inference_steps": 1, "seed": 1})
+    client.infer("with_image", **small)
+    image = to_base64(Image.new("RGB", (4000, 4000), "red"))
+    with address_space(server, 30 * MIB):
+        with pytest.raises(InferenceServerException) as error:
+            client.infer("with_image", **small, image=image, mask_image=image)
+        assert error.value.status() == "StatusCode.UNAVAILABLE"
+        assert "out of memory: input `image`: decoding an image needs 184 MiB" in error.value.message()
+    client.infer("with_image", **small)
+    client.http.unload_model("with_image")
 
 
 def opened(link):

@@ -4,6 +4,7 @@ pub mod config;
 pub mod error;
 pub mod failpoint;
 pub mod libtorch;
+pub mod memory;
 pub mod quote;
 pub mod suggest;
 

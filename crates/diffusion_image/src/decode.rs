@@ -27,6 +27,7 @@ use image::metadata::Orientation;
 
 use self::format::Format;
 use crate::{DepthMap, Mask, RgbImage};
+use diffusion_core::memory::check_available;
 use diffusion_core::{Context, Error, Result};
 
 /// Limits of an input image.
@@ -65,6 +66,9 @@ impl ImageLimits {
 
 /// Width, height and orientation of a file.
 type Header = (u32, u32, Orientation);
+
+/// Memory that a decoder and the conversion to RGB take for a pixel, in bytes: 16-bit RGBA, and its copy of 8 bits.
+const DECODED_BYTES: u64 = 12;
 
 /// An image file whose header is checked and whose pixels are not decoded yet. A clone shares the bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -136,7 +140,8 @@ impl EncodedImage {
     /// Decodes a color image.
     ///
     /// # Errors
-    /// InvalidArgument, with the name of the input, for damaged or truncated pixels and for pixels of an unsupported kind.
+    /// InvalidArgument, with the name of the input, for damaged or truncated pixels and for pixels of an unsupported kind;
+    /// OutOfMemory without memory for the pixels.
     pub fn rgb(&self) -> Result<RgbImage> {
         self.decode(pixels::rgb)
     }
@@ -159,6 +164,9 @@ impl EncodedImage {
     }
 
     fn decode<T>(&self, convert: impl FnOnce(DynamicImage) -> Result<T>) -> Result<T> {
+        let pixels = u64::from(self.width) * u64::from(self.height);
+        check_available(pixels.saturating_mul(DECODED_BYTES), "decoding an image")
+            .context(|| format!("input `{}`", self.input))?;
         contained(self.format, || match self.format {
             Format::Jpeg => jpeg::decode(&self.file, &self.limits),
             _ => format::decode(self.format, &self.file, &self.limits),

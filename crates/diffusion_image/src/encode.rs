@@ -7,10 +7,15 @@ use image::codecs::jpeg::JpegEncoder;
 use serde_json::Value;
 
 use crate::{OutputFormat, RgbImage};
+use diffusion_core::memory::check_available;
 use diffusion_core::{Error, Result};
 
 /// Keyword of the PNG text chunk that holds the parameters; other programs for Stable Diffusion use the same.
 pub const METADATA_KEYWORD: &str = "parameters";
+
+/// Memory that an encoder takes for a pixel, in bytes: the file, which is hardly smaller than the pixels, as it grows, and
+/// its base64.
+const ENCODED_BYTES: u64 = 12;
 
 /// Encodes an image.
 ///
@@ -18,7 +23,8 @@ pub const METADATA_KEYWORD: &str = "parameters";
 /// no metadata.
 ///
 /// # Errors
-/// InvalidArgument for an image larger than the format can hold; Internal if the encoder fails.
+/// InvalidArgument for an image larger than the format can hold; OutOfMemory without memory for the file; Internal if the
+/// encoder fails.
 ///
 /// ```
 /// use diffusion_image::{OutputFormat, RgbImage, encode};
@@ -39,6 +45,8 @@ pub fn encode(image: &RgbImage, output: &OutputFormat, metadata: &Value) -> Resu
             format.max_side()
         )));
     }
+    let pixels = u64::from(image.width()) * u64::from(image.height());
+    check_available(pixels.saturating_mul(ENCODED_BYTES), "encoding an image")?;
     let encoded = match *output {
         OutputFormat::Png => png(image, metadata),
         OutputFormat::Jpeg { quality } => jpeg(image, quality),

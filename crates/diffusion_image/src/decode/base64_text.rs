@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
+use diffusion_core::memory::check_available;
 use diffusion_core::{Error, Result};
 
 /// The standard alphabet (RFC 4648, section 4). Padding is optional and bits after the last byte are ignored, as in
@@ -29,6 +30,8 @@ pub(super) fn decode(text: &[u8], max_bytes: usize) -> Result<Vec<u8>> {
             text.len()
         )));
     }
+    // The text without white space, and the file.
+    check_available(2 * text.len() as u64, "decoding base64")?;
     let text = without_space(payload(text.trim_ascii_start())?);
     if text.is_empty() {
         return Err(Error::invalid_argument("the text is empty"));

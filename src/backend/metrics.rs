@@ -15,6 +15,9 @@ use diffusion_engine::Observer;
 /// The metric families of the backend: counters with the labels `model` and `version`, and a gauge with the label
 /// `device`.
 pub struct MetricFamilies {
+    /// The counters of all models and versions since the start. They stay after an unload, so a model that is loaded again
+    /// goes on counting. Dropped before their families.
+    counters: Mutex<HashMap<(String, u64), Arc<Counters>>>,
     unet_calls: Option<CounterFamily>,
     unet_batch_entries: Option<CounterFamily>,
     jobs_cancelled: Option<CounterFamily>,
@@ -35,6 +38,7 @@ impl MetricFamilies {
                 .ok()
         };
         Self {
+            counters: Mutex::default(),
             unet_calls: family("diffusion_unet_calls_total", "UNet calls"),
             unet_batch_entries: family("diffusion_unet_batch_entries_total", "Batch entries of all UNet calls"),
             jobs_cancelled: family(
@@ -74,8 +78,14 @@ impl MetricFamilies {
         let _ = gauge.set(weights::resident_bytes(device) as f64);
     }
 
-    /// Creates the counters of one model.
-    pub fn counters(&self, model: &str, version: u64) -> Counters {
+    /// Returns the counters of one model.
+    pub fn counters(&self, model: &str, version: u64) -> Arc<Counters> {
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_model = counters.entry((model.to_owned(), version));
+        Arc::clone(of_model.or_insert_with(|| Arc::new(self.create_counters(model, version))))
+    }
+
+    fn create_counters(&self, model: &str, version: u64) -> Counters {
         let version = version.to_string();
         let labels = [("model", model), ("version", version.as_str())];
         let counter = |family: &Option<CounterFamily>| {

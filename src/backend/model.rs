@@ -176,7 +176,7 @@ impl ModelState {
         validate_model_config(&config, inputs).map_err(|error| fail(&error))?;
         let max_batch_size = config.get("max_batch_size").and_then(Value::as_u64).unwrap_or(0);
         Ok(Self {
-            counters: Arc::new(backend.families.counters(&name, context.version())),
+            counters: backend.families.counters(&name, context.version()),
             folder,
             parameters,
             max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),

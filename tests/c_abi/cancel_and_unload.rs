@@ -274,6 +274,7 @@ fn load_and_unload_repeatedly_serves() {
         instance.finalize().unwrap();
         model.finalize().unwrap();
     }
+    assert_eq!(counter(&server, "images"), 5.0, "the counters go on after a reload");
     backend.finalize().unwrap();
     server.assert_clean();
 }

@@ -36,7 +36,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package diffusion_kernels --package test_support
 
-.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles check-cuda lint deny parity setup-bench bench bench-full-size bench-report clean
+.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles check-cuda lint sanitize deny parity setup-bench bench bench-full-size bench-report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +113,17 @@ lint: setup ## rustfmt, clippy, rustdoc, ruff and typos, warnings as errors
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
 
 # Offline, after the fetch: what it checks is in Cargo.lock and in the crates themselves.
+# Miri interprets the portable kernels only, and not the tests of large shapes. Its leak check would report the pool, which
+# lives for the process.
+sanitize: ## the CPU kernels under Miri, AddressSanitizer and ThreadSanitizer (installs a nightly toolchain; 10 minutes)
+	rustup toolchain install nightly --profile minimal --component miri,rust-src
+	MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-ignore-leaks' cargo +nightly miri test --package diffusion_kernels --target-dir target/miri \
+	  -- small_ limit_of_one kernel_in_a_task panic_of_a_task exp2_below
+	RUSTFLAGS=-Zsanitizer=address cargo +nightly test --release --package diffusion_kernels --lib --test kernels \
+	  --target x86_64-unknown-linux-gnu --target-dir target/address
+	RUSTFLAGS=-Zsanitizer=thread cargo +nightly test -Zbuild-std --release --package diffusion_kernels --lib --test kernels \
+	  --target x86_64-unknown-linux-gnu --target-dir target/thread
+
 deny: ## licenses, sources and duplicate versions of the crates (cargo-deny, installed if it is missing)
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	cargo fetch --locked

@@ -32,7 +32,8 @@ pub fn open_regular(path: &Path) -> Result<(File, Metadata)> {
 /// Reads a regular file of at most `max_bytes` bytes as text.
 ///
 /// # Errors
-/// Those of [`open_regular`]; `InvalidArgument` for a longer file and for text that is not UTF-8.
+/// `NotFound` if the file cannot be opened; `InvalidArgument` if it is a device, a pipe or a folder, if it is longer, and for
+/// text that is not UTF-8. All name the file.
 pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     let file = open_bounded(path, max_bytes)?;
     let mut bytes = Vec::new();
@@ -52,7 +53,8 @@ pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
 /// Checks that a file that a library reads is a regular file of at most `max_bytes` bytes.
 ///
 /// # Errors
-/// Those of [`open_regular`]; `InvalidArgument` for a longer file.
+/// `NotFound` if the file cannot be opened; `InvalidArgument` if it is a device, a pipe or a folder, or if it is longer. Both
+/// name the file.
 pub fn check_size(path: &Path, max_bytes: u64) -> Result<()> {
     open_bounded(path, max_bytes).map(drop)
 }

@@ -15,6 +15,7 @@
 
 mod admission;
 mod batching;
+mod jobs;
 mod queue;
 mod worker;
 

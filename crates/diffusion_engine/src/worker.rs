@@ -2,18 +2,16 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
 
 use super::admission::{Running, Waiting, admit};
-use super::batching::{BatchEntries, Turn, next_batch};
+use super::batching::{Turn, next_batch};
+use super::jobs::{PendingResult, RunningJob, WaitingRequest};
 use super::queue::{Queue, Queueable};
-use super::{Deadline, Observer, Pipeline, QueuedRequest, ResponseHandler, Work};
-
-/// Requests that would delay a request may pass it for this long.
-const MAX_PASSED_TIME: Duration = Duration::from_secs(10);
+use super::{Observer, Pipeline, QueuedRequest, ResponseHandler, Work};
 
 /// The engine ends after this many panics without a computed request between them.
 const MAX_PANICS: usize = 3;
@@ -23,32 +21,6 @@ const PANICS: &str = "panics while requests were computed";
 
 /// Makes a pipeline, also anew after a panic.
 pub type MakePipeline<P> = Box<dyn FnMut() -> P + Send>;
-
-/// A result that a client waits for.
-struct PendingResult<P: Pipeline> {
-    handler: Box<dyn ResponseHandler<P::Output>>,
-    deadline: Option<Deadline>,
-}
-
-struct WaitingRequest<P: Pipeline> {
-    request: QueuedRequest<P>,
-    since: Instant,
-    /// The work of the requests that have passed it.
-    passed: u64,
-}
-
-struct RunningJob<P: Pipeline> {
-    job: P::Job,
-    pending: PendingResult<P>,
-    /// What the request has announced.
-    work: Work,
-    steps_taken: usize,
-    entries: BatchEntries,
-    /// What its steps have cost, counted from those of the job that had spent least when it started.
-    spent: u64,
-    /// Why the job cannot go on.
-    failed: Option<Error>,
-}
 
 /// Works until the queue is closed, the device is lost, or panics follow on each other. Then answers all requests that
 /// are left.
@@ -487,35 +459,6 @@ impl<P: Pipeline> Worker<'_, P> {
         }
         let Self { pipeline, .. } = self;
         let _ = catch_panic(|| drop(pipeline));
-    }
-}
-
-impl<P: Pipeline> WaitingRequest<P> {
-    fn admissible(&self, now: Instant) -> Waiting {
-        let work = self.request.work.total();
-        Waiting {
-            batch_size: self.request.work.batch_size,
-            work,
-            // Passed by as much work as it asks for, it has waited its share.
-            may_be_passed: self.passed < work && now.duration_since(self.since) < MAX_PASSED_TIME,
-        }
-    }
-}
-
-impl<P: Pipeline> RunningJob<P> {
-    fn occupied(&self) -> Running {
-        let steps_left = self.work.steps.saturating_sub(self.steps_taken);
-        Running {
-            batch_size: self.work.batch_size,
-            work: self.work.of_steps(steps_left),
-        }
-    }
-
-    fn turn(&self) -> Turn {
-        Turn {
-            entries: self.entries.clone(),
-            spent: self.spent,
-        }
     }
 }
 

@@ -64,6 +64,8 @@ pub struct TensorFile {
     metadata: Metadata,
     /// The offset of the tensors' bytes.
     data: usize,
+    /// Whether the file is on a file system of this machine.
+    local: bool,
 }
 
 impl TensorFile {
@@ -112,6 +114,7 @@ impl TensorFile {
         }
         Ok(Self {
             path: path.to_owned(),
+            local: is_local(&file),
             mapped: Arc::new(MappedFile {
                 guard,
                 map,
@@ -126,7 +129,7 @@ impl TensorFile {
     /// Returns whether the file is on a file system of this machine. A file on another machine can be replaced or deleted
     /// there while it is mapped here, or be out of reach, and reading the map would then end the process.
     pub fn is_local(&self) -> bool {
-        is_local(&self.mapped.file)
+        self.local
     }
 
     /// Returns the path of the file.

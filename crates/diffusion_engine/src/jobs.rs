@@ -6,7 +6,7 @@ use diffusion_core::Error;
 
 use super::admission::{Running, Waiting};
 use super::batching::{BatchEntries, Turn};
-use super::{Deadline, Pipeline, QueuedRequest, ResponseHandler, Work};
+use super::{Deadline, MemoryNeed, Pipeline, QueuedRequest, ResponseHandler, Work};
 
 /// Requests that would delay a request may pass it for this long.
 const MAX_PASSED_TIME: Duration = Duration::from_secs(10);
@@ -37,6 +37,8 @@ pub struct RunningJob<P: Pipeline> {
     pub pending: PendingResult<P>,
     /// What the request has announced, with the number of steps that the job takes.
     pub work: Work,
+    /// The memory that it needs.
+    pub memory: MemoryNeed,
     /// The steps so far.
     pub steps_taken: usize,
     /// The entries of its next step.

@@ -5,6 +5,9 @@
 //! steps, guidance, seed or scheduler. Jobs of several shapes get equal shares of the computing. A request that fits may
 //! pass one that does not, so a short request waits neither for a long one nor for a wide one to end.
 //!
+//! A request also needs memory, which it reserves in the [`MemoryBudget`] of the engine's device before it starts. It
+//! waits while other jobs have reserved the memory, and fails if the device does not have that much.
+//!
 //! Requests wait in a bounded queue. [`Engine::submit`] blocks only while the queue is full, so Triton's own queue and
 //! its policies work then.
 //!
@@ -16,6 +19,7 @@
 mod admission;
 mod batching;
 mod jobs;
+mod memory;
 mod queue;
 mod worker;
 
@@ -26,6 +30,7 @@ use std::time::{Duration, Instant};
 use diffusion_core::{Error, Result};
 
 pub use batching::BatchEntries;
+pub use memory::{MemoryBudget, MemoryNeed};
 pub use queue::QueueLimits;
 use queue::{Queue, Queueable};
 
@@ -148,6 +153,8 @@ pub struct QueuedRequest<P: Pipeline> {
     pub request: P::Request,
     /// What the job asks for.
     pub work: Work,
+    /// The memory of the device that the job needs.
+    pub memory: MemoryNeed,
     /// The memory that the request holds while it waits, in bytes.
     pub bytes: usize,
     /// When it must be answered.
@@ -199,7 +206,7 @@ pub struct Engine<P: Pipeline> {
 
 impl<P: Pipeline> Engine<P> {
     /// Starts the thread `name`. `make_pipeline` is called now, and again after a panic. `max_batch_size` limits the
-    /// entries of a batch, and of all jobs that run.
+    /// entries of a batch, and of all jobs that run; `budget` limits their memory.
     ///
     /// # Errors
     /// `Internal` if the system refuses the thread.
@@ -208,9 +215,11 @@ impl<P: Pipeline> Engine<P> {
         mut make_pipeline: impl FnMut() -> P + Send + 'static,
         max_batch_size: usize,
         limits: QueueLimits,
+        budget: &Arc<MemoryBudget>,
         observer: Box<dyn Observer>,
     ) -> Result<Self> {
         let queue = Arc::new(Queue::new(limits));
+        let memory = budget.share();
         let shared = Arc::clone(&queue);
         let pipeline = make_pipeline();
         let thread = std::thread::Builder::new()
@@ -222,6 +231,7 @@ impl<P: Pipeline> Engine<P> {
                     Box::new(make_pipeline),
                     max_batch_size,
                     &shared,
+                    memory,
                     observer.as_ref(),
                 );
             })

@@ -9,6 +9,17 @@ use diffusion_core::Error;
 /// How often a request that waits for a place in the queue is asked whether it has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How long [`Queue::take`] waits for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    Never,
+    /// A moment, so that the caller can look again at what changes without a notice.
+    Moment,
+    /// Until there is one.
+    Always,
+}
+
 /// A request on its way through the queue.
 pub trait Queueable {
     /// The memory that the request holds while it waits, in bytes.
@@ -66,14 +77,26 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Returns the requests that were submitted since the last call. Waits for one if `wait` is set. `None` means that
-    /// the queue is closed, and, if it drains, that no submitted request is left.
-    pub fn take(&self, wait: bool) -> Option<Vec<T>> {
+    /// Returns the requests that were submitted since the last call, and waits for one as `wait` says. `None` means that the
+    /// queue is closed, and, if it drains, that no submitted request is left.
+    pub fn take(&self, wait: Wait) -> Option<Vec<T>> {
         let mut state = self.lock();
-        while wait && state.submitted.is_empty() && state.closed.is_none() {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        let nothing_new = |state: &State<T>| state.submitted.is_empty() && state.closed.is_none();
+        match wait {
+            Wait::Never => {}
+            Wait::Moment if nothing_new(&state) => {
+                let waited = self.changed.wait_timeout(state, POLL_INTERVAL);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            Wait::Moment => {}
+            Wait::Always => {
+                while nothing_new(&state) {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
         }
-        let goes_on = state.closed.is_none() || state.drains && (!wait || !state.submitted.is_empty());
+        let has_more = wait != Wait::Always || !state.submitted.is_empty();
+        let goes_on = state.closed.is_none() || state.drains && has_more;
         goes_on.then(|| state.submitted.drain(..).collect())
     }
 

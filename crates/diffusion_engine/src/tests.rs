@@ -4,6 +4,7 @@
 
 mod fakes;
 mod faults;
+mod memory;
 mod random;
 mod support;
 

@@ -10,7 +10,8 @@ use diffusion_core::{Error, Result};
 use super::admission::{Running, Waiting, admit};
 use super::batching::{Turn, next_batch};
 use super::jobs::{PendingResult, RunningJob, WaitingRequest};
-use super::queue::{Queue, Queueable};
+use super::memory::{MemoryNeed, MemoryShare, Reservation, too_large};
+use super::queue::{Queue, Queueable, Wait};
 use super::{Observer, Pipeline, QueuedRequest, ResponseHandler, Work};
 
 /// The engine ends after this many panics without a computed request between them.
@@ -29,12 +30,14 @@ pub fn run<P: Pipeline>(
     mut make_pipeline: MakePipeline<P>,
     max_batch_size: usize,
     queue: &Queue<QueuedRequest<P>>,
+    memory: MemoryShare,
     observer: &dyn Observer,
 ) {
     let mut worker = Worker {
         pipeline,
         max_batch_size,
         queue,
+        memory,
         observer,
         waiting: VecDeque::new(),
         starting: VecDeque::new(),
@@ -83,6 +86,7 @@ struct Worker<'a, P: Pipeline> {
     pipeline: P,
     max_batch_size: usize,
     queue: &'a Queue<QueuedRequest<P>>,
+    memory: MemoryShare,
     observer: &'a dyn Observer,
     /// In the order of arrival.
     waiting: VecDeque<WaitingRequest<P>>,
@@ -99,7 +103,9 @@ impl<P: Pipeline> Worker<'_, P> {
             self.observer.engine_failed("its thread cannot work on the device");
             self.queue.close(error);
         }
-        while let Some(submitted) = self.queue.take(self.running.is_empty() && self.waiting.is_empty()) {
+        // The jobs of before a panic have ended.
+        self.free_reserved();
+        while let Some(submitted) = self.queue.take(self.wait()) {
             let since = Instant::now();
             self.waiting.extend(submitted.into_iter().map(|request| WaitingRequest {
                 request,
@@ -113,8 +119,24 @@ impl<P: Pipeline> Worker<'_, P> {
             self.complete_finished()?;
             self.step()?;
             self.complete_finished()?;
+            self.free_reserved();
         }
         Ok(())
+    }
+
+    /// Returns how long to wait for requests. Requests that wait for the memory of other engines are looked at again soon.
+    fn wait(&self) -> Wait {
+        match (self.running.is_empty(), self.waiting.is_empty()) {
+            (true, true) => Wait::Always,
+            (true, false) => Wait::Moment,
+            (false, _) => Wait::Never,
+        }
+    }
+
+    /// Frees the reserved memory of jobs that have ended.
+    fn free_reserved(&mut self) {
+        self.memory
+            .reserve(MemoryNeed::of_jobs(self.running.iter().map(|running| running.memory)));
     }
 
     /// Calls on behalf of one request. If the call panics, the request is answered with `Internal`.
@@ -206,12 +228,15 @@ impl<P: Pipeline> Worker<'_, P> {
         self.complete(pending, Err(reason))
     }
 
-    /// Starts the waiting requests for which there is room.
+    /// Starts the waiting requests for which there are room and memory.
     fn start_admitted(&mut self) -> Caught<()> {
+        if self.waiting.is_empty() {
+            self.memory.claim(None);
+            return Ok(());
+        }
         let now = Instant::now();
         let waiting: Vec<Waiting> = self.waiting.iter().map(|waiting| waiting.admissible(now)).collect();
-        let running: Vec<Running> = self.running.iter().map(RunningJob::occupied).collect();
-        let admitted = admit(&waiting, &running, self.max_batch_size);
+        let admitted = self.admitted(&waiting);
         let mut passing: u64 = admitted.iter().map(|&index| waiting[index].work).sum();
         let mut admitted = admitted.into_iter().peekable();
         for (index, mut request) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
@@ -226,6 +251,56 @@ impl<P: Pipeline> Worker<'_, P> {
         while let Some(waiting) = self.starting.pop_front() {
             self.start(waiting.request)?;
         }
+        self.drop_too_large()
+    }
+
+    /// Returns the indices of the waiting requests that start now, and reserves their memory. Requests for which there is no
+    /// memory are passed as those for which there is no room.
+    fn admitted(&mut self, waiting: &[Waiting]) -> Vec<usize> {
+        let running: Vec<Running> = self.running.iter().map(RunningJob::occupied).collect();
+        let mut candidates: Vec<usize> = (0..waiting.len()).collect();
+        let mut claim = None;
+        let admitted = loop {
+            let requests: Vec<Waiting> = candidates.iter().map(|&index| waiting[index]).collect();
+            let admitted = admit(&requests, &running, self.max_batch_size);
+            let admitted: Vec<usize> = admitted.into_iter().map(|index| candidates[index]).collect();
+            let mut jobs: Vec<MemoryNeed> = self.running.iter().map(|running| running.memory).collect();
+            let refused = admitted.iter().position(|&index| {
+                jobs.push(self.waiting[index].request.memory);
+                self.memory.reserve(MemoryNeed::of_jobs(jobs.iter().copied())) != Reservation::Granted
+            });
+            let Some(refused) = refused else {
+                break admitted;
+            };
+            let index = admitted[refused];
+            if !waiting[index].may_be_passed {
+                claim = Some(MemoryNeed::of_jobs(jobs));
+                break admitted[..refused].to_vec();
+            }
+            candidates.retain(|&candidate| candidate != index);
+        };
+        self.memory.claim(claim);
+        admitted
+    }
+
+    /// Fails the waiting requests that could not start even if no other job had any memory.
+    fn drop_too_large(&mut self) -> Caught<()> {
+        if !self.running.is_empty() {
+            return Ok(());
+        }
+        let mut index = 0;
+        while let Some(waiting) = self.waiting.get(index) {
+            let needed = MemoryNeed::of_jobs([waiting.request.memory]);
+            let Reservation::TooLarge { available } = self.memory.reserve(needed) else {
+                index += 1;
+                continue;
+            };
+            let Some(waiting) = self.waiting.remove(index) else {
+                break;
+            };
+            let (_, _, pending) = self.leave_queue(waiting.request);
+            self.complete(pending, Err(too_large(needed, available)))?;
+        }
         Ok(())
     }
 
@@ -236,12 +311,14 @@ impl<P: Pipeline> Worker<'_, P> {
             bytes,
             deadline,
             handler,
+            memory: _,
         } = request;
         self.queue.leave(bytes);
         (request, work, PendingResult { handler, deadline })
     }
 
     fn start(&mut self, request: QueuedRequest<P>) -> Caught<()> {
+        let memory = request.memory;
         let (request, work, pending) = self.leave_queue(request);
         let (pending, prepared) = self.call_for(pending, |pipeline, handler| {
             handler.on_start();
@@ -256,6 +333,7 @@ impl<P: Pipeline> Worker<'_, P> {
                     job,
                     pending,
                     work: Work { steps, ..work },
+                    memory,
                     steps_taken: 0,
                     entries,
                     spent,

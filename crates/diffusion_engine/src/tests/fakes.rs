@@ -55,6 +55,8 @@ pub struct Spec {
     pub cancel_after: Option<usize>,
     /// The time limit.
     pub limit: Option<Duration>,
+    /// The memory that it reserves.
+    pub memory: u64,
 }
 
 impl Spec {
@@ -69,7 +71,12 @@ impl Spec {
             fault: None,
             cancel_after: None,
             limit: None,
+            memory: 0,
         }
+    }
+
+    pub fn memory(self, memory: u64) -> Self {
+        Self { memory, ..self }
     }
 
     pub fn batch_size(self, batch_size: usize) -> Self {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::super::{Deadline, Engine, QueueLimits, QueuedRequest, Work};
+use super::super::{Deadline, Engine, MemoryBudget, MemoryNeed, QueueLimits, QueuedRequest, Work};
 use super::fakes::{Answer, Ended, FakeHandler, FakeObserver, FakePipeline, Outcome, SharedLog, Spec, entry_cost};
 
 /// The time limit of every wait. Only a failing test reaches it.
@@ -56,12 +56,29 @@ impl TestEngine {
             max_requests: 100,
             max_bytes: usize::MAX,
         };
-        Self::with_limits(max_batch_size, limits, set)
+        Self::start(max_batch_size, limits, &MemoryBudget::unlimited(), set)
     }
 
     pub fn with_limits(
         max_batch_size: usize,
         limits: QueueLimits,
+        set: impl FnOnce(&mut FakePipeline, &mut FakeObserver),
+    ) -> Self {
+        Self::start(max_batch_size, limits, &MemoryBudget::unlimited(), set)
+    }
+
+    pub fn with_budget(max_batch_size: usize, budget: &Arc<MemoryBudget>) -> Self {
+        let limits = QueueLimits {
+            max_requests: 100,
+            max_bytes: usize::MAX,
+        };
+        Self::start(max_batch_size, limits, budget, |_, _| {})
+    }
+
+    fn start(
+        max_batch_size: usize,
+        limits: QueueLimits,
+        budget: &Arc<MemoryBudget>,
         set: impl FnOnce(&mut FakePipeline, &mut FakeObserver),
     ) -> Self {
         let log = SharedLog::default();
@@ -88,7 +105,8 @@ impl TestEngine {
             let _ = &end;
             pipeline.clone()
         };
-        let engine = Engine::start("test-engine", make_pipeline, max_batch_size, limits, Box::new(observer)).unwrap();
+        let observer = Box::new(observer);
+        let engine = Engine::start("test-engine", make_pipeline, max_batch_size, limits, budget, observer).unwrap();
         let engine = Some(Arc::new(engine));
         Self {
             go: Some(go),
@@ -134,6 +152,10 @@ impl TestEngine {
                     batch_size: spec.batch_size,
                     steps: spec.steps,
                     entry_cost: entry_cost(spec.side),
+                },
+                memory: MemoryNeed {
+                    held: spec.memory,
+                    ..MemoryNeed::default()
                 },
                 bytes: 1,
                 deadline: spec.limit.map(|limit| Deadline {

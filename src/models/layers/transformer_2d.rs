@@ -42,8 +42,11 @@ impl FeedForward {
         let inner = projected.size().last().copied().unwrap_or_default() / 2;
         let value = projected.f_narrow(-1, 0, inner)?;
         let gate = projected.f_narrow(-1, inner, inner)?;
-        let gate = split.map(&gate, |gate| Ok(gate.f_gelu("none")?))?;
-        self.project_out.forward_add(&value.f_mul(&gate)?, residual, split)
+        let mut gated = split.map(&gate, |gate| Ok(gate.f_gelu("none")?))?;
+        // In place: the product of two maps is the largest tensor of a UNet call.
+        let _ = gated.f_mul_(&value)?;
+        drop((projected, value, gate));
+        self.project_out.forward_add(&gated, residual, split)
     }
 }
 
@@ -81,19 +84,22 @@ impl BasicTransformerBlock {
         first.into_iter().chain([&self.attn2])
     }
 
-    fn forward(&self, input: &Tensor, conditioning: &mut Conditioning<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
-        let normed = self.norm1.forward(input)?;
-        let hidden = if self.only_cross_attention {
+    /// Each map is freed as soon as it has been used: they are the largest of a UNet call.
+    fn forward(&self, input: Tensor, conditioning: &mut Conditioning<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
+        let mut hidden = input;
+        let mut normed = self.norm1.forward(&hidden)?;
+        hidden = if self.only_cross_attention {
             self.attn1
-                .forward_to(&normed, conditioning.next_text()?, input, split)?
+                .forward_to(&normed, conditioning.next_text()?, &hidden, split)?
         } else {
-            self.attn1.forward(&normed, input, split)?
+            self.attn1.forward(&normed, &hidden, split)?
         };
-        let normed = self.norm2.forward(&hidden)?;
-        let hidden = self
+        normed = self.norm2.forward(&hidden)?;
+        hidden = self
             .attn2
             .forward_to(&normed, conditioning.next_text()?, &hidden, split)?;
-        self.ff.forward(&self.norm3.forward(&hidden)?, &hidden, split)
+        normed = self.norm3.forward(&hidden)?;
+        self.ff.forward(&normed, &hidden, split)
     }
 }
 
@@ -207,8 +213,10 @@ impl Transformer2DModel {
             Projections::Linear { proj_in, .. } => proj_in.forward_split(&to_tokens(&normed)?, split)?,
             Projections::Conv { proj_in, .. } => to_tokens(&proj_in.forward_split(&normed, split, None)?)?,
         };
+        // Its memory is free for the blocks.
+        drop(normed);
         for block in &self.transformer_blocks {
-            hidden = block.forward(&hidden, conditioning, split)?;
+            hidden = block.forward(hidden, conditioning, split)?;
         }
         if let Projections::Linear { proj_out, .. } = &self.projections
             && proj_out.is_fast()

@@ -84,16 +84,18 @@ pub struct BlockCall<'a> {
 }
 
 impl BlockCall<'_> {
-    /// Applies a resnet and the transformer behind it, if there is one.
+    /// Applies a resnet and the transformer behind it, if there is one. The input's memory is free for the transformer, unless
+    /// the input is a skip connection too.
     fn layer(
         &self,
-        input: &Tensor,
+        input: Tensor,
         resnet: &ResnetBlock2D,
         attention: Option<&Transformer2DModel>,
         conditioning: &mut Conditioning<'_>,
     ) -> Result<Tensor> {
         let shift = conditioning.next_shift()?;
-        let hidden = resnet.forward_split(input, Some(shift), self.split, self.chunk_size)?;
+        let hidden = resnet.forward_split(&input, Some(shift), self.split, self.chunk_size)?;
+        drop(input);
         match attention {
             Some(attention) => attention.forward(&hidden, conditioning, self.split),
             None => Ok(hidden),
@@ -142,7 +144,7 @@ impl DownBlock {
     ) -> Result<Tensor> {
         let mut hidden = input.shallow_clone();
         for (index, resnet) in self.resnets.iter().enumerate() {
-            hidden = call.layer(&hidden, resnet, self.attentions.get(index), conditioning)?;
+            hidden = call.layer(hidden, resnet, self.attentions.get(index), conditioning)?;
             skips.push(hidden.shallow_clone());
         }
         if let Some(downsampler) = &self.downsampler {
@@ -187,10 +189,10 @@ impl MidBlock {
     /// # Shapes
     /// - `input` and the result: `[batch, inputs, height, width]`
     pub fn forward(&self, input: &Tensor, call: BlockCall<'_>, conditioning: &mut Conditioning<'_>) -> Result<Tensor> {
-        let mut hidden = call.layer(input, &self.first, None, conditioning)?;
+        let mut hidden = call.layer(input.shallow_clone(), &self.first, None, conditioning)?;
         for (attention, resnet) in &self.layers {
             hidden = attention.forward(&hidden, conditioning, call.split)?;
-            hidden = call.layer(&hidden, resnet, None, conditioning)?;
+            hidden = call.layer(hidden, resnet, None, conditioning)?;
         }
         Ok(hidden)
     }
@@ -235,7 +237,7 @@ impl UpBlock {
     ///   size if there is none
     pub fn forward(
         &self,
-        input: &Tensor,
+        input: Tensor,
         call: BlockCall<'_>,
         conditioning: &mut Conditioning<'_>,
         skips: &mut Vec<Tensor>,
@@ -250,13 +252,13 @@ impl UpBlock {
     /// - returns `[batch, outputs, height, width]`, or `input` if there is one layer
     pub fn forward_before_last(
         &self,
-        input: &Tensor,
+        input: Tensor,
         call: BlockCall<'_>,
         conditioning: &mut Conditioning<'_>,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
         let layers = 0..self.resnets.len().saturating_sub(1);
-        self.forward_layers(layers, input.shallow_clone(), call, conditioning, skips)
+        self.forward_layers(layers, input, call, conditioning, skips)
     }
 
     /// Applies the last layer and the change of size to the result of [`UpBlock::forward_before_last`], and returns the
@@ -294,7 +296,9 @@ impl UpBlock {
                 .pop()
                 .ok_or_else(|| Error::internal("fewer skip connections than the up blocks need"))?;
             hidden = resnet.join(&hidden, &skip)?;
-            hidden = call.layer(&hidden, resnet, self.attentions.get(index), conditioning)?;
+            // Its memory is free for the layer.
+            drop(skip);
+            hidden = call.layer(hidden, resnet, self.attentions.get(index), conditioning)?;
         }
         Ok(hidden)
     }

@@ -210,9 +210,9 @@ impl UNet2DConditionModel {
         sample = self.mid_block.forward(&sample, call, conditioning)?;
         let (last, earlier) = self.split_up_blocks()?;
         for block in earlier {
-            sample = block.forward(&sample, call, conditioning, &mut skips)?;
+            sample = block.forward(sample, call, conditioning, &mut skips)?;
         }
-        sample = last.forward_before_last(&sample, call, conditioning, &mut skips)?;
+        sample = last.forward_before_last(sample, call, conditioning, &mut skips)?;
         let deep_feature = keep.then(|| sample.shallow_clone());
         sample = last.forward_last(sample, call, conditioning, &mut skips)?;
         Ok((self.output(&sample, call)?, deep_feature))

@@ -7,6 +7,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <iterator>
 #include <list>
 #include <map>
@@ -48,6 +50,14 @@ struct Block {
   size_t size;
 };
 
+// Whether the blocks that this thread takes are counted.
+thread_local bool counts_blocks = false;
+
+struct Use {
+  size_t size;
+  bool counted;
+};
+
 // Blocks of freed tensors. Thread-safe.
 class Cache {
  public:
@@ -56,22 +66,8 @@ class Cache {
   // Returns a block of at least `size` bytes: a kept one that is at most an
   // eighth larger, or a new one. Returns NULL without memory.
   void *take(size_t size) {
-    const std::lock_guard<std::mutex> guard(lock_);
-    const auto found = by_size_.lower_bound(size);
-    if (found != by_size_.end() && found->first <= size + size / 8) {
-      const Block block = *found->second;
-      kept_.erase(found->second);
-      by_size_.erase(found);
-      cached_ -= block.size;
-      used_[block.data] = block.size;
-      return block.data;
-    }
-    void *data = map(size);
-    if (data == nullptr) {
-      drop_until(0);
-      data = map(size);
-    }
-    if (data != nullptr) used_[data] = size;
+    void *data = take_uncounted(size);
+    if (data != nullptr && counts_blocks) counted_ += size;
     return data;
   }
 
@@ -80,8 +76,10 @@ class Cache {
     const std::lock_guard<std::mutex> guard(lock_);
     const auto found = used_.find(data);
     if (found == used_.end()) return false;
-    const Block block{data, found->second};
+    const Block block{data, found->second.size};
+    if (found->second.counted) counted_ -= block.size;
     used_.erase(found);
+    in_use_ -= block.size;
     if (block.size > limit_) {
       munmap(block.data, block.size);
       return true;
@@ -96,6 +94,7 @@ class Cache {
   void trim() {
     const std::lock_guard<std::mutex> guard(lock_);
     drop_until(0);
+    peak_ = in_use_;
   }
 
   size_t cached() {
@@ -103,7 +102,40 @@ class Cache {
     return cached_;
   }
 
+  size_t counted() const { return counted_; }
+
  private:
+  void *take_uncounted(size_t size) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    const auto found = by_size_.lower_bound(size);
+    if (found != by_size_.end() && found->first <= size + size / 8) {
+      const Block block = *found->second;
+      kept_.erase(found->second);
+      by_size_.erase(found);
+      cached_ -= block.size;
+      use(block);
+      return block.data;
+    }
+    // Blocks of other sizes do not add to the largest memory that tensors had,
+    // but for an eighth.
+    const size_t in_use = in_use_ + size;
+    const size_t peak = std::max(peak_, in_use);
+    drop_until(peak + peak / 8 - in_use);
+    void *data = map(size);
+    if (data == nullptr) {
+      drop_until(0);
+      data = map(size);
+    }
+    if (data != nullptr) use({data, size});
+    return data;
+  }
+
+  void use(const Block &block) {
+    used_[block.data] = {block.size, counts_blocks};
+    in_use_ += block.size;
+    peak_ = std::max(peak_, in_use_);
+  }
+
   // Unmaps the blocks that were freed first, until at most `bytes` are kept.
   void drop_until(size_t bytes) {
     while (cached_ > bytes) {
@@ -123,11 +155,16 @@ class Cache {
 
   std::mutex lock_;
   size_t limit_ = 0;
+  // Bytes of the blocks in use that were taken by threads that count.
+  std::atomic<size_t> counted_{0};
   size_t cached_ = 0;
+  size_t in_use_ = 0;
+  // The largest `in_use_` since the last trim.
+  size_t peak_ = 0;
   // In the order in which they were freed.
   std::list<Block> kept_;
   std::multimap<size_t, std::list<Block>::iterator> by_size_;
-  std::unordered_map<void *, size_t> used_;
+  std::unordered_map<void *, Use> used_;
 };
 
 // Never destroyed: tensors may be freed while the process ends.
@@ -175,3 +212,7 @@ void td_cpu_allocator_install(size_t max_cached) noexcept {
 void td_cpu_allocator_trim() noexcept { cache().trim(); }
 
 size_t td_cpu_allocator_cached() noexcept { return cache().cached(); }
+
+void td_cpu_allocator_count_thread() noexcept { counts_blocks = true; }
+
+size_t td_cpu_allocator_counted() noexcept { return cache().counted(); }

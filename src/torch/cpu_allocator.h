@@ -16,4 +16,10 @@ void td_cpu_allocator_trim() noexcept;
 // Returns the bytes of kept memory.
 size_t td_cpu_allocator_cached() noexcept;
 
+// Counts the memory of large tensors that the calling thread makes from now on.
+void td_cpu_allocator_count_thread() noexcept;
+
+// Returns the bytes of counted tensors that are in use.
+size_t td_cpu_allocator_counted() noexcept;
+
 }  // extern "C"

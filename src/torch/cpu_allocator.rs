@@ -12,6 +12,8 @@ unsafe extern "C" {
     fn td_cpu_allocator_install(max_cached: usize);
     fn td_cpu_allocator_trim();
     fn td_cpu_allocator_cached() -> usize;
+    fn td_cpu_allocator_count_thread();
+    fn td_cpu_allocator_counted() -> usize;
 }
 
 /// Memory that is kept at most. The VAE frees and allocates tensors of 134 and 268 MB for an image of 512x512 pixels; with
@@ -44,8 +46,21 @@ pub fn cached_bytes() -> u64 {
     unsafe { td_cpu_allocator_cached() as u64 }
 }
 
+/// Counts the large tensors that the calling thread makes from now on: the activations of the jobs of its engine.
+pub fn count_this_thread() {
+    // SAFETY: passes nothing; sets a flag of the thread.
+    unsafe { td_cpu_allocator_count_thread() }
+}
+
+/// Returns the bytes of the tensors that threads have made after [`count_this_thread`], and that are in use.
+pub fn counted_bytes() -> u64 {
+    // SAFETY: as in `trim`; the number is atomic.
+    unsafe { td_cpu_allocator_counted() as u64 }
+}
+
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use tch::{Kind, Tensor};
 
@@ -82,6 +97,26 @@ mod tests {
             assert!(cached_bytes() <= MAX_CACHED);
         }
         trim();
+    }
+
+    #[test]
+    fn tensors_of_a_counting_thread_are_counted_until_they_are_freed() {
+        install();
+        let large = || Tensor::zeros([8 << 20], (Kind::Uint8, tch::Device::Cpu));
+        let before = counted_bytes();
+        let uncounted = large();
+        assert_eq!(counted_bytes(), before);
+        let counted = std::thread::spawn(move || {
+            count_this_thread();
+            large()
+        });
+        let counted = counted.join().unwrap();
+        assert_eq!(counted_bytes(), before + (8 << 20));
+        drop(uncounted);
+        assert_eq!(counted_bytes(), before + (8 << 20));
+        // On another thread.
+        drop(counted);
+        assert_eq!(counted_bytes(), before);
     }
 
     #[test]

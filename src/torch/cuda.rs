@@ -15,7 +15,7 @@ pub use super::library::{LIBRARY_PATH_VARIABLE, is_linked};
 unsafe extern "C" {
     fn td_cuda_set_device(index: c_int) -> *mut c_char;
     fn td_cuda_empty_cache() -> *mut c_char;
-    fn td_cuda_memory(index: c_int, free: *mut usize, total: *mut usize) -> *mut c_char;
+    fn td_cuda_memory(index: c_int, free: *mut usize, total: *mut usize, reserved: *mut usize) -> *mut c_char;
     fn td_cuda_out_of_memory_count(index: c_int, count: *mut i64) -> *mut c_char;
 }
 
@@ -122,6 +122,8 @@ pub struct DeviceMemory {
     pub free: u64,
     /// All of it.
     pub total: u64,
+    /// What libtorch has taken, for tensors and its cache.
+    pub reserved: u64,
 }
 
 /// Returns the memory of a device from [`device`].
@@ -129,12 +131,13 @@ pub struct DeviceMemory {
 /// # Errors
 /// Errors of CUDA, as `Internal`.
 pub fn device_memory(index: usize) -> Result<DeviceMemory> {
-    let (mut free, mut total) = (0usize, 0usize);
-    // SAFETY: a number and places for two; libtorch's CUDA library is in the process, since there is a device.
-    check_status(unsafe { td_cuda_memory(device_index(index)?, &mut free, &mut total) })?;
+    let (mut free, mut total, mut reserved) = (0usize, 0usize, 0usize);
+    // SAFETY: a number and places for three; libtorch's CUDA library is in the process, since there is a device.
+    check_status(unsafe { td_cuda_memory(device_index(index)?, &mut free, &mut total, &mut reserved) })?;
     Ok(DeviceMemory {
         free: free as u64,
         total: total as u64,
+        reserved: reserved as u64,
     })
 }
 

@@ -39,13 +39,13 @@ pub fn trim() {}
 
 /// Returns the available memory of the host in bytes; `None` if it is unknown.
 ///
-/// It is the minimum of what the system, the control group at `/sys/fs/cgroup` (of a container) and the limit of the
-/// address space (`ulimit -v`) leave; page cache that is not mapped counts as free. `mapped` bytes of the memory that will
+/// It is the minimum of what the system, the control groups of this process (of a container, or of a service) and the limit
+/// of the address space (`ulimit -v`) leave; page cache that is not mapped counts as free. `mapped` bytes of the memory that will
 /// be used are in maps of this process, and need no more of its address space.
 pub fn available(mapped: u64) -> Option<u64> {
     [
         system(),
-        control_group(Path::new("/sys/fs/cgroup")),
+        control_groups(Path::new("/sys/fs/cgroup"), &own_groups()),
         address_space().map(|left| left.saturating_add(mapped)),
     ]
     .into_iter()
@@ -87,8 +87,33 @@ fn address_space() -> Option<u64> {
     Some(limit.rlim_cur.saturating_sub(pages.saturating_mul(page)))
 }
 
-/// Returns what the limit of the control group mounted at `root` leaves (Linux,
-/// `Documentation/admin-guide/cgroup-v2.rst`, and `cgroup-v1/memory.rst`).
+/// Returns the text of `/proc/self/cgroup` (cgroups(7)).
+fn own_groups() -> String {
+    std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+}
+
+/// Returns the least of what the limits of a process's control group and of the groups around it leave. `groups` is its
+/// `/proc/self/cgroup`. In a container the group may have another path, or be the root of what is mounted.
+fn control_groups(root: &Path, groups: &str) -> Option<u64> {
+    let mut found = vec![root.to_path_buf(), root.join("memory")];
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        let hierarchy = match controllers {
+            "" => root.to_path_buf(),
+            _ if controllers.split(',').any(|controller| controller == "memory") => root.join("memory"),
+            _ => continue,
+        };
+        let path = Path::new(path.trim_start_matches('/'));
+        found.extend(path.ancestors().map(|ancestor| hierarchy.join(ancestor)));
+    }
+    found.iter().filter_map(|group| control_group(group)).min()
+}
+
+/// Returns what the limit of one control group leaves (Linux, `Documentation/admin-guide/cgroup-v2.rst`, and
+/// `cgroup-v1/memory.rst`).
 fn control_group(root: &Path) -> Option<u64> {
     let number = |path: &str| -> Option<u64> { std::fs::read_to_string(root.join(path)).ok()?.trim().parse().ok() };
     let figure = |path: &str, key: &str| -> u64 {
@@ -108,9 +133,9 @@ fn control_group(root: &Path) -> Option<u64> {
         (limit, number("memory.current")?, cache)
     } else {
         (
-            number("memory/memory.limit_in_bytes")?,
-            number("memory/memory.usage_in_bytes")?,
-            cache("memory/memory.stat", "total_", "mapped_file"),
+            number("memory.limit_in_bytes")?,
+            number("memory.usage_in_bytes")?,
+            cache("memory.stat", "total_", "mapped_file"),
         )
     };
     Some(limit.saturating_sub(used.saturating_sub(cache)))
@@ -150,7 +175,7 @@ mod tests {
                 "anon 1\nfile_mapped 50\ninactive_file 200\nactive_file 100\n",
             ),
         ]);
-        assert_eq!(control_group(two.path()), Some(550));
+        assert_eq!(control_groups(two.path(), "0::/\n"), Some(550));
         let one = group(&[
             ("memory/memory.limit_in_bytes", "1000"),
             ("memory/memory.usage_in_bytes", "400"),
@@ -159,9 +184,32 @@ mod tests {
                 "total_mapped_file 50\ntotal_inactive_file 100\ntotal_active_file 10\n",
             ),
         ]);
-        assert_eq!(control_group(one.path()), Some(660));
+        assert_eq!(control_groups(one.path(), "4:memory:/\n"), Some(660));
         let none = group(&[("memory.max", "max\n")]);
-        assert_eq!(control_group(none.path()), None);
+        assert_eq!(control_groups(none.path(), "0::/\n"), None);
+    }
+
+    #[test]
+    fn control_groups_around_the_own_one_count_too() {
+        let two = group(&[
+            ("a.slice/memory.max", "500"),
+            ("a.slice/memory.current", "100"),
+            ("a.slice/b.scope/memory.max", "max"),
+            ("a.slice/b.scope/memory.current", "50"),
+            ("other/memory.max", "1"),
+            ("other/memory.current", "1"),
+        ]);
+        assert_eq!(control_groups(two.path(), "0::/a.slice/b.scope\n"), Some(400));
+        assert_eq!(control_groups(two.path(), "0::/elsewhere\n"), None);
+        let one = group(&[
+            ("memory/memory.limit_in_bytes", "900"),
+            ("memory/memory.usage_in_bytes", "100"),
+            ("memory/a/memory.limit_in_bytes", "300"),
+            ("memory/a/memory.usage_in_bytes", "100"),
+            ("cpu/a/memory.limit_in_bytes", "1"),
+        ]);
+        assert_eq!(control_groups(one.path(), "5:cpu,cpuacct:/a\n4:memory:/a\n"), Some(200));
+        assert_eq!(control_groups(one.path(), "4:memory:/docker/0123\n"), Some(800));
     }
 
     #[test]

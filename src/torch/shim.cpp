@@ -100,11 +100,15 @@ char *td_from_blob(void *data, const int64_t *sizes, size_t rank, int dtype,
   });
 }
 
-char *td_cuda_memory(int index, size_t *free, size_t *total) noexcept {
+char *td_cuda_memory(int index, size_t *free, size_t *total,
+                     size_t *reserved) noexcept {
   return guarded([&] {
-    std::tie(*free, *total) =
-        at::getDeviceAllocator(c10::DeviceType::CUDA)
-            ->getMemoryInfo(static_cast<c10::DeviceIndex>(index));
+    auto *allocator = at::getDeviceAllocator(c10::DeviceType::CUDA);
+    const auto device = static_cast<c10::DeviceIndex>(index);
+    std::tie(*free, *total) = allocator->getMemoryInfo(device);
+    // Of all pools: StatType::AGGREGATE.
+    const auto &bytes = allocator->getDeviceStats(device).reserved_bytes[0];
+    *reserved = static_cast<size_t>(bytes.current);
   });
 }
 

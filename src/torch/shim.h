@@ -32,8 +32,10 @@ char *td_from_blob(void *data, const int64_t *sizes, size_t rank, int dtype,
                    int device, void *owner, void (*release)(void *),
                    void **out) noexcept;
 
-// Reads the free and the total memory of a CUDA device, in bytes.
-char *td_cuda_memory(int index, size_t *free, size_t *total) noexcept;
+// Reads the free and the total memory of a CUDA device, and what the caching
+// allocator of this process has taken of it, in bytes.
+char *td_cuda_memory(int index, size_t *free, size_t *total,
+                     size_t *reserved) noexcept;
 
 // Returns whether libtorch's CUDA library is registered in this process.
 bool td_cuda_is_linked() noexcept;

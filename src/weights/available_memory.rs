@@ -36,7 +36,7 @@ pub fn check_gpu(needed: u64, reserve: Option<u64>, index: usize) -> Result<()> 
         return Ok(());
     }
     let check = || {
-        let DeviceMemory { free, total } = cuda::device_memory(index)?;
+        let DeviceMemory { free, total, .. } = cuda::device_memory(index)?;
         let reserve = reserve.unwrap_or_else(|| GPU_RESERVE.max(total / 20));
         check_free(needed, free, reserve, &format!("GPU {index}"))
     };

@@ -55,6 +55,9 @@ void release(void *data) {
   std::free(data);
 }
 
+// The index of the sum over all pools (c10::CachingAllocator::StatType::AGGREGATE).
+constexpr size_t kAllPools = 0;
+
 struct DeviceMemory final : c10::DeviceAllocator {
   c10::DataPtr allocate(size_t bytes) override {
     const int device = current_device();
@@ -97,8 +100,12 @@ struct DeviceMemory final : c10::DeviceAllocator {
     const auto found = live.find(data.get());
     if (found != live.end()) found->second.recorded = true;
   }
-  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex) override {
+  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex device) override {
     c10::CachingDeviceAllocator::DeviceStats stats;
+    {
+      std::lock_guard<std::mutex> guard(lock);
+      stats.reserved_bytes[kAllPools].current = static_cast<int64_t>(cached[device]);
+    }
     stats.num_ooms = out_of_memory_count();
     return stats;
   }

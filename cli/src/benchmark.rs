@@ -131,11 +131,11 @@ fn measure(
         })
     };
     // The first image gets its memory from the system, page by page; those after it use the same memory again.
-    let mut job = pipeline.prepare(request(1)?)?;
+    let mut job = pipeline.prepare(request(1)?.into())?;
     let ((), first_step_ms) = timed(pipeline, |pipeline| step(pipeline, &mut job))?;
     pipeline.finish(job)?;
     // Every time ends when the GPU has done the work.
-    let (mut job, prepare_ms) = timed(pipeline, |pipeline| pipeline.prepare(request(arguments.steps)?))?;
+    let (mut job, prepare_ms) = timed(pipeline, |pipeline| pipeline.prepare(request(arguments.steps)?.into()))?;
     for _ in 0..WARM_UP_STEPS {
         step(pipeline, &mut job)?;
     }

@@ -83,7 +83,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Runs the pipeline, with a progress bar over its steps.
 fn generate(mut pipeline: DiffusionPipeline, request: GenerateRequest) -> Result<PipelineOutput> {
     pipeline.init_thread()?;
-    let mut job = pipeline.prepare(request)?;
+    let mut job = pipeline.prepare(request.into())?;
     let (_, steps) = job.progress();
     let bar = progress::steps(steps as u64, "steps");
     while !pipeline.is_done(&job) {

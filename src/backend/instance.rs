@@ -11,12 +11,12 @@ use super::error::to_triton;
 use super::model::DeviceUse;
 use super::response::{ElementResponder, PendingResponse};
 use crate::backend::metrics::EngineObserver;
-use crate::pipelines::{Device, DiffusionPipeline};
+use crate::pipelines::{Components, Device, DiffusionPipeline, PipelineRequest};
 use crate::request::tensors::decode;
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
-use diffusion_engine::{Deadline, Engine, QueueLimits, QueuedRequest, Work};
-use diffusion_request::{Metadata, RequestValidator};
+use diffusion_engine::{Deadline, Engine, MemoryBudget, MemoryNeed, QueueLimits, QueuedRequest, Work};
+use diffusion_request::{GenerateRequest, Metadata, RequestValidator};
 
 /// Requests that wait inside an instance, unless the model says otherwise. Further requests wait in Triton's queue.
 const MAX_WAITING_REQUESTS: usize = 32;
@@ -37,6 +37,10 @@ pub struct ModelInstanceState {
     engine: Arc<InstanceEngine>,
     encoder: EncoderThread,
     validator: RequestValidator,
+    /// The model on the instance's device.
+    components: Components,
+    /// The memory of the device.
+    budget: Arc<MemoryBudget>,
     model: Arc<ModelState>,
     // Frees the weights, which the engine uses.
     _device: DeviceUse,
@@ -81,6 +85,8 @@ impl ModelInstanceState {
         };
         model.devices().add(device, &context.health());
         let max_pixels = validator.limits().max_pixels;
+        let budget = model.budget(device);
+        let own_components = components.clone();
         let waiting = model.parameters().max_waiting_requests;
         let engine = Arc::new(InstanceEngine {
             engine: Engine::start(
@@ -91,6 +97,7 @@ impl ModelInstanceState {
                     max_requests: waiting.map_or(MAX_WAITING_REQUESTS, |requests| requests as usize),
                     max_bytes: MAX_WAITING_BYTES,
                 },
+                &budget,
                 Box::new(observer),
             )?,
             health: context.health(),
@@ -100,6 +107,8 @@ impl ModelInstanceState {
             engine,
             encoder: EncoderThread::start()?,
             validator,
+            components: own_components,
+            budget,
             model: Arc::clone(model),
             _device: device_use,
         })
@@ -117,6 +126,7 @@ impl ModelInstanceState {
             self.model.max_batch_size(),
             &self.validator,
         );
+        let elements = elements.and_then(|elements| self.plan(elements));
         let elements = match elements {
             Ok(elements) => elements,
             Err(error) => return slot.fail(&to_triton(self.model.name(), &error)),
@@ -128,26 +138,49 @@ impl ModelInstanceState {
         };
         slot.set_batch_size(elements.len() as u64);
         let response = PendingResponse::new(slot, elements.len(), self.model.max_batch_size() > 0);
-        let requests = elements.into_iter().enumerate().map(|(index, request)| QueuedRequest {
-            work: Work {
-                batch_size: request.unet_batch_size(),
-                steps: request.denoising_steps(),
-                entry_cost: request.pixels(),
-            },
-            bytes: request.input_bytes(),
-            deadline: self.deadline(received, timeout, request.timeout),
-            handler: Box::new(ElementResponder {
-                response: Arc::clone(&response),
-                index,
-                metadata: Metadata::new(&request, self.model.name()),
-                seed: request.seed,
-                output_format: request.output,
-                counters: self.model.counters(),
-                encoder: self.encoder.handle(),
-            }),
-            request,
+        let requests = elements.into_iter().enumerate().map(|(index, (planned, memory))| {
+            let request = &planned.request;
+            QueuedRequest {
+                memory,
+                work: Work {
+                    batch_size: request.unet_batch_size(),
+                    steps: request.denoising_steps(),
+                    entry_cost: request.pixels(),
+                },
+                bytes: request.input_bytes(),
+                deadline: self.deadline(received, timeout, request.timeout),
+                handler: Box::new(ElementResponder {
+                    response: Arc::clone(&response),
+                    index,
+                    metadata: Metadata::new(request, self.model.name()),
+                    seed: request.seed,
+                    output_format: request.output,
+                    counters: self.model.counters(),
+                    encoder: self.encoder.handle(),
+                }),
+                request: planned,
+            }
         });
         engine.engine.submit(requests);
+    }
+
+    /// Plans the batch elements, with the memory that each needs.
+    ///
+    /// # Errors
+    /// `OutOfMemory` for a batch element that needs more memory than the device has, whatever else runs.
+    fn plan(&self, elements: Vec<GenerateRequest>) -> Result<Vec<(PipelineRequest, MemoryNeed)>> {
+        let count = elements.len();
+        let max_pixels = self.validator.limits().max_pixels;
+        let plan = |(index, request)| {
+            let planned = self
+                .components
+                .plan(request, max_pixels, |need| self.budget.check(need));
+            planned.map_err(|error| match count {
+                1 => error,
+                _ => error.context(format_args!("batch element {index}")),
+            })
+        };
+        elements.into_iter().enumerate().map(plan).collect()
     }
 
     /// Returns the engine of the instance, or that of another instance if the former no longer works: Triton gives an

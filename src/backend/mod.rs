@@ -4,6 +4,7 @@ mod device_health;
 mod encoder_thread;
 mod error;
 mod instance;
+mod memory_budgets;
 mod metrics;
 mod model;
 mod response;
@@ -15,6 +16,7 @@ use triton_api::{BackendContext, log_info};
 use crate::pipelines::initialize_libtorch;
 use crate::weights::uninstall_bus_error_handler;
 use device_health::DeviceHealth;
+use memory_budgets::MemoryBudgets;
 use metrics::MetricFamilies;
 
 pub use instance::ModelInstanceState;
@@ -24,6 +26,7 @@ pub use model::ModelState;
 pub struct BackendState {
     families: Arc<MetricFamilies>,
     devices: Arc<DeviceHealth>,
+    budgets: Arc<MemoryBudgets>,
 }
 
 /// Runs when no model is left, before the server may unload the library.
@@ -51,6 +54,7 @@ impl triton_api::Backend for BackendState {
         Ok(Self {
             families: Arc::new(MetricFamilies::register()),
             devices: Arc::default(),
+            budgets: Arc::default(),
         })
     }
 }

@@ -11,6 +11,7 @@ use triton_api::{ModelContext, log_info, log_warn};
 use super::device_health::DeviceHealth;
 use super::error::to_triton;
 use super::instance::InstanceEngine;
+use super::memory_budgets::MemoryBudgets;
 use super::metrics::{Counters, MetricFamilies};
 use super::{BackendState, ModelInstanceState};
 use crate::pipelines::{Components, Device, ModelIndex, free_cached_memory};
@@ -18,6 +19,7 @@ use crate::weights::{Progress, WeightMemory};
 use diffusion_core::config::{ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config};
 use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
+use diffusion_engine::MemoryBudget;
 
 /// A loaded model (`TRITONBACKEND_Model`).
 pub struct ModelState {
@@ -29,6 +31,7 @@ pub struct ModelState {
     counters: Arc<Counters>,
     families: Arc<MetricFamilies>,
     devices: Arc<DeviceHealth>,
+    budgets: Arc<MemoryBudgets>,
     /// One copy of the weights for each device, however many instances are on it.
     components: Mutex<HashMap<Device, LoadCell>>,
     /// The number of instances on each device.
@@ -70,6 +73,11 @@ impl ModelState {
     /// The health of all instances on each device.
     pub fn devices(&self) -> Arc<DeviceHealth> {
         Arc::clone(&self.devices)
+    }
+
+    /// The memory of a device, for the jobs of all models.
+    pub fn budget(&self, device: Device) -> Arc<MemoryBudget> {
+        self.budgets.of(device)
     }
 
     /// Counts an instance on `device` until the result is dropped. The weights on the device go with the last instance.
@@ -186,6 +194,7 @@ impl ModelState {
             engines: Mutex::default(),
             families: Arc::clone(&backend.families),
             devices: Arc::clone(&backend.devices),
+            budgets: Arc::clone(&backend.budgets),
             name,
         })
     }

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::latent_tiles::LatentTiles;
 use super::loading::Components;
+use super::stable_diffusion::ImageSize;
 use crate::schedulers::Scheduler;
 use crate::torch::numbers::NumberOperators;
 use crate::torch::{Generator, Stream};
@@ -66,6 +67,16 @@ impl UnmaskedLatents {
     }
 }
 
+/// Returns the size of what a request generates.
+pub fn image_size(components: &Components, request: &GenerateRequest, max_chunk_pixels: u64) -> ImageSize {
+    ImageSize {
+        height: request.height.into(),
+        width: request.width.into(),
+        scale_factor: components.vae.config().scale_factor(),
+        max_chunk_pixels: i64::try_from(max_chunk_pixels).unwrap_or(i64::MAX),
+    }
+}
+
 /// What a pipeline prepares a job with.
 pub struct PrepareContext<'a> {
     /// The components of the model.
@@ -92,13 +103,14 @@ impl PrepareContext<'_> {
         self.generator.randn_on_device(shape, self.kind)
     }
 
+    /// Returns the size of what is generated.
+    pub fn image_size(&self) -> ImageSize {
+        image_size(self.components, self.request, self.max_chunk_pixels)
+    }
+
     /// Returns the height and width of the latents.
     pub fn latent_size(&self) -> (i64, i64) {
-        let factor = self.components.vae.config().scale_factor();
-        (
-            i64::from(self.request.height) / factor,
-            i64::from(self.request.width) / factor,
-        )
+        self.image_size().latents()
     }
 
     /// Returns the shape of the latents.

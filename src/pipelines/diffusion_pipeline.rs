@@ -9,6 +9,7 @@ use super::image_decoder::ImageDecoder;
 use super::job::Job;
 use super::latent_tiles::{LatentTiles, TileCounts};
 use super::loading::Components;
+use super::memory_need::{CHUNK_SIZE, PipelineRequest};
 use super::prompt_encoder::PromptEncoder;
 use super::safety_check::SafetyCheck;
 use super::stable_diffusion::steps_of;
@@ -18,7 +19,7 @@ use crate::models::unet::guidance_scale_embedding;
 use crate::processors::vae::{image_bytes, images};
 use crate::schedulers::SamplingOptions;
 use crate::torch::numbers::NumberOperators;
-use crate::torch::{Generator, Stream, classify_errors, cuda, threads};
+use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, cuda, threads};
 use diffusion_core::config::Numerics;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
@@ -115,12 +116,12 @@ impl DiffusionPipeline {
             }
         };
         let latents = latents.f_to_kind(vae.kind())?.div_number(vae.scaling_factor())?;
-        let decoded = if self.components.device == Device::Cpu {
+        let decoded = if self.components.decodes_together() {
             vec![image_bytes(&vae.decode(&latents, chunks)?)?]
         } else {
-            // One image at a time: a GPU is busy with one, and the memory of all may not be there.
+            // One image at a time: the device is busy with one, and the memory of all may not be there.
             let count = latents.size().first().copied().unwrap_or(0);
-            let one = |index| image_bytes(&self.decode_on_gpu(&vae, &latents.f_narrow(0, index, 1)?, chunks)?);
+            let one = |index| image_bytes(&self.decode_one(&vae, &latents.f_narrow(0, index, 1)?, chunks)?);
             (0..count).map(one).collect::<Result<Vec<_>>>()?
         };
         let on_host = decoded.iter().map(|bytes| self.stream.to_host(bytes));
@@ -130,9 +131,12 @@ impl DiffusionPipeline {
         Ok(images.into_iter().flatten().collect())
     }
 
-    /// Decodes whole, and in chunks only if there is too little memory.
-    fn decode_on_gpu(&self, vae: &ImageDecoder<'_>, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
+    /// Decodes the latents of one image. A GPU decodes them whole, and in chunks only if there is too little memory.
+    fn decode_one(&self, vae: &ImageDecoder<'_>, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
         let device = self.components.device;
+        if device == Device::Cpu {
+            return vae.decode(latents, chunks);
+        }
         match classify_errors(device, &self.stream, || vae.decode(latents, None)) {
             Err(Error::OutOfMemory(_)) if chunks.is_some() => {
                 cuda::empty_cache(device)?;
@@ -197,6 +201,7 @@ impl DiffusionPipeline {
             deep_cache: request.deep_cache,
             deep_feature: None,
             decoder: request.decoder,
+            chunk_size: None,
         })
     }
 
@@ -224,7 +229,7 @@ impl DiffusionPipeline {
     }
 
     fn finish_job(&self, job: &Job) -> Result<PipelineOutput> {
-        let mut images = self.decode(&job.state.latents, job.decoder, job.postprocess.chunk_size())?;
+        let mut images = self.decode(&job.state.latents, job.decoder, job.chunk_size)?;
         let nsfw_content_detected = match &self.components.safety_check {
             Some(check) => {
                 let run = || run_safety_checker(check, &mut images, &self.stream);
@@ -242,9 +247,18 @@ impl DiffusionPipeline {
             prompt_truncated: job.prompt_truncated,
             scheduler: job.scheduler_name,
             nsfw_content_detected,
-            tiles: job
-                .postprocess
-                .tile_counts(job.state.tiles.as_ref().map_or(1, LatentTiles::count)),
+            tiles: self.tile_counts(job),
+        })
+    }
+
+    /// Returns the numbers of tiles and chunks, of a pipeline that has them or of an image that was decoded in chunks.
+    fn tile_counts(&self, job: &Job) -> Option<TileCounts> {
+        let tiles = job.state.tiles.as_ref().map_or(1, LatentTiles::count);
+        job.postprocess.tile_counts(tiles).or_else(|| {
+            let (_, _, height, width) = job.state.latents.size4().ok()?;
+            let factor = self.components.vae.config().scale_factor();
+            let vae = job.chunk_size?.count(height * factor, width * factor);
+            Some(TileCounts { unet: tiles, vae })
         })
     }
 
@@ -270,7 +284,7 @@ fn run_safety_checker(check: &SafetyCheck, images: &mut [RgbImage], stream: &Str
 }
 
 impl Pipeline for DiffusionPipeline {
-    type Request = GenerateRequest;
+    type Request = PipelineRequest;
     type Job = Job;
     type Output = PipelineOutput;
 
@@ -280,14 +294,18 @@ impl Pipeline for DiffusionPipeline {
         if self.components.device == Device::Cpu {
             let fast = self.components.numerics == Numerics::Fast;
             threads::limit(self.components.intra_op_threads, fast);
+            cpu_allocator::count_this_thread();
         }
         // For the life of the thread: no gradients are computed on it.
         std::mem::forget(tch::no_grad_guard());
         Ok(())
     }
 
-    fn prepare(&mut self, request: GenerateRequest) -> Result<Job> {
-        self.classified(|pipeline| pipeline.prepare_job(&request))
+    fn prepare(&mut self, planned: PipelineRequest) -> Result<Job> {
+        let chunks = planned.decode_in_chunks.then_some(CHUNK_SIZE);
+        let mut job = self.classified(|pipeline| pipeline.prepare_job(&planned.request))?;
+        job.chunk_size = job.postprocess.chunk_size().or(chunks);
+        Ok(job)
     }
 
     fn batch_entries(&self, job: &Job) -> BatchEntries {

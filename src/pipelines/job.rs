@@ -5,6 +5,7 @@ use tch::{Device, Tensor};
 use super::denoising_state::DenoisingState;
 use super::stable_diffusion::Postprocess;
 use super::unet_calls::{DeepFeature, JobConditioning, JobInput};
+use crate::models::layers::ChunkSize;
 use crate::schedulers::Scheduler;
 use crate::torch::numbers::NumberOperators;
 use crate::torch::{Generator, Stream};
@@ -37,6 +38,8 @@ pub struct Job {
     pub(super) deep_feature: Option<Tensor>,
     /// The network that turns the last latents into images.
     pub(super) decoder: Decoder,
+    /// The chunks in which the VAE decodes an image; `None` if it decodes an image whole.
+    pub(super) chunk_size: Option<ChunkSize>,
 }
 
 impl Job {

@@ -13,6 +13,7 @@ mod image_decoder;
 mod job;
 mod latent_tiles;
 pub mod loading;
+mod memory_need;
 mod prompt_encoder;
 mod safety_check;
 mod stable_diffusion;
@@ -20,6 +21,7 @@ mod unet_calls;
 
 use crate::models::layers::free_upcast_buffers;
 use crate::torch::{cpu_allocator, cuda, memory};
+use crate::weights;
 use diffusion_core::Result;
 
 pub use crate::torch::cuda::DeviceMemory;
@@ -30,6 +32,7 @@ pub use diffusion_pipeline::{DiffusionPipeline, PipelineOutput};
 pub use job::Job;
 pub use latent_tiles::TileCounts;
 pub use loading::{Components, ModelIndex};
+pub use memory_need::PipelineRequest;
 pub use prompt_encoder::{MAX_CHUNKS, PromptEmbeds, PromptEncoder};
 pub use safety_check::SafetyCheck;
 
@@ -41,6 +44,32 @@ pub fn device_memory(device: Device) -> Result<Option<DeviceMemory>> {
     match device {
         Device::Cpu => Ok(None),
         Device::Cuda(index) => cuda::device_memory(index as usize).map(Some),
+    }
+}
+
+/// Host memory that jobs leave free, or an eighth of what there is if that is less.
+const HOST_RESERVE: u64 = 128 << 20;
+
+/// Returns the memory of a device that the jobs of all engines may use in all; `None` if it is unknown. Frees cached memory
+/// if that is less than `needed`.
+///
+/// What jobs already use counts as available. The weights do not, nor what other processes use.
+pub fn memory_for_jobs(device: Device, needed: u64) -> Option<u64> {
+    match device {
+        Device::Cpu => {
+            let available =
+                || Some((memory::available(0)? + cpu_allocator::counted_bytes()).saturating_sub(HOST_RESERVE));
+            if available()? < needed {
+                // A failure changes nothing: memory is short either way.
+                let _ = free_cached_memory(device);
+            }
+            available()
+        }
+        Device::Cuda(index) => {
+            let memory = cuda::device_memory(index as usize).ok()?;
+            let of_libtorch = memory.reserved.saturating_sub(weights::resident_bytes(device));
+            Some(memory.free.saturating_add(of_libtorch))
+        }
     }
 }
 

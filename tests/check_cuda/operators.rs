@@ -129,7 +129,7 @@ fn generate(checkpoint: &str, parameters: &ModelParameters, requests: &[(Images,
             depth_map: given(matches!(images, Images::ImageAndDepthMap), &mask),
             gen_args: Some(args.as_bytes()),
         };
-        jobs.push(pipeline.prepare(validator.validate(&inputs).unwrap()).unwrap());
+        jobs.push(pipeline.prepare(validator.validate(&inputs).unwrap().into()).unwrap());
     }
     loop {
         let mut going: Vec<_> = jobs.iter_mut().filter(|job| !pipeline.is_done(job)).collect();

@@ -105,7 +105,7 @@ fn forward_cached_with_its_own_deep_feature_equals_the_whole_unet() {
 fn together(pipeline: &mut DiffusionPipeline, requests: Vec<diffusion_request::GenerateRequest>) -> Vec<Vec<u8>> {
     let mut jobs: Vec<_> = requests
         .into_iter()
-        .map(|request| pipeline.prepare(request).unwrap())
+        .map(|request| pipeline.prepare(request.into()).unwrap())
         .collect();
     while jobs.iter().any(|job| !pipeline.is_done(job)) {
         let mut batches = std::collections::BTreeMap::<Vec<i64>, Vec<_>>::new();

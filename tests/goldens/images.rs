@@ -69,7 +69,7 @@ fn generate(
                 gen_args: Some(gen_args.as_bytes()),
             };
             let request = validator.validate(&inputs).unwrap();
-            pipeline.prepare(request).unwrap()
+            pipeline.prepare(request.into()).unwrap()
         })
         .collect();
     loop {

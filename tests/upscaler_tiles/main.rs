@@ -60,7 +60,7 @@ fn work(max_pixels: u64, file: &Path) {
         gen_args: Some(br#"{"num_inference_steps": 4, "seed": 7}"#),
         ..ElementInputs::default()
     };
-    let mut job = pipeline.prepare(validator.validate(&inputs).unwrap()).unwrap();
+    let mut job = pipeline.prepare(validator.validate(&inputs).unwrap().into()).unwrap();
     while !pipeline.is_done(&job) {
         for outcome in pipeline.step(&mut [&mut job]).unwrap() {
             outcome.unwrap();

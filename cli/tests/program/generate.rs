@@ -21,7 +21,7 @@ fn expected(model: &str, inputs: &ElementInputs<'_>) -> Vec<Vec<u8>> {
     let request = validator.validate(inputs).unwrap();
     let mut pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
     pipeline.init_thread().unwrap();
-    let mut job = pipeline.prepare(request.clone()).unwrap();
+    let mut job = pipeline.prepare(request.clone().into()).unwrap();
     while !pipeline.is_done(&job) {
         for outcome in pipeline.step(&mut [&mut job]).unwrap() {
             outcome.unwrap();

@@ -85,6 +85,15 @@ impl GenerateRequest {
         self.prompts.size() + images.iter().map(|image| image.file_size()).sum::<usize>()
     }
 
+    /// Returns the pixels of each input image.
+    pub fn input_pixels(&self) -> Vec<u64> {
+        let images = self.inputs.rules().images();
+        let pixels = images
+            .iter()
+            .map(|image| u64::from(image.width()) * u64::from(image.height()));
+        pixels.collect()
+    }
+
     /// Returns the arguments as a `gen_args` object, without the scheduler. The same prompts, inputs, model and scheduler
     /// with this object give the same images.
     pub fn gen_args(&self) -> Map<String, Value> {

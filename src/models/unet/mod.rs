@@ -3,6 +3,7 @@
 mod blocks;
 mod config;
 mod embeddings;
+mod footprint;
 mod unet_2d_condition;
 
 pub use config::{BlockType, PerBlock, SampleSize, UNet2DConfig};

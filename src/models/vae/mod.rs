@@ -7,6 +7,7 @@ mod chunked_decoder;
 mod config;
 mod decoder;
 mod encoder;
+mod footprint;
 mod tiny_config;
 
 pub use autoencoder_kl::AutoencoderKl;

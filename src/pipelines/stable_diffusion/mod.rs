@@ -9,7 +9,7 @@ mod text2img;
 mod upscale;
 
 use super::denoising_state::{DenoisingState, PrepareContext};
-use super::latent_tiles::TileCounts;
+use super::latent_tiles::{LatentTiles, TileCounts};
 use crate::models::layers::ChunkSize;
 use diffusion_core::Result;
 use diffusion_image::RgbImage;
@@ -17,11 +17,53 @@ use diffusion_request::PipelineInputs;
 
 /// What differs between pipelines. The denoising loop is shared.
 pub trait PipelineSteps {
+    /// Returns how much of a request's images is computed at once. By default that is all.
+    fn at_once(&self, size: &ImageSize) -> AtOnce {
+        AtOnce {
+            tiles: None,
+            latents: size.latents(),
+            one_by_one: false,
+            chunk_size: None,
+        }
+    }
+
     /// Decodes the images and prepares the denoising loop.
     ///
     /// # Errors
     /// InvalidArgument for damaged images and for a `strength` without a step.
     fn prepare(&self, context: PrepareContext<'_>) -> Result<Prepared>;
+}
+
+/// The size of what a request generates.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageSize {
+    /// In pixels.
+    pub height: i64,
+    /// In pixels.
+    pub width: i64,
+    /// Pixels per latent along each side.
+    pub scale_factor: i64,
+    /// Pixels up to which an enlarged image is generated whole.
+    pub max_chunk_pixels: i64,
+}
+
+impl ImageSize {
+    /// Returns height and width of the latents.
+    pub fn latents(&self) -> (i64, i64) {
+        (self.height / self.scale_factor, self.width / self.scale_factor)
+    }
+}
+
+/// How much of a request's images is computed at once.
+pub struct AtOnce {
+    /// The tiles of the UNet's calls.
+    pub tiles: Option<LatentTiles>,
+    /// Height and width of a UNet call: those of the latents, or of a tile.
+    pub latents: (i64, i64),
+    /// Whether the UNet computes one batch entry at a time.
+    pub one_by_one: bool,
+    /// The chunks in which the VAE decodes an image; `None` if it decodes an image whole.
+    pub chunk_size: Option<ChunkSize>,
 }
 
 /// The denoising loop at its start, and what follows its end.

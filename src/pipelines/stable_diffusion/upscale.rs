@@ -4,7 +4,7 @@
 
 use tch::Tensor;
 
-use super::{PipelineSteps, Postprocess, Prepared};
+use super::{AtOnce, ImageSize, PipelineSteps, Postprocess, Prepared};
 use crate::models::layers::ChunkSize;
 use crate::pipelines::denoising_state::{DenoisingState, PrepareContext};
 use crate::pipelines::latent_tiles::{LatentTiles, TileCounts};
@@ -18,9 +18,25 @@ use diffusion_request::Upscale;
 /// have the size of the latents, a sixteenth of the VAE's last maps.
 const UNET_SHARE: i64 = 4;
 /// An image of `max_chunk_pixels` would be decoded in this many chunks; larger images have chunks of the same size.
-const CHUNKS: u64 = 64;
+const CHUNKS: i64 = 64;
 
 impl PipelineSteps for Upscale {
+    /// Computes a large image in tiles, and decodes it in chunks.
+    fn at_once(&self, size: &ImageSize) -> AtOnce {
+        let (height, width) = size.latents();
+        let max_latents = size.max_chunk_pixels / (size.scale_factor * size.scale_factor);
+        let tiles = LatentTiles::new(height, width, max_latents.saturating_mul(UNET_SHARE));
+        let is_large = size.height.saturating_mul(size.width) > size.max_chunk_pixels;
+        AtOnce {
+            latents: tiles.as_ref().map_or((height, width), LatentTiles::tile_size),
+            tiles,
+            one_by_one: height.saturating_mul(width) > max_latents,
+            chunk_size: is_large.then_some(ChunkSize {
+                values: size.max_chunk_pixels / CHUNKS,
+            }),
+        }
+    }
+
     /// Prepares noise, and the noisy image as three more UNet channels. The latents are as large as the image.
     fn prepare(&self, mut context: PrepareContext<'_>) -> Result<Prepared> {
         let (height, width) = context.latent_size();
@@ -38,22 +54,19 @@ impl PipelineSteps for Upscale {
         let latents = context
             .noise(&context.latent_shape())?
             .mul_number(context.scheduler.init_noise_sigma())?;
-        let factor = context.components.vae.config().scale_factor();
-        let max_latents = i64::try_from(context.max_chunk_pixels).unwrap_or(i64::MAX) / (factor * factor);
+        let size = context.image_size();
+        let at_once = self.at_once(&size);
         let state = DenoisingState {
             conditioning: Some(Tensor::f_cat(&vec![&image; context.images as usize], 0)?),
             class_label: Some(context.stream.to_device(&Tensor::f_from_slice(&[noise_level])?)?),
-            tiles: LatentTiles::new(height, width, max_latents.saturating_mul(UNET_SHARE)),
-            one_by_one: height.saturating_mul(width) > max_latents,
+            tiles: at_once.tiles,
+            one_by_one: at_once.one_by_one,
             ..DenoisingState::new(latents)
         };
-        let (height, width) = (context.request.height, context.request.width);
         let decoding = ChunkedDecoding {
-            height: height.into(),
-            width: width.into(),
-            chunk_size: (u64::from(height) * u64::from(width) > context.max_chunk_pixels).then(|| ChunkSize {
-                values: i64::try_from(context.max_chunk_pixels / CHUNKS).unwrap_or(i64::MAX),
-            }),
+            height: size.height,
+            width: size.width,
+            chunk_size: at_once.chunk_size,
         };
         Ok((state, Box::new(decoding)))
     }

@@ -42,7 +42,7 @@ impl Model {
             gen_args: Some(gen_args.as_bytes()),
         };
         let request = self.validator.validate(&inputs).unwrap();
-        self.pipeline.prepare(request).unwrap()
+        self.pipeline.prepare(request.into()).unwrap()
     }
 
     /// Takes all steps of the jobs together and returns the log of each step.

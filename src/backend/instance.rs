@@ -1,6 +1,6 @@
 //! An instance: one engine thread and one encoder thread.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use triton_api::{Health, InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn};
@@ -82,6 +82,7 @@ impl ModelInstanceState {
             health: context.health(),
             device,
             devices: model.devices(),
+            load: Mutex::default(),
         };
         model.devices().add(device, &context.health());
         let max_pixels = validator.limits().max_pixels;
@@ -116,9 +117,15 @@ impl ModelInstanceState {
 
     /// Submits the batch elements of a request to an engine, or answers an invalid request.
     fn enqueue(&self, engine: &InstanceEngine, mut slot: Slot) {
+        let received = Instant::now();
+        let counters = self.model.counters();
+        let fail = |slot: Slot, error: triton_api::Error| {
+            counters.request_failed(error.code());
+            slot.fail(&error);
+        };
         if !slot.request().output_is_on_host(OUTPUT_NAME) {
             let error = Error::unsupported(format!("output `{OUTPUT_NAME}`: GPU memory is not supported"));
-            return slot.fail(&to_triton(self.model.name(), &error));
+            return fail(slot, to_triton(self.model.name(), &error));
         }
         let elements = decode(
             &slot.request(),
@@ -129,15 +136,20 @@ impl ModelInstanceState {
         let elements = elements.and_then(|elements| self.plan(elements));
         let elements = match elements {
             Ok(elements) => elements,
-            Err(error) => return slot.fail(&to_triton(self.model.name(), &error)),
+            Err(error) => return fail(slot, to_triton(self.model.name(), &error)),
         };
-        let received = Instant::now();
         let timeout = match slot.request().timeout() {
             Ok(timeout) => timeout,
-            Err(error) => return slot.fail(&error),
+            Err(error) => return fail(slot, error),
         };
         slot.set_batch_size(elements.len() as u64);
-        let response = PendingResponse::new(slot, elements.len(), self.model.max_batch_size() > 0);
+        let response = PendingResponse::new(
+            slot,
+            elements.len(),
+            self.model.max_batch_size() > 0,
+            received,
+            counters,
+        );
         let requests = elements.into_iter().enumerate().map(|(index, (planned, memory))| {
             let request = &planned.request;
             QueuedRequest {
@@ -155,7 +167,6 @@ impl ModelInstanceState {
                     metadata: Metadata::new(request, self.model.name()),
                     seed: request.seed,
                     output_format: request.output,
-                    counters: self.model.counters(),
                     encoder: self.encoder.handle(),
                 }),
                 request: planned,

@@ -4,15 +4,21 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use triton_api::metrics::{Counter, CounterFamily, Gauge, GaugeFamily};
-use triton_api::{Health, log_error, log_warn};
+use triton_api::metrics::{Counter, CounterFamily, Gauge, GaugeFamily, Histogram, HistogramFamily};
+use triton_api::{ErrorCode, Health, log_error, log_info, log_warn};
 
 use super::device_health::DeviceHealth;
+use super::phases::{PHASES, Phases};
 use crate::pipelines::Device;
 use crate::weights;
 use diffusion_engine::Observer;
 
-/// The metric families of the backend: counters with the labels `model` and `version`, and a gauge with the label
+/// Upper ends of the buckets for durations, in seconds.
+const SECONDS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
+/// Upper ends of the buckets for batch sizes.
+const BATCH_SIZES: [f64; 10] = [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0];
+
+/// The metric families of the backend: metrics of models with the labels `model` and `version`, and a gauge with the label
 /// `device`.
 pub struct MetricFamilies {
     /// The counters of all models and versions since the start. They stay after an unload, so a model that is loaded again
@@ -24,6 +30,11 @@ pub struct MetricFamilies {
     deadlines_passed: Option<CounterFamily>,
     restarts: Option<CounterFamily>,
     images: Option<CounterFamily>,
+    failures: Option<CounterFamily>,
+    waiting: Option<GaugeFamily>,
+    running: Option<GaugeFamily>,
+    phase_seconds: Option<HistogramFamily>,
+    unet_batch_size: Option<HistogramFamily>,
     weights_bytes: Option<GaugeFamily>,
     /// One gauge for each device that has held weights. A gauge stays, so a device without weights shows 0.
     weights: Mutex<HashMap<Device, Gauge>>,
@@ -32,9 +43,21 @@ pub struct MetricFamilies {
 impl MetricFamilies {
     /// Registers the families. If the server has metrics disabled, the backend works without them.
     pub fn register() -> Self {
+        let registered = |name: &str, error: triton_api::Error| {
+            log_warn!("diffusion: cannot register the metric {name}: {error}");
+        };
         let family = |name: &str, description: &str| {
-            CounterFamily::new(name, description)
-                .map_err(|error| log_warn!("diffusion: cannot register the metric {name}: {error}"))
+            let made = CounterFamily::new(name, description);
+            made.map_err(|error| registered(name, error)).ok()
+        };
+        let gauges = |name: &str, description: &str| {
+            let made = GaugeFamily::new(name, description);
+            made.map_err(|error| registered(name, error)).ok()
+        };
+        let histograms = |name: &str, description: &str, buckets: &[f64]| {
+            let made = HistogramFamily::new(name, description, buckets);
+            // An older server has none.
+            made.map_err(|error| log_info!("diffusion: no metric {name}: {error}"))
                 .ok()
         };
         Self {
@@ -51,12 +74,29 @@ impl MetricFamilies {
             ),
             restarts: family("diffusion_restarts_total", "Instances that started anew after a panic"),
             images: family("diffusion_images_total", "Images generated"),
-            weights_bytes: GaugeFamily::new(
+            failures: family(
+                "diffusion_failures_total",
+                "Requests that failed, by the code of their error",
+            ),
+            waiting: gauges(
+                "diffusion_requests_waiting",
+                "Batch elements that wait inside the instances of a model",
+            ),
+            running: gauges("diffusion_jobs_running", "Batch elements that are being computed"),
+            phase_seconds: histograms(
+                "diffusion_phase_seconds",
+                "Seconds of a phase of a batch element",
+                &SECONDS,
+            ),
+            unet_batch_size: histograms(
+                "diffusion_unet_batch_size",
+                "Batch entries of a UNet call",
+                &BATCH_SIZES,
+            ),
+            weights_bytes: gauges(
                 "diffusion_weights_bytes",
                 "Bytes of the weights of all models on a device; equal tensors count once",
-            )
-            .map_err(|error| log_warn!("diffusion: cannot register the metric diffusion_weights_bytes: {error}"))
-            .ok(),
+            ),
             weights: Mutex::default(),
         }
     }
@@ -88,13 +128,17 @@ impl MetricFamilies {
     fn create_counters(&self, model: &str, version: u64) -> Counters {
         let version = version.to_string();
         let labels = [("model", model), ("version", version.as_str())];
-        let counter = |family: &Option<CounterFamily>| {
-            family.as_ref().and_then(|family| {
-                family
-                    .counter(&labels)
-                    .map_err(|error| log_warn!("model '{model}': cannot register a metric: {error}"))
-                    .ok()
-            })
+        let warn = |error: triton_api::Error| log_warn!("model '{model}': cannot register a metric: {error}");
+        let counter = |family: &Option<CounterFamily>| family.as_ref()?.counter(&labels).map_err(warn).ok();
+        let gauge = |family: &Option<GaugeFamily>| family.as_ref()?.gauge(&labels).map_err(warn).ok();
+        let histogram = |family: &Option<HistogramFamily>, further: Option<(&str, &str)>| {
+            let labels: Vec<(&str, &str)> = labels.into_iter().chain(further).collect();
+            family.as_ref()?.histogram(&labels).map_err(warn).ok()
+        };
+        let failures = |code: ErrorCode| {
+            let labels = [labels[0], labels[1], ("code", code.name())];
+            let counter = self.failures.as_ref()?.counter(&labels).map_err(warn).ok()?;
+            Some((code, counter))
         };
         Counters {
             unet_calls: counter(&self.unet_calls),
@@ -103,6 +147,11 @@ impl MetricFamilies {
             deadlines_passed: counter(&self.deadlines_passed),
             restarts: counter(&self.restarts),
             images: counter(&self.images),
+            failures: ErrorCode::ALL.into_iter().filter_map(failures).collect(),
+            waiting: gauge(&self.waiting),
+            running: gauge(&self.running),
+            phase_seconds: PHASES.map(|phase| histogram(&self.phase_seconds, Some(("phase", phase)))),
+            unet_batch_size: histogram(&self.unet_batch_size, None),
         }
     }
 }
@@ -115,12 +164,29 @@ pub struct Counters {
     deadlines_passed: Option<Counter>,
     restarts: Option<Counter>,
     images: Option<Counter>,
+    /// One for each code.
+    failures: Vec<(ErrorCode, Counter)>,
+    waiting: Option<Gauge>,
+    running: Option<Gauge>,
+    /// In the order of [`PHASES`].
+    phase_seconds: [Option<Histogram>; PHASES.len()],
+    unet_batch_size: Option<Histogram>,
 }
 
 impl Counters {
-    /// Counts generated images.
-    pub fn images_generated(&self, count: usize) {
-        add(&self.images, count);
+    /// Counts the images of a batch element and the time that they took.
+    pub fn element_completed(&self, images: usize, phases: &Phases) {
+        add(&self.images, images);
+        for (histogram, (_, begin, end)) in self.phase_seconds.iter().zip(phases.iter()) {
+            observe(histogram, end.saturating_duration_since(begin).as_secs_f64());
+        }
+    }
+
+    /// Counts a request that failed.
+    pub fn request_failed(&self, code: ErrorCode) {
+        if let Some((_, counter)) = self.failures.iter().find(|(of, _)| *of == code) {
+            let _ = counter.add(1.0);
+        }
     }
 }
 
@@ -128,6 +194,22 @@ fn add(counter: &Option<Counter>, amount: usize) {
     if let Some(counter) = counter {
         // A counter that cannot count is no reason to fail a request.
         let _ = counter.add(amount as f64);
+    }
+}
+
+fn observe(histogram: &Option<Histogram>, value: f64) {
+    if let Some(histogram) = histogram {
+        // As in `add`.
+        let _ = histogram.observe(value);
+    }
+}
+
+fn change(gauge: &Option<Gauge>, before: usize, now: usize) {
+    if let Some(gauge) = gauge
+        && before != now
+    {
+        // As in `add`.
+        let _ = gauge.add(now as f64 - before as f64);
     }
 }
 
@@ -143,12 +225,28 @@ pub struct EngineObserver {
     pub device: Device,
     /// The health of all instances on each device.
     pub devices: Arc<DeviceHealth>,
+    /// The waiting and the running batch elements of this engine, which are in the model's gauges.
+    pub load: Mutex<(usize, usize)>,
+}
+
+impl Drop for EngineObserver {
+    fn drop(&mut self) {
+        self.load_changed(0, 0);
+    }
 }
 
 impl Observer for EngineObserver {
     fn batch_executed(&self, _jobs: usize, batch_size: usize) {
         add(&self.counters.unet_calls, 1);
         add(&self.counters.unet_batch_entries, batch_size);
+        observe(&self.counters.unet_batch_size, batch_size as f64);
+    }
+
+    fn load_changed(&self, waiting: usize, running: usize) {
+        let mut load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *load, (waiting, running));
+        change(&self.counters.waiting, before.0, waiting);
+        change(&self.counters.running, before.1, running);
     }
 
     fn job_cancelled(&self) {

@@ -7,6 +7,7 @@ mod instance;
 mod memory_budgets;
 mod metrics;
 mod model;
+mod phases;
 mod response;
 
 use std::sync::Arc;

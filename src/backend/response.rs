@@ -1,17 +1,19 @@
 //! The response to a Triton request, put together from its batch elements.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
 use diffusion_engine::ResponseHandler;
 use diffusion_image::{OutputFormat, encode, to_base64};
 use diffusion_request::Metadata;
-use triton_api::{OutputTensor, Slot};
+use triton_api::{OutputTensor, Slot, steady_clock_ns};
 
 use super::encoder_thread::EncoderHandle;
 use super::error::to_triton;
 use super::metrics::Counters;
+use super::phases::Phases;
 use crate::pipelines::{PipelineOutput, TileCounts};
 
 /// The result of one batch element.
@@ -28,6 +30,8 @@ struct ElementResult {
     nsfw_content_detected: Option<Vec<bool>>,
     /// The number of tiles and chunks of each image.
     tiles: Option<TileCounts>,
+    /// When its phases ended.
+    phases: Phases,
 }
 
 struct State {
@@ -45,11 +49,21 @@ pub struct PendingResponse {
     /// Whether the output has a batch dimension.
     batched: bool,
     element_count: usize,
+    /// When the request was received.
+    received: Instant,
+    /// The model's metrics.
+    counters: Arc<Counters>,
 }
 
 impl PendingResponse {
     /// Creates the response to a request with `element_count` batch elements.
-    pub fn new(slot: Slot, element_count: usize, batched: bool) -> Arc<Self> {
+    pub fn new(
+        slot: Slot,
+        element_count: usize,
+        batched: bool,
+        received: Instant,
+        counters: Arc<Counters>,
+    ) -> Arc<Self> {
         let state = State {
             slot: Some(slot),
             elements: std::iter::repeat_with(|| None).take(element_count).collect(),
@@ -59,6 +73,8 @@ impl PendingResponse {
             state: Mutex::new(state),
             batched,
             element_count,
+            received,
+            counters,
         })
     }
 
@@ -83,8 +99,11 @@ impl PendingResponse {
             Err(error) => {
                 let slot = state.slot.take();
                 drop(state);
-                if let Some(slot) = slot {
-                    fail(slot, &error);
+                if let Some(mut slot) = slot {
+                    // Newer servers send the parameters of an error response too.
+                    let _ = slot.set_parameter("cancelled", matches!(error, Error::Cancelled(_)));
+                    let error = to_triton(slot.model_name(), &error);
+                    self.fail(slot, &error);
                 }
             }
         }
@@ -110,10 +129,19 @@ impl PendingResponse {
             vec![count(images_per_element)]
         };
         if let Err(error) = set_parameters(&mut slot, elements) {
-            return slot.fail(&error);
+            return self.fail(slot, &error);
         }
+        trace(&mut slot, elements);
         // `respond` has reported any error to the client or in the log.
-        let _ = slot.respond(&[OutputTensor::bytes(OUTPUT_NAME, &shape, &images)]);
+        let responded = slot.respond(&[OutputTensor::bytes(OUTPUT_NAME, &shape, &images)]);
+        if let Err(error) = responded {
+            self.counters.request_failed(error.code());
+        }
+    }
+
+    fn fail(&self, slot: Slot, error: &triton_api::Error) {
+        self.counters.request_failed(error.code());
+        slot.fail(error);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -123,7 +151,7 @@ impl PendingResponse {
 
 /// Sets the response parameters. `seed`, `steps_run`, `unet_tiles` and `vae_chunks` are numbers for one batch element, and
 /// texts of numbers with commas for several. `nsfw_content_detected` is a boolean for one image, and a text of booleans
-/// with commas for several.
+/// with commas for several. `timings_ms` is the text of a JSON object, and of an array of objects for several batch elements.
 fn set_parameters(slot: &mut Slot, elements: &[ElementResult]) -> Result<(), triton_api::Error> {
     let mut set_numbers = |name: &str, values: Vec<u64>| match values.as_slice() {
         [] => Ok(()),
@@ -148,6 +176,16 @@ fn set_parameters(slot: &mut Slot, elements: &[ElementResult]) -> Result<(), tri
         [one] => slot.set_parameter("nsfw_content_detected", *one)?,
         _ => slot.set_parameter("nsfw_content_detected", comma_separated(&flags))?,
     }
+    let timings: Vec<String> = elements.iter().map(|element| element.phases.milliseconds()).collect();
+    let timings = timings.join(", ");
+    slot.set_parameter(
+        "timings_ms",
+        if elements.len() > 1 {
+            format!("[{timings}]")
+        } else {
+            timings
+        },
+    )?;
     slot.set_parameter("cancelled", false)?;
     slot.set_parameter(
         "prompt_truncated",
@@ -159,11 +197,14 @@ fn comma_separated<T: ToString>(values: &[T]) -> String {
     values.iter().map(T::to_string).collect::<Vec<_>>().join(",")
 }
 
-fn fail(mut slot: Slot, error: &Error) {
-    // Newer servers send the parameters of an error response too.
-    let _ = slot.set_parameter("cancelled", matches!(error, Error::Cancelled(_)));
-    let error = to_triton(slot.model_name(), error);
-    slot.fail(&error);
+/// Reports the phases of the batch elements to the trace of the request, if it is traced.
+fn trace(slot: &mut Slot, elements: &[ElementResult]) {
+    let (now, now_ns) = (Instant::now(), steady_clock_ns());
+    for element in elements {
+        let activities = element.phases.activities(now, now_ns);
+        // A server without traces is no reason to fail a request.
+        let _ = slot.report_activities(activities.iter().map(|(name, time)| (name.as_str(), *time)));
+    }
 }
 
 /// Passes the result of one batch element to the response of its request.
@@ -178,8 +219,6 @@ pub struct ElementResponder {
     pub seed: u64,
     /// The file format of its images.
     pub output_format: OutputFormat,
-    /// The model's metrics.
-    pub counters: Arc<Counters>,
     /// The thread that encodes the images.
     pub encoder: EncoderHandle,
 }
@@ -208,7 +247,8 @@ impl ElementResponder {
                 Ok(to_base64(&file))
             })
             .collect::<Result<Vec<_>>>()?;
-        self.counters.images_generated(images.len());
+        let phases = Phases::new(self.response.received, &output.timings, Instant::now());
+        self.response.counters.element_completed(images.len(), &phases);
         Ok(ElementResult {
             images,
             seed: self.seed,
@@ -216,6 +256,7 @@ impl ElementResponder {
             prompt_truncated: output.prompt_truncated,
             nsfw_content_detected: output.nsfw_content_detected.clone(),
             tiles: output.tiles,
+            phases,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The pipeline of a model folder, as the engine drives it: prepare, step, finish.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,6 +14,7 @@ use super::memory_need::{CHUNK_SIZE, PipelineRequest};
 use super::prompt_encoder::PromptEncoder;
 use super::safety_check::SafetyCheck;
 use super::stable_diffusion::steps_of;
+use super::timings::Timings;
 use super::unet_calls::{ConditioningInput, UNetCalls};
 use crate::models::layers::ChunkSize;
 use crate::models::unet::guidance_scale_embedding;
@@ -47,6 +49,8 @@ pub struct PipelineOutput {
     pub nsfw_content_detected: Option<Vec<bool>>,
     /// The number of tiles and chunks of each image; `None` for a pipeline that has none.
     pub tiles: Option<TileCounts>,
+    /// When the phases ended.
+    pub timings: Timings,
 }
 
 /// The pipelines of a model folder. The inputs of a request select one of them.
@@ -147,11 +151,13 @@ impl DiffusionPipeline {
     }
 
     fn prepare_job(&mut self, request: &GenerateRequest) -> Result<Job> {
+        let started = Instant::now();
         let images = i64::try_from(request.num_images_per_prompt).map_err(|_| Error::internal("too many images"))?;
         if let Some(check) = &self.components.safety_check {
             check.check_size(request.width, request.height)?;
         }
         let (prompt_embeds, prompt_truncated) = self.prompt_embeds(request, images)?;
+        let text_encoded = Instant::now();
 
         let config = match &request.scheduler {
             Some(class) => self.components.scheduler.with_class(class)?,
@@ -202,6 +208,7 @@ impl DiffusionPipeline {
             deep_feature: None,
             decoder: request.decoder,
             chunk_size: None,
+            times: [started, text_encoded, Instant::now()],
         })
     }
 
@@ -229,6 +236,8 @@ impl DiffusionPipeline {
     }
 
     fn finish_job(&self, job: &Job) -> Result<PipelineOutput> {
+        let [started, text_encoded, prepared] = job.times;
+        let stepped = Instant::now();
         let mut images = self.decode(&job.state.latents, job.decoder, job.chunk_size)?;
         let nsfw_content_detected = match &self.components.safety_check {
             Some(check) => {
@@ -248,6 +257,13 @@ impl DiffusionPipeline {
             scheduler: job.scheduler_name,
             nsfw_content_detected,
             tiles: self.tile_counts(job),
+            timings: Timings {
+                started,
+                text_encoded,
+                prepared,
+                stepped,
+                decoded: Instant::now(),
+            },
         })
     }
 

@@ -1,5 +1,7 @@
 //! A request in flight.
 
+use std::time::Instant;
+
 use tch::{Device, Tensor};
 
 use super::denoising_state::DenoisingState;
@@ -40,6 +42,8 @@ pub struct Job {
     pub(super) decoder: Decoder,
     /// The chunks in which the VAE decodes an image; `None` if it decodes an image whole.
     pub(super) chunk_size: Option<ChunkSize>,
+    /// When it started, its prompts were encoded, and it was prepared.
+    pub(super) times: [Instant; 3],
 }
 
 impl Job {

@@ -17,6 +17,7 @@ mod memory_need;
 mod prompt_encoder;
 mod safety_check;
 mod stable_diffusion;
+mod timings;
 mod unet_calls;
 
 use crate::models::layers::free_upcast_buffers;
@@ -35,6 +36,7 @@ pub use loading::{Components, ModelIndex};
 pub use memory_need::PipelineRequest;
 pub use prompt_encoder::{MAX_CHUNKS, PromptEmbeds, PromptEncoder};
 pub use safety_check::SafetyCheck;
+pub use timings::Timings;
 
 /// Returns the memory of a GPU; `None` for the CPU.
 ///
@@ -57,8 +59,10 @@ const HOST_RESERVE: u64 = 128 << 20;
 pub fn memory_for_jobs(device: Device, needed: u64) -> Option<u64> {
     match device {
         Device::Cpu => {
-            let available =
-                || Some((memory::available(0)? + cpu_allocator::counted_bytes()).saturating_sub(HOST_RESERVE));
+            let available = || {
+                let free = memory::physical()?;
+                Some(free - HOST_RESERVE.min(free / 8) + cpu_allocator::counted_bytes())
+            };
             if available()? < needed {
                 // A failure changes nothing: memory is short either way.
                 let _ = free_cached_memory(device);

@@ -43,14 +43,15 @@ pub fn trim() {}
 /// of the address space (`ulimit -v`) leave; page cache that is not mapped counts as free. `mapped` bytes of the memory that will
 /// be used are in maps of this process, and need no more of its address space.
 pub fn available(mapped: u64) -> Option<u64> {
-    [
-        system(),
-        control_groups(Path::new("/sys/fs/cgroup"), &own_groups()),
-        address_space().map(|left| left.saturating_add(mapped)),
-    ]
-    .into_iter()
-    .flatten()
-    .min()
+    let address_space = address_space().map(|left| left.saturating_add(mapped));
+    [physical(), address_space].into_iter().flatten().min()
+}
+
+/// Returns what [`available`] returns without the limit of the address space: memory whose use is not refused, but ends the
+/// process if there is too little.
+pub fn physical() -> Option<u64> {
+    let groups = control_groups(Path::new("/sys/fs/cgroup"), &own_groups());
+    [system(), groups].into_iter().flatten().min()
 }
 
 fn system() -> Option<u64> {

@@ -24,6 +24,8 @@ typedef struct TRITONSERVER_Message TRITONSERVER_Message;
 typedef struct TRITONSERVER_Parameter TRITONSERVER_Parameter;
 typedef struct TRITONSERVER_MetricFamily TRITONSERVER_MetricFamily;
 typedef struct TRITONSERVER_Metric TRITONSERVER_Metric;
+typedef struct TRITONSERVER_MetricArgs TRITONSERVER_MetricArgs;
+typedef struct TRITONSERVER_InferenceTrace TRITONSERVER_InferenceTrace;
 typedef struct TRITONSERVER_BufferAttributes TRITONSERVER_BufferAttributes;
 typedef struct TRITONBACKEND_Backend TRITONBACKEND_Backend;
 typedef struct TRITONBACKEND_BackendAttribute TRITONBACKEND_BackendAttribute;
@@ -152,6 +154,26 @@ TRITONSERVER_Error* TRITONSERVER_MetricIncrement(
     TRITONSERVER_Metric* metric, double value);
 TRITONSERVER_Error* TRITONSERVER_MetricSet(
     TRITONSERVER_Metric* metric, double value);
+
+/* Functions that older servers lack; optional.rs looks for them at run time. */
+typedef TRITONSERVER_Error* (*TRITONSERVER_MetricArgsNewFn)(
+    TRITONSERVER_MetricArgs** args);
+typedef TRITONSERVER_Error* (*TRITONSERVER_MetricArgsSetHistogramFn)(
+    TRITONSERVER_MetricArgs* args, const double* buckets,
+    const uint64_t buckets_count);
+typedef TRITONSERVER_Error* (*TRITONSERVER_MetricArgsDeleteFn)(
+    TRITONSERVER_MetricArgs* args);
+typedef TRITONSERVER_Error* (*TRITONSERVER_MetricNewWithArgsFn)(
+    TRITONSERVER_Metric** metric, TRITONSERVER_MetricFamily* family,
+    const TRITONSERVER_Parameter** labels, const uint64_t label_count,
+    const TRITONSERVER_MetricArgs* args);
+typedef TRITONSERVER_Error* (*TRITONSERVER_MetricObserveFn)(
+    TRITONSERVER_Metric* metric, double value);
+typedef TRITONSERVER_Error* (*TRITONBACKEND_RequestTraceFn)(
+    TRITONBACKEND_Request* request, TRITONSERVER_InferenceTrace** trace);
+typedef TRITONSERVER_Error* (*TRITONSERVER_InferenceTraceReportActivityFn)(
+    TRITONSERVER_InferenceTrace* trace, uint64_t timestamp,
+    const char* activity_name);
 
 /* What is said about a piece of memory when its use is reported. */
 TRITONSERVER_Error* TRITONSERVER_BufferAttributesNew(

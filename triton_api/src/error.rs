@@ -28,6 +28,32 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// All codes.
+    pub const ALL: [Self; 8] = [
+        Self::Unknown,
+        Self::Internal,
+        Self::NotFound,
+        Self::InvalidArg,
+        Self::Unavailable,
+        Self::Unsupported,
+        Self::AlreadyExists,
+        Self::Cancelled,
+    ];
+
+    /// Returns Triton's name without its prefix, e.g. `INVALID_ARG`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "UNKNOWN",
+            Self::Internal => "INTERNAL",
+            Self::NotFound => "NOT_FOUND",
+            Self::InvalidArg => "INVALID_ARG",
+            Self::Unavailable => "UNAVAILABLE",
+            Self::Unsupported => "UNSUPPORTED",
+            Self::AlreadyExists => "ALREADY_EXISTS",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+
     /// Converts Triton's value.
     #[doc(hidden)]
     pub fn from_raw(raw: sys::TRITONSERVER_Error_Code) -> Self {

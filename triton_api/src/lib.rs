@@ -32,6 +32,7 @@ mod error;
 mod input;
 mod instance;
 mod model;
+mod optional;
 mod request;
 mod response;
 mod slot;

@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::error::{Error, check, non_null};
+use crate::optional::{self, HistogramFunctions};
 use crate::{log_warn, sys, text};
 
 /// A family of counters, values that only grow.
@@ -121,6 +122,105 @@ impl Gauge {
     }
 }
 
+/// A family of histograms, which count values in buckets. Servers before 24.08 have none.
+#[derive(Debug, Clone)]
+pub struct HistogramFamily {
+    family: Arc<Family>,
+    functions: HistogramFunctions,
+    /// The upper ends of the buckets, ascending.
+    buckets: Vec<f64>,
+}
+
+impl HistogramFamily {
+    /// Registers a family of histograms (`TRITONSERVER_MetricFamilyNew`). `buckets` are their upper ends, ascending; one
+    /// more bucket has no end.
+    ///
+    /// # Errors
+    ///
+    /// UNSUPPORTED if the server has no metrics or no histograms, and those of [`CounterFamily::new`].
+    pub fn new(name: &str, description: &str, buckets: &[f64]) -> Result<Self, Error> {
+        let functions = optional::histograms()
+            .ok_or_else(|| Error::unsupported("the server has no histograms; Triton has them since 24.08"))?;
+        Ok(Self {
+            family: Family::new(sys::TRITONSERVER_METRIC_KIND_HISTOGRAM, name, description)?,
+            functions,
+            buckets: buckets.to_vec(),
+        })
+    }
+
+    /// Returns the histogram with these labels.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CounterFamily::counter`].
+    pub fn histogram(&self, labels: &[(&str, &str)]) -> Result<Histogram, Error> {
+        let args = HistogramArgs::new(self.functions, &self.buckets)?;
+        let metric = Metric::create(&self.family, labels, |raw, family, labels, count| {
+            // SAFETY: `Metric::create` passes live objects, and Triton copies the buckets.
+            unsafe { (self.functions.new_metric)(raw, family, labels, count, args.raw.as_ptr()) }
+        })?;
+        Ok(Histogram {
+            metric,
+            functions: self.functions,
+        })
+    }
+}
+
+/// Values, counted in buckets.
+#[derive(Debug)]
+pub struct Histogram {
+    metric: Metric,
+    functions: HistogramFunctions,
+}
+
+impl Histogram {
+    /// Counts a value (`TRITONSERVER_MetricObserve`).
+    ///
+    /// # Errors
+    ///
+    /// Triton rejects the value.
+    pub fn observe(&self, value: f64) -> Result<(), Error> {
+        // SAFETY: the metric is live.
+        unsafe { check((self.functions.observe)(self.metric.raw.as_ptr(), value)) }
+    }
+}
+
+/// An owned `TRITONSERVER_MetricArgs`.
+struct HistogramArgs {
+    raw: NonNull<sys::TRITONSERVER_MetricArgs>,
+    functions: HistogramFunctions,
+}
+
+impl HistogramArgs {
+    fn new(functions: HistogramFunctions, buckets: &[f64]) -> Result<Self, Error> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the result points to a local; new arguments belong to the caller.
+        unsafe { check((functions.new_args)(&mut raw))? };
+        let args = Self {
+            raw: non_null(raw, "arguments of a metric")?,
+            functions,
+        };
+        // SAFETY: the arguments are live; Triton copies the buckets.
+        unsafe {
+            check((functions.set_buckets)(
+                args.raw.as_ptr(),
+                buckets.as_ptr(),
+                buckets.len() as u64,
+            ))?;
+        }
+        Ok(args)
+    }
+}
+
+impl Drop for HistogramArgs {
+    fn drop(&mut self) {
+        // SAFETY: owned by `self` and deleted here only.
+        if let Err(error) = unsafe { check((self.functions.delete_args)(self.raw.as_ptr())) } {
+            log_warn!("cannot delete the arguments of a metric: {error}");
+        }
+    }
+}
+
 /// An owned `TRITONSERVER_MetricFamily`.
 #[derive(Debug)]
 struct Family {
@@ -179,22 +279,33 @@ unsafe impl Sync for Metric {}
 
 impl Metric {
     fn new(family: &Arc<Family>, labels: &[(&str, &str)]) -> Result<Self, Error> {
+        Self::create(family, labels, |raw, family, labels, count| {
+            // SAFETY: `create` passes live objects.
+            unsafe { sys::TRITONSERVER_MetricNew(raw, family, labels, count) }
+        })
+    }
+
+    /// Makes a metric with `new`, which gets the place for it, the family and the labels, all of them live.
+    fn create(
+        family: &Arc<Family>,
+        labels: &[(&str, &str)],
+        new: impl FnOnce(
+            *mut *mut sys::TRITONSERVER_Metric,
+            *mut sys::TRITONSERVER_MetricFamily,
+            *mut *const sys::TRITONSERVER_Parameter,
+            u64,
+        ) -> *mut sys::TRITONSERVER_Error,
+    ) -> Result<Self, Error> {
         let labels = labels
             .iter()
             .map(|(name, value)| Label::new(name, value))
             .collect::<Result<Vec<_>, _>>()?;
         let mut pointers: Vec<_> = labels.iter().map(|label| label.0.cast_const()).collect();
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the family is live; the labels outlive the call, which copies them; a new
-        // metric belongs to the caller.
-        unsafe {
-            check(sys::TRITONSERVER_MetricNew(
-                &mut raw,
-                family.raw.as_ptr(),
-                pointers.as_mut_ptr(),
-                pointers.len() as u64,
-            ))?;
-        }
+        let count = pointers.len() as u64;
+        // SAFETY: the family is live; the labels outlive the call, which copies them; a new metric, or the error, belongs to
+        // the caller.
+        unsafe { check(new(&mut raw, family.raw.as_ptr(), pointers.as_mut_ptr(), count))? };
         Ok(Self {
             raw: non_null(raw, "metric")?,
             _family: Arc::clone(family),

@@ -8,7 +8,7 @@ use crate::instance::InstanceHandle;
 use crate::request::Request;
 use crate::response::{OutputTensor, Parameter, Response};
 use crate::stats::{Stopwatch, report_batch, report_request, steady_clock_ns};
-use crate::{log_error, sys};
+use crate::{log_error, optional, sys, text};
 
 /// An accepted request with its response.
 ///
@@ -91,6 +91,30 @@ impl Slot {
     /// Records that computing has ended and building the outputs begins. A later call replaces the time.
     pub fn mark_compute_end(&mut self) {
         self.stopwatch.mark_compute_end();
+    }
+
+    /// Reports activities to the trace of the request, if it is traced: names and times of [`steady_clock_ns`]. Servers
+    /// before 24.07 have no such activities.
+    ///
+    /// # Errors
+    ///
+    /// Triton rejects an activity.
+    pub fn report_activities<'n>(&mut self, activities: impl IntoIterator<Item = (&'n str, u64)>) -> Result<(), Error> {
+        let Some(functions) = optional::traces() else {
+            return Ok(());
+        };
+        let mut trace = std::ptr::null_mut();
+        // SAFETY: the slot owns the request, which is not released yet; the trace stays the request's.
+        unsafe { check((functions.of_request)(self.request.as_ptr(), &mut trace))? };
+        if trace.is_null() {
+            return Ok(());
+        }
+        for (name, time) in activities {
+            let name = text::to_c(name);
+            // SAFETY: the trace lives as long as the request; Triton copies the name.
+            unsafe { check((functions.report_activity)(trace, time, name.as_ptr()))? };
+        }
+        Ok(())
     }
 
     /// Sets the number of batch elements in the request, for the batch statistics. The default is 1.

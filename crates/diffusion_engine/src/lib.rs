@@ -106,6 +106,8 @@ pub trait ResponseHandler<Output>: Send {
 pub trait Observer: Send {
     /// A batch of `jobs` jobs with `batch_size` entries has been executed.
     fn batch_executed(&self, jobs: usize, batch_size: usize);
+    /// So many requests wait, and so many jobs run. Called before each step, and before the engine waits for requests.
+    fn load_changed(&self, waiting: usize, running: usize);
     /// A request was ended because its client had cancelled.
     fn job_cancelled(&self);
     /// A request was ended because its deadline had passed.

@@ -100,6 +100,11 @@ impl<T> Queue<T> {
         goes_on.then(|| state.submitted.drain(..).collect())
     }
 
+    /// Returns the number of requests in the queue: submitted, or taken and not yet started.
+    pub fn len(&self) -> usize {
+        self.lock().requests
+    }
+
     /// Frees the place of a request that is started or answered.
     pub fn leave(&self, bytes: usize) {
         let mut state = self.lock();

@@ -405,3 +405,18 @@ fn handler_may_drop_the_last_handle_of_the_engine() {
     assert!(answers.values().all(Result::is_ok), "{answers:?}");
     engine_under_test.ended();
 }
+
+#[test]
+fn load_is_reported_before_each_step_and_at_the_end() {
+    let mut engine_under_test = TestEngine::new(2);
+    engine_under_test.submit(Spec::new(1, 2).batch_size(2));
+    assert_eq!(engine_under_test.called(), [1]);
+    engine_under_test.submit(Spec::new(2, 1).batch_size(2));
+    engine_under_test.run();
+    assert_eq!(engine_under_test.answers(2).len(), 2);
+    let log = engine_under_test.log.clone();
+    engine_under_test.end();
+    let mut load = log.get().load.clone();
+    load.dedup();
+    assert_eq!(load, [(0, 1), (1, 1), (1, 0), (0, 1), (0, 0)]);
+}

@@ -117,9 +117,11 @@ impl<P: Pipeline> Worker<'_, P> {
             self.start_admitted()?;
             // A job may have no steps at all.
             self.complete_finished()?;
+            self.report_load();
             self.step()?;
             self.complete_finished()?;
             self.free_reserved();
+            self.report_load();
         }
         Ok(())
     }
@@ -131,6 +133,10 @@ impl<P: Pipeline> Worker<'_, P> {
             (true, false) => Wait::Moment,
             (false, _) => Wait::Never,
         }
+    }
+
+    fn report_load(&self) {
+        self.observer.load_changed(self.queue.len(), self.running.len());
     }
 
     /// Frees the reserved memory of jobs that have ended.

@@ -132,6 +132,8 @@ pub struct Log {
     pub calls: Vec<Vec<usize>>,
     /// Jobs and batch sizes that the observer received.
     pub observed: Vec<(usize, usize)>,
+    /// Waiting requests and running jobs.
+    pub load: Vec<(usize, usize)>,
     pub started: Vec<usize>,
     pub prepared: Vec<usize>,
     /// For each call of `free_memory`, the number of jobs.
@@ -308,6 +310,10 @@ pub struct FakeObserver {
 impl Observer for FakeObserver {
     fn batch_executed(&self, jobs: usize, batch_size: usize) {
         self.log.get().observed.push((jobs, batch_size));
+    }
+
+    fn load_changed(&self, waiting: usize, running: usize) {
+        self.log.get().load.push((waiting, running));
     }
 
     fn job_cancelled(&self) {

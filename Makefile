@@ -36,7 +36,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package diffusion_kernels --package test_support
 
-.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak tiles check-cuda lint sanitize deny parity setup-bench bench bench-full-size bench-report clean
+.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak chaos fuzz tiles check-cuda lint sanitize deny parity setup-bench bench bench-full-size bench-report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +100,28 @@ gpu-check: backend ## images, speed and memory on the GPU of this machine (below
 soak: backend ## eight clients that load, infer and unload at random for five minutes
 	TRITON_DIFFUSION_SOAK_SECONDS=300 $(PYTHON_VENV) -m pytest tests/e2e/test_soak.py $(PYTEST_ARGS)
 
+# A library in which the test plants failures.
+CHAOS_SECONDS ?= 600
+chaos: backend ## clients that cancel, disconnect and send rubbish next to good ones, and planted failures, for 10 minutes
+	$(CARGO) build --release --lib --features failpoints
+	rm -rf dist/chaos && mkdir -p dist/chaos && cp -al dist/backends/diffusion dist/chaos/diffusion
+	rm dist/chaos/diffusion/libtriton_diffusion.so
+	strip --strip-debug -o dist/chaos/diffusion/libtriton_diffusion.so target/release/libtriton_diffusion.so
+	TRITON_DIFFUSION_CHAOS_SECONDS=$(CHAOS_SECONDS) $(PYTHON_VENV) -m pytest tests/chaos $(PYTEST_ARGS)
+
+# The fuzzer needs a nightly compiler. FUZZ_SECONDS is for each target; new inputs go to target/fuzz/corpus.
+FUZZ_SECONDS ?= 900
+FUZZ_TARGETS ?= bytes gen_args prompt base64 image safetensors tokenizer config
+fuzz: setup ## the fuzzer, 15 minutes for each target (installs a nightly toolchain and cargo-fuzz)
+	rustup toolchain install nightly --profile minimal
+	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	for target in $(FUZZ_TARGETS); do \
+	  mkdir -p "target/fuzz/corpus/$$target"; \
+	  LD_LIBRARY_PATH="$(CURDIR)/target/libtorch/lib" $(CARGO) +nightly fuzz run --fuzz-dir fuzz --target-dir target/fuzz $$target \
+	    "target/fuzz/corpus/$$target" "fuzz/corpus/$$target" -- -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 \
+	    -print_final_stats=1; \
+	done
+
 tiles: setup ## the upscaler with tiles against the upscaler without, 512x512 to 2048x2048 (some minutes)
 	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features failpoints --test upscaler_tiles -- --nocapture
 
@@ -153,6 +175,7 @@ bench: backend setup-bench ## compare with diffusers in the Python backend, Open
 	$(BENCH)/load_time.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name load_tiny --checkpoint tiny
 	$(BENCH)/many_models.py $(BENCH_OPTIONS) --name models_tiny --checkpoint tiny --count 20
 	$(BENCH)/neighbors.py $(BENCH_OPTIONS) --rounds $(ROUNDS)
+	$(BENCH)/mixed_load.py $(BENCH_OPTIONS) --rounds $(ROUNDS)
 	$(BENCH)/psnr.py $(BENCH_OPTIONS)
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256 --checkpoint full_size --side 256 --steps 4
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256_sdcpp --checkpoint full_size --side 256 --steps 4 --contenders exact,fast,sdcpp

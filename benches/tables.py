@@ -159,6 +159,22 @@ def neighbors(found: list[dict]) -> str:
     return table(["", "request", "", "times its share"], rows)
 
 
+def mixed_load(found: list[dict]) -> str:
+    """Returns the table of the latency of mixed requests."""
+    names = {"fast": "all at once", "fifo": "first in, first out"}
+    rows = []
+    for result in found:
+        settings = result["settings"]
+        sides = " and ".join(square(side) for side in settings["sides"])
+        for row in result["rows"]:
+            for name, values in row["samples"].items():
+                if row["what"] != "alone" and name in names:
+                    times = "1" if name == "fast" else spread(ratios(row["samples"], name, "fast"))
+                    what = f"{row['what']}, {SIZES[settings['checkpoint']]}, {sides}"
+                    rows.append([what, names[name], spread(values, digits_of(values)), times])
+    return table(["latency", "", "seconds", "times all at once"], rows)
+
+
 def psnr(found: list[dict]) -> str:
     """Returns the table of differences between images."""
     rows = []
@@ -191,6 +207,7 @@ KINDS = {
     "flags": flags,
     "growth": growth,
     "neighbors": neighbors,
+    "mixed_load": mixed_load,
     "psnr": psnr,
     "approximations": approximations,
 }

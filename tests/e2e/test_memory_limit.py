@@ -23,7 +23,9 @@ def own_group(pid, root):
     """Returns the folder of a process's control group below `root`."""
     for line in pathlib.Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if (root.name == "memory") == ("memory" in controllers.split(",")) and (root / path[1:] / "cgroup.procs").exists():
+        if (root.name == "memory") == ("memory" in controllers.split(",")) and (
+            root / path[1:] / "cgroup.procs"
+        ).exists():
             return root / path[1:]
     return root
 

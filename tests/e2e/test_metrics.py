@@ -3,14 +3,12 @@
 import json
 import time
 
+import numpy as np
 import pytest
-import tritonclient.http as httpclient
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
-import numpy as np
 import server as triton
 import support
-from client import input_tensors
 from support import CHECKPOINT, Repository, config, wait_for
 
 PHASES = ["queue", "text_encoding", "preparation", "steps", "decoding", "encoding"]

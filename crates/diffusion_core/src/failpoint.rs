@@ -57,6 +57,27 @@ mod armed {
             .push((point, fault));
     }
 
+    /// Names a folder in which another program arms failures: it makes a file such as `step.panic` or
+    /// `prepare.out_of_memory`, which the failure removes.
+    const FOLDER: &str = "TRITON_DIFFUSION_FAILPOINTS";
+
+    /// Takes a failure that another program has armed.
+    fn take_file(point: FailPoint) -> Option<Fault> {
+        let folder = std::env::var_os(FOLDER)?;
+        let point = match point {
+            FailPoint::Load => "load",
+            FailPoint::Prepare => "prepare",
+            FailPoint::Step => "step",
+            FailPoint::Finish => "finish",
+        };
+        let faults = [("panic", Fault::Panic), ("out_of_memory", Fault::OutOfMemory)];
+        let mut armed = faults.into_iter().filter(|(fault, _)| {
+            let file = std::path::Path::new(&folder).join(format!("{point}.{fault}"));
+            std::fs::remove_file(file).is_ok()
+        });
+        armed.next().map(|(_, fault)| fault)
+    }
+
     /// Returns the failure armed at this point, if any.
     ///
     /// # Errors
@@ -71,7 +92,7 @@ mod armed {
             let found = armed.iter().position(|(at, _)| *at == point);
             found.map(|index| armed.remove(index).1)
         };
-        match fault {
+        match fault.or_else(|| take_file(point)) {
             None => Ok(()),
             Some(Fault::OutOfMemory) => Err(Error::out_of_memory("armed failure")),
             Some(Fault::Panic) => panic!("armed panic"),

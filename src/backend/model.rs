@@ -15,7 +15,7 @@ use super::memory_budgets::MemoryBudgets;
 use super::metrics::{Counters, MetricFamilies};
 use super::{BackendState, ModelInstanceState};
 use crate::pipelines::{Components, Device, ModelIndex, free_cached_memory};
-use crate::weights::{Progress, WeightMemory};
+use crate::weights::{Progress, WeightMemory, check_inside};
 use diffusion_core::config::{ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config};
 use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
@@ -171,6 +171,9 @@ impl ModelState {
             log_warn!("model '{name}': {warning}");
         }
         let folder = context.version_path().join(&parameters.checkpoint);
+        if !parameters.outside_links {
+            check_inside(&folder, &context.version_path()).map_err(|error| fail(&error))?;
+        }
         // An invalid folder fails here, before instances are created.
         let class = ModelIndex::read(&folder).and_then(|index| index.pipeline_class());
         let inputs = inputs_of(class.map_err(|error| fail(&error))?);

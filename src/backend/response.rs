@@ -1,5 +1,6 @@
 //! The response to a Triton request, put together from its batch elements.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -282,11 +283,18 @@ impl ResponseHandler<PipelineOutput> for ElementResponder {
         match result {
             Ok(output) => {
                 let encoder = self.encoder.clone();
-                encoder.run(Box::new(move || {
+                let bytes = output.images.iter().map(|image| image.rgb().len()).sum();
+                let task = move || {
                     self.response.mark_compute_end();
-                    let result = self.encode(&output);
+                    // The client hears of a panic now, not when the other batch elements have ended.
+                    let result = catch_unwind(AssertUnwindSafe(|| self.encode(&output))).unwrap_or_else(|payload| {
+                        // The destructor of a payload may panic.
+                        std::mem::forget(payload);
+                        Err(Error::internal("internal error; see the server log"))
+                    });
                     self.response.complete_element(self.index, result);
-                }));
+                };
+                encoder.run(Box::new(task), bytes);
             }
             Err(error) => self.response.complete_element(self.index, Err(self.with_index(error))),
         }

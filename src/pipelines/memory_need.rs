@@ -6,7 +6,7 @@ use super::denoising_state::image_size;
 use super::loading::Components;
 use super::prompt_encoder::MAX_CHUNKS;
 use super::stable_diffusion::steps_of;
-use crate::models::layers::ChunkSize;
+use crate::models::layers::{ChunkSize, unsigned};
 use diffusion_core::Result;
 use diffusion_core::config::Numerics;
 use diffusion_engine::MemoryNeed;
@@ -94,7 +94,7 @@ impl Components {
             step += unet.largest_kernel_values() * bytes;
         }
 
-        let channels = positive(unet.in_channels) + LATENT_COPIES * positive(self.vae.config().latent_channels);
+        let channels = unsigned(unet.in_channels) + LATENT_COPIES * unsigned(self.vae.config().latent_channels);
         let mut held = area(size.latents()) * channels * images * bytes;
         let tokens = match request.prompts.syntax() {
             PromptSyntax::Plain => TOKENS,
@@ -103,7 +103,7 @@ impl Components {
         // A batch of several jobs has a joined copy.
         held += 2 * unet.text_values() * tokens * entries * bytes;
         if request.deep_cache > 1 {
-            let deepest = unet.block_out_channels.iter().map(|&count| positive(count)).max();
+            let deepest = unet.block_out_channels.iter().map(|&count| unsigned(count)).max();
             held += deepest.unwrap_or(0) * area(size.latents()) * entries * bytes;
         }
         let files = request.input_pixels();
@@ -113,7 +113,7 @@ impl Components {
         let chunks = at_once.chunk_size.or(planned.decode_in_chunks.then_some(CHUNK_SIZE));
         let finish = self.finish_memory(request, chunks, fast);
         MemoryNeed {
-            held: held + images * request.pixels() * ENCODED_PIXEL,
+            held: held + images * request.output_pixels() * ENCODED_PIXEL,
             step,
             alone: SMALL + prepare.max(finish),
         }
@@ -148,14 +148,16 @@ impl Components {
         let factor = self.vae.config().scale_factor();
         let (height, width) = (i64::from(request.height) / factor, i64::from(request.width) / factor);
         let images = request.num_images_per_prompt as u64;
-        let at_once = if self.decodes_together() { images } else { 1 };
-        // The image in floats, and in bytes.
-        let decoded = request.pixels() * (12 + 3 + 3) * at_once;
+        let together = if self.decodes_together() { images } else { 1 };
+        // Chunks are of one image.
+        let at_once = if chunks.is_some() { 1 } else { together };
+        // The images in floats, and in bytes.
+        let decoded = request.pixels() * (12 + 3 + 3) * together;
         let network = match (request.decoder, &self.vae_tiny) {
             (Decoder::Tiny, Some(tiny)) => {
                 let channels = tiny.config().decoder_block_out_channels.first().copied().unwrap_or(0);
                 // Input, two convolutions and the sum.
-                positive(channels) * request.pixels() * 4 * bytes_of(tiny.kind())
+                unsigned(channels) * request.pixels() * 4 * bytes_of(tiny.kind())
             }
             _ => {
                 let vae = self.vae.config();
@@ -186,9 +188,5 @@ fn bytes_of(kind: Kind) -> u64 {
 }
 
 fn area((height, width): (i64, i64)) -> u64 {
-    positive(height) * positive(width)
-}
-
-fn positive(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
+    unsigned(height) * unsigned(width)
 }

@@ -139,6 +139,7 @@ fn elements(input: &Input<'_>, max_batch_size: u32, max_element: usize) -> Resul
 fn from_triton(error: triton_api::Error) -> Error {
     let message = error.message().to_owned();
     match error.code() {
+        _ if error.is_out_of_memory() => Error::OutOfMemory(message),
         triton_api::ErrorCode::InvalidArg => Error::InvalidArgument(message),
         triton_api::ErrorCode::Unsupported => Error::Unsupported(message),
         triton_api::ErrorCode::NotFound => Error::NotFound(message),

@@ -37,4 +37,4 @@ pub use failure::lose_device;
 pub use from_blob::{TensorStorage, from_blob};
 pub use generator::Generator;
 pub use stream::Stream;
-pub use upload::Uploader;
+pub use upload::{Unwritten, Uploader};

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -49,19 +50,26 @@ impl Uploader {
         }
     }
 
-    /// Makes a contiguous tensor of a float dtype on the device. `fill` writes its bytes, piece after piece; every piece
+    /// Makes a contiguous tensor of a float dtype on the device. `fill` writes all of its bytes, piece after piece; every piece
     /// holds whole elements. On a GPU the values are valid after [`Uploader::finish`].
     ///
     /// # Errors
     /// Those of `fill`; out of memory; errors of CUDA, as `Internal`.
-    pub fn tensor(&self, shape: &[i64], kind: Kind, mut fill: impl FnMut(&mut [u8]) -> Result<()>) -> Result<Tensor> {
+    pub fn tensor(
+        &self,
+        shape: &[i64],
+        kind: Kind,
+        mut fill: impl FnMut(&mut Unwritten<'_>) -> Result<()>,
+    ) -> Result<Tensor> {
         let Some(stream) = self.0 else {
             let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
             let bytes = tensor.numel() * kind.elt_size_in_bytes();
             if bytes > 0 {
                 memory::prefer_huge_pages(tensor.data_ptr().cast(), bytes);
-                // SAFETY: the tensor is new, contiguous and of this length, and nothing else refers to it.
-                fill(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), bytes) })?;
+                // SAFETY: the tensor is new, contiguous and of this length, and nothing else refers to it. Its bytes may be
+                // unwritten, as the type says.
+                let memory = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), bytes) };
+                Unwritten::fill(memory, &mut fill)?;
             }
             return Ok(tensor);
         };
@@ -72,7 +80,7 @@ impl Uploader {
         while start < count {
             let elements = (count - start).min(BUFFER_BYTES / size);
             let mut buffer = Buffer::take()?;
-            fill(buffer.bytes(elements * size)?)?;
+            Unwritten::fill(buffer.bytes(elements * size)?, &mut fill)?;
             let target = flat.f_narrow(0, start as i64, elements as i64)?;
             buffer.copy_to(&target, stream)?;
             start += elements;
@@ -86,6 +94,42 @@ impl Uploader {
     /// `DeviceLost` if the GPU failed.
     pub fn finish(&self) -> Result<()> {
         self.0.map_or(Ok(()), RawStream::synchronize)
+    }
+}
+
+/// New memory, which is written from its beginning to its end.
+pub struct Unwritten<'a> {
+    rest: &'a mut [MaybeUninit<u8>],
+}
+
+impl<'a> Unwritten<'a> {
+    fn fill(memory: &'a mut [MaybeUninit<u8>], fill: &mut impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        let mut unwritten = Self { rest: memory };
+        fill(&mut unwritten)?;
+        match unwritten.rest.len() {
+            0 => Ok(()),
+            left => Err(Error::internal(format!("{left} bytes of a tensor were not written"))),
+        }
+    }
+
+    /// Returns how many bytes are left to be written.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// `Internal` if there are more of them than [`Unwritten::remaining`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let rest = std::mem::take(&mut self.rest);
+        let (target, rest) = rest
+            .split_at_mut_checked(bytes.len())
+            .ok_or_else(|| Error::internal("more bytes than the tensor has"))?;
+        // SAFETY: both are of this length, and the target is borrowed alone.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target.as_mut_ptr().cast(), bytes.len()) };
+        self.rest = rest;
+        Ok(())
     }
 }
 
@@ -156,11 +200,11 @@ impl Buffer {
     }
 
     /// Returns the first bytes of the buffer, to be written.
-    fn bytes(&mut self, length: usize) -> Result<&mut [u8]> {
+    fn bytes(&mut self, length: usize) -> Result<&mut [MaybeUninit<u8>]> {
         let memory = &self.ring_buffer()?.memory;
         debug_assert!(length <= memory.numel());
         // SAFETY: the tensor is contiguous and at least this long. This value is its only owner, and the last copy from it
-        // is done.
+        // is done. Its bytes may be unwritten, as the type says.
         Ok(unsafe { std::slice::from_raw_parts_mut(memory.data_ptr().cast(), length) })
     }
 
@@ -213,14 +257,18 @@ mod tests {
         let mut pieces = 0;
         let tensor = upload.tensor(&[2, 3], Kind::Half, |bytes| {
             pieces += 1;
-            bytes.fill(0);
-            assert_eq!(bytes.len(), 12);
-            Ok(())
+            assert_eq!(bytes.remaining(), 12);
+            bytes.write(&[0; 5])?;
+            bytes.write(&[0; 7])
         });
         let tensor = tensor.unwrap();
         assert_eq!((tensor.size(), tensor.kind(), pieces), (vec![2, 3], Kind::Half, 1));
         assert_eq!(tensor, tensor.zeros_like());
         upload.finish().unwrap();
+        for wrong in [5, 13] {
+            let result = upload.tensor(&[2, 3], Kind::Half, |bytes| bytes.write(&vec![0; wrong]));
+            assert!(result.is_err(), "{wrong} bytes");
+        }
     }
 
     #[test]

@@ -12,14 +12,15 @@ const HOST_RESERVE: u64 = 256 << 20;
 /// A running model needs the memory: about 0.4 GB for CUDA's context, 1 to 2 GB for the UNet's activations at 512x512.
 const GPU_RESERVE: u64 = 1536 << 20;
 
-/// Checks that the host has `needed` more bytes, of which `mapped` are in files that are already mapped.
-pub fn check_host(needed: u64, mapped: u64) -> Result<()> {
+/// Checks that the host has `needed` more bytes next to the `reserved` ones of other loads; `mapped` of the needed bytes are
+/// in files that are already mapped.
+pub fn check_host(needed: u64, reserved: u64, mapped: u64) -> Result<()> {
     // A model that is in the store loads on a full device.
     if needed == 0 {
         return Ok(());
     }
     let check = || match memory::available(mapped) {
-        Some(free) => check_free(needed, free, HOST_RESERVE, "the host"),
+        Some(free) => check_free(needed, free, HOST_RESERVE.saturating_add(reserved), "the host"),
         None => Ok(()),
     };
     // What libtorch keeps counts as used.
@@ -29,16 +30,16 @@ pub fn check_host(needed: u64, mapped: u64) -> Result<()> {
     })
 }
 
-/// Checks that a GPU has `needed` more bytes. What libtorch caches counts as used, so the cache is freed before a load is
-/// refused.
-pub fn check_gpu(needed: u64, reserve: Option<u64>, index: usize) -> Result<()> {
+/// Checks that a GPU has `needed` more bytes next to the `reserved` ones of other loads. What libtorch caches counts as used,
+/// so the cache is freed before a load is refused.
+pub fn check_gpu(needed: u64, reserved: u64, reserve: Option<u64>, index: usize) -> Result<()> {
     if needed == 0 {
         return Ok(());
     }
     let check = || {
         let DeviceMemory { free, total, .. } = cuda::device_memory(index)?;
         let reserve = reserve.unwrap_or_else(|| GPU_RESERVE.max(total / 20));
-        check_free(needed, free, reserve, &format!("GPU {index}"))
+        check_free(needed, free, reserve.saturating_add(reserved), &format!("GPU {index}"))
     };
     match check() {
         Err(Error::OutOfMemory(_)) => {
@@ -69,9 +70,9 @@ mod tests {
 
     #[test]
     fn check_host_beyond_free_memory_is_out_of_memory() {
-        let error = check_host(u64::MAX, 0).unwrap_err();
+        let error = check_host(u64::MAX, 0, 0).unwrap_err();
         assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
-        check_host(0, 0).unwrap();
+        check_host(0, 0, 0).unwrap();
     }
 
     #[test]

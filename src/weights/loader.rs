@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind};
@@ -194,17 +194,18 @@ impl Loader {
         let keys: Vec<Key> = std::iter::zip(&items, &digests)
             .map(|(item, &digest)| item.key(digest, device, self.placement))
             .collect();
-        // One load per device, from the check of free memory until the memory is allocated: two loads would count the
-        // same memory.
-        let lock = STORE.load_lock(device);
-        let one_at_a_time = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = weight_memory(&keys);
-        let mapped = mapped_bytes(&items, &keys)?;
-        let needed = used.total - used.shared;
-        match device {
-            Device::Cuda(index) => check_gpu(needed, self.gpu_memory_reserve, index)?,
-            _ => check_host(needed, mapped)?,
-        }
+        // Two loads would count the same free memory, so each reserves what it will allocate.
+        let reservation = STORE.reserve(device, |reserved| {
+            let used = weight_memory(&keys);
+            let needed = used.total - used.shared;
+            let mapped = mapped_bytes(&items, &keys)?;
+            match device {
+                Device::Cuda(index) => check_gpu(needed, reserved, self.gpu_memory_reserve, index)?,
+                _ => check_host(needed, reserved, mapped)?,
+            }
+            Ok(needed)
+        })?;
+        let made = AtomicU64::new(0);
 
         let uploader = Uploader::new(device)?;
         let keyed: Vec<_> = std::iter::zip(&items, &keys).collect();
@@ -212,7 +213,9 @@ impl Loader {
             let tensor = STORE
                 .get_or_insert(key, item.file.identity(), || {
                     let hashed = item.cached.is_none();
-                    materialize(item.file, &item.name, key.clone(), hashed, &uploader)
+                    let tensor = materialize(item.file, &item.name, key.clone(), hashed, &uploader)?;
+                    made.fetch_add(key.bytes(), Ordering::Relaxed);
+                    Ok(tensor)
                 })
                 .inspect_err(|_| STORE.digests.remove(item.file.identity()))?;
             progress.add(item.length - item.length / 2);
@@ -221,7 +224,12 @@ impl Loader {
 
         // Before any thread reads the tensors.
         uploader.finish()?;
-        drop(one_at_a_time);
+        drop(reservation);
+        let total = weight_memory(&keys).total;
+        let used = WeightMemory {
+            total,
+            shared: total.saturating_sub(made.into_inner()),
+        };
 
         let files = tensors
             .iter()

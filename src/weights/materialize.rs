@@ -8,7 +8,7 @@ use super::convert::convert_into;
 use super::digest::Digest;
 use super::file::TensorFile;
 use super::store::{Key, StoredTensor};
-use crate::torch::Uploader;
+use crate::torch::{Unwritten, Uploader};
 use diffusion_core::{Error, Result};
 
 /// libtorch's CPU allocator aligns to this many bytes (`c10/core/alignment.h`). The sums of MKL may depend on the
@@ -57,7 +57,7 @@ pub fn materialize(file: &TensorFile, name: &str, key: Key, hashed: bool, upload
     let mut rest = bytes;
     // Converts before the copy: half-precision tensors then need half of the bus, and diffusers also rounds on the CPU.
     let tensor = uploader.tensor(&key.shape, key.kind, |target| {
-        let length = target.len() / key.kind.elt_size_in_bytes() * key.from.elt_size_in_bytes();
+        let length = target.remaining() / key.kind.elt_size_in_bytes() * key.from.elt_size_in_bytes();
         let (source, after) = rest
             .split_at_checked(length)
             .ok_or_else(|| Error::internal("a tensor that ends before its shape"))?;
@@ -83,18 +83,26 @@ pub fn can_map(key: &Key, bytes: &[u8]) -> bool {
         && (bytes.as_ptr() as usize).is_multiple_of(alignment)
 }
 
-/// Converts `source` of dtype `from`, which need not be aligned, to `target` of dtype `to`. Every byte that is converted
-/// goes through `hasher`.
-fn convert(source: &[u8], from: Kind, target: &mut [u8], to: Kind, hasher: &mut blake3::Hasher) -> Result<()> {
+/// Converts `source` of dtype `from`, which need not be aligned, to dtype `to` and writes it to `target`. Every byte that is
+/// converted goes through `hasher`.
+fn convert(source: &[u8], from: Kind, target: &mut Unwritten<'_>, to: Kind, hasher: &mut blake3::Hasher) -> Result<()> {
     let (from_size, to_size) = (from.elt_size_in_bytes(), to.elt_size_in_bytes());
     // Aligned for every dtype.
-    let mut chunk = vec![0u64; (CHUNK * from_size).div_ceil(size_of::<u64>())];
+    let aligned = |bytes: usize| vec![0u64; bytes.div_ceil(size_of::<u64>())];
+    let (mut chunk, mut converted) = (aligned(CHUNK * from_size), aligned(CHUNK * to_size));
     let chunk: &mut [u8] = bytemuck::cast_slice_mut(&mut chunk);
-    for (source, target) in source.chunks(CHUNK * from_size).zip(target.chunks_mut(CHUNK * to_size)) {
+    let converted: &mut [u8] = bytemuck::cast_slice_mut(&mut converted);
+    for source in source.chunks(CHUNK * from_size) {
         let chunk = &mut chunk[..source.len()];
         chunk.copy_from_slice(source);
         hasher.update(chunk);
-        convert_into(chunk, from, target, to)?;
+        if from == to {
+            target.write(chunk)?;
+        } else {
+            let converted = &mut converted[..source.len() / from_size * to_size];
+            convert_into(chunk, from, converted, to)?;
+            target.write(converted)?;
+        }
     }
     Ok(())
 }

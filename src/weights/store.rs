@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use tch::{Device, Kind, Tensor};
 
@@ -157,7 +157,10 @@ type Slot = Arc<Mutex<Weak<StoredTensor>>>;
 pub struct Store {
     slots: Mutex<HashMap<Key, Slot>>,
     /// One lock per device, which a load holds while it allocates.
-    loading: Mutex<HashMap<Device, Arc<Mutex<()>>>>,
+    /// The memory that loads have reserved on each device.
+    loading: Mutex<HashMap<Device, u64>>,
+    /// Notified when a load ends.
+    loaded: Condvar,
     /// The digests of files that were read before.
     pub digests: DigestCache,
 }
@@ -166,6 +169,7 @@ pub struct Store {
 pub static STORE: LazyLock<Store> = LazyLock::new(|| Store {
     slots: Mutex::default(),
     loading: Mutex::default(),
+    loaded: Condvar::new(),
     digests: DigestCache::new(),
 });
 
@@ -203,10 +207,29 @@ impl Store {
         }
     }
 
-    /// Returns the lock of a device. A load holds it from the check of free memory until the memory is allocated.
-    pub fn load_lock(&self, device: Device) -> Arc<Mutex<()>> {
+    /// Reserves memory of a device for a load, until the result is dropped. `check` gets what other loads have reserved, and
+    /// returns what this load needs. If there is not enough next to other loads, waits until one of them ends; loads that
+    /// fit do not wait for one whose files are slow.
+    ///
+    /// # Errors
+    /// That of `check` if no other load is left.
+    pub fn reserve(&self, device: Device, check: impl Fn(u64) -> Result<u64>) -> Result<LoadReservation<'_>> {
         let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(loading.entry(device).or_default())
+        loop {
+            let reserved = loading.get(&device).copied().unwrap_or(0);
+            match check(reserved) {
+                Ok(bytes) => {
+                    *loading.entry(device).or_default() += bytes;
+                    return Ok(LoadReservation {
+                        store: self,
+                        device,
+                        bytes,
+                    });
+                }
+                Err(error) if reserved == 0 => return Err(error),
+                Err(_) => loading = self.loaded.wait(loading).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
     }
 
     /// Returns whether the store has a tensor of this key, or one is being made. Its contents are verified by
@@ -253,6 +276,24 @@ impl Store {
 
     fn slots(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Memory that a load has reserved.
+pub struct LoadReservation<'a> {
+    store: &'a Store,
+    device: Device,
+    bytes: u64,
+}
+
+impl Drop for LoadReservation<'_> {
+    fn drop(&mut self) {
+        let mut loading = self.store.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reserved) = loading.get_mut(&self.device) {
+            *reserved = reserved.saturating_sub(self.bytes);
+        }
+        drop(loading);
+        self.store.loaded.notify_all();
     }
 }
 

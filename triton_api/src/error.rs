@@ -155,6 +155,11 @@ impl Error {
         }
     }
 
+    /// Returns whether the error is from [`Error::out_of_memory`].
+    pub fn is_out_of_memory(&self) -> bool {
+        self.out_of_memory
+    }
+
     constructors! {
         internal => Internal,
         not_found => NotFound,

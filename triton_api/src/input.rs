@@ -1,6 +1,5 @@
 //! Input tensors of a request.
 
-use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
@@ -97,15 +96,15 @@ impl<'a> Input<'a> {
             .ok_or_else(|| Error::invalid_arg(format!("input '{}': the shape is out of range", self.name)))
     }
 
-    /// Returns the bytes of the tensor (`TRITONBACKEND_InputBuffer`): borrowed from a single buffer,
-    /// or copied from several.
+    /// Copies the bytes of the tensor (`TRITONBACKEND_InputBuffer`). The caller may rely on the copy: a client can write to an
+    /// input in shared memory at any time.
     ///
     /// # Errors
     ///
     /// INVALID_ARG if the tensor has more than `limit` bytes, checked before any allocation.
-    /// UNSUPPORTED if a buffer is in GPU memory. INTERNAL if the sizes of the buffers do not add
-    /// up to that of the tensor.
-    pub fn contents(&self, limit: usize) -> Result<Cow<'a, [u8]>, Error> {
+    /// UNSUPPORTED if a buffer is in GPU memory. UNAVAILABLE if there is no memory for the copy. INTERNAL if the sizes of
+    /// the buffers do not add up to that of the tensor.
+    pub fn contents(&self, limit: usize) -> Result<Vec<u8>, Error> {
         let name = self.name;
         let byte_size = usize::try_from(self.byte_size).unwrap_or(usize::MAX);
         if byte_size > limit {
@@ -114,30 +113,24 @@ impl<'a> Input<'a> {
                 self.byte_size
             )));
         }
-        let mut pieces: Vec<&'a [u8]> = Vec::new();
-        let mut left = byte_size;
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(byte_size)
+            .map_err(|_| Error::out_of_memory(format!("input '{name}' needs {byte_size} bytes")))?;
         for index in 0..self.buffer_count {
-            let piece = self.buffer(index)?;
-            left = left
-                .checked_sub(piece.len())
-                .ok_or_else(|| Error::internal(format!("input '{name}': the buffers exceed the size of the tensor")))?;
-            if !piece.is_empty() {
-                pieces.push(piece);
-            }
+            self.append_buffer(index, &mut copy)?;
         }
-        if left != 0 {
+        if copy.len() != byte_size {
             return Err(Error::internal(format!(
-                "input '{name}': the buffers are {left} bytes shorter than the tensor"
+                "input '{name}': the buffers are {} bytes shorter than the tensor",
+                byte_size - copy.len()
             )));
         }
-        Ok(match pieces.as_slice() {
-            [] => Cow::Borrowed(&[]),
-            [piece] => Cow::Borrowed(piece),
-            several => Cow::Owned(several.concat()),
-        })
+        Ok(copy)
     }
 
-    fn buffer(&self, index: u32) -> Result<&'a [u8], Error> {
+    /// Appends a buffer to `copy`, which has reserved the size of the tensor.
+    fn append_buffer(&self, index: u32, copy: &mut Vec<u8>) -> Result<(), Error> {
+        let name = self.name;
         let mut buffer = std::ptr::null();
         let mut size = 0;
         let mut memory_type = sys::TRITONSERVER_MEMORY_CPU;
@@ -155,14 +148,27 @@ impl<'a> Input<'a> {
         }
         if !MemoryType::from_raw(memory_type).is_some_and(MemoryType::is_host) {
             return Err(Error::unsupported(format!(
-                "input '{}': GPU memory is not supported; send the tensor in host memory",
-                self.name
+                "input '{name}': GPU memory is not supported; send the tensor in host memory"
             )));
         }
         let size = usize::try_from(size)
-            .map_err(|_| Error::internal(format!("input '{}': the size of a buffer is out of range", self.name)))?;
-        // SAFETY: Triton returned `size` bytes of host memory, which live as long as the request.
-        unsafe { slice(buffer.cast(), size) }
+            .map_err(|_| Error::internal(format!("input '{name}': the size of a buffer is out of range")))?;
+        if size > copy.capacity() - copy.len() {
+            return Err(Error::internal(format!(
+                "input '{name}': the buffers exceed the size of the tensor"
+            )));
+        }
+        if size == 0 {
+            return Ok(());
+        }
+        let buffer = non_null(buffer.cast_mut(), "contents of an input")?;
+        // SAFETY: Triton returned `size` bytes of host memory, which live as long as the request; the copy has room for them
+        // behind its end. The bytes are read once and through a pointer, since a client may write to them meanwhile.
+        unsafe {
+            std::ptr::copy_nonoverlapping(buffer.as_ptr().cast::<u8>(), copy.as_mut_ptr().add(copy.len()), size);
+            copy.set_len(copy.len() + size);
+        }
+        Ok(())
     }
 }
 

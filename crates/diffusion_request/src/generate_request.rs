@@ -85,6 +85,12 @@ impl GenerateRequest {
         self.prompts.size() + images.iter().map(|image| image.file_size()).sum::<usize>()
     }
 
+    /// Returns the pixels of one image of the response.
+    pub fn output_pixels(&self) -> u64 {
+        let (height, width) = self.inputs.rules().output_size((self.height, self.width));
+        u64::from(height) * u64::from(width)
+    }
+
     /// Returns the pixels of each input image.
     pub fn input_pixels(&self) -> Vec<u64> {
         let images = self.inputs.rules().images();

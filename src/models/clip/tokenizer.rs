@@ -77,10 +77,11 @@ impl ClipTokenizer {
                 .filter(|&id| id < vocab_size)
                 .ok_or_else(|| invalid("a special token is not in the vocabulary".to_owned()))
         };
-        let largest = i64::try_from(inner.get_vocab_size(true)).unwrap_or(i64::MAX);
-        if largest > vocab_size {
+        // Ids may have gaps, so the size of the vocabulary says nothing about them.
+        let largest = inner.get_vocab(true).into_values().max().map_or(0, i64::from);
+        if largest >= vocab_size {
             return Err(invalid(format!(
-                "vocabulary of {largest} tokens, but vocab_size of the text encoder is {vocab_size}"
+                "the vocabulary has the id {largest}, but vocab_size of the text encoder is {vocab_size}"
             )));
         }
         // Some folders have 1e30 for "no limit".
@@ -171,6 +172,9 @@ fn from_vocab_and_merges(vocab: &Path, merges: &Path, unknown: &str) -> Result<T
         .build()
         .map_err(|error| invalid(&error))?;
     let mut tokenizer = Tokenizer::new(model);
+    if tokenizer.token_to_id(unknown).is_none() {
+        return Err(invalid(&"the vocabulary lacks the token for unknown characters"));
+    }
     let normalizer = Sequence::new(vec![
         // Removes control characters, makes white space spaces, separates Chinese characters.
         BertNormalizer::new(true, true, Some(false), false).into(),

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::bit_config::BitConfig;
 use crate::models::config;
+use crate::models::layers::unsigned;
 use diffusion_core::Result;
 
 /// The file of the configuration, for errors.
@@ -112,8 +113,7 @@ impl Default for DptConfig {
 impl DptConfig {
     /// Returns the number of values of the last fused map, which has half of the image's sides.
     pub fn fused_values(&self) -> u64 {
-        let positive = |value: i64| u64::try_from(value).unwrap_or(0);
-        positive(self.fusion_hidden_size) * positive(self.image_size / 2).pow(2)
+        unsigned(self.fusion_hidden_size) * unsigned(self.image_size / 2).pow(2)
     }
 
     /// Checks that the values fit each other and are supported.

@@ -82,3 +82,8 @@ impl Footprint {
         self.moment((maps * channels).saturating_mul(area));
     }
 }
+
+/// Returns a size as an unsigned number; 0 for one that is negative, which no checked configuration has.
+pub fn unsigned(size: i64) -> u64 {
+    u64::try_from(size).unwrap_or(0)
+}

@@ -22,7 +22,7 @@ pub use chunked::{ChunkSize, FeatureMap, convolve, convolve_lines};
 pub use conditioning::{Conditioning, TimeShift, TimeShifts};
 pub use conv::Conv2d;
 pub use embedding::Embedding;
-pub use footprint::Footprint;
+pub use footprint::{Footprint, unsigned};
 pub use group_norm::{GroupNorm, GroupNormStats};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;

@@ -1,14 +1,14 @@
 //! The memory of a UNet call.
 
 use super::config::{BlockType, UNet2DConfig};
-use crate::models::layers::Footprint;
+use crate::models::layers::{Footprint, unsigned};
 
 impl UNet2DConfig {
     /// Returns the largest number of values that a call holds at once for each batch entry, with latents of this height and
     /// width. `fast` says whether the CPU kernels of this crate compute the layers.
     pub fn activation_values(&self, height: i64, width: i64, fast: bool) -> u64 {
         let mut footprint = Footprint::new(fast);
-        let channels: Vec<u64> = self.block_out_channels.iter().map(|&count| positive(count)).collect();
+        let channels: Vec<u64> = self.block_out_channels.iter().map(|&count| unsigned(count)).collect();
         let (Some(&first), Some(&last)) = (channels.first(), channels.last()) else {
             return 0;
         };
@@ -79,7 +79,7 @@ impl UNet2DConfig {
     /// Returns the number of values of the largest kernel: that of a convolution over the innermost map and a skip
     /// connection.
     pub fn largest_kernel_values(&self) -> u64 {
-        let innermost = self.block_out_channels.last().copied().map_or(0, positive);
+        let innermost = self.block_out_channels.last().copied().map_or(0, unsigned);
         9 * innermost * innermost * 2
     }
 
@@ -90,7 +90,7 @@ impl UNet2DConfig {
             let attentions = if self.only_cross_attention.at(level) { 2 } else { 1 };
             let channels = self.block_out_channels.get(level).copied().unwrap_or(0);
             let transformers = self.transformer_layers_per_block.at(level);
-            2 * positive(channels) * (attentions * transformers * layers) as u64
+            2 * unsigned(channels) * (attentions * transformers * layers) as u64
         };
         let blocks = self.block_out_channels.len();
         let mut values = of_block(blocks.saturating_sub(1), 1);
@@ -108,10 +108,6 @@ impl UNet2DConfig {
 
 /// Returns the positions of a map that has been halved `level` times; odd sides are rounded up.
 fn area(height: i64, width: i64, level: usize) -> u64 {
-    let side = |side: i64| positive(side).div_ceil(1 << level);
+    let side = |side: i64| unsigned(side).div_ceil(1 << level);
     side(height) * side(width)
-}
-
-fn positive(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
 }

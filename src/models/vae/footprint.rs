@@ -1,20 +1,20 @@
 //! The memory of the VAE.
 
 use super::config::AutoencoderKlConfig;
-use crate::models::layers::{ChunkSize, Footprint};
+use crate::models::layers::{ChunkSize, Footprint, unsigned};
 
 impl AutoencoderKlConfig {
     /// Returns the largest number of values that decoding holds at once for each image, with latents of this height and
     /// width. `fast` says whether the CPU kernels of this crate compute the layers.
     pub fn decoder_values(&self, height: i64, width: i64, fast: bool) -> u64 {
         let mut footprint = Footprint::new(fast);
-        let mut area = positive(height) * positive(width);
+        let mut area = unsigned(height) * unsigned(width);
         let (first, last) = self.ends();
-        let mut channels = positive(last);
+        let mut channels = unsigned(last);
         footprint.hold(channels * area);
         self.middle(&mut footprint, channels, area);
         for (index, &outputs) in self.block_out_channels.iter().rev().enumerate() {
-            let outputs = positive(outputs);
+            let outputs = unsigned(outputs);
             for _ in 0..=self.layers_per_block {
                 footprint.resnet(channels, outputs, area);
                 footprint.hold(outputs * area);
@@ -29,9 +29,9 @@ impl AutoencoderKlConfig {
             }
         }
         // The norm.
-        footprint.hold(positive(first) * area);
+        footprint.hold(unsigned(first) * area);
         footprint.release(channels * area);
-        footprint.conv(channels, positive(self.out_channels), area);
+        footprint.conv(channels, unsigned(self.out_channels), area);
         footprint.peak()
     }
 
@@ -39,17 +39,17 @@ impl AutoencoderKlConfig {
     /// [`AutoencoderKlConfig::decoder_values`].
     pub fn chunked_decoder_values(&self, height: i64, width: i64, chunk_size: ChunkSize, fast: bool) -> u64 {
         let mut footprint = Footprint::new(fast);
-        let mut area = positive(height) * positive(width);
-        let mut width = positive(width);
-        let mut channels = positive(self.ends().1);
+        let mut area = unsigned(height) * unsigned(width);
+        let mut width = unsigned(width);
+        let mut channels = unsigned(self.ends().1);
         footprint.hold(channels * area);
         self.middle(&mut footprint, channels, area);
         // Of the map before: it has this size until its first layer has computed the larger one.
         let mut stored = area;
         for (index, &outputs) in self.block_out_channels.iter().rev().enumerate() {
-            let outputs = positive(outputs);
+            let outputs = unsigned(outputs);
             for _ in 0..=self.layers_per_block {
-                let chunk = positive(chunk_size.values).max(4 * width).min(area);
+                let chunk = unsigned(chunk_size.values).max(4 * width).min(area);
                 // The map between the convolutions, the result unless it takes the place of the input, and in each chunk
                 // the input, the norm and its activation, and the convolution's maps.
                 let is_new = stored != area || channels != outputs;
@@ -65,7 +65,7 @@ impl AutoencoderKlConfig {
                 (area, width) = (area * 4, width * 2);
             }
         }
-        footprint.moment(positive(self.out_channels) * area);
+        footprint.moment(unsigned(self.out_channels) * area);
         footprint.peak()
     }
 
@@ -73,12 +73,12 @@ impl AutoencoderKlConfig {
     /// in [`AutoencoderKlConfig::decoder_values`].
     pub fn encoder_values(&self, height: i64, width: i64, fast: bool) -> u64 {
         let mut footprint = Footprint::new(fast);
-        let mut area = positive(height) * positive(width);
-        footprint.hold(positive(self.in_channels) * area);
-        let mut channels = positive(self.ends().0);
+        let mut area = unsigned(height) * unsigned(width);
+        footprint.hold(unsigned(self.in_channels) * area);
+        let mut channels = unsigned(self.ends().0);
         footprint.hold(channels * area);
         for (index, &outputs) in self.block_out_channels.iter().enumerate() {
-            let outputs = positive(outputs);
+            let outputs = unsigned(outputs);
             for _ in 0..self.layers_per_block {
                 footprint.resnet(channels, outputs, area);
                 footprint.hold(outputs * area);
@@ -103,8 +103,4 @@ impl AutoencoderKlConfig {
             footprint.vae_attention(channels, area);
         }
     }
-}
-
-fn positive(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
 }

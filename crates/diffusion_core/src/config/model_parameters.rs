@@ -62,6 +62,8 @@ pub struct ModelParameters {
     pub numerics: Numerics,
     /// Where weights on the CPU are. Default auto.
     pub weights: Placement,
+    /// Whether links in the checkpoint may lead out of the version folder. Default true.
+    pub outside_links: bool,
     /// Whether the safety checker runs, if the folder has one. Default true.
     pub safety_checker: bool,
     /// Batch entries of one UNet call, 1 to 256; the pipeline's limit if absent.
@@ -93,6 +95,7 @@ impl Default for ModelParameters {
             scheduler: None,
             numerics: Numerics::default(),
             weights: Placement::default(),
+            outside_links: true,
             safety_checker: true,
             max_unet_batch_size: None,
             max_pixels: None,
@@ -124,7 +127,7 @@ const MAX_WAITING_REQUESTS: RangeInclusive<u64> = 1..=4096;
 const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
 const INTRA_OP_THREADS: RangeInclusive<u64> = 1..=1024;
 
-const PARAMETERS: [Parameter; 15] = [
+const PARAMETERS: [Parameter; 16] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
@@ -183,6 +186,18 @@ const PARAMETERS: [Parameter; 15] = [
                 "auto" => Placement::Auto,
                 "map" => Placement::Map,
                 "copy" => Placement::Copy,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Parameter {
+        name: "outside_links",
+        allowed: "one of allow, refuse",
+        read: |p, text| {
+            p.outside_links = match text {
+                "allow" => true,
+                "refuse" => false,
                 _ => return None,
             };
             Some(())
@@ -354,6 +369,7 @@ mod tests {
             "scheduler": {"string_value": "DDIMScheduler"},
             "numerics": {"string_value": "fast"},
             "weights": {"string_value": "copy"},
+            "outside_links": {"string_value": "refuse"},
             "safety_checker": {"string_value": "off"},
             "max_unet_batch_size": {"string_value": "8"},
             "max_pixels": {"string_value": "262144"},
@@ -373,6 +389,7 @@ mod tests {
             scheduler: Some("DDIMScheduler".into()),
             numerics: Numerics::Fast,
             weights: Placement::Copy,
+            outside_links: false,
             safety_checker: false,
             max_unet_batch_size: Some(8),
             max_pixels: Some(262_144),
@@ -401,6 +418,7 @@ mod tests {
             ("scheduler", "DDIM Scheduler"),
             ("numerics", "quick"),
             ("weights", "mapped"),
+            ("outside_links", "false"),
             ("safety_checker", "no"),
             ("safety_checker", ""),
             ("max_unet_batch_size", "0"),

@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use diffusion_core::config::{ModelParameters, PipelineClass};
@@ -32,8 +33,11 @@ const LIMITS: ImageLimits = ImageLimits {
     max_side: 16_384,
 };
 
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("bytes", bytes_tensor),
     ("gen_args", gen_args),
     ("prompt", weighted_prompt),
@@ -69,9 +73,16 @@ pub fn gen_args(data: &[u8]) {
     let Some((&class, args)) = data.split_first() else {
         return;
     };
-    let class = CLASSES[usize::from(class) % CLASSES.len()];
-    let validator = RequestValidator::new(model_info(class), &ModelParameters::default()).unwrap();
-    let image = image();
+    let index = usize::from(class) % CLASSES.len();
+    let class = CLASSES[index];
+    // Made once: making them takes longer than the rest.
+    static IMAGE: LazyLock<String> = LazyLock::new(image);
+    static VALIDATORS: LazyLock<Vec<RequestValidator>> = LazyLock::new(|| {
+        let parameters = ModelParameters::default();
+        let make = |&class| RequestValidator::new(model_info(class), &parameters).unwrap();
+        CLASSES.iter().map(make).collect()
+    });
+    let (image, validator) = (&*IMAGE, &VALIDATORS[index]);
     let takes_image = !matches!(class, PipelineClass::StableDiffusion | PipelineClass::LatentConsistency);
     let takes_mask = class == PipelineClass::Inpaint;
     let validate = |args: &[u8]| {

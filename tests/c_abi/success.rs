@@ -29,7 +29,8 @@ fn single_element_returns_image_parameters_and_statistics() {
         assert_eq!(parameters["steps_run"], ParameterValue::Int(3));
         assert_eq!(parameters["cancelled"], ParameterValue::Bool(false));
         assert_eq!(parameters["prompt_truncated"], ParameterValue::Bool(false));
-        assert_eq!(parameters.len(), 4);
+        assert!(matches!(&parameters["timings_ms"], ParameterValue::String(text) if text.starts_with("{\"queue\": ")));
+        assert_eq!(parameters.len(), 5);
 
         let times = request.statistics()[0].times;
         assert!(times.exec_start < times.compute_start);

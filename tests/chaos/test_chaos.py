@@ -28,7 +28,7 @@ import server as triton
 import support
 from client import image_file, input_tensors, to_base64
 from server import ROOT
-from support import CHECKPOINTS, Repository, config, waves
+from support import CHECKPOINTS, Repository, config, memory_limit, waves
 
 SECONDS = float(os.environ.get("TRITON_DIFFUSION_CHAOS_SECONDS", "60"))
 BACKENDS = ROOT / "dist" / "chaos"
@@ -95,8 +95,10 @@ def resident(process):
 
 
 class Chaos:
-    def __init__(self, server, client, folder, disk, failures):
+    def __init__(self, server, client, folder, disk, failures, is_limited):
         self.server, self.client, self.folder, self.disk, self.failures = server, client, folder, disk, failures
+        # Without a limit, there may be memory for it.
+        self.too_large = [HUGE] if is_limited else []
         self.expected = {}
         self.control = threading.Lock()
 
@@ -177,7 +179,7 @@ class Chaos:
     def too_much(self, actor):
         gen_args = random.choice(
             [
-                HUGE,
+                *self.too_large,
                 {"num_inference_steps": 10**9},
                 {"num_images_per_prompt": 10**9},
                 {"height": 2**31, "width": 64},
@@ -263,8 +265,8 @@ def test_good_clients_are_served_next_to_all_that_goes_wrong(tmp_path, capsys):
                 "TRITON_DIFFUSION_FAILPOINTS": str(failures),
             },
         )
-        with running, support.Client(running) as client:
-            chaos = Chaos(running, client, repository.folder, disk, failures)
+        with running, support.Client(running) as client, memory_limit(running, 3 << 30) as is_limited:
+            chaos = Chaos(running, client, repository.folder, disk, failures, is_limited)
             chaos.generate_expected()
             until = time.monotonic() + SECONDS
             actors = [Actor("good", chaos.good) for _ in range(3)]

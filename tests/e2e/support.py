@@ -42,6 +42,7 @@ MEMORY_WORDS = (
     "failed to allocate memory",
     "No space left on device",
 )
+GROUPS = pathlib.Path("/sys/fs/cgroup")
 # Is in texts that a test sends; no error may contain it.
 SECRET = "zanzibarOutOfMemory"
 
@@ -205,6 +206,54 @@ def check_harmless(message):
     assert "zanzibar" not in message.lower(), message
     for word in MEMORY_WORDS:
         assert word not in message, message
+
+
+def own_group(pid, root):
+    """Returns the folder of a process's control group below `root`."""
+    for line in pathlib.Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if (root.name == "memory") == ("memory" in controllers.split(",")) and (
+            root / path[1:] / "cgroup.procs"
+        ).exists():
+            return root / path[1:]
+    return root
+
+
+def control_group(name, limit):
+    """Makes a control group with a memory limit; returns its folder, or None where the system refuses it."""
+    for folder, file in (GROUPS / "memory" / name, "memory.limit_in_bytes"), (GROUPS / name, "memory.max"):
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        try:
+            # The group gets the memory that its process has already.
+            with contextlib.suppress(OSError):
+                (folder / "memory.move_charge_at_immigrate").write_text("3")
+            (folder / file).write_text(str(limit))
+            return folder
+        except OSError:
+            folder.rmdir()
+    return None
+
+
+@contextlib.contextmanager
+def memory_limit(server, limit):
+    """Limits the memory of the server by a control group. Yields whether the system makes one."""
+    pid = server.process.pid
+    folder = control_group(f"triton-diffusion-test-{pid}", limit)
+    if folder is None:
+        yield False
+        return
+    before = own_group(pid, folder.parent)
+    (folder / "cgroup.procs").write_text(str(pid))
+    try:
+        yield True
+    finally:
+        (before / "cgroup.procs").write_text(str(pid))
+        # The kernel moves the threads one after the other.
+        wait_for(lambda: not (folder / "cgroup.procs").read_text(), 10, "the group is empty")
+        folder.rmdir()
 
 
 def wait_for(condition, seconds, what):

@@ -14,11 +14,15 @@ import numpy as np
 
 @dataclasses.dataclass
 class Response:
-    """A response: `images[element][n]` as encoded bytes, the shape of the output, the response parameters."""
+    """A response: `images[element][n]` as encoded bytes, the shape of the output, the response parameters.
+
+    The times of the phases, which are never the same twice, are apart from the other parameters.
+    """
 
     images: list
     shape: list
     parameters: dict
+    timings_ms: object = dataclasses.field(default=None, compare=False)
 
     @property
     def image(self):
@@ -78,7 +82,9 @@ def read_response(result):
     array = result.as_numpy("generated_image")
     elements = array.reshape(array.shape[0], -1)
     images = [[base64.b64decode(text, validate=True) for text in element] for element in elements]
-    return Response(images, list(array.shape), _parameters(result.get_response()))
+    parameters = dict(_parameters(result.get_response()))
+    timings = json.loads(parameters.pop("timings_ms", "null"))
+    return Response(images, list(array.shape), parameters, timings)
 
 
 def _parameters(response):

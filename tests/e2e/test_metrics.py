@@ -71,13 +71,13 @@ def test_response_tells_the_time_of_each_phase(client, model):
     start = time.monotonic()
     response = client.infer(model, **SHORT)
     elapsed = (time.monotonic() - start) * 1000
-    timings = json.loads(response.parameters["timings_ms"])
+    timings = response.timings_ms
     assert list(timings) == PHASES
     assert all(duration >= 0 for duration in timings.values())
     assert timings["steps"] > 0
     assert sum(timings.values()) <= elapsed
     batch = client.infer(model, prompt=["a cat", "a dog"], gen_args=[SHORT["gen_args"]] * 2)
-    both = json.loads(batch.parameters["timings_ms"])
+    both = batch.timings_ms
     assert [list(timings) for timings in both] == [PHASES, PHASES]
 
 

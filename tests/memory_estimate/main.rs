@@ -24,8 +24,10 @@ use triton_diffusion::pipelines::{
 const OTHER: &str = "TRITON_DIFFUSION_MEMORY_CHECKPOINT";
 /// Factor of the channels.
 const WIDER: usize = 4;
-/// How far an estimate may be from what is measured.
+/// How far an estimate may be from what is measured, as a share of it.
 const TOLERANCE: f64 = 0.25;
+/// And in bytes: buffers of kernels stay from call to call, and are measured only where they are new.
+const BUFFERS: u64 = 16 << 20;
 
 #[test]
 fn memory_need_is_what_requests_take() {
@@ -57,6 +59,12 @@ fn memory_need_is_what_requests_take() {
         } else {
             &[false]
         };
+        // libtorch's kernels take long; one case shows them.
+        let cases = if numerics == Numerics::Fast {
+            &cases[..]
+        } else {
+            &cases[..1]
+        };
         for (&(side, images), &decode_in_chunks) in cases
             .iter()
             .flat_map(|case| chunked.iter().map(move |chunks| (case, chunks)))
@@ -75,7 +83,7 @@ fn memory_need_is_what_requests_take() {
                     measured >> 20
                 );
                 println!("{line}");
-                if (ratio - 1.0).abs() > TOLERANCE {
+                if estimated.abs_diff(measured) as f64 > TOLERANCE * measured as f64 + BUFFERS as f64 {
                     failures.push(line);
                 }
             }

@@ -52,7 +52,7 @@ impl Footprint {
         self.moment(channels.saturating_mul(area));
     }
 
-    /// Counts a 3x3 convolution that changes neither the size nor the layout.
+    /// Counts a 3x3 convolution; `area` is that of its output.
     pub fn conv(&mut self, inputs: u64, outputs: u64, area: u64) {
         let channels = if self.fast { outputs } else { inputs + outputs };
         self.moment(channels.saturating_mul(area));

@@ -111,13 +111,16 @@ fn request(validator: &RequestValidator, side: u32, images: u32) -> GenerateRequ
 
 /// Runs a request, and returns how much the memory of the process grows in a step and at the end.
 fn measure(pipeline: &mut DiffusionPipeline, request: PipelineRequest) -> (u64, u64) {
+    let in_chunks = request.decode_in_chunks;
     let mut job = pipeline.prepare(request).unwrap();
     let step = growth(|| {
         while !pipeline.is_done(&job) {
             pipeline.step(&mut [&mut job]).unwrap();
         }
     });
-    let finish = growth(|| drop(pipeline.finish(job).unwrap()));
+    let mut chunks = None;
+    let finish = growth(|| chunks = pipeline.finish(job).unwrap().tiles.map(|tiles| tiles.vae));
+    assert_eq!(chunks.is_some_and(|chunks| chunks > 1), in_chunks, "{chunks:?} chunks");
     (step, finish)
 }
 

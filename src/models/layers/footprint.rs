@@ -60,17 +60,16 @@ impl Footprint {
 
     /// Counts an [`super::Upsample2D`]; `area` is that of its output.
     pub fn upsample(&mut self, channels: u64, area: u64) {
-        // Without the CPU kernels, the enlarged input is a map of its own, and oneDNN copies it.
+        // The result. Without the CPU kernels also the enlarged input, and oneDNN's copy of it.
         let maps = if self.fast { 1 } else { 3 };
         self.moment(maps * channels.saturating_mul(area));
     }
 
     /// Counts a [`super::Transformer2DModel`] over maps of `area` positions. The caller holds its input, and then its output.
     pub fn transformer(&mut self, channels: u64, area: u64) {
-        // Beyond the input: the hidden state, its norm, and
-        // - of the attention: queries, keys, values and the result; or
-        // - of the feed-forward network: the gated values and the result, without the CPU kernels before that 8 maps of
-        //   values and gates and 4 of the product.
+        // Without the input: the hidden state and its norm. With the CPU kernels, the feed-forward network adds 4 maps of
+        // gated values and the result; the attention's queries, keys, values and result are fewer. With libtorch, the
+        // feed-forward network adds 8 maps of values and gates, and 4 of their products.
         let maps = if self.fast { 2 + 5 } else { 2 + 12 };
         self.moment((maps * channels).saturating_mul(area));
     }

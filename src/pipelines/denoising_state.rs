@@ -2,9 +2,9 @@
 
 use tch::{Kind, Tensor};
 
+use super::image_size::ImageSize;
 use super::latent_tiles::LatentTiles;
 use super::loading::Components;
-use super::stable_diffusion::ImageSize;
 use crate::schedulers::Scheduler;
 use crate::torch::numbers::NumberOperators;
 use crate::torch::{Generator, Stream};
@@ -67,16 +67,6 @@ impl UnmaskedLatents {
     }
 }
 
-/// Returns the size of what a request generates.
-pub fn image_size(components: &Components, request: &GenerateRequest, max_chunk_pixels: u64) -> ImageSize {
-    ImageSize {
-        height: request.height.into(),
-        width: request.width.into(),
-        scale_factor: components.vae.config().scale_factor(),
-        max_chunk_pixels: i64::try_from(max_chunk_pixels).unwrap_or(i64::MAX),
-    }
-}
-
 /// What a pipeline prepares a job with.
 pub struct PrepareContext<'a> {
     /// The components of the model.
@@ -105,7 +95,7 @@ impl PrepareContext<'_> {
 
     /// Returns the size of what is generated.
     pub fn image_size(&self) -> ImageSize {
-        image_size(self.components, self.request, self.max_chunk_pixels)
+        ImageSize::new(self.components, self.request, self.max_chunk_pixels)
     }
 
     /// Returns the height and width of the latents.

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind};
 
-use super::denoising_state::image_size;
+use super::image_size::ImageSize;
 use super::loading::Components;
 use super::prompt_encoder::MAX_CHUNKS;
 use super::stable_diffusion::steps_of;
@@ -77,7 +77,7 @@ impl Components {
     /// `max_chunk_pixels` pixels in tiles.
     pub fn memory_need(&self, planned: &PipelineRequest, max_chunk_pixels: u64) -> MemoryNeed {
         let request = &planned.request;
-        let size = image_size(self, request, max_chunk_pixels);
+        let size = ImageSize::new(self, request, max_chunk_pixels);
         let at_once = steps_of(&request.inputs).at_once(&size);
         let fast = self.is_fast();
         let images = request.num_images_per_prompt as u64;

@@ -10,6 +10,7 @@ mod denoising_state;
 mod depth_map;
 mod diffusion_pipeline;
 mod image_decoder;
+mod image_size;
 mod job;
 mod latent_tiles;
 pub mod loading;

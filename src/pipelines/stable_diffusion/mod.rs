@@ -9,6 +9,7 @@ mod text2img;
 mod upscale;
 
 use super::denoising_state::{DenoisingState, PrepareContext};
+use super::image_size::ImageSize;
 use super::latent_tiles::{LatentTiles, TileCounts};
 use crate::models::layers::ChunkSize;
 use diffusion_core::Result;
@@ -32,26 +33,6 @@ pub trait PipelineSteps {
     /// # Errors
     /// InvalidArgument for damaged images and for a `strength` without a step.
     fn prepare(&self, context: PrepareContext<'_>) -> Result<Prepared>;
-}
-
-/// The size of what a request generates.
-#[derive(Clone, Copy, Debug)]
-pub struct ImageSize {
-    /// In pixels.
-    pub height: i64,
-    /// In pixels.
-    pub width: i64,
-    /// Pixels per latent along each side.
-    pub scale_factor: i64,
-    /// Pixels up to which an enlarged image is generated whole.
-    pub max_chunk_pixels: i64,
-}
-
-impl ImageSize {
-    /// Returns height and width of the latents.
-    pub fn latents(&self) -> (i64, i64) {
-        (self.height / self.scale_factor, self.width / self.scale_factor)
-    }
 }
 
 /// How much of a request's images is computed at once.

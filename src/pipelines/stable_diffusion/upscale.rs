@@ -4,9 +4,10 @@
 
 use tch::Tensor;
 
-use super::{AtOnce, ImageSize, PipelineSteps, Postprocess, Prepared};
+use super::{AtOnce, PipelineSteps, Postprocess, Prepared};
 use crate::models::layers::ChunkSize;
 use crate::pipelines::denoising_state::{DenoisingState, PrepareContext};
+use crate::pipelines::image_size::ImageSize;
 use crate::pipelines::latent_tiles::{LatentTiles, TileCounts};
 use crate::processors::vae::image_to_tensor;
 use crate::torch::numbers::NumberOperators;

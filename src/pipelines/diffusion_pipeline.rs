@@ -28,13 +28,6 @@ use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
 use diffusion_request::{Decoder, GenerateRequest};
 
-/// Pixels of the image for a position of the latents. Costs of steps are in pixels.
-const PIXELS_PER_LATENT: u64 = 64;
-
-/// A step that reuses deep features takes about this share of a whole step: with `deep_cache` 6, all steps together took
-/// 0.20 of the time (docs/benchmarks.md).
-const REUSE_SHARE: u64 = 25;
-
 /// The images of a request and facts about their generation.
 pub struct PipelineOutput {
     /// As many as `num_images_per_prompt`.
@@ -326,16 +319,12 @@ impl Pipeline for DiffusionPipeline {
 
     fn batch_entries(&self, job: &Job) -> BatchEntries {
         let mut shape = job.input_shape();
-        let area: i64 = shape.iter().skip(1).product();
-        let pixels = u64::try_from(area).unwrap_or(0).saturating_mul(PIXELS_PER_LATENT);
         shape.push(job.conditioning.tokens);
         // Jobs that reuse their deep features compute fewer layers.
-        let reuses = job.reuses_deep_feature();
-        shape.push(i64::from(reuses));
+        shape.push(i64::from(job.reuses_deep_feature()));
         BatchEntries {
             count: job.batch_size() as usize,
             shape,
-            cost: if reuses { pixels / REUSE_SHARE } else { pixels },
         }
     }
 
@@ -345,6 +334,11 @@ impl Pipeline for DiffusionPipeline {
 
     fn is_done(&self, job: &Job) -> bool {
         job.is_done()
+    }
+
+    /// The kernels of a GPU may still run when their calls have returned.
+    fn is_synchronous(&self) -> bool {
+        self.components.device == Device::Cpu
     }
 
     fn step(&mut self, jobs: &mut [&mut Job]) -> Result<StepResults> {

@@ -1,5 +1,7 @@
 //! Chooses the jobs of the next batch.
 
+use std::time::Duration;
+
 /// The entries that a job adds to a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchEntries {
@@ -8,15 +10,6 @@ pub struct BatchEntries {
     /// The shape of each entry, and whatever else the entries of a batch must have in common. Only entries of one shape
     /// share a batch.
     pub shape: Vec<i64>,
-    /// What a step costs for one entry, in any unit that all jobs of the engine share.
-    pub cost: u64,
-}
-
-impl BatchEntries {
-    /// What a step costs for all entries, at least 1.
-    pub fn step_cost(&self) -> u64 {
-        (self.count as u64).saturating_mul(self.cost).max(1)
-    }
 }
 
 /// A job that can take a step.
@@ -24,20 +17,34 @@ impl BatchEntries {
 pub struct Turn {
     /// The entries of its next step.
     pub entries: BatchEntries,
-    /// What its steps have cost so far, counted from those of the jobs that ran when it started.
-    pub spent: u64,
+    /// What all its steps cost, in any unit that all jobs of the engine share.
+    pub work: u64,
+    /// The time since its request arrived.
+    pub age: Duration,
 }
 
-/// Returns the indices of the jobs of the next batch: the job that has spent least, and jobs of its shape. Of equal jobs
-/// the first comes first.
+impl Turn {
+    /// Returns by how much the job is late for its size.
+    fn response_ratio(&self) -> f64 {
+        self.age.as_secs_f64() / self.work.max(1) as f64
+    }
+}
+
+/// Returns the indices of the jobs of the next batch: the job that is oldest for its work, and jobs of its shape that
+/// `gain` from the shared step. Of equal jobs the first comes first.
 ///
-/// So jobs of different sizes get equal shares of the computing, and none starves. A batch has at most `max_batch_size`
-/// entries, unless a single job has more.
+/// So a short job passes a long one, each is delayed in proportion to its work, and none starves. Jobs of equal work end
+/// one after the other where no shared step is a gain. A batch has at most `max_batch_size` entries, unless a single job
+/// has more. `gain` gets the shape, the entries so far and those of the job that would join.
 ///
-/// Source: the start-time fair scheduler of Goyal, Vin and Cheng (1996), with one flow for each job.
-pub fn next_batch(jobs: &[Turn], max_batch_size: usize) -> Vec<usize> {
+/// Source: the rule of the highest response ratio next, of Brinch Hansen (1971), looked at before each step.
+pub fn next_batch(
+    jobs: &[Turn],
+    max_batch_size: usize,
+    mut gain: impl FnMut(&[i64], usize, usize) -> bool,
+) -> Vec<usize> {
     let mut order: Vec<usize> = (0..jobs.len()).collect();
-    order.sort_by_key(|&index| jobs[index].spent);
+    order.sort_by(|&one, &other| jobs[other].response_ratio().total_cmp(&jobs[one].response_ratio()));
     let Some(&first) = order.first() else {
         return Vec::new();
     };
@@ -47,7 +54,10 @@ pub fn next_batch(jobs: &[Turn], max_batch_size: usize) -> Vec<usize> {
         .into_iter()
         .filter(|&index| {
             let entries = &jobs[index].entries;
-            let joins = index == first || (entries.shape == *shape && size + entries.count <= max_batch_size);
+            let joins = index == first
+                || (entries.shape == *shape
+                    && size + entries.count <= max_batch_size
+                    && gain(shape, size, entries.count));
             size += if joins { entries.count } else { 0 };
             joins
         })
@@ -61,62 +71,84 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn turn(count: usize, side: i64, spent: u64) -> Turn {
+    /// A job of one step, which is late by `ratio` times its work.
+    fn turn(count: usize, side: i64, ratio: u64) -> Turn {
+        let work = count as u64 * side.unsigned_abs().pow(2);
         Turn {
             entries: BatchEntries {
                 count,
                 shape: vec![4, side, side],
-                cost: side.unsigned_abs().pow(2),
             },
-            spent,
+            work,
+            age: Duration::from_millis(ratio * work),
         }
+    }
+
+    fn shared(jobs: &[Turn], max_batch_size: usize) -> Vec<usize> {
+        next_batch(jobs, max_batch_size, |_, _, _| true)
     }
 
     #[test]
     fn jobs_of_equal_shape_share_a_batch_up_to_its_limit() {
         let jobs = [turn(2, 8, 0), turn(1, 16, 0), turn(2, 8, 0), turn(1, 8, 0)];
-        assert_eq!(next_batch(&jobs, 16), [0, 2, 3]);
-        assert_eq!(next_batch(&jobs, 4), [0, 2]);
-        assert_eq!(next_batch(&[turn(9, 8, 0)], 4), [0], "a large job runs alone");
-        assert_eq!(next_batch(&[], 4), [] as [usize; 0]);
+        assert_eq!(shared(&jobs, 16), [0, 2, 3]);
+        assert_eq!(shared(&jobs, 4), [0, 2]);
+        assert_eq!(shared(&[turn(9, 8, 0)], 4), [0], "a large job runs alone");
+        assert_eq!(shared(&[], 4), [] as [usize; 0]);
     }
 
     #[test]
-    fn job_that_has_spent_least_comes_first() {
-        let jobs = [turn(2, 8, 3), turn(1, 16, 1), turn(2, 8, 2)];
-        assert_eq!(next_batch(&jobs, 16), [1]);
-        let jobs = [turn(2, 8, 3), turn(1, 16, 9), turn(3, 8, 2)];
-        assert_eq!(next_batch(&jobs, 4), [2], "there is no room for the first job");
+    fn job_that_is_oldest_for_its_work_comes_first() {
+        let jobs = [turn(2, 8, 3), turn(1, 16, 5), turn(2, 8, 2)];
+        assert_eq!(shared(&jobs, 16), [1]);
+        let jobs = [turn(2, 8, 3), turn(1, 16, 2), turn(3, 8, 9)];
+        assert_eq!(shared(&jobs, 4), [2], "there is no room for the first job");
     }
 
     #[test]
-    fn jobs_of_two_sizes_get_equal_shares() {
-        let mut jobs = [turn(1, 8, 0), turn(1, 32, 0)];
-        let mut cost = [0, 0];
-        for _ in 0..170 {
-            for index in next_batch(&jobs, 4) {
-                let step = jobs[index].entries.step_cost();
-                jobs[index].spent += step;
-                cost[index] += step;
-            }
-        }
-        assert_eq!(cost, [160 * 64, 10 * 1024]);
+    fn short_job_passes_a_long_one_that_is_older() {
+        let age = Duration::from_millis;
+        let long = Turn {
+            work: 400,
+            age: age(4000),
+            ..turn(1, 8, 0)
+        };
+        let new = Turn {
+            work: 2,
+            age: age(10),
+            ..turn(1, 16, 0)
+        };
+        assert_eq!(shared(&[long.clone(), new.clone()], 4), [0]);
+        let later = Turn { age: age(30), ..new };
+        assert_eq!(shared(&[long, later], 4), [1], "after 30 ms");
+    }
+
+    #[test]
+    fn job_that_gains_nothing_does_not_join() {
+        let jobs = [turn(1, 8, 2), turn(2, 8, 1), turn(1, 8, 1)];
+        let mut asked = Vec::new();
+        let batch = next_batch(&jobs, 16, |shape, entries, more| {
+            asked.push((shape.to_vec(), entries, more));
+            more == 1
+        });
+        assert_eq!(batch, [0, 2]);
+        assert_eq!(asked, [(vec![4, 8, 8], 1, 2), (vec![4, 8, 8], 1, 1)]);
     }
 
     proptest! {
         #[test]
-        fn batch_fits_and_has_the_job_that_has_spent_least(
+        fn batch_fits_and_has_the_job_that_is_oldest_for_its_work(
             jobs in prop::collection::vec((1usize..5, 1i64..4, 0u64..5), 1..20),
             max_batch_size in 1usize..12,
         ) {
-            let jobs: Vec<Turn> = jobs.iter().map(|&(count, side, spent)| turn(count, side, spent)).collect();
-            let batch = next_batch(&jobs, max_batch_size);
+            let jobs: Vec<Turn> = jobs.iter().map(|&(count, side, ratio)| turn(count, side, ratio)).collect();
+            let batch = shared(&jobs, max_batch_size);
             let size: usize = batch.iter().map(|&i| jobs[i].entries.count).sum();
             prop_assert!(size <= max_batch_size || batch.len() == 1);
             prop_assert!(batch.is_sorted_by(|a, b| a < b));
             prop_assert!(batch.iter().all(|&i| jobs[i].entries.shape == jobs[batch[0]].entries.shape));
-            let least = jobs.iter().map(|job| job.spent).min();
-            prop_assert!(batch.iter().any(|&i| Some(jobs[i].spent) == least));
+            let oldest = jobs.iter().map(Turn::response_ratio).fold(0.0, f64::max);
+            prop_assert!(batch.iter().any(|&i| jobs[i].response_ratio() >= oldest));
         }
     }
 }

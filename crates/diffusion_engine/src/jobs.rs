@@ -43,8 +43,8 @@ pub struct RunningJob<P: Pipeline> {
     pub steps_taken: usize,
     /// The entries of its next step.
     pub entries: BatchEntries,
-    /// What its steps have cost, counted from those of the job that had spent least when it started.
-    pub spent: u64,
+    /// When the engine's thread got the request.
+    pub since: Instant,
     /// Why the job cannot go on.
     pub failed: Option<Error>,
 }
@@ -73,10 +73,11 @@ impl<P: Pipeline> RunningJob<P> {
     }
 
     /// Returns what decides when the job takes its next step.
-    pub fn turn(&self) -> Turn {
+    pub fn turn(&self, now: Instant) -> Turn {
         Turn {
             entries: self.entries.clone(),
-            spent: self.spent,
+            work: self.work.total(),
+            age: now.duration_since(self.since),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Continuous batching: one thread that owns a pipeline and advances all of its jobs step by step.
 //!
 //! Before every step the engine drops what is cancelled or too late, starts waiting requests for which there is room, and
-//! chooses the jobs that take the step: jobs whose entries have one shape share a batch, whatever their step, number of
-//! steps, guidance, seed or scheduler. Jobs of several shapes get equal shares of the computing. A request that fits may
-//! pass one that does not, so a short request waits neither for a long one nor for a wide one to end.
+//! chooses the jobs that take the step: the one that has waited longest for its work, and those that gain from sharing
+//! its step. Jobs whose entries have one shape can share a batch, whatever their step, number of steps, guidance, seed or
+//! scheduler. A request that fits may pass one that does not, so a short request waits neither for a long one nor for a
+//! wide one to end.
 //!
 //! A request also needs memory, which it reserves in the [`MemoryBudget`] of the engine's device before it starts. It
 //! waits while other jobs have reserved the memory, and fails if the device does not have that much.
@@ -21,6 +22,7 @@ mod batching;
 mod jobs;
 mod memory;
 mod queue;
+mod step_times;
 mod worker;
 
 use std::sync::Arc;
@@ -77,6 +79,10 @@ pub trait Pipeline: Send + 'static {
     /// # Errors
     /// The step failed for all jobs, and none has advanced. Errors of single jobs are in the results.
     fn step(&mut self, jobs: &mut [&mut Self::Job]) -> Result<StepResults>;
+
+    /// Returns whether a step is computed when [`Pipeline::step`] returns. If so, the engine learns from the times of steps
+    /// whether jobs gain from a shared step. Otherwise jobs of one shape always share.
+    fn is_synchronous(&self) -> bool;
 
     /// Turns a job that is done into its output.
     ///

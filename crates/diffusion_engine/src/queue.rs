@@ -7,7 +7,7 @@ use std::time::Duration;
 use diffusion_core::Error;
 
 /// How often a request that waits for a place in the queue is asked whether it has ended.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long [`Queue::take`] waits for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

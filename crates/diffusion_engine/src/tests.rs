@@ -8,11 +8,12 @@ mod memory;
 mod random;
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diffusion_core::{Error, ErrorKind};
 
 use super::QueueLimits;
+use super::queue::POLL_INTERVAL;
 use fakes::{Outcome, Spec};
 use support::{LIMIT, TestEngine};
 
@@ -66,7 +67,7 @@ fn jobs_are_grouped_by_the_shape_of_their_next_step() {
         engine_under_test.submit(Spec::new(id, 4).interval(interval));
     }
     engine_under_test.run();
-    // A job comes next when it has spent least. Others of its shape join it.
+    // All arrived at once with equal work, so the first comes first. Others of its shape join it.
     let batches: [&[usize]; 6] = [&[1, 2, 3], &[1, 2], &[1, 3], &[1, 2], &[2, 3], &[3]];
     for batch in batches {
         assert_eq!(engine_under_test.called(), batch);
@@ -76,15 +77,15 @@ fn jobs_are_grouped_by_the_shape_of_their_next_step() {
 }
 
 #[test]
-fn jobs_of_two_sizes_get_equal_shares() {
+fn job_of_less_work_comes_first() {
     let mut engine_under_test = TestEngine::new(16);
     engine_under_test.submit(Spec::new(0, 1));
     assert_eq!(engine_under_test.called(), [0]);
     engine_under_test.submit(Spec::new(1, 3).side(16));
     engine_under_test.submit(Spec::new(2, 8));
     engine_under_test.run();
-    // A step of 1 costs as much as four steps of 2.
-    for job in [1, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1] {
+    // Both have waited equally long. A step of 1 costs as much as four steps of 2.
+    for job in [2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1] {
         assert_eq!(engine_under_test.called(), [job]);
     }
     assert!(engine_under_test.answers(3).values().all(Result::is_ok));
@@ -140,6 +141,22 @@ fn request_waits_for_room() {
     assert_eq!(engine_under_test.answer(), (1, Ok((1, 2))));
     assert_eq!(engine_under_test.step(), [2]);
     assert_eq!(engine_under_test.answer(), (2, Ok((2, 1))));
+    engine_under_test.end();
+}
+
+#[test]
+fn request_starts_as_soon_as_there_is_room() {
+    let mut engine_under_test = TestEngine::new(1);
+    engine_under_test.run();
+    let requests = 200;
+    let begin = Instant::now();
+    for id in 0..requests {
+        engine_under_test.submit(Spec::new(id, 1));
+    }
+    assert_eq!(engine_under_test.answers(requests).len(), requests);
+    // The engine never waits for a notice between two of them.
+    let polled = POLL_INTERVAL * requests as u32;
+    assert!(begin.elapsed() < polled / 2, "{:?}", begin.elapsed());
     engine_under_test.end();
 }
 

@@ -12,6 +12,7 @@ use super::batching::{Turn, next_batch};
 use super::jobs::{PendingResult, RunningJob, WaitingRequest};
 use super::memory::{MemoryNeed, MemoryShare, Reservation, too_large};
 use super::queue::{Queue, Queueable, Wait};
+use super::step_times::StepTimes;
 use super::{Observer, Pipeline, QueuedRequest, ResponseHandler, Work};
 
 /// The engine ends after this many panics without a computed request between them.
@@ -42,6 +43,8 @@ pub fn run<P: Pipeline>(
         waiting: VecDeque::new(),
         starting: VecDeque::new(),
         running: Vec::new(),
+        memory_is_taken: false,
+        step_times: StepTimes::default(),
         panics: 0,
     };
     loop {
@@ -93,6 +96,9 @@ struct Worker<'a, P: Pipeline> {
     /// Chosen to start, not yet prepared.
     starting: VecDeque<WaitingRequest<P>>,
     running: Vec<RunningJob<P>>,
+    /// Whether no request could start although no job of this engine ran, since other engines have the memory.
+    memory_is_taken: bool,
+    step_times: StepTimes,
     /// Panics since a request was computed.
     panics: usize,
 }
@@ -130,8 +136,8 @@ impl<P: Pipeline> Worker<'_, P> {
     fn wait(&self) -> Wait {
         match (self.running.is_empty(), self.waiting.is_empty()) {
             (true, true) => Wait::Always,
-            (true, false) => Wait::Moment,
-            (false, _) => Wait::Never,
+            (true, false) if self.memory_is_taken => Wait::Moment,
+            _ => Wait::Never,
         }
     }
 
@@ -243,6 +249,7 @@ impl<P: Pipeline> Worker<'_, P> {
         let now = Instant::now();
         let waiting: Vec<Waiting> = self.waiting.iter().map(|waiting| waiting.admissible(now)).collect();
         let admitted = self.admitted(&waiting);
+        self.memory_is_taken = self.running.is_empty() && admitted.is_empty();
         let mut passing: u64 = admitted.iter().map(|&index| waiting[index].work).sum();
         let mut admitted = admitted.into_iter().peekable();
         for (index, mut request) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
@@ -255,7 +262,7 @@ impl<P: Pipeline> Worker<'_, P> {
             }
         }
         while let Some(waiting) = self.starting.pop_front() {
-            self.start(waiting.request)?;
+            self.start(waiting)?;
         }
         self.drop_too_large()
     }
@@ -323,7 +330,7 @@ impl<P: Pipeline> Worker<'_, P> {
         (request, work, PendingResult { handler, deadline })
     }
 
-    fn start(&mut self, request: QueuedRequest<P>) -> Caught<()> {
+    fn start(&mut self, WaitingRequest { request, since, .. }: WaitingRequest<P>) -> Caught<()> {
         let memory = request.memory;
         let (request, work, pending) = self.leave_queue(request);
         let (pending, prepared) = self.call_for(pending, |pipeline, handler| {
@@ -334,7 +341,6 @@ impl<P: Pipeline> Worker<'_, P> {
         match prepared {
             Err(error) => self.complete(pending, Err(error)),
             Ok((steps, entries, job)) => {
-                let spent = self.running.iter().map(|running| running.spent).min().unwrap_or(0);
                 self.running.push(RunningJob {
                     job,
                     pending,
@@ -342,7 +348,7 @@ impl<P: Pipeline> Worker<'_, P> {
                     memory,
                     steps_taken: 0,
                     entries,
-                    spent,
+                    since,
                     failed: None,
                 });
                 Ok(())
@@ -359,15 +365,17 @@ impl<P: Pipeline> Worker<'_, P> {
                 }
             })?;
         }
-        let turns: Vec<Turn> = self.running.iter().map(RunningJob::turn).collect();
-        let jobs = next_batch(&turns, self.max_batch_size);
+        let now = Instant::now();
+        let turns: Vec<Turn> = self.running.iter().map(|running| running.turn(now)).collect();
+        let jobs = next_batch(&turns, self.max_batch_size, |shape, entries, more| {
+            self.step_times.gains(shape, entries, more)
+        });
         if jobs.is_empty() {
             return Ok(());
         }
         self.step_batch(&jobs)?;
         for job in jobs {
             if let Some(running) = self.running.get_mut(job) {
-                running.spent = running.spent.saturating_add(running.entries.step_cost());
                 running.steps_taken += 1;
             }
         }
@@ -396,6 +404,7 @@ impl<P: Pipeline> Worker<'_, P> {
 
     /// Runs one batch. The inner error is that of the batch as a whole.
     fn run_batch(&mut self, jobs: &[usize]) -> Caught<Result<()>> {
+        let begin = Instant::now();
         let results = self.call_for_running(jobs, |pipeline, running| {
             let mut batch: Vec<&mut P::Job> = running
                 .iter_mut()
@@ -409,8 +418,14 @@ impl<P: Pipeline> Worker<'_, P> {
             Ok(results) => results,
             Err(error) => return Ok(Err(error)),
         };
-        let entries = jobs.iter().filter_map(|&job| self.running.get(job));
-        let batch_size = entries.map(|running| running.entries.count).sum();
+        let time = begin.elapsed();
+        let entries = jobs.iter().filter_map(|&job| Some(&self.running.get(job)?.entries));
+        let batch_size = entries.clone().map(|entries| entries.count).sum();
+        if let Some(first) = entries.clone().next()
+            && self.pipeline.is_synchronous()
+        {
+            self.step_times.record(&first.shape, batch_size, time);
+        }
         self.observer.batch_executed(jobs.len(), batch_size);
         for (&job, result) in jobs.iter().zip(results) {
             if let Err(error) = result {

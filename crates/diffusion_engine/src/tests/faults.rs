@@ -58,8 +58,9 @@ fn batch_out_of_memory_is_run_one_by_one() {
     let answers = engine_under_test.answers(3);
     assert_eq!((&answers[&1], &answers[&2]), (&Ok((1, 1)), &Ok((2, 1))));
     let log = engine_under_test.log.get();
-    assert_eq!(log.calls, [vec![0], vec![0], vec![1, 2], vec![1], vec![2]]);
-    assert_eq!(log.freed_memory, [2]);
+    let calls: Vec<_> = log.calls.iter().filter(|call| **call != [0]).collect();
+    assert_eq!(calls, [&vec![1, 2], &vec![1], &vec![2]]);
+    assert_eq!(log.freed_memory.len(), 1);
     drop(log);
     engine_under_test.end();
 }

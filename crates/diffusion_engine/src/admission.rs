@@ -1,9 +1,11 @@
 //! Chooses which of the waiting requests start.
 //!
-//! Requests start in the order of their arrival as far as they fit. A request that fits may pass one that does not, until
+//! Requests start as far as they fit, first those that are oldest for their work ([`response_ratio`]). A request that fits may pass one that does not, until
 //! the latter has been passed often enough ([`Waiting::may_be_passed`]). From then on the latter has a reservation: it can
 //! be passed only by requests that do not delay it, because they end before there is room for it, or because there is room
 //! for both.
+//!
+//! [`response_ratio`]: super::batching::response_ratio
 //!
 //! Source: the EASY scheduler of Lifka, "The ANL/IBM SP Scheduling System" (1995), with work in the place of time.
 
@@ -35,7 +37,7 @@ struct Reservation {
     free: usize,
 }
 
-/// Returns the indices of the waiting requests that start now, in order. All requests that run have together at most
+/// Returns the indices of the waiting requests that start now, in order. The first of `waiting` come first. All requests that run have together at most
 /// `capacity` entries, unless a single request has more, which then runs alone.
 pub fn admit(waiting: &[Waiting], running: &[Running], capacity: usize) -> Vec<usize> {
     let mut running = running.to_vec();

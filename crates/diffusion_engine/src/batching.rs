@@ -24,20 +24,25 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Returns by how much the job is late for its size.
     fn response_ratio(&self) -> f64 {
-        self.age.as_secs_f64() / self.work.max(1) as f64
+        response_ratio(self.age, self.work)
     }
 }
 
-/// Returns the indices of the jobs of the next batch: the job that is oldest for its work, and jobs of its shape that
-/// `gain` from the shared step. Of equal jobs the first comes first.
+/// Returns by how much a request is late for its work. The one with the highest ratio comes first.
 ///
-/// So a short job passes a long one, each is delayed in proportion to its work, and none starves. Jobs of equal work end
-/// one after the other where no shared step is a gain. A batch has at most `max_batch_size` entries, unless a single job
-/// has more. `gain` gets the shape, the entries so far and those of the job that would join.
+/// So a short request passes a long one, each is delayed in proportion to its work, and none starves.
 ///
-/// Source: the rule of the highest response ratio next, of Brinch Hansen (1971), looked at before each step.
+/// Source: the rule of the highest response ratio next, of Brinch Hansen (1971). Here it is looked at before each step.
+pub fn response_ratio(age: Duration, work: u64) -> f64 {
+    age.as_secs_f64() / work.max(1) as f64
+}
+
+/// Returns the indices of the jobs of the next batch: the job with the highest [`response_ratio`], and jobs of its shape that
+/// gain from the shared step. Of equal jobs the first comes first.
+///
+/// Jobs of equal work end one after the other where no shared step is a gain. A batch has at most `max_batch_size` entries,
+/// unless a single job has more. `gain` gets the shape, the entries so far and those of the job that would join.
 pub fn next_batch(
     jobs: &[Turn],
     max_batch_size: usize,

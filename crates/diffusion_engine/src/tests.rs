@@ -185,13 +185,28 @@ fn request_is_passed_by_as_much_work_as_it_asks_for() {
     // It asks for 12 entries and steps, and then keeps the room.
     engine_under_test.submit(Spec::new(1, 3).batch_size(4));
     for id in 2..20 {
-        engine_under_test.submit(Spec::new(id, 6));
+        engine_under_test.submit(Spec::new(id, 13));
     }
     engine_under_test.run();
     let order: Vec<usize> = (0..20).map(|_| engine_under_test.answer().0).collect();
     let place = order.iter().position(|&id| id == 1);
-    // Three fit next to the first, with 18 entries and steps.
+    // Three fit next to the first, with 39 entries and steps.
     assert_eq!(place, Some(4), "{order:?}");
+    engine_under_test.end();
+}
+
+#[test]
+fn short_request_passes_wide_ones_that_fit_before_it() {
+    let mut engine_under_test = TestEngine::new(4);
+    engine_under_test.submit(Spec::new(0, 2).batch_size(4));
+    assert_eq!(engine_under_test.called(), [0]);
+    for id in 1..=5 {
+        engine_under_test.submit(Spec::new(id, 3).batch_size(4));
+    }
+    engine_under_test.submit(Spec::new(6, 1));
+    engine_under_test.run();
+    let order: Vec<usize> = (0..7).map(|_| engine_under_test.answer().0).collect();
+    assert_eq!(order, [0, 6, 1, 2, 3, 4, 5]);
     engine_under_test.end();
 }
 
@@ -356,7 +371,7 @@ fn job_cancelled_while_it_runs_is_dropped_at_its_next_step() {
     let first = engine_under_test.submit(Spec::new(1, 100));
     assert_eq!(engine_under_test.called(), [1]);
     engine_under_test.submit(Spec::new(2, 3));
-    engine_under_test.submit(Spec::new(3, 1));
+    engine_under_test.submit(Spec::new(3, 4));
     engine_under_test.go();
     assert_eq!(engine_under_test.called(), [1, 2]);
     first.cancel();

@@ -8,7 +8,7 @@ use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
 
 use super::admission::{Running, Waiting, admit};
-use super::batching::{Turn, next_batch};
+use super::batching::{Turn, next_batch, response_ratio};
 use super::jobs::{PendingResult, RunningJob, WaitingRequest};
 use super::memory::{MemoryNeed, MemoryShare, Reservation, too_large};
 use super::queue::{Queue, Queueable, Wait};
@@ -91,7 +91,7 @@ struct Worker<'a, P: Pipeline> {
     queue: &'a Queue<QueuedRequest<P>>,
     memory: MemoryShare,
     observer: &'a dyn Observer,
-    /// In the order of arrival.
+    /// In the order in which they start, if they fit.
     waiting: VecDeque<WaitingRequest<P>>,
     /// Chosen to start, not yet prepared.
     starting: VecDeque<WaitingRequest<P>>,
@@ -247,6 +247,12 @@ impl<P: Pipeline> Worker<'_, P> {
             return Ok(());
         }
         let now = Instant::now();
+        self.waiting.make_contiguous().sort_by(|one, other| {
+            let ratio = |waiting: &WaitingRequest<P>| {
+                response_ratio(now.duration_since(waiting.since), waiting.request.work.total())
+            };
+            ratio(other).total_cmp(&ratio(one))
+        });
         let waiting: Vec<Waiting> = self.waiting.iter().map(|waiting| waiting.admissible(now)).collect();
         let admitted = self.admitted(&waiting);
         self.memory_is_taken = self.running.is_empty() && admitted.is_empty();

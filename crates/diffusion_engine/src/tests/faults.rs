@@ -260,7 +260,7 @@ fn panicking_handlers_leave_no_request_unanswered() {
     let mut engine_under_test = busy(TestEngine::new(8));
     engine_under_test.submit(Spec::new(1, 9).fault(FailPoint::Send, Fault::Panic));
     engine_under_test.submit(Spec::new(2, 9).fault(FailPoint::DropJob, Fault::Panic));
-    engine_under_test.submit(Spec::new(3, 1).fault(FailPoint::Prepare, Fault::Panic));
+    engine_under_test.submit(Spec::new(3, 9).fault(FailPoint::Prepare, Fault::Panic));
     engine_under_test.submit(Spec::new(4, 9).fault(FailPoint::Send, Fault::Panic));
     engine_under_test.submit(Spec::new(5, 9));
     engine_under_test.run();

@@ -13,6 +13,7 @@ use serde_json::Value;
 use serde_json::error::Category;
 
 use crate::decoder::Decoder;
+use crate::loras::LoraRequest;
 use crate::prompt_syntax::PromptSyntax;
 use diffusion_core::config::{Format, PipelineClass};
 use diffusion_core::quote::is_plain_key;
@@ -68,6 +69,8 @@ pub struct GenArgs {
     pub deep_cache: Option<u64>,
     /// The network that turns latents into images.
     pub decoder: Option<Decoder>,
+    /// LoRAs, at most 8.
+    pub loras: Option<Vec<LoraRequest>>,
     /// Milliseconds until the request must be answered, 1 to 86400000.
     pub timeout_ms: Option<u64>,
 }

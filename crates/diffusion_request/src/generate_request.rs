@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::decoder::Decoder;
 use crate::inputs::PipelineInputs;
+use crate::loras::LoraRequest;
 use crate::prompt_syntax::Prompts;
 use diffusion_image::OutputFormat;
 
@@ -47,6 +48,8 @@ pub struct GenerateRequest {
     pub deep_cache: usize,
     /// The network that turns latents into images; [`Decoder::Tiny`] only if the model has it.
     pub decoder: Decoder,
+    /// The LoRAs of the UNet and the text encoder; their products are added in this order.
+    pub loras: Vec<LoraRequest>,
     /// File format of the images.
     pub output: OutputFormat,
     /// How long the client waits for the images.
@@ -130,6 +133,9 @@ impl GenerateRequest {
         }
         if self.decoder != Decoder::default() {
             put("decoder", self.decoder.name().into());
+        }
+        if !self.loras.is_empty() {
+            put("loras", self.loras.iter().map(LoraRequest::to_json).collect());
         }
         put("seed", self.seed.into());
         put("output_format", self.output.format().name().into());

@@ -194,6 +194,7 @@ impl RequestValidator {
             },
             deep_cache: args.deep_cache.and_then(|n| usize::try_from(n).ok()).unwrap_or(1),
             decoder: decoder(&args, self.model.tiny_decoder)?,
+            loras: args.loras.unwrap_or_default(),
             scheduler: args.scheduler,
             timesteps: args.timesteps,
             sigmas: args.sigmas,

@@ -64,6 +64,10 @@ pub struct ModelParameters {
     pub weights: Placement,
     /// Whether links in the checkpoint may lead out of the version folder. Default true.
     pub outside_links: bool,
+    /// The folder of the LoRAs, relative to the version folder or absolute. Default `loras`.
+    pub loras: PathBuf,
+    /// Bytes of LoRAs on a device that stay in memory, 0 to 2^40; 512 MiB if absent.
+    pub lora_cache_bytes: Option<u64>,
     /// Whether the safety checker runs, if the folder has one. Default true.
     pub safety_checker: bool,
     /// Batch entries of one UNet call, 1 to 256; the pipeline's limit if absent.
@@ -96,6 +100,8 @@ impl Default for ModelParameters {
             numerics: Numerics::default(),
             weights: Placement::default(),
             outside_links: true,
+            loras: PathBuf::from("loras"),
+            lora_cache_bytes: None,
             safety_checker: true,
             max_unet_batch_size: None,
             max_pixels: None,
@@ -118,6 +124,7 @@ struct Parameter {
     read: fn(&mut ModelParameters, &str) -> Option<()>,
 }
 
+const LORA_CACHE_BYTES: RangeInclusive<u64> = 0..=1 << 40;
 const MAX_UNET_BATCH_SIZE: RangeInclusive<u64> = 1..=256;
 const MAX_PIXELS: RangeInclusive<u64> = 64..=1 << 26;
 const MAX_STEPS: RangeInclusive<u64> = 1..=1000;
@@ -127,7 +134,7 @@ const MAX_WAITING_REQUESTS: RangeInclusive<u64> = 1..=4096;
 const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
 const INTRA_OP_THREADS: RangeInclusive<u64> = 1..=1024;
 
-const PARAMETERS: [Parameter; 16] = [
+const PARAMETERS: [Parameter; 18] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
@@ -200,6 +207,22 @@ const PARAMETERS: [Parameter; 16] = [
                 "refuse" => false,
                 _ => return None,
             };
+            Some(())
+        },
+    },
+    Parameter {
+        name: "loras",
+        allowed: "a path",
+        read: |p, text| {
+            p.loras = (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text))?;
+            Some(())
+        },
+    },
+    Parameter {
+        name: "lora_cache_bytes",
+        allowed: "an integer from 0 to 1099511627776",
+        read: |p, text| {
+            p.lora_cache_bytes = Some(integer(text, &LORA_CACHE_BYTES)?);
             Some(())
         },
     },
@@ -370,6 +393,8 @@ mod tests {
             "numerics": {"string_value": "fast"},
             "weights": {"string_value": "copy"},
             "outside_links": {"string_value": "refuse"},
+            "loras": {"string_value": "/models/loras"},
+            "lora_cache_bytes": {"string_value": "1000000"},
             "safety_checker": {"string_value": "off"},
             "max_unet_batch_size": {"string_value": "8"},
             "max_pixels": {"string_value": "262144"},
@@ -390,6 +415,8 @@ mod tests {
             numerics: Numerics::Fast,
             weights: Placement::Copy,
             outside_links: false,
+            loras: PathBuf::from("/models/loras"),
+            lora_cache_bytes: Some(1_000_000),
             safety_checker: false,
             max_unet_batch_size: Some(8),
             max_pixels: Some(262_144),
@@ -419,6 +446,8 @@ mod tests {
             ("numerics", "quick"),
             ("weights", "mapped"),
             ("outside_links", "false"),
+            ("loras", ""),
+            ("lora_cache_bytes", "-1"),
             ("safety_checker", "no"),
             ("safety_checker", ""),
             ("max_unet_batch_size", "0"),
@@ -453,6 +482,7 @@ mod tests {
     #[test]
     fn allowed_range_text_matches_range() {
         for (key, range) in [
+            ("lora_cache_bytes", LORA_CACHE_BYTES),
             ("max_unet_batch_size", MAX_UNET_BATCH_SIZE),
             ("max_pixels", MAX_PIXELS),
             ("max_steps", MAX_STEPS),

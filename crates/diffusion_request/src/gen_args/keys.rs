@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::GenArgs;
 use crate::decoder::Decoder;
+use crate::loras::{LoraRequest, MAX_LORAS};
 use crate::prompt_syntax::PromptSyntax;
 use diffusion_core::config::{Format, PipelineClass};
 use diffusion_core::{Error, Result};
@@ -47,6 +48,8 @@ enum Kind {
     Timesteps(Field<Vec<i64>>),
     /// Positive noise levels.
     Sigmas(Field<Vec<f64>>),
+    /// LoRAs with their scales.
+    Loras(Field<Vec<LoraRequest>>),
     /// A planned feature. Only the values that do not request it are accepted.
     Planned(Planned),
 }
@@ -74,7 +77,7 @@ const TRAIN_TIMESTEPS: usize = 1000;
 const MAX_SIGMA: f64 = 10_000.0;
 
 /// Every key of `gen_args`.
-pub static KEYS: [Key; 24] = [
+pub static KEYS: [Key; 25] = [
     key(
         "num_inference_steps",
         ALL,
@@ -119,6 +122,7 @@ pub static KEYS: [Key; 24] = [
     // At 5, images of 30 steps are at 25 dB PSNR of those without the cache, on the demo.
     key("deep_cache", APPROXIMATED, Kind::Int(1..=10, |a| &mut a.deep_cache)),
     key("decoder", APPROXIMATED, Kind::Decoder(|a| &mut a.decoder)),
+    key("loras", ALL, Kind::Loras(|a| &mut a.loras)),
     // At most a day.
     key("timeout_ms", ALL, Kind::Int(1..=86_400_000, |a| &mut a.timeout_ms)),
     key("progress_every", ALL, Kind::Planned(Planned::Count(1000))),
@@ -152,6 +156,10 @@ impl Key {
             Kind::Sigmas(_) => {
                 format!("a list of 1 to {TRAIN_TIMESTEPS} numbers above 0 and at most {MAX_SIGMA}")
             }
+            Kind::Loras(_) => format!(
+                "a list of up to {MAX_LORAS} objects, each with a `name` of letters, digits, `.`, `_` and `-` that no other \
+                 has, and with a `scale` and a `text_encoder_scale` from -10 to 10 if wanted"
+            ),
             Kind::Planned(Planned::Count(max)) => format!("an integer from 0 to {max}"),
         }
     }
@@ -189,6 +197,7 @@ impl Key {
             }
             Kind::Timesteps(field) => set(field(args), as_timesteps(value)),
             Kind::Sigmas(field) => set(field(args), as_sigmas(value)),
+            Kind::Loras(field) => set(field(args), LoraRequest::list(value)),
             Kind::Planned(planned) => match planned.is_requested(value) {
                 Some(true) => {
                     return Err(Error::unsupported(format!(
@@ -235,6 +244,7 @@ impl Key {
             Kind::Decoder(field) => fill(*field, to, from),
             Kind::Timesteps(field) => fill(*field, to, from),
             Kind::Sigmas(field) => fill(*field, to, from),
+            Kind::Loras(field) => fill(*field, to, from),
             Kind::Planned(_) => {}
         }
     }

@@ -116,6 +116,7 @@ fn prompt_alone_gets_the_defaults_of_diffusers() {
             timesteps: None,
             sigmas: None,
             seed: request.seed,
+            loras: Vec::new(),
             scheduler: None,
             deep_cache: 1,
             decoder: Decoder::Vae,

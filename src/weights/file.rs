@@ -142,6 +142,12 @@ impl TensorFile {
         self.metadata.offset_keys()
     }
 
+    /// Returns a text of the header's `__metadata__`.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        let metadata = self.metadata.metadata().as_ref()?;
+        metadata.get(key).map(String::as_str)
+    }
+
     /// Returns the shape and the dtype of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.metadata.info(name)

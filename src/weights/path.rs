@@ -1,7 +1,7 @@
 //! The weights of a component, by name.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
@@ -10,6 +10,10 @@ use super::component::Component;
 use super::file::shape;
 use super::store::StoredTensor;
 use diffusion_core::{Error, Result};
+
+/// The layers of a model that multiply with a weight, by the name of the weight without `.weight`, and the weights' shapes:
+/// `[outputs, inputs]`, or `[outputs, inputs, kernel, kernel]` of a convolution.
+pub type LayerShapes = BTreeMap<Arc<str>, Vec<i64>>;
 
 /// The loaded tensors of a component on one device.
 pub struct Weights {
@@ -24,6 +28,8 @@ pub struct Weights {
     renamed: HashMap<String, String>,
     /// The names in the files of the tensors that were read.
     used: RefCell<HashSet<String>>,
+    /// The layers that were built.
+    layers: RefCell<LayerShapes>,
 }
 
 impl Weights {
@@ -47,6 +53,7 @@ impl Weights {
             fast: false,
             renamed: HashMap::new(),
             used: RefCell::default(),
+            layers: RefCell::default(),
         }
     }
 
@@ -91,6 +98,11 @@ impl Weights {
     /// Returns whether the files have a tensor of this (current) name.
     pub fn contains(&self, name: &str) -> bool {
         self.component.file_of(self.name_in_file(name)).is_some()
+    }
+
+    /// Returns the layers that were built so far.
+    pub fn layers(&self) -> LayerShapes {
+        self.layers.borrow().clone()
     }
 
     /// Checks that the model has read all tensors. Call it after the model is built.
@@ -160,6 +172,17 @@ impl WeightPath<'_> {
             weights: self.weights,
             prefix: self.name(name),
         }
+    }
+
+    /// Returns the names from the root to this path: `down_blocks.0.resnets.1`.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Records that a layer multiplies with the tensor `weight` below this path, of that shape.
+    pub fn record_layer(&self, shape: &[i64]) {
+        let mut layers = self.weights.layers.borrow_mut();
+        layers.insert(self.prefix.as_str().into(), shape.to_vec());
     }
 
     /// Returns the tensor `name` below this path.

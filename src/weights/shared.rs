@@ -1,5 +1,6 @@
 //! Models that instances share.
 
+use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -32,6 +33,12 @@ impl<T: Frozen> SharedModel<T> {
 impl<T: Frozen> Clone for SharedModel<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: Frozen> fmt::Debug for SharedModel<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SharedModel")
     }
 }
 

@@ -84,20 +84,20 @@ impl SelfAttention {
     }
 
     /// Attends to `input` itself, and adds `residual`.
-    fn forward(&self, input: &Tensor, residual: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, residual: &Tensor, mask: Mask<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
         let (_, _, size) = input.size3()?;
         let scale = ((size / self.heads) as f64).powf(-0.5);
         if self.q_proj.is_fast() && !matches!(mask, Mask::Added(_)) {
             let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
             let causal = matches!(mask, Mask::Causal);
-            let attended = self_attention(input, projections, self.heads, Some(scale), causal)?;
-            return self.out_proj.forward_add(&attended, residual, BatchSplit::Joint);
+            let attended = self_attention(input, projections, self.heads, Some(scale), causal, split)?;
+            return self.out_proj.forward_add(&attended, residual, split);
         }
-        let q = self.q_proj.forward(input)?;
-        let k = self.k_proj.forward(input)?;
-        let v = self.v_proj.forward(input)?;
-        let attended = scaled_dot_product([&q, &k, &v], self.heads, mask, Some(scale), BatchSplit::Joint)?;
-        Ok(residual.f_add(&self.out_proj.forward(&attended)?)?)
+        let q = self.q_proj.forward_split(input, split)?;
+        let k = self.k_proj.forward_split(input, split)?;
+        let v = self.v_proj.forward_split(input, split)?;
+        let attended = scaled_dot_product([&q, &k, &v], self.heads, mask, Some(scale), split)?;
+        Ok(residual.f_add(&self.out_proj.forward_split(&attended, split)?)?)
     }
 }
 
@@ -124,23 +124,30 @@ impl EncoderLayer {
         })
     }
 
-    fn forward(&self, input: &Tensor, mask: Mask<'_>) -> Result<Tensor> {
-        let hidden = self.self_attn.forward(&self.layer_norm1.forward(input)?, input, mask)?;
+    fn forward(&self, input: &Tensor, mask: Mask<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
+        let normed = self.layer_norm1.forward(input)?;
+        let hidden = self.self_attn.forward(&normed, input, mask, split)?;
         let normed = self.layer_norm2.forward(&hidden)?;
         if self.fc1.is_fast() {
             let activation = match self.activation {
                 Activation::Gelu => kernels::Activation::Gelu,
                 Activation::QuickGelu => kernels::Activation::QuickGelu,
             };
-            let inner = kernels::linear(&normed, &[self.fc1.kernel()], After::Activate(activation))?;
-            return self.fc2.forward_add(&inner, &hidden, BatchSplit::Joint);
+            let after = After::Activate(activation);
+            let inner = self
+                .fc1
+                .forward_fast(&normed, after, split, |inner| self.activate(inner))?;
+            return self.fc2.forward_add(&inner, &hidden, split);
         }
-        let inner = self.fc1.forward(&normed)?;
-        let inner = match self.activation {
+        let inner = self.activate(&self.fc1.forward_split(&normed, split)?)?;
+        Ok(hidden.f_add(&self.fc2.forward_split(&inner, split)?)?)
+    }
+
+    fn activate(&self, inner: &Tensor) -> Result<Tensor> {
+        Ok(match self.activation {
             Activation::Gelu => inner.f_gelu("none")?,
             Activation::QuickGelu => inner.f_mul(&inner.mul_number(1.702)?.f_sigmoid()?)?,
-        };
-        Ok(hidden.f_add(&self.fc2.forward(&inner)?)?)
+        })
     }
 }
 
@@ -160,15 +167,15 @@ impl ClipEncoder {
         })
     }
 
-    /// Applies all layers but the last `skip`.
+    /// Applies all layers but the last `skip`, to each job's entries.
     ///
     /// # Shapes
     /// - `input` and the result: `[batch, tokens, hidden_size]`
-    pub fn forward(&self, input: Tensor, mask: Mask<'_>, skip: usize) -> Result<Tensor> {
+    pub fn forward(&self, input: Tensor, mask: Mask<'_>, skip: usize, split: BatchSplit<'_>) -> Result<Tensor> {
         let layers = self.layers.len().saturating_sub(skip);
         self.layers
             .iter()
             .take(layers)
-            .try_fold(input, |hidden, layer| layer.forward(&hidden, mask))
+            .try_fold(input, |hidden, layer| layer.forward(&hidden, mask, split))
     }
 }

@@ -7,9 +7,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::encoder::{Activation, ClipEncoder, ClipEncoderConfig};
 use crate::models::config;
-use crate::models::layers::{Embedding, LayerNorm, Mask};
+use crate::models::layers::{BatchSplit, Embedding, LayerNorm, Mask};
 use crate::torch::numbers::{arange, full};
-use crate::weights::{Frozen, Weights};
+use crate::weights::{Frozen, LayerShapes, Weights};
 use diffusion_core::Result;
 
 /// `text_encoder/config.json`, with transformers' names and defaults.
@@ -94,6 +94,8 @@ pub struct ClipTextModel {
     final_layer_norm: LayerNorm,
     /// Whether the CPU kernels of this crate compute the layers.
     fast: bool,
+    layers: LayerShapes,
+    kind: Kind,
 }
 
 // SAFETY: the model holds tensors and numbers only. Its methods take `&self` and read the weights through functional
@@ -129,6 +131,8 @@ impl ClipTextModel {
             encoder: ClipEncoder::new(&path.sub("encoder"), &config.encoder())?,
             final_layer_norm: LayerNorm::new(&path.sub("final_layer_norm"), size, config.layer_norm_eps)?,
             fast: path.is_fast(),
+            layers: weights.layers(),
+            kind: weights.kind(),
             config,
         })
     }
@@ -136,6 +140,16 @@ impl ClipTextModel {
     /// Returns the configuration.
     pub fn config(&self) -> &ClipTextConfig {
         &self.config
+    }
+
+    /// Returns the dtype of the outputs.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Returns the layers that adapters can change. Their names do not begin with `text_model.`.
+    pub fn layers(&self) -> &LayerShapes {
+        &self.layers
     }
 
     /// Encodes texts without the last `clip_skip` layers. The final norm is always applied.
@@ -147,6 +161,14 @@ impl ClipTextModel {
     /// # Errors
     /// Ids outside of the vocabulary; more tokens than positions.
     pub fn forward(&self, input_ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
+        self.forward_split(input_ids, clip_skip, BatchSplit::Joint)
+    }
+
+    /// Encodes each job's texts; shapes and errors as in [`ClipTextModel::forward`].
+    ///
+    /// # Errors
+    /// Those of [`ClipTextModel::forward`].
+    pub fn forward_split(&self, input_ids: &Tensor, clip_skip: usize, split: BatchSplit<'_>) -> Result<Tensor> {
         let (_, tokens) = input_ids.size2()?;
         let device = input_ids.device();
         let positions = arange(tokens, Kind::Int64, device)?.f_unsqueeze(0)?;
@@ -156,10 +178,10 @@ impl ClipTextModel {
             .f_add(&self.position_embedding.forward(&positions)?)?;
         let hidden = if device == Device::Cpu && !self.fast {
             let mask = causal_mask(tokens, hidden.kind(), device)?;
-            self.encoder.forward(hidden, Mask::Added(&mask), clip_skip)?
+            self.encoder.forward(hidden, Mask::Added(&mask), clip_skip, split)?
         } else {
             // The same weights, since exp of the lowest number is 0, and a kernel without a mask in memory.
-            self.encoder.forward(hidden, Mask::Causal, clip_skip)?
+            self.encoder.forward(hidden, Mask::Causal, clip_skip, split)?
         };
         self.final_layer_norm.forward(&hidden)
     }

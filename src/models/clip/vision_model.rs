@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::encoder::{Activation, ClipEncoder, ClipEncoderConfig};
 use crate::models::config;
-use crate::models::layers::{Embedding, LayerNorm, Mask, Weight};
+use crate::models::layers::{BatchSplit, Embedding, LayerNorm, Mask, Weight};
 use crate::torch::numbers::arange;
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
@@ -153,7 +153,7 @@ impl ClipVisionModel {
         let positions = arange(self.num_positions, Kind::Int64, device)?.f_unsqueeze(0)?;
         let embeddings = Tensor::f_cat(&[class, patches], 1)?.f_add(&self.position_embedding.forward(&positions)?)?;
         let hidden = self.pre_layernorm.forward(&embeddings)?;
-        let hidden = self.encoder.forward(hidden, Mask::None, 0)?;
+        let hidden = self.encoder.forward(hidden, Mask::None, 0, BatchSplit::Joint)?;
         self.post_layernorm.forward(&hidden.f_select(1, 0)?)
     }
 }

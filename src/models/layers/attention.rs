@@ -68,7 +68,8 @@ pub fn scaled_dot_product(
     Ok(attended.f_transpose(1, 2)?.f_reshape([batch, -1, channels])?)
 }
 
-/// Attends to `input` itself with the CPU kernels of this crate: one product for the three projections.
+/// Attends to `input` itself with the CPU kernels of this crate: one product for the three projections, and what adapters
+/// add to them.
 ///
 /// # Shapes
 /// - `input` and the result: `[batch, tokens, channels]`
@@ -78,11 +79,15 @@ pub fn self_attention(
     heads: i64,
     scale: Option<f64>,
     causal: bool,
+    split: BatchSplit<'_>,
 ) -> Result<Tensor> {
     let weights = projections.map(Linear::kernel);
     let projected = kernels::linear(input, &weights, After::Activate(Activation::Identity))?;
     let channels = projected.size().last().copied().unwrap_or_default() / 3;
-    let part = |index| projected.f_narrow(-1, index * channels, channels);
+    let part = |index: usize| -> Result<Tensor> {
+        let part = projected.f_narrow(-1, index as i64 * channels, channels)?;
+        projections[index].adapt(input, part, split)
+    };
     kernels::attention([&part(0)?, &part(1)?, &part(2)?], heads, scale, causal)
 }
 
@@ -135,7 +140,14 @@ impl Attention {
     /// - `input`, `residual` and the result: `[batch, tokens, channels]`
     pub fn forward(&self, input: &Tensor, residual: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
         if self.to_q.is_fast() {
-            let attended = self_attention(input, [&self.to_q, &self.to_k, &self.to_v], self.heads, None, false)?;
+            let attended = self_attention(
+                input,
+                [&self.to_q, &self.to_k, &self.to_v],
+                self.heads,
+                None,
+                false,
+                split,
+            )?;
             return self.to_out.forward_add(&attended, residual, split);
         }
         // In diffusers' order.

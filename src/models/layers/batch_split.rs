@@ -8,6 +8,7 @@
 
 use tch::Tensor;
 
+use super::low_rank::AdaptedJobs;
 use diffusion_core::Result;
 
 /// Alignment in bytes of libtorch's CPU allocator (`c10/core/alignment.h`). Sums of MKL may depend on the alignment of
@@ -21,9 +22,19 @@ pub enum BatchSplit<'a> {
     Joint,
     /// Consecutive groups of these sizes, each computed as if it were alone: the result is batch-invariant.
     PerJob(&'a [i64]),
+    /// Jobs some of which have adapters.
+    Adapted(AdaptedJobs<'a>),
 }
 
-impl BatchSplit<'_> {
+impl<'a> BatchSplit<'a> {
+    /// Returns the jobs, if some have adapters for the layer.
+    pub(super) fn adapted(self, layer: &str) -> Option<AdaptedJobs<'a>> {
+        match self {
+            Self::Adapted(jobs) if jobs.adapt(layer) => Some(jobs),
+            Self::Adapted(_) | Self::Joint | Self::PerJob(_) => None,
+        }
+    }
+
     /// Applies `f` to each job's entries of `input` and joins the results.
     ///
     /// ```
@@ -40,24 +51,45 @@ impl BatchSplit<'_> {
         self.map_all([input], |[input]| f(input))
     }
 
+    /// Does what [`BatchSplit::map`] does, and tells `f` whether the job has adapters, for any layer.
+    pub(super) fn map_adapted(self, input: &Tensor, f: impl Fn(&Tensor, bool) -> Result<Tensor>) -> Result<Tensor> {
+        self.map_jobs([input], |job, [input]| {
+            let adapted = match self {
+                Self::Adapted(jobs) => jobs.deltas.get(job).is_some_and(Option::is_some),
+                Self::Joint | Self::PerJob(_) => false,
+            };
+            f(input, adapted)
+        })
+    }
+
     /// Applies `f` to each job's entries of several tensors; see [`BatchSplit::map`].
     pub fn map_all<const N: usize>(
         self,
         inputs: [&Tensor; N],
         f: impl Fn([&Tensor; N]) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        self.map_jobs(inputs, |_, inputs| f(inputs))
+    }
+
+    /// Does what [`BatchSplit::map_all`] does, and tells `f` the number of the job.
+    fn map_jobs<const N: usize>(
+        self,
+        inputs: [&Tensor; N],
+        f: impl Fn(usize, [&Tensor; N]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let sizes = match self {
-            Self::Joint | Self::PerJob([] | [_]) => return f(inputs),
-            Self::PerJob(sizes) => sizes,
+            Self::Joint | Self::Adapted(AdaptedJobs { apart: false, .. }) => return f(0, inputs),
+            Self::PerJob([] | [_]) | Self::Adapted(AdaptedJobs { sizes: [] | [_], .. }) => return f(0, inputs),
+            Self::PerJob(sizes) | Self::Adapted(AdaptedJobs { sizes, .. }) => sizes,
         };
         let mut outputs = Vec::with_capacity(sizes.len());
         let mut start = 0;
-        for &size in sizes {
+        for (job, &size) in sizes.iter().enumerate() {
             let mut entries = inputs.map(Tensor::shallow_clone);
             for tensor in &mut entries {
                 *tensor = aligned(tensor.f_narrow(0, start, size)?)?;
             }
-            outputs.push(f(entries.each_ref())?);
+            outputs.push(f(job, entries.each_ref())?);
             start += size;
         }
         Ok(Tensor::f_cat(&outputs, 0)?)
@@ -65,7 +97,7 @@ impl BatchSplit<'_> {
 }
 
 /// Copies the tensor if its data is not aligned as a new tensor's would be. The layout stays.
-fn aligned(tensor: Tensor) -> Result<Tensor> {
+pub(super) fn aligned(tensor: Tensor) -> Result<Tensor> {
     if (tensor.data_ptr() as usize).is_multiple_of(ALIGNMENT) {
         return Ok(tensor);
     }

@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use super::batch_split::BatchSplit;
 use super::chunked::{ChunkSize, convolve};
+use super::low_rank::Delta;
 use super::weight::Weight;
 use crate::torch::kernels::{self, Resize};
 use crate::weights::WeightPath;
@@ -18,6 +19,8 @@ enum Kernel {
 
 /// A convolution with a square kernel.
 pub struct Conv2d {
+    /// The name of the layer in the files, for adapters.
+    name: Box<str>,
     weight: Weight,
     bias: Option<Tensor>,
     stride: i64,
@@ -37,6 +40,7 @@ impl Conv2d {
         padding: i64,
     ) -> Result<Self> {
         Ok(Self {
+            name: path.prefix().into(),
             weight: Weight::new(path, &[outputs, inputs, kernel, kernel])?,
             bias: Some(path.tensor("bias", &[outputs])?),
             stride,
@@ -53,6 +57,7 @@ impl Conv2d {
     /// Reads a [`Conv2d::same`] with or without bias.
     pub fn same_with_bias(path: &WeightPath<'_>, inputs: i64, outputs: i64, bias: bool) -> Result<Self> {
         Ok(Self {
+            name: path.prefix().into(),
             weight: Weight::new(path, &[outputs, inputs, 3, 3])?,
             bias: bias.then(|| path.tensor("bias", &[outputs])).transpose()?,
             stride: 1,
@@ -107,9 +112,21 @@ impl Conv2d {
         chunk_size: Option<ChunkSize>,
     ) -> Result<Tensor> {
         match self.kernel() {
-            Some(kernel) => self.forward_fast(kernel, input, self.bias.as_ref(), Some(residual)),
+            Some(kernel) => {
+                let output = self.forward_fast(kernel, input, self.bias.as_ref(), Some(residual))?;
+                self.adapt(input, output, split)
+            }
             None => Ok(residual.f_add(&self.forward_split(input, split, chunk_size)?)?),
         }
+    }
+
+    /// Adds what adapters add to the `output` of the convolution.
+    fn adapt(&self, input: &Tensor, output: Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        if let Some(jobs) = split.adapted(&self.name) {
+            let delta = |delta: &Delta, input: &Tensor| delta.conv2d(input, self.stride, self.padding);
+            jobs.add(&self.name, input, &output, delta)?;
+        }
+        Ok(output)
     }
 
     /// Returns how the CPU kernels of this crate compute the convolution; `None` if libtorch computes it.
@@ -148,12 +165,16 @@ impl Conv2d {
         split: BatchSplit<'_>,
         chunk_size: Option<ChunkSize>,
     ) -> Result<Tensor> {
+        let larger = || input.f_upsample_nearest2d([height, width], None, None);
         if self.fast {
             let enlarge = Kernel::Three(Resize::Enlarge(height, width));
-            return self.forward_fast(enlarge, input, self.bias.as_ref(), None);
+            let output = self.forward_fast(enlarge, input, self.bias.as_ref(), None)?;
+            return match split.adapted(&self.name) {
+                Some(_) => self.adapt(&larger()?, output, split),
+                None => Ok(output),
+            };
         }
-        let larger = input.f_upsample_nearest2d([height, width], None, None)?;
-        self.forward_split(&larger, split, chunk_size)
+        self.forward_split(&larger()?, split, chunk_size)
     }
 
     /// Applies a 3x3 convolution of stride 2 with a line of zeros at the bottom and at the right.
@@ -174,11 +195,13 @@ impl Conv2d {
         chunk_size: Option<ChunkSize>,
     ) -> Result<Tensor> {
         if let Some(kernel) = self.kernel() {
-            return self.forward_fast(kernel, input, bias, None);
+            let output = self.forward_fast(kernel, input, bias, None)?;
+            return self.adapt(input, output, split);
         }
         let of_entries = bias.filter(|bias| bias.dim() == 2);
         let bias = bias.filter(|bias| bias.dim() != 2);
         let output = self.convolve(input, bias, split, chunk_size)?;
+        let output = self.adapt(input, output, split)?;
         match of_entries {
             Some(bias) => Ok(output.f_add(&bias.f_unsqueeze(-1)?.f_unsqueeze(-1)?)?),
             None => Ok(output),
@@ -216,6 +239,7 @@ mod tests {
 
     fn conv() -> Conv2d {
         Conv2d {
+            name: "".into(),
             weight: noise(&[5, 4, 3, 3]).into(),
             bias: Some(noise(&[5])),
             stride: 1,

@@ -3,6 +3,7 @@
 use tch::{Device, Tensor};
 
 use super::batch_split::BatchSplit;
+use super::low_rank::{AdaptedJobs, Delta};
 use super::weight::Weight;
 use crate::torch::kernels::{self, Activation, After};
 use crate::weights::WeightPath;
@@ -26,6 +27,8 @@ use diffusion_core::Result;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Linear {
+    /// The name of the layer in the files, for adapters.
+    name: Box<str>,
     weight: Weight,
     bias: Option<Tensor>,
     /// Whether the CPU kernels of this crate compute the layer.
@@ -41,6 +44,7 @@ impl Linear {
     /// Reads a layer with or without bias.
     pub fn with_bias(path: &WeightPath<'_>, inputs: i64, outputs: i64, bias: bool) -> Result<Self> {
         Ok(Self {
+            name: path.prefix().into(),
             weight: Weight::new(path, &[outputs, inputs])?,
             bias: bias.then(|| path.tensor("bias", &[outputs])).transpose()?,
             fast: path.is_fast(),
@@ -58,12 +62,19 @@ impl Linear {
 
     /// Applies the layer to each job's entries; shapes as in [`Linear::forward`].
     pub fn forward_split(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        let output = self.product(input, split)?;
+        self.adapt(input, output, split)
+    }
+
+    /// Computes the layer without adapters.
+    fn product(&self, input: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
         if self.fast {
             return kernels::linear(input, &[self.kernel()], After::Activate(Activation::Identity));
         }
         self.weight.with(input.kind(), |weight| {
-            split.map(input, |input| {
-                if input.is_contiguous() {
+            split.map_adapted(input, |input, adapted| {
+                // With adapters, diffusers' other weights cannot have a gradient: see `fold_strided`.
+                if input.is_contiguous() || (adapted && input.device() == Device::Cpu) {
                     Ok(input.f_linear(weight, self.bias.as_ref())?)
                 } else if input.device() == Device::Cpu {
                     self.forward_strided(input, weight)
@@ -73,6 +84,63 @@ impl Linear {
                 }
             })
         })
+    }
+
+    /// Adds what adapters add to the `output` of the layer.
+    ///
+    /// # Shapes
+    /// - `input`: `[batch, .., inputs]`
+    /// - `output` and the result: `[batch, .., outputs]`
+    pub(crate) fn adapt(&self, input: &Tensor, output: Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        let Some(jobs) = split.adapted(&self.name) else {
+            return Ok(output);
+        };
+        if self.fast {
+            return self.adapt_fast(input, output, jobs);
+        }
+        jobs.add(&self.name, input, &output, Delta::linear)?;
+        Ok(output)
+    }
+
+    /// Does what [`Linear::adapt`] does with the CPU kernels of this crate.
+    fn adapt_fast(&self, input: &Tensor, output: Tensor, jobs: AdaptedJobs<'_>) -> Result<Tensor> {
+        for (start, size, deltas) in jobs.of(&self.name) {
+            let input = input.f_narrow(0, start, size)?;
+            let mut entries = output.f_narrow(0, start, size)?;
+            for delta in deltas {
+                entries.f_copy_(&delta.add_linear_fast(&input, &entries)?)?;
+            }
+        }
+        Ok(output)
+    }
+
+    /// Applies the layer with the CPU kernels of this crate and an activation. `with_adapters` applies the activation to
+    /// the entries of a job with adapters, whose results are not activated yet.
+    pub(crate) fn forward_fast(
+        &self,
+        input: &Tensor,
+        after: After<'_>,
+        split: BatchSplit<'_>,
+        with_adapters: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let Some(jobs) = split.adapted(&self.name) else {
+            return kernels::linear(input, &[self.kernel()], after);
+        };
+        let mut outputs = Vec::with_capacity(jobs.sizes.len());
+        for (index, (start, size, deltas)) in jobs.of(&self.name).enumerate() {
+            let input = input.f_narrow(0, start, size)?;
+            outputs.push(if deltas.is_empty() {
+                kernels::linear(&input, &[self.kernel()], after)?
+            } else {
+                let one = AdaptedJobs {
+                    sizes: &[size],
+                    deltas: &jobs.deltas[index..=index],
+                    apart: false,
+                };
+                with_adapters(&self.forward_split(&input, BatchSplit::Adapted(one))?)?
+            });
+        }
+        Ok(Tensor::f_cat(&outputs, 0)?)
     }
 
     /// Returns whether the CPU kernels of this crate compute the layer.
@@ -91,29 +159,34 @@ impl Linear {
     /// Applies the layer to each job's entries and adds `residual`, of the shape of the result.
     pub fn forward_add(&self, input: &Tensor, residual: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
         if self.fast {
-            return kernels::linear(input, &[self.kernel()], After::Add(residual));
+            let output = kernels::linear(input, &[self.kernel()], After::Add(residual))?;
+            return self.adapt(input, output, split);
         }
         Ok(self.forward_split(input, split)?.f_add(residual)?)
     }
 
-    /// Computes one product for an input that is not contiguous.
-    ///
-    /// For such an input libtorch computes one product, or one product for each batch entry, depending on whether the
-    /// weight could have a gradient (`should_fold` in `aten/src/ATen/native/LinearAlgebra.cpp`). The trained weights of
-    /// diffusers can have one, so diffusers gets a single product. The weights of this crate cannot.
     fn forward_strided(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let mut shape = input.size();
-        let inputs = shape.pop().unwrap_or(1);
-        shape.extend(weight.size().first());
-        let product = input
-            .f_reshape([-1, inputs])?
-            .f_mm(&weight.f_transpose(0, 1)?)?
-            .f_view(&shape[..])?;
+        let product = fold_strided(input, weight)?;
         match &self.bias {
             Some(bias) => Ok(product.f_add(bias)?),
             None => Ok(product),
         }
     }
+}
+
+/// Computes one product for an input that is not contiguous.
+///
+/// For such an input libtorch computes one product, or one product for each batch entry, depending on whether the weight
+/// could have a gradient (`should_fold` in `aten/src/ATen/native/LinearAlgebra.cpp`). The trained weights of diffusers can
+/// have one, so diffusers gets a single product. The weights of this crate cannot.
+pub(super) fn fold_strided(input: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let mut shape = input.size();
+    let inputs = shape.pop().unwrap_or(1);
+    shape.extend(weight.size().first());
+    Ok(input
+        .f_reshape([-1, inputs])?
+        .f_mm(&weight.f_transpose(0, 1)?)?
+        .f_view(&shape[..])?)
 }
 
 #[cfg(test)]
@@ -125,6 +198,7 @@ mod tests {
     fn forward_split_per_job_equals_separate_calls() {
         let noise = |shape: &[i64]| Tensor::randn(shape, tch::kind::FLOAT_CPU);
         let linear = Linear {
+            name: "".into(),
             weight: noise(&[7, 4]).into(),
             bias: Some(noise(&[7])),
             fast: false,

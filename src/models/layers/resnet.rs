@@ -122,7 +122,7 @@ impl ResnetBlock2D {
         };
         hidden = self.norm2.forward_silu(&hidden, split)?;
         let residual = match &self.conv_shortcut {
-            Some(shortcut) if shortcut.is_fast() => shortcut.forward(input)?,
+            Some(shortcut) if shortcut.is_fast() => shortcut.forward_split(input, split, None)?,
             Some(shortcut) => shortcut.forward_split(&input.f_contiguous()?, split, None)?,
             None => input.shallow_clone(),
         };

@@ -12,7 +12,7 @@ use super::conv::Conv2d;
 use super::group_norm::GroupNorm;
 use super::layer_norm::LayerNorm;
 use super::linear::Linear;
-use crate::torch::kernels::{self, After};
+use crate::torch::kernels::After;
 use crate::weights::WeightPath;
 use diffusion_core::{Error, Result};
 
@@ -35,19 +35,26 @@ impl FeedForward {
     /// Applies the layers and adds `residual`.
     fn forward(&self, input: &Tensor, residual: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
         if self.project_in.is_fast() {
-            let gated = kernels::linear(input, &[self.project_in.kernel()], After::Gate)?;
+            let gated = self.project_in.forward_fast(input, After::Gate, split, |projected| {
+                let (value, gate) = halves(projected)?;
+                Ok(gate.f_gelu("none")?.f_mul(&value)?)
+            })?;
             return self.project_out.forward_add(&gated, residual, split);
         }
         let projected = self.project_in.forward_split(input, split)?;
-        let inner = projected.size().last().copied().unwrap_or_default() / 2;
-        let value = projected.f_narrow(-1, 0, inner)?;
-        let gate = projected.f_narrow(-1, inner, inner)?;
+        let (value, gate) = halves(&projected)?;
         let mut gated = split.map(&gate, |gate| Ok(gate.f_gelu("none")?))?;
         // In place: the product of two maps is the largest tensor of a UNet call.
         let _ = gated.f_mul_(&value)?;
         drop((projected, value, gate));
         self.project_out.forward_add(&gated, residual, split)
     }
+}
+
+/// Returns the two halves of the last dimension.
+fn halves(projected: &Tensor) -> Result<(Tensor, Tensor)> {
+    let inner = projected.size().last().copied().unwrap_or_default() / 2;
+    Ok((projected.f_narrow(-1, 0, inner)?, projected.f_narrow(-1, inner, inner)?))
 }
 
 /// Self-attention, cross-attention and a feed-forward network, each after a norm and with a residual.

@@ -31,6 +31,7 @@ pub struct Weight(Tensor);
 impl Weight {
     /// Reads `weight` below `path`.
     pub fn new(path: &WeightPath<'_>, shape: &[i64]) -> Result<Self> {
+        path.record_layer(shape);
         Ok(Self(path.stored("weight", shape)?))
     }
 

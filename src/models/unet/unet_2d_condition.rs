@@ -11,7 +11,7 @@ use crate::models::layers::{
     BatchSplit, ChunkSize, Conditioning, Conv2d, Embedding, GroupNorm, KeyValue, ResnetBlock2D, TimeShifts,
     Transformer2DModel, silu,
 };
-use crate::weights::{Frozen, Weights};
+use crate::weights::{Frozen, LayerShapes, Weights};
 use diffusion_core::{Error, Result};
 
 /// diffusers' `UNet2DConditionModel`, as far as Stable Diffusion 1 and 2 use it.
@@ -27,6 +27,7 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    layers: LayerShapes,
 }
 
 /// What the time embedding of a call is computed from.
@@ -58,7 +59,8 @@ unsafe impl Frozen for UNet2DConditionModel {}
 impl UNet2DConditionModel {
     /// Builds the model from `weights`, all of which it must use.
     pub fn new(config: UNet2DConfig, weights: Weights) -> Result<Self> {
-        let model = Self::read(config, &weights)?;
+        let mut model = Self::read(config, &weights)?;
+        model.layers = weights.layers();
         weights.finish()?;
         Ok(model)
     }
@@ -147,6 +149,7 @@ impl UNet2DConditionModel {
                 config.norm_eps,
             )?,
             conv_out: Conv2d::same(&path.sub("conv_out"), first, config.out_channels)?,
+            layers: LayerShapes::new(),
             config,
         })
     }
@@ -154,6 +157,11 @@ impl UNet2DConditionModel {
     /// Returns the configuration.
     pub fn config(&self) -> &UNet2DConfig {
         &self.config
+    }
+
+    /// Returns the layers that adapters can change.
+    pub fn layers(&self) -> &LayerShapes {
+        &self.layers
     }
 
     /// Returns the dtype of the inputs and the outputs.
@@ -307,8 +315,7 @@ impl UNet2DConditionModel {
     ///
     /// # Errors
     /// Those of [`UNet2DConditionModel::time_shifts`].
-    pub fn time_biases(&self, input: &TimeInput<'_>) -> Result<Vec<Tensor>> {
-        let split = BatchSplit::Joint;
+    pub fn time_biases(&self, input: &TimeInput<'_>, split: BatchSplit<'_>) -> Result<Vec<Tensor>> {
         let activated = silu(&self.time_embedding(input, split)?, split)?;
         self.resnets()
             .map(|resnet| resnet.time_bias(&activated, split))

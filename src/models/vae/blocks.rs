@@ -73,7 +73,14 @@ impl Attention {
                     .f_reshape([batch, height * width, channels])?)
             };
             let normed = tokens(&self.group_norm.forward(input)?)?;
-            let attended = self_attention(&normed, [&self.to_q, &self.to_k, &self.to_v], 1, None, false)?;
+            let attended = self_attention(
+                &normed,
+                [&self.to_q, &self.to_k, &self.to_v],
+                1,
+                None,
+                false,
+                BatchSplit::Joint,
+            )?;
             let output = self.to_out.forward_add(&attended, &tokens(input)?, BatchSplit::Joint)?;
             return Ok(output
                 .f_view([batch, height, width, channels])?

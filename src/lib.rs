@@ -31,6 +31,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod adapters;
 pub mod backend;
 pub mod models;
 pub mod pipelines;

@@ -16,6 +16,7 @@ use super::safety_check::SafetyCheck;
 use super::stable_diffusion::steps_of;
 use super::timings::Timings;
 use super::unet_calls::{ConditioningInput, UNetCalls};
+use crate::adapters::JobAdapters;
 use crate::models::layers::ChunkSize;
 use crate::models::unet::guidance_scale_embedding;
 use crate::processors::vae::{image_bytes, images};
@@ -79,12 +80,17 @@ impl DiffusionPipeline {
 
     /// Encodes the prompts: `[batch size, tokens, size]`, the entries without the prompt first, and whether a prompt was
     /// truncated.
-    fn prompt_embeds(&mut self, request: &GenerateRequest, images: i64) -> Result<(Tensor, bool)> {
+    fn prompt_embeds(
+        &mut self,
+        request: &GenerateRequest,
+        images: i64,
+        adapters: &JobAdapters,
+    ) -> Result<(Tensor, bool)> {
         let guided = request.do_classifier_free_guidance();
         let clip_skip = request.clip_skip.unwrap_or(0);
         let embeds = self
             .prompt_encoder
-            .encode(&request.prompts, guided, clip_skip, &self.stream)?;
+            .encode(&request.prompts, guided, clip_skip, adapters, &self.stream)?;
         let prompt = embeds.prompt.f_repeat([images, 1, 1])?;
         let embeddings = match embeds.negative {
             Some(negative) => Tensor::f_cat(&[negative.f_repeat([images, 1, 1])?, prompt], 0)?,
@@ -143,13 +149,13 @@ impl DiffusionPipeline {
         }
     }
 
-    fn prepare_job(&mut self, request: &GenerateRequest) -> Result<Job> {
+    fn prepare_job(&mut self, request: &GenerateRequest, adapters: &Arc<JobAdapters>) -> Result<Job> {
         let started = Instant::now();
         let images = i64::try_from(request.num_images_per_prompt).map_err(|_| Error::internal("too many images"))?;
         if let Some(check) = &self.components.safety_check {
             check.check_size(request.width, request.height)?;
         }
-        let (prompt_embeds, prompt_truncated) = self.prompt_embeds(request, images)?;
+        let (prompt_embeds, prompt_truncated) = self.prompt_embeds(request, images, adapters)?;
         let text_encoded = Instant::now();
 
         let config = match &request.scheduler {
@@ -180,6 +186,7 @@ impl DiffusionPipeline {
                 class_label: state.class_label.as_ref().map(Tensor::shallow_clone),
                 timestep_cond: self.timestep_cond(request, images, prompt_embeds.kind())?,
                 one_by_one: state.one_by_one,
+                adapters: adapters.unet(),
             },
             &self.stream,
         )?;
@@ -189,6 +196,7 @@ impl DiffusionPipeline {
             guidance_scale: request.guidance_scale,
             guidance_rescale: request.guidance_rescale,
             conditioning,
+            adapters: Arc::clone(adapters),
             state,
             postprocess,
             scheduler,
@@ -312,7 +320,7 @@ impl Pipeline for DiffusionPipeline {
 
     fn prepare(&mut self, planned: PipelineRequest) -> Result<Job> {
         let chunks = planned.decode_in_chunks.then_some(CHUNK_SIZE);
-        let mut job = self.classified(|pipeline| pipeline.prepare_job(&planned.request))?;
+        let mut job = self.classified(|pipeline| pipeline.prepare_job(&planned.request, &planned.adapters))?;
         job.chunk_size = job.postprocess.chunk_size().or(chunks);
         Ok(job)
     }

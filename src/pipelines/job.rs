@@ -1,5 +1,6 @@
 //! A request in flight.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tch::{Device, Tensor};
@@ -7,6 +8,7 @@ use tch::{Device, Tensor};
 use super::denoising_state::DenoisingState;
 use super::stable_diffusion::Postprocess;
 use super::unet_calls::{DeepFeature, JobConditioning, JobInput};
+use crate::adapters::JobAdapters;
 use crate::models::layers::ChunkSize;
 use crate::schedulers::Scheduler;
 use crate::torch::numbers::NumberOperators;
@@ -24,6 +26,8 @@ pub struct Job {
     pub(super) guidance_rescale: f64,
     /// The text and the timesteps, as the UNet takes them.
     pub(super) conditioning: JobConditioning,
+    /// The LoRAs of the request.
+    pub(super) adapters: Arc<JobAdapters>,
     pub(super) state: DenoisingState,
     pub(super) postprocess: Box<dyn Postprocess>,
     pub(super) scheduler: Box<dyn Scheduler>,
@@ -89,6 +93,7 @@ impl Job {
             timestep: self.timestep()?,
             one_by_one: self.state.one_by_one,
             conditioning: &self.conditioning,
+            adapters: self.adapters.unet(),
             deep_feature: self.deep_feature_use(),
         })
     }

@@ -1,11 +1,14 @@
 //! The memory that a request needs, from shapes alone.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind};
 
 use super::image_size::ImageSize;
 use super::loading::Components;
 use super::prompt_encoder::MAX_CHUNKS;
 use super::stable_diffusion::steps_of;
+use crate::adapters::JobAdapters;
 use crate::models::layers::{ChunkSize, unsigned};
 use diffusion_core::Result;
 use diffusion_core::config::Numerics;
@@ -34,14 +37,26 @@ pub struct PipelineRequest {
     pub request: GenerateRequest,
     /// Whether the VAE decodes an image chunk by chunk, which needs less memory and takes three times as long.
     pub decode_in_chunks: bool,
+    /// The LoRAs of the request, loaded.
+    pub adapters: Arc<JobAdapters>,
 }
 
-/// The images are decoded as the pipeline does by default.
+impl PipelineRequest {
+    /// Gives the request its LoRAs.
+    #[must_use]
+    pub fn with_adapters(mut self, adapters: Arc<JobAdapters>) -> Self {
+        self.adapters = adapters;
+        self
+    }
+}
+
+/// The images are decoded as the pipeline does by default, without LoRAs.
 impl From<GenerateRequest> for PipelineRequest {
     fn from(request: GenerateRequest) -> Self {
         Self {
             request,
             decode_in_chunks: false,
+            adapters: Arc::default(),
         }
     }
 }

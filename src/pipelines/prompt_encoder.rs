@@ -10,7 +10,9 @@ use std::sync::Arc;
 use lru::LruCache;
 use tch::{Device, Kind, Tensor};
 
+use crate::adapters::JobAdapters;
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
+use crate::models::layers::{AdaptedJobs, BatchSplit};
 use crate::torch::Stream;
 use crate::weights::SharedModel;
 use diffusion_core::{Error, Result};
@@ -40,8 +42,18 @@ pub struct PromptEncoder {
     tokenizer: Arc<ClipTokenizer>,
     text_encoder: SharedModel<ClipTextModel>,
     device: Device,
-    /// `[1, ids, hidden_size]` of the ids and the number of skipped layers.
-    encoded: LruCache<(Vec<i64>, usize), Tensor>,
+    /// `[1, ids, hidden_size]` each.
+    encoded: LruCache<EncodedText, Tensor>,
+}
+
+/// The ids of a text, the number of skipped layers, and the adapters of the text encoder.
+type EncodedText = (Vec<i64>, usize, Vec<(u64, u64)>);
+
+/// What calls of the text encoder for one request have in common.
+#[derive(Clone, Copy)]
+struct EncoderCall<'a> {
+    adapters: &'a JobAdapters,
+    stream: &'a Stream,
 }
 
 impl PromptEncoder {
@@ -59,7 +71,7 @@ impl PromptEncoder {
     /// Encodes the prompt and, if `guided`, the negative prompt.
     ///
     /// `clip_skip` is the number of the text encoder's last layers to skip. As in the two sources, it applies to the
-    /// prompt only if plain and to both prompts if weighted.
+    /// prompt only if plain and to both prompts if weighted. `adapters` change the text encoder.
     ///
     /// # Errors
     /// Internal if the tokenizer fails.
@@ -68,14 +80,16 @@ impl PromptEncoder {
         prompts: &Prompts,
         guided: bool,
         clip_skip: usize,
+        adapters: &JobAdapters,
         stream: &Stream,
     ) -> Result<PromptEmbeds> {
+        let call = EncoderCall { adapters, stream };
         match &prompts.weighted {
             None => {
                 let negative = guided.then_some(prompts.negative_prompt.as_str());
-                self.encode_plain(&prompts.prompt, negative, clip_skip, stream)
+                self.encode_plain(&prompts.prompt, negative, clip_skip, call)
             }
-            Some((prompt, negative)) => self.encode_weighted(prompt, guided.then_some(negative), clip_skip, stream),
+            Some((prompt, negative)) => self.encode_weighted(prompt, guided.then_some(negative), clip_skip, call),
         }
     }
 
@@ -84,7 +98,7 @@ impl PromptEncoder {
         prompt: &str,
         negative: Option<&str>,
         clip_skip: usize,
-        stream: &Stream,
+        call: EncoderCall<'_>,
     ) -> Result<PromptEmbeds> {
         let prompt = self.tokenizer.encode(prompt)?;
         let negative = negative.map(|text| self.tokenizer.encode(text)).transpose()?;
@@ -92,7 +106,7 @@ impl PromptEncoder {
         let texts = [(prompt.ids, clip_skip)]
             .into_iter()
             .chain(negative.map(|tokens| (tokens.ids, 0)));
-        let mut states = self.hidden_states(texts.collect(), stream)?.into_iter();
+        let mut states = self.hidden_states(texts.collect(), call)?.into_iter();
         Ok(PromptEmbeds {
             prompt: states
                 .next()
@@ -107,7 +121,7 @@ impl PromptEncoder {
         prompt: &[(String, f64)],
         negative: Option<&Vec<(String, f64)>>,
         clip_skip: usize,
-        stream: &Stream,
+        call: EncoderCall<'_>,
     ) -> Result<PromptEmbeds> {
         let prompt = self.weighted_tokens(prompt)?;
         let negative = negative.map(|text| self.weighted_tokens(text)).transpose()?;
@@ -122,11 +136,11 @@ impl PromptEncoder {
         let ids = texts
             .iter()
             .flat_map(|tokens| (0..chunks).map(|chunk| (self.chunk_ids(tokens, chunk), clip_skip)));
-        let states = self.hidden_states(ids.collect(), stream)?;
+        let states = self.hidden_states(ids.collect(), call)?;
         let mut weighted = states
             .chunks(chunks)
             .zip(texts)
-            .map(|(states, tokens)| self.weighted_states(states, tokens, stream));
+            .map(|(states, tokens)| self.weighted_states(states, tokens, call.stream));
         Ok(PromptEmbeds {
             prompt: weighted
                 .next()
@@ -142,7 +156,13 @@ impl PromptEncoder {
     }
 
     /// Encodes texts of one length, each with a number of skipped layers, to `[1, ids, hidden_size]` each.
-    fn hidden_states(&mut self, texts: Vec<(Vec<i64>, usize)>, stream: &Stream) -> Result<Vec<Tensor>> {
+    fn hidden_states(&mut self, texts: Vec<(Vec<i64>, usize)>, call: EncoderCall<'_>) -> Result<Vec<Tensor>> {
+        let EncoderCall { adapters, stream } = call;
+        let adapted = adapters.text_encoder_key();
+        let texts: Vec<EncodedText> = texts
+            .into_iter()
+            .map(|(ids, clip_skip)| (ids, clip_skip, adapted.to_vec()))
+            .collect();
         let mut missing: BTreeMap<usize, BTreeSet<&[i64]>> = BTreeMap::new();
         for text in texts.iter().filter(|text| !self.encoded.contains(*text)) {
             missing.entry(text.1).or_default().insert(&text.0);
@@ -154,9 +174,19 @@ impl PromptEncoder {
             let at_once = if self.device == Device::Cpu { 1 } else { ids.len() };
             for ids in ids.chunks(at_once) {
                 let batch = Tensor::f_from_slice(&ids.concat())?.f_view([ids.len() as i64, -1])?;
-                let states = self.text_encoder.forward(&stream.to_device(&batch)?, clip_skip)?;
+                let jobs = AdaptedJobs {
+                    sizes: &[ids.len() as i64],
+                    deltas: &[adapters.text_encoder()],
+                    apart: false,
+                };
+                let batch = stream.to_device(&batch)?;
+                let split = BatchSplit::Adapted(jobs);
+                let states = self.text_encoder.forward_split(&batch, clip_skip, split)?;
                 for (index, ids) in (0..).zip(ids) {
-                    new.insert((ids.to_vec(), clip_skip), states.f_narrow(0, index, 1)?);
+                    new.insert(
+                        (ids.to_vec(), clip_skip, adapted.to_vec()),
+                        states.f_narrow(0, index, 1)?,
+                    );
                 }
             }
         }

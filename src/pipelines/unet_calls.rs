@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use tch::{Device, Tensor};
 
 use super::loading::Components;
-use crate::models::layers::{BatchSplit, ChunkSize, KeyValue, TimeShifts};
+use crate::models::layers::{AdaptedJobs, BatchSplit, ChunkSize, KeyValue, LayerDeltas, TimeShifts};
 use crate::models::unet::{TimeInput, UNet2DConditionModel, UNetInput};
 use crate::torch::{Stream, classify_errors, cuda};
 use crate::weights::SharedModel;
@@ -39,6 +39,8 @@ pub struct ConditioningInput<'a> {
     pub timestep_cond: Option<Tensor>,
     /// Whether the UNet computes one batch entry at a time, to save memory.
     pub one_by_one: bool,
+    /// The LoRAs of the request.
+    pub adapters: Option<&'a LayerDeltas>,
 }
 
 /// The time embeddings of a job.
@@ -64,6 +66,8 @@ pub struct JobInput<'a> {
     pub one_by_one: bool,
     /// The text and the timesteps.
     pub conditioning: &'a JobConditioning,
+    /// The LoRAs of the request.
+    pub adapters: Option<&'a LayerDeltas>,
     /// How the call uses the deep feature.
     pub deep_feature: DeepFeature<'a>,
 }
@@ -124,13 +128,19 @@ impl UNetCalls {
     /// Computes what is the same at every step of a job.
     pub fn prepare(&self, input: ConditioningInput<'_>, stream: &Stream) -> Result<JobConditioning> {
         let (batch_size, tokens, _) = input.prompt_embeds.size3()?;
-        let ones = vec![1; batch_size as usize];
         // As `UNetCalls::one_by_one` would compute it.
-        let split = if input.one_by_one && self.splits_jobs() {
-            BatchSplit::PerJob(&ones)
+        let each = input.one_by_one && self.splits_jobs();
+        let sizes = if each {
+            vec![1; batch_size as usize]
         } else {
-            BatchSplit::Joint
+            vec![batch_size]
         };
+        let deltas = vec![input.adapters; sizes.len()];
+        let split = BatchSplit::Adapted(AdaptedJobs {
+            sizes: &sizes,
+            deltas: &deltas,
+            apart: each,
+        });
         Ok(JobConditioning {
             tokens,
             text: self.unet.project_text(input.prompt_embeds, split)?,
@@ -158,7 +168,12 @@ impl UNetCalls {
             class_labels: label.as_ref(),
             timestep_cond: cond.as_ref(),
         };
-        let biases = self.unet.time_biases(&time)?;
+        let split = BatchSplit::Adapted(AdaptedJobs {
+            sizes: &[steps],
+            deltas: &[input.adapters],
+            apart: false,
+        });
+        let biases = self.unet.time_biases(&time, split)?;
         let channels = biases.iter().map(|bias| Ok(bias.size2()?.1)).collect::<Result<_>>()?;
         Ok(JobTime::Run(Tensor::f_cat(&biases, 1)?, channels))
     }
@@ -182,11 +197,12 @@ impl UNetCalls {
         let sample = self.join(samples.collect(), padding)?;
         let cached = deep_features(jobs)?;
         let time_shifts = self.time_shifts(jobs, &sizes, padding, one_by_one)?;
-        let split = if self.splits_jobs() {
-            BatchSplit::PerJob(&sizes)
-        } else {
-            BatchSplit::Joint
-        };
+        let deltas: Vec<Option<&LayerDeltas>> = jobs.iter().map(|job| job.adapters).collect();
+        let split = BatchSplit::Adapted(AdaptedJobs {
+            sizes: &sizes,
+            deltas: &deltas,
+            apart: self.splits_jobs(),
+        });
         if let Some(features) = cached {
             let features = self.join(features, padding)?;
             let input = UNetInput {
@@ -212,7 +228,7 @@ impl UNetCalls {
         };
         if one_by_one {
             return Ok(Prediction {
-                noise: self.predict_large(&input, stream)?,
+                noise: self.predict_large(&input, split, &of_entries(&deltas, &sizes), stream)?,
                 deep_feature: None,
             });
         }
@@ -301,8 +317,17 @@ impl UNetCalls {
         }
         let join = |tensors: &[Tensor]| (!tensors.is_empty()).then(|| Tensor::f_cat(tensors, 0)).transpose();
         let (labels, conds) = (join(&labels)?, join(&conds)?);
-        let ones = vec![1; timesteps.len()];
-        let split = BatchSplit::PerJob(if one_by_one { &ones } else { sizes });
+        let deltas: Vec<Option<&LayerDeltas>> = jobs.iter().map(|job| job.adapters).collect();
+        let (sizes, deltas) = if one_by_one {
+            (vec![1; timesteps.len()], of_entries(&deltas, sizes))
+        } else {
+            (sizes.to_vec(), deltas)
+        };
+        let split = BatchSplit::Adapted(AdaptedJobs {
+            sizes: &sizes,
+            deltas: &deltas,
+            apart: true,
+        });
         let time = TimeInput {
             timesteps: &Tensor::f_from_slice(&timesteps)?,
             class_labels: labels.as_ref(),
@@ -357,23 +382,27 @@ impl UNetCalls {
 
     /// Returns the prediction for a large image. A GPU computes it as any other, and saves memory only if there is too
     /// little.
-    fn predict_large(&self, input: &UNetInput<'_>, stream: &Stream) -> Result<Tensor> {
+    fn predict_large(
+        &self,
+        input: &UNetInput<'_>,
+        split: BatchSplit<'_>,
+        deltas: &[Option<&LayerDeltas>],
+        stream: &Stream,
+    ) -> Result<Tensor> {
         if self.device != Device::Cpu {
-            match classify_errors(self.device, stream, || {
-                self.unet.forward(input, BatchSplit::Joint, None)
-            }) {
+            match classify_errors(self.device, stream, || self.unet.forward(input, split, None)) {
                 Err(Error::OutOfMemory(_)) => cuda::empty_cache(self.device)?,
                 result => return result,
             }
         }
-        self.one_by_one(input)
+        self.one_by_one(input, deltas)
     }
 
-    /// Returns the UNet's predictions, computed one batch entry at a time to save memory.
-    fn one_by_one(&self, input: &UNetInput<'_>) -> Result<Tensor> {
-        let batch_size = input.sample.size().first().copied().unwrap_or(0);
-        let predictions = (0..batch_size)
-            .map(|entry| {
+    /// Returns the UNet's predictions, computed one batch entry at a time to save memory. `deltas` are those of each entry.
+    fn one_by_one(&self, input: &UNetInput<'_>, deltas: &[Option<&LayerDeltas>]) -> Result<Tensor> {
+        let predictions = (0..)
+            .zip(deltas)
+            .map(|(entry, deltas)| {
                 let select = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_narrow(0, entry, 1)?) };
                 let time_shifts = match input.time_shifts {
                     TimeShifts::Added(shifts) => TimeShifts::Added(shifts.iter().map(select).collect::<Result<_>>()?),
@@ -397,11 +426,24 @@ impl UNetCalls {
                     time_shifts: &time_shifts,
                     text: &text.collect::<Result<Vec<_>>>()?,
                 };
-                self.unet.forward(&one, BatchSplit::Joint, Some(CONVOLUTION_CHUNKS))
+                let split = BatchSplit::Adapted(AdaptedJobs {
+                    sizes: &[1],
+                    deltas: &[*deltas],
+                    apart: false,
+                });
+                self.unet.forward(&one, split, Some(CONVOLUTION_CHUNKS))
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&predictions, 0)?)
     }
+}
+
+/// Repeats the deltas of each job for each of its entries.
+fn of_entries<'a>(deltas: &[Option<&'a LayerDeltas>], sizes: &[i64]) -> Vec<Option<&'a LayerDeltas>> {
+    let entries = std::iter::zip(deltas, sizes);
+    entries
+        .flat_map(|(deltas, &size)| std::iter::repeat_n(*deltas, size as usize))
+        .collect()
 }
 
 /// Returns the deep feature of each job; `None` if the whole UNet runs.

@@ -18,7 +18,7 @@ struct Rule {
     may_be_unsafe: bool,
 }
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 9] = [
     Rule {
         folder: "backend",
         folders: &["request", "pipelines", "weights", "torch"],
@@ -33,8 +33,14 @@ const RULES: [Rule; 8] = [
     },
     Rule {
         folder: "pipelines",
-        folders: &["models", "processors", "schedulers", "weights", "torch"],
+        folders: &["adapters", "models", "processors", "schedulers", "weights", "torch"],
         crates: &["tch", "diffusion_engine", "diffusion_image", "diffusion_request"],
+        may_be_unsafe: false,
+    },
+    Rule {
+        folder: "adapters",
+        folders: &["models", "weights"],
+        crates: &["tch"],
         may_be_unsafe: false,
     },
     Rule {

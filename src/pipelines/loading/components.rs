@@ -1,12 +1,13 @@
 //! The loaded components of a model folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tch::Kind;
 
 use super::model_folder::ModelFolder;
 use super::{DepthEstimator, depth, safety_checker, scheduler, self_test, text_encoder, unet, vae, vae_tiny};
+use crate::adapters::{AdaptableLayers, JobAdapters, LoraPool};
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
 use crate::models::unet::UNet2DConditionModel;
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny};
@@ -15,9 +16,10 @@ use crate::pipelines::safety_check::SafetyCheck;
 use crate::schedulers::{self, LowResScheduler, SchedulerConfig};
 use crate::torch::{Device, Stream, cuda, threads};
 use crate::weights::{MappedFiles, Progress, SharedModel, WeightMemory};
-use diffusion_core::Result;
 use diffusion_core::config::{ModelParameters, Numerics, PipelineClass};
-use diffusion_request::ModelInfo;
+use diffusion_core::suggest::did_you_mean;
+use diffusion_core::{Context, Error, Result};
+use diffusion_request::{GenerateRequest, ModelInfo};
 
 /// The components of one model on one device. A clone shares the weights.
 #[derive(Clone)]
@@ -45,7 +47,12 @@ pub struct Components {
     pub memory: WeightMemory,
     /// The mapped files that the weights are in.
     pub(in crate::pipelines) files: MappedFiles,
+    /// The LoRAs that requests may ask for.
+    loras: Option<Arc<LoraPool>>,
 }
+
+/// LoRAs that stay in memory, unless the model says otherwise.
+const LORA_CACHE_BYTES: u64 = 512 << 20;
 
 impl Components {
     /// Loads the model in `folder` onto `device`.
@@ -113,10 +120,65 @@ impl Components {
             intra_op_threads: parameters.intra_op_threads.unwrap_or(0) as usize,
             memory: weights.memory,
             files: weights.files,
+            loras: None,
         };
         self_test::run(&components, &stream)?;
         components.files.check()?;
         Ok((components, warnings))
+    }
+
+    /// Lets requests ask for the LoRAs of a folder, which need not exist. They stay in memory up to `cache_bytes` bytes.
+    #[must_use]
+    pub fn with_loras(mut self, folder: PathBuf, cache_bytes: Option<u64>) -> Self {
+        let layers = AdaptableLayers::new(
+            (self.unet.layers(), self.unet.kind()),
+            (self.text_encoder.layers(), self.text_encoder.kind()),
+            self.device,
+        );
+        let pool = LoraPool::new(folder, layers, cache_bytes.unwrap_or(LORA_CACHE_BYTES));
+        self.loras = Some(Arc::new(pool));
+        self
+    }
+
+    /// Returns the LoRAs that requests may ask for.
+    pub fn loras(&self) -> Option<&LoraPool> {
+        self.loras.as_deref()
+    }
+
+    /// Returns the LoRAs that a request asks for, if all are in memory.
+    pub fn loaded_adapters(&self, request: &GenerateRequest) -> Option<Arc<JobAdapters>> {
+        let scaled = request.loras.iter().map(|lora| {
+            let loaded = self.loras()?.loaded(&lora.name)?;
+            Some((loaded, lora.scale, lora.text_encoder_scale))
+        });
+        Some(Arc::new(JobAdapters::new(&scaled.collect::<Option<Vec<_>>>()?)))
+    }
+
+    /// Returns the LoRAs that a request asks for. Loads those that are not in memory.
+    ///
+    /// # Errors
+    /// `InvalidArgument` or `Unsupported` for a LoRA that is not there, or that does not fit the model. The message tells
+    /// which of the list it is.
+    pub fn load_adapters(&self, request: &GenerateRequest) -> Result<Arc<JobAdapters>> {
+        let scaled = request.loras.iter().enumerate().map(|(index, lora)| {
+            let pool = self.loras();
+            let loaded = pool.map_or_else(
+                || Err(Error::not_found("the model has no adapters")),
+                |pool| pool.get(&lora.name),
+            );
+            let loaded = loaded.map_err(|error| match error {
+                // A client asked for it.
+                Error::NotFound(message) => {
+                    let names = pool.map(LoraPool::names).unwrap_or_default();
+                    let hint = did_you_mean(&lora.name, names.iter().map(String::as_str));
+                    Error::invalid_argument(format!("{message}{hint}"))
+                }
+                error => error,
+            });
+            let loaded = loaded.context(|| format!("gen_args: `loras`, number {}", index + 1))?;
+            Ok((loaded, lora.scale, lora.text_encoder_scale))
+        });
+        Ok(Arc::new(JobAdapters::new(&scaled.collect::<Result<Vec<_>>>()?)))
     }
 
     /// Returns the facts that decide the model's requests.

@@ -1,0 +1,62 @@
+//! The adapters of one request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::keys::AdaptedComponent;
+use super::lora::Lora;
+use crate::models::layers::LayerDeltas;
+
+/// The adapters of one request with their scales, as the layers of the UNet and of the text encoder take them.
+#[derive(Debug, Default)]
+pub struct JobAdapters {
+    unet: LayerDeltas,
+    text_encoder: LayerDeltas,
+    /// The same for equal adapters and scales of the text encoder.
+    text_encoder_key: Vec<(u64, u64)>,
+}
+
+/// An adapter, its scale, and its scale in the text encoder.
+pub type ScaledLora = (Arc<Lora>, f64, f64);
+
+impl JobAdapters {
+    /// Combines adapters: their products are added in this order.
+    pub fn new(loras: &[ScaledLora]) -> Self {
+        let mut adapters = Self::default();
+        for (lora, scale, text_encoder_scale) in loras {
+            lora.add_to(&mut adapters.unet, AdaptedComponent::Unet, *scale);
+            lora.add_to(
+                &mut adapters.text_encoder,
+                AdaptedComponent::TextEncoder,
+                *text_encoder_scale,
+            );
+            if lora.adapts(AdaptedComponent::TextEncoder) {
+                adapters
+                    .text_encoder_key
+                    .push((lora.id(), text_encoder_scale.to_bits()));
+            }
+        }
+        adapters
+    }
+
+    /// Returns the deltas of the UNet's layers.
+    pub fn unet(&self) -> Option<&LayerDeltas> {
+        Some(&self.unet).filter(|deltas| !deltas.is_empty())
+    }
+
+    /// Returns the deltas of the text encoder's layers.
+    pub fn text_encoder(&self) -> Option<&LayerDeltas> {
+        Some(&self.text_encoder).filter(|deltas| !deltas.is_empty())
+    }
+
+    /// Returns what tells texts that these adapters encode from other texts.
+    pub fn text_encoder_key(&self) -> &[(u64, u64)] {
+        &self.text_encoder_key
+    }
+}
+
+/// Returns a number that no other adapter of this process has.
+pub(super) fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

@@ -1,0 +1,286 @@
+//! A LoRA file, checked against the layers of a model.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::job_adapters::next_id;
+use super::keys::{AdaptedComponent, AdapterKey, KeyPart};
+use super::scaling::{LayerScale, Scaling};
+use crate::models::layers::{Delta, LayerDeltas, LowRank};
+use crate::weights::{LayerShapes, SharedModel, TensorFile};
+use diffusion_core::{Context, Error, Result};
+
+/// Largest rank of an adapter. Published ones have at most 256, and full ranks of Stable Diffusion 2 at most 1280.
+const MAX_RANK: i64 = 1280;
+
+/// The layers of a model that adapters can change, where they are, and what they compute in.
+#[derive(Debug)]
+pub struct AdaptableLayers {
+    unet: LayerShapes,
+    text_encoder: LayerShapes,
+    /// The layers by their names with underscores in place of dots.
+    underscored: BTreeMap<(AdaptedComponent, String), Arc<str>>,
+    kinds: [Kind; 2],
+    device: Device,
+}
+
+impl AdaptableLayers {
+    /// Takes the layers of the UNet and of the text encoder, and the dtypes that they compute in.
+    pub fn new(unet: (&LayerShapes, Kind), text_encoder: (&LayerShapes, Kind), device: Device) -> Self {
+        let mut underscored = BTreeMap::new();
+        for (component, layers) in [
+            (AdaptedComponent::Unet, unet.0),
+            (AdaptedComponent::TextEncoder, text_encoder.0),
+        ] {
+            for name in layers.keys() {
+                underscored.insert((component, name.replace('.', "_")), Arc::clone(name));
+            }
+        }
+        Self {
+            unet: unet.0.clone(),
+            text_encoder: text_encoder.0.clone(),
+            underscored,
+            kinds: [unet.1, text_encoder.1],
+            device,
+        }
+    }
+
+    fn shapes(&self, component: AdaptedComponent) -> &LayerShapes {
+        match component {
+            AdaptedComponent::Unet => &self.unet,
+            AdaptedComponent::TextEncoder => &self.text_encoder,
+        }
+    }
+
+    fn kind(&self, component: AdaptedComponent) -> Kind {
+        let [unet, text_encoder] = self.kinds;
+        match component {
+            AdaptedComponent::Unet => unet,
+            AdaptedComponent::TextEncoder => text_encoder,
+        }
+    }
+
+    /// Finds the layer of a key. A name without a component is of the first component that has the layer.
+    fn find(&self, key: &AdapterKey) -> Option<(AdaptedComponent, &Arc<str>)> {
+        let both = [AdaptedComponent::Unet, AdaptedComponent::TextEncoder];
+        both.into_iter()
+            .filter(|component| key.component.is_none_or(|named| named == *component))
+            .find_map(|component| {
+                let dotted = self.shapes(component).get_key_value(key.layer.as_str());
+                let layer = dotted.map(|(layer, _)| layer);
+                let underscored = || self.underscored.get(&(component, key.layer.clone()));
+                Some((component, layer.or_else(underscored)?))
+            })
+    }
+}
+
+/// A layer's matrices, and how their product is scaled.
+#[derive(Debug)]
+struct LoraLayer {
+    name: Arc<str>,
+    matrices: SharedModel<LowRank>,
+    scale: LayerScale,
+}
+
+/// A loaded LoRA.
+#[derive(Debug)]
+pub struct Lora {
+    id: u64,
+    unet: Vec<LoraLayer>,
+    text_encoder: Vec<LoraLayer>,
+    bytes: u64,
+}
+
+/// The tensors of one layer in a file.
+#[derive(Default)]
+struct LayerKeys {
+    down: Option<String>,
+    up: Option<String>,
+    alpha: Option<String>,
+}
+
+impl Lora {
+    /// Loads a file for a model.
+    ///
+    /// # Errors
+    /// `InvalidArgument` or `Unsupported` that names the file and the tensor.
+    pub fn load(file: &TensorFile, scaling: &Scaling, layers: &AdaptableLayers) -> Result<Self> {
+        Self::read(file, scaling, layers).context(|| file.path().display().to_string())
+    }
+
+    fn read(file: &TensorFile, scaling: &Scaling, layers: &AdaptableLayers) -> Result<Self> {
+        let mut lora = Self {
+            id: next_id(),
+            unet: Vec::new(),
+            text_encoder: Vec::new(),
+            bytes: 0,
+        };
+        let found = layer_keys(file, layers)?;
+        if found.is_empty() {
+            return Err(Error::invalid_argument("the file has no tensors"));
+        }
+        for ((component, name), keys) in found {
+            let (Some(down), Some(up)) = (keys.down, keys.up) else {
+                return Err(Error::invalid_argument(format!(
+                    "layer {name} has one of two matrices; both are needed"
+                )));
+            };
+            let shape = layers.shapes(component).get(&name).map(Vec::as_slice);
+            let shape = shape.ok_or_else(|| Error::internal("an adapter's layer is gone"))?;
+            let rank = rank(file, &down)?;
+            let (outputs, inputs) = (shape.first().copied().unwrap_or(0), shape.get(1..).unwrap_or_default());
+            let mut down_shape = vec![rank];
+            down_shape.extend(inputs);
+            let mut up_shape = vec![outputs, rank];
+            up_shape.resize(shape.len(), 1);
+            let kind = layers.kind(component);
+            let matrices = LowRank {
+                down: matrix(file, &down, &down_shape, kind)?.f_to_device(layers.device)?,
+                up: matrix(file, &up, &up_shape, kind)?.f_to_device(layers.device)?,
+            };
+            let alpha = keys.alpha.map(|key| number(file, &key)).transpose()?;
+            lora.bytes += [&matrices.down, &matrices.up]
+                .map(|tensor| (tensor.numel() * kind.elt_size_in_bytes()) as u64)
+                .iter()
+                .sum::<u64>();
+            let layer = LoraLayer {
+                scale: scaling.of(component, &name, rank, alpha),
+                matrices: SharedModel::new(matrices),
+                name,
+            };
+            match component {
+                AdaptedComponent::Unet => lora.unet.push(layer),
+                AdaptedComponent::TextEncoder => lora.text_encoder.push(layer),
+            }
+        }
+        Ok(lora)
+    }
+
+    /// Returns the memory of the matrices in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Returns whether the adapter changes a layer of the component.
+    pub fn adapts(&self, component: AdaptedComponent) -> bool {
+        !self.layers(component).is_empty()
+    }
+
+    /// A number that no other adapter of this process has.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn layers(&self, component: AdaptedComponent) -> &[LoraLayer] {
+        match component {
+            AdaptedComponent::Unet => &self.unet,
+            AdaptedComponent::TextEncoder => &self.text_encoder,
+        }
+    }
+
+    /// Adds the adapter's changes to the layers of a component.
+    pub(super) fn add_to(&self, deltas: &mut LayerDeltas, component: AdaptedComponent, scale: f64) {
+        for layer in self.layers(component) {
+            let delta = Delta::new(layer.matrices.clone(), layer.scale.of(scale));
+            deltas.push(&layer.name, delta);
+        }
+    }
+}
+
+/// Finds the layers of all tensors of the file.
+fn layer_keys(
+    file: &TensorFile,
+    layers: &AdaptableLayers,
+) -> Result<BTreeMap<(AdaptedComponent, Arc<str>), LayerKeys>> {
+    let mut found: BTreeMap<(AdaptedComponent, Arc<str>), LayerKeys> = BTreeMap::new();
+    for name in file.names() {
+        let key = AdapterKey::parse(&name).context(|| format!("tensor {name}"))?;
+        let Some((component, layer)) = layers.find(&key) else {
+            return Err(Error::invalid_argument(format!(
+                "tensor {name}: the model has no such layer"
+            )));
+        };
+        let keys = found.entry((component, Arc::clone(layer))).or_default();
+        let place = match key.part {
+            KeyPart::Down => &mut keys.down,
+            KeyPart::Up => &mut keys.up,
+            KeyPart::Alpha => &mut keys.alpha,
+        };
+        if let Some(other) = place.replace(name.clone()) {
+            return Err(Error::invalid_argument(format!(
+                "tensors {other} and {name} are the same part of one layer"
+            )));
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the rank: the first dimension of the first matrix.
+fn rank(file: &TensorFile, down: &str) -> Result<i64> {
+    let rank = file
+        .info(down)
+        .and_then(|info| info.shape.first().copied())
+        .unwrap_or(0);
+    let rank = i64::try_from(rank).unwrap_or(i64::MAX);
+    if (1..=MAX_RANK).contains(&rank) {
+        return Ok(rank);
+    }
+    Err(Error::invalid_argument(format!(
+        "tensor {down}: the rank is {rank}, expected 1 to {MAX_RANK}"
+    )))
+}
+
+/// Reads a matrix or a kernel. A 1x1 kernel may be written as a matrix, and the other way round.
+fn matrix(file: &TensorFile, name: &str, expected: &[i64], kind: Kind) -> Result<Tensor> {
+    let stored: Vec<i64> = file
+        .info(name)
+        .map(|info| {
+            info.shape
+                .iter()
+                .map(|&side| i64::try_from(side).unwrap_or(-1))
+                .collect()
+        })
+        .unwrap_or_default();
+    let without_ones = |shape: &[i64]| {
+        let mut shape = shape.to_vec();
+        while shape.len() > 2 && shape.last() == Some(&1) {
+            shape.pop();
+        }
+        shape
+    };
+    if without_ones(&stored) != without_ones(expected) {
+        return Err(Error::invalid_argument(format!(
+            "tensor {name} has shape {stored:?}, the layer needs {expected:?}"
+        )));
+    }
+    let tensor = file.tensor(name)?;
+    if !tensor.is_floating_point() {
+        return Err(Error::invalid_argument(format!("tensor {name} has no float dtype")));
+    }
+    let tensor = tensor.f_to_kind(kind)?.f_reshape(expected)?;
+    let finite = tensor.f_isfinite()?.f_all()?.f_double_value(&[])?;
+    if finite == 0.0 {
+        return Err(Error::invalid_argument(format!(
+            "tensor {name} has numbers that are not finite"
+        )));
+    }
+    Ok(tensor)
+}
+
+/// Reads a tensor of one number.
+fn number(file: &TensorFile, name: &str) -> Result<f64> {
+    let elements: usize = file.info(name).map_or(0, |info| info.shape.iter().product());
+    if elements != 1 {
+        return Err(Error::invalid_argument(format!(
+            "tensor {name} has {elements} numbers, expected 1"
+        )));
+    }
+    let number = file.tensor(name)?.f_to_kind(Kind::Double)?.f_view([1])?;
+    let number = number.f_double_value(&[0])?;
+    if number.is_finite() {
+        return Ok(number);
+    }
+    Err(Error::invalid_argument(format!("tensor {name} is not a finite number")))
+}

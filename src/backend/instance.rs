@@ -1,22 +1,23 @@
 //! An instance: one engine thread and one encoder thread.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use triton_api::{Health, InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn};
 
 use super::ModelState;
 use super::encoder_thread::EncoderThread;
 use super::error::to_triton;
+use super::lora_loads::LoraLoads;
 use super::model::DeviceUse;
-use super::response::{ElementResponder, PendingResponse};
+use super::submission::{PlannedRequest, Submitter};
 use crate::backend::metrics::EngineObserver;
-use crate::pipelines::{Components, Device, DiffusionPipeline, PipelineRequest};
+use crate::pipelines::{Device, DiffusionPipeline, PipelineRequest};
 use crate::request::tensors::decode;
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
-use diffusion_engine::{Deadline, Engine, MemoryBudget, MemoryNeed, QueueLimits, QueuedRequest, Work};
-use diffusion_request::{GenerateRequest, Metadata, RequestValidator};
+use diffusion_engine::{Engine, MemoryBudget, MemoryNeed, QueueLimits};
+use diffusion_request::{GenerateRequest, RequestValidator};
 
 /// Requests that wait inside an instance, unless the model says otherwise. Further requests wait in Triton's queue.
 const MAX_WAITING_REQUESTS: usize = 32;
@@ -26,21 +27,23 @@ const MAX_WAITING_BYTES: usize = 256 << 20;
 
 /// The engine of an instance, which other instances of the model use if theirs no longer works.
 pub struct InstanceEngine {
-    engine: Engine<DiffusionPipeline>,
+    /// Computes the requests.
+    pub engine: Engine<DiffusionPipeline>,
     /// Whether the engine works.
     pub health: Arc<Health>,
 }
 
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
-    // Dropped in this order: the engine computes its requests, and the encoder thread sends these responses before it ends.
+    // Dropped in this order: requests get their LoRAs, the engine computes them, and the encoder thread sends these responses
+    // before it ends.
+    lora_loads: LoraLoads,
     engine: Arc<InstanceEngine>,
-    encoder: EncoderThread,
+    _encoder: EncoderThread,
     validator: RequestValidator,
-    /// The model on the instance's device.
-    components: Components,
     /// The memory of the device.
     budget: Arc<MemoryBudget>,
+    submitter: Arc<Submitter>,
     model: Arc<ModelState>,
     // Frees the weights, which the engine uses.
     _device: DeviceUse,
@@ -104,11 +107,17 @@ impl ModelInstanceState {
             health: context.health(),
         });
         model.add_engine(&engine);
+        let encoder = EncoderThread::start()?;
         Ok(Self {
+            lora_loads: LoraLoads::default(),
             engine,
-            encoder: EncoderThread::start()?,
+            submitter: Arc::new(Submitter {
+                components: own_components,
+                encoder: encoder.handle(),
+                model: Arc::clone(model),
+            }),
+            _encoder: encoder,
             validator,
-            components: own_components,
             budget,
             model: Arc::clone(model),
             _device: device_use,
@@ -116,13 +125,9 @@ impl ModelInstanceState {
     }
 
     /// Submits the batch elements of a request to an engine, or answers an invalid request.
-    fn enqueue(&self, engine: &InstanceEngine, mut slot: Slot) {
+    fn enqueue(&self, engine: &Arc<InstanceEngine>, slot: Slot) {
         let received = Instant::now();
-        let counters = self.model.counters();
-        let fail = |slot: Slot, error: triton_api::Error| {
-            counters.request_failed(error.code());
-            slot.fail(&error);
-        };
+        let fail = |slot: Slot, error: triton_api::Error| self.submitter.fail(slot, &error);
         if !slot.request().output_is_on_host(OUTPUT_NAME) {
             let error = Error::unsupported(format!("output `{OUTPUT_NAME}`: GPU memory is not supported"));
             return fail(slot, to_triton(self.model.name(), &error));
@@ -142,37 +147,19 @@ impl ModelInstanceState {
             Ok(timeout) => timeout,
             Err(error) => return fail(slot, error),
         };
-        slot.set_batch_size(elements.len() as u64);
-        let response = PendingResponse::new(
+        let planned = PlannedRequest {
             slot,
-            elements.len(),
-            self.model.max_batch_size() > 0,
+            elements,
             received,
-            counters,
-        );
-        let requests = elements.into_iter().enumerate().map(|(index, (planned, memory))| {
-            let request = &planned.request;
-            QueuedRequest {
-                memory,
-                work: Work {
-                    batch_size: request.unet_batch_size(),
-                    steps: request.denoising_steps(),
-                    entry_cost: request.pixels(),
-                },
-                bytes: request.input_bytes(),
-                deadline: self.deadline(received, timeout, request.timeout),
-                handler: Box::new(ElementResponder {
-                    response: Arc::clone(&response),
-                    index,
-                    metadata: Metadata::new(request, self.model.name()),
-                    seed: request.seed,
-                    output_format: request.output,
-                    encoder: self.encoder.handle(),
-                }),
-                request: planned,
+            timeout,
+        };
+        match planned.with_loaded_adapters(&self.submitter.components) {
+            Ok(planned) => self.submitter.submit(engine, planned),
+            Err(planned) => {
+                let (submitter, engine) = (Arc::clone(&self.submitter), Arc::clone(engine));
+                self.lora_loads.run(move || submitter.load_and_submit(&engine, planned));
             }
-        });
-        engine.engine.submit(requests);
+        }
     }
 
     /// Plans the batch elements, with the memory that each needs.
@@ -184,6 +171,7 @@ impl ModelInstanceState {
         let max_pixels = self.validator.limits().max_pixels;
         let plan = |(index, request)| {
             let planned = self
+                .submitter
                 .components
                 .plan(request, max_pixels, |need| self.budget.check(need));
             planned.map_err(|error| match count {
@@ -204,16 +192,6 @@ impl ModelInstanceState {
                 error.context(format_args!("model '{model}'"))
             }),
         }
-    }
-
-    /// Returns when a request must be answered: the first of the limits of Triton's request, of `gen_args` and of the
-    /// model.
-    fn deadline(&self, received: Instant, triton: Option<Duration>, client: Option<Duration>) -> Option<Deadline> {
-        let model = self.model.parameters().max_seconds;
-        let model = model.map(|seconds| Duration::from_secs(seconds.into()));
-        let limit = [triton, client, model].into_iter().flatten().min()?;
-        let at = received.checked_add(limit)?;
-        Some(Deadline { at, limit })
     }
 }
 

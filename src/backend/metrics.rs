@@ -9,7 +9,7 @@ use triton_api::{ErrorCode, Health, log_error, log_info, log_warn};
 
 use super::device_health::DeviceHealth;
 use super::phases::{PHASES, Phases};
-use crate::pipelines::Device;
+use crate::pipelines::{Device, PoolUsage};
 use crate::weights;
 use diffusion_engine::Observer;
 
@@ -35,6 +35,10 @@ pub struct MetricFamilies {
     running: Option<GaugeFamily>,
     phase_seconds: Option<HistogramFamily>,
     unet_batch_size: Option<HistogramFamily>,
+    adapters_loaded: Option<GaugeFamily>,
+    adapters_bytes: Option<GaugeFamily>,
+    adapter_hits: Option<CounterFamily>,
+    adapter_loads: Option<CounterFamily>,
     weights_bytes: Option<GaugeFamily>,
     /// One gauge for each device that has held weights. A gauge stays, so a device without weights shows 0.
     weights: Mutex<HashMap<Device, Gauge>>,
@@ -93,6 +97,10 @@ impl MetricFamilies {
                 "Batch entries of a UNet call",
                 &BATCH_SIZES,
             ),
+            adapters_loaded: gauges("diffusion_adapters_loaded", "LoRAs in memory"),
+            adapters_bytes: gauges("diffusion_adapters_bytes", "Bytes of the LoRAs in memory"),
+            adapter_hits: family("diffusion_adapter_hits_total", "LoRAs of requests that were in memory"),
+            adapter_loads: family("diffusion_adapter_loads_total", "LoRAs that were loaded"),
             weights_bytes: gauges(
                 "diffusion_weights_bytes",
                 "Bytes of the weights of all models on a device; equal tensors count once",
@@ -152,6 +160,10 @@ impl MetricFamilies {
             running: gauge(&self.running),
             phase_seconds: PHASES.map(|phase| histogram(&self.phase_seconds, Some(("phase", phase)))),
             unet_batch_size: histogram(&self.unet_batch_size, None),
+            adapters_loaded: gauge(&self.adapters_loaded),
+            adapters_bytes: gauge(&self.adapters_bytes),
+            adapter_hits: counter(&self.adapter_hits),
+            adapter_loads: counter(&self.adapter_loads),
         }
     }
 }
@@ -171,9 +183,21 @@ pub struct Counters {
     /// In the order of [`PHASES`].
     phase_seconds: [Option<Histogram>; PHASES.len()],
     unet_batch_size: Option<Histogram>,
+    adapters_loaded: Option<Gauge>,
+    adapters_bytes: Option<Gauge>,
+    adapter_hits: Option<Counter>,
+    adapter_loads: Option<Counter>,
 }
 
 impl Counters {
+    /// Reports how the LoRAs in memory have changed.
+    pub fn adapters_changed(&self, before: PoolUsage, now: PoolUsage) {
+        change(&self.adapters_loaded, before.adapters, now.adapters);
+        change(&self.adapters_bytes, before.bytes as usize, now.bytes as usize);
+        add(&self.adapter_hits, now.hits.saturating_sub(before.hits) as usize);
+        add(&self.adapter_loads, now.loads.saturating_sub(before.loads) as usize);
+    }
+
     /// Counts the images of a batch element and the time that they took.
     pub fn element_completed(&self, images: usize, phases: &Phases) {
         add(&self.images, images);

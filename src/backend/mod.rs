@@ -4,11 +4,13 @@ mod device_health;
 mod encoder_thread;
 mod error;
 mod instance;
+mod lora_loads;
 mod memory_budgets;
 mod metrics;
 mod model;
 mod phases;
 mod response;
+mod submission;
 
 use std::sync::Arc;
 

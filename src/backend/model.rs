@@ -14,17 +14,22 @@ use super::instance::InstanceEngine;
 use super::memory_budgets::MemoryBudgets;
 use super::metrics::{Counters, MetricFamilies};
 use super::{BackendState, ModelInstanceState};
-use crate::pipelines::{Components, Device, ModelIndex, free_cached_memory};
+use crate::pipelines::{Components, Device, LoraPool, ModelIndex, free_cached_memory};
 use crate::weights::{Progress, WeightMemory, check_inside};
 use diffusion_core::config::{ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config};
 use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
 use diffusion_engine::MemoryBudget;
 
+/// LoRAs whose names the log has when a model loads.
+const MAX_LOGGED_LORAS: usize = 20;
+
 /// A loaded model (`TRITONBACKEND_Model`).
 pub struct ModelState {
     name: String,
     folder: PathBuf,
+    /// The folder of the LoRAs.
+    loras: PathBuf,
     parameters: ModelParameters,
     max_batch_size: u32,
     inputs: &'static [TensorSpec],
@@ -135,6 +140,14 @@ impl ModelState {
         };
         let (components, warnings) = Components::load_with_progress(&self.folder, &self.parameters, device, &report)
             .inspect_err(|_| self.free_memory(device))?;
+        let components = components.with_loras(self.loras.clone(), self.parameters.lora_cache_bytes);
+        if let Some(names) = components
+            .loras()
+            .map(LoraPool::names)
+            .filter(|names| !names.is_empty())
+        {
+            log_info!("model '{}': {} LoRAs: {}", self.name, names.len(), shortened(&names));
+        }
         for warning in warnings {
             log_warn!("model '{}': {warning}", self.name);
         }
@@ -189,6 +202,7 @@ impl ModelState {
         Ok(Self {
             counters: backend.families.counters(&name, context.version()),
             folder,
+            loras: context.version_path().join(&parameters.loras),
             parameters,
             max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),
             inputs,
@@ -201,6 +215,13 @@ impl ModelState {
             name,
         })
     }
+}
+
+/// Joins the first names.
+fn shortened(names: &[String]) -> String {
+    let shown = names.get(..MAX_LOGGED_LORAS.min(names.len())).unwrap_or_default();
+    let more = if shown.len() < names.len() { ", ..." } else { "" };
+    format!("{}{more}", shown.join(", "))
 }
 
 /// An instance on a device.
@@ -225,7 +246,12 @@ impl Drop for DeviceUse {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(device);
-        if components.is_some() {
+        if let Some(components) = components {
+            let loaded = components.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(pool) = loaded.as_ref().and_then(Components::loras) {
+                pool.clear(|before, now| model.counters.adapters_changed(before, now));
+            }
+            drop(loaded);
             drop(components);
             model.free_memory(*device);
         }

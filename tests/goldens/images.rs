@@ -6,12 +6,12 @@ use diffusion_engine::Pipeline;
 use diffusion_request::{ElementInputs, GenerateRequest, RequestValidator};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, PipelineOutput};
+use triton_diffusion::pipelines::{Components, Device, DiffusionPipeline, Job, PipelineOutput};
 
 use crate::support::{Cases, Goldens, checkpoint, compare_bytes, exact, psnr};
 
 #[derive(Deserialize)]
-struct Element {
+pub struct Element {
     prompt: String,
     negative_prompt: Option<String>,
     gen_args: Map<String, Value>,
@@ -22,10 +22,10 @@ struct Element {
 }
 
 #[derive(Deserialize)]
-struct ImageCase {
-    name: String,
-    checkpoint: String,
-    elements: Vec<Element>,
+pub struct ImageCase {
+    pub name: String,
+    pub checkpoint: String,
+    pub elements: Vec<Element>,
 }
 
 /// Encodes the input image `name`, `[height, width]` or `[height, width, 3]`, as a client sends it.
@@ -53,25 +53,31 @@ fn generate(
     validator: &RequestValidator,
     elements: &[Element],
 ) -> Vec<PipelineOutput> {
-    let mut jobs: Vec<_> = elements
-        .iter()
-        .map(|element| {
-            let gen_args = Value::Object(element.gen_args.clone()).to_string();
-            let read = |name: &Option<String>| name.as_deref().map(|name| input(goldens, name));
-            let (image, mask_image) = (read(&element.image), read(&element.mask_image));
-            let depth_map = read(&element.depth_map);
-            let inputs = ElementInputs {
-                prompt: element.prompt.as_bytes(),
-                negative_prompt: element.negative_prompt.as_deref().map(str::as_bytes),
-                image: image.as_deref(),
-                mask_image: mask_image.as_deref(),
-                depth_map: depth_map.as_deref(),
-                gen_args: Some(gen_args.as_bytes()),
-            };
-            let request = validator.validate(&inputs).unwrap();
-            pipeline.prepare(request.into()).unwrap()
-        })
-        .collect();
+    let prepare = |element| pipeline.prepare(validated(goldens, validator, element).into()).unwrap();
+    let jobs = elements.iter().map(prepare).collect();
+    finish_all(pipeline, jobs).0
+}
+
+/// Validates the request of a batch element.
+pub fn validated(goldens: &Goldens, validator: &RequestValidator, element: &Element) -> GenerateRequest {
+    let gen_args = Value::Object(element.gen_args.clone()).to_string();
+    let read = |name: &Option<String>| name.as_deref().map(|name| input(goldens, name));
+    let (image, mask_image) = (read(&element.image), read(&element.mask_image));
+    let depth_map = read(&element.depth_map);
+    let inputs = ElementInputs {
+        prompt: element.prompt.as_bytes(),
+        negative_prompt: element.negative_prompt.as_deref().map(str::as_bytes),
+        image: image.as_deref(),
+        mask_image: mask_image.as_deref(),
+        depth_map: depth_map.as_deref(),
+        gen_args: Some(gen_args.as_bytes()),
+    };
+    validator.validate(&inputs).unwrap()
+}
+
+/// Computes jobs that run together. Also returns the number of calls for all their steps.
+pub fn finish_all(pipeline: &mut DiffusionPipeline, mut jobs: Vec<Job>) -> (Vec<PipelineOutput>, usize) {
+    let mut calls = 0;
     loop {
         let mut going: Vec<_> = jobs.iter_mut().filter(|job| !pipeline.is_done(job)).collect();
         if going.is_empty() {
@@ -80,11 +86,13 @@ fn generate(
         // Jobs of equal shape share the call, as in the engine.
         let shape = pipeline.batch_entries(going[0]).shape;
         going.retain(|job| pipeline.batch_entries(job).shape == shape);
+        calls += 1;
         for outcome in pipeline.step(&mut going).unwrap() {
             outcome.unwrap();
         }
     }
-    jobs.into_iter().map(|job| pipeline.finish(job).unwrap()).collect()
+    let outputs = jobs.into_iter().map(|job| pipeline.finish(job).unwrap());
+    (outputs.collect(), calls)
 }
 
 /// Validates a request of text and `gen_args`.

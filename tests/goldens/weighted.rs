@@ -2,7 +2,7 @@
 
 use diffusion_request::{PromptSyntax, Prompts};
 use serde::Deserialize;
-use triton_diffusion::pipelines::{Components, Device, MAX_CHUNKS, Stream};
+use triton_diffusion::pipelines::{Components, Device, JobAdapters, MAX_CHUNKS, Stream};
 
 use crate::support::{Cases, Goldens, checkpoint, exact};
 
@@ -29,7 +29,13 @@ fn prompt_encoder_weighted_embeddings_match() {
         let prompts = Prompts::parse(PromptSyntax::Weighted, case.prompt, negative_prompt).unwrap();
         let embeds = components
             .prompt_encoder()
-            .encode(&prompts, guided, case.clip_skip.unwrap_or(0), &Stream::cpu())
+            .encode(
+                &prompts,
+                guided,
+                case.clip_skip.unwrap_or(0),
+                &JobAdapters::default(),
+                &Stream::cpu(),
+            )
             .unwrap();
         assert_eq!(embeds.truncated, case.truncated, "{}", case.name);
         goldens.compare(&format!("{}/prompt", case.name), &embeds.prompt);

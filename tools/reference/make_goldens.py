@@ -8,6 +8,7 @@ safetensors file and a JSON manifest (tokens: JSON only). README.md describes th
 import argparse
 import json
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
+import adapter_cases
 import approximation_cases
 import depth_cases
 import image_cases
@@ -283,6 +285,20 @@ def approximations(checkpoints, out):
     write_group(out, "approximations", tensors, {"cases": cases})
 
 
+def adapters(checkpoints, out):
+    """Writes generated images with LoRAs, and the recipes of the LoRAs."""
+    files, cases, tensors = adapter_cases.adapters(checkpoints), adapter_cases.cases(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        adapter_cases.write(files, Path(folder))
+        for case in cases:
+            for number, element in enumerate(case["elements"]):
+                tensors[f"{case['name']}/{number}"] = adapter_cases.generate(
+                    checkpoints[case["checkpoint"]], Path(folder), element
+                )
+    recipes = [{"path": path, "content": files[path]} for path in sorted(files)]
+    write_group(out, "adapters", tensors, {"cases": cases, "files": recipes})
+
+
 def with_input_images(group):
     """Returns a function like `text_to_image` for a group with input images, which it stores under `inputs/`."""
 
@@ -325,6 +341,7 @@ GROUPS = {
     "safety": safety,
     "images": text_to_image,
     "approximations": approximations,
+    "adapters": adapters,
     **{group: with_input_images(group) for group in image_cases.GROUPS},
     "pil": pil,
 }

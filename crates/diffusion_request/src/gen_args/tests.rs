@@ -23,6 +23,7 @@ fn every_key_is_parsed() {
         "timesteps": [999, 500, 0], "sigmas": null, "padding_mask_crop": 32, "seed": 9223372036854775807,
         "scheduler": "DDIMScheduler", "output_format": "webp", "quality": 90, "keep_unmasked": true,
         "prompt_syntax": "weighted", "deep_cache": 3, "decoder": "tiny", "timeout_ms": 60000,
+        "loras": [{"name": "style", "scale": 0.5}],
         "progress_every": 0, "preview": false}"#;
     let expected = GenArgs {
         num_inference_steps: Some(20),
@@ -47,6 +48,11 @@ fn every_key_is_parsed() {
         deep_cache: Some(3),
         decoder: Some(Decoder::Tiny),
         timeout_ms: Some(60_000),
+        loras: Some(vec![LoraRequest {
+            name: "style".into(),
+            scale: 0.5,
+            text_encoder_scale: 0.5,
+        }]),
     };
     assert_eq!(parse(text).unwrap(), expected);
     let sigmas = parse(r#"{"sigmas": [14.6, 1, 0.03]}"#).unwrap().sigmas;
@@ -117,6 +123,7 @@ fn wrong_values_name_the_key_and_its_limits() {
         ("keep_unmasked", "0 1 \"true\""),
         ("prompt_syntax", "\"compel\" 1"),
         ("deep_cache", "0 11 -1 2.0 \"3\" true [2]"),
+        ("loras", "0 {} \"style\" [0] [{}] [{\"name\":\"a/b\"}]"),
         ("decoder", "\"taesd\" \"\" 1 true"),
         ("timeout_ms", "0 -1 1.5 86400001"),
         ("progress_every", "-1 1001 true"),

@@ -4,7 +4,7 @@ mod images;
 use std::time::Duration;
 
 use super::*;
-use crate::{Decoder, PromptSyntax, Text2Img};
+use crate::{Decoder, LoraRequest, PromptSyntax, Text2Img};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -496,8 +496,15 @@ proptest! {
         (format, quality) in (0usize..3, 1u8..=100),
         sigmas in prop::collection::vec(0.001..1000.0f64, 1..9),
         (deep_cache, decoder) in (1usize..=10, 0..Decoder::ALL.len()),
+        scales in prop::collection::vec((-10.0..=10.0f64, -10.0..=10.0f64), 0..=8),
     ) {
+        let loras = scales.iter().enumerate().map(|(index, &(scale, text_encoder_scale))| LoraRequest {
+            name: format!("lora-{index}"),
+            scale,
+            text_encoder_scale,
+        });
         let request = GenerateRequest {
+            loras: loras.collect(),
             inputs: PipelineInputs::Text2Img(Text2Img),
             prompts: Prompts::parse(PromptSyntax::ALL[syntax].1, "a".into(), "b".into()).unwrap(),
             height: height * 8,

@@ -70,8 +70,8 @@ fn memory_need_is_what_requests_take() {
             .flat_map(|case| chunked.iter().map(move |chunks| (case, chunks)))
         {
             let request = PipelineRequest {
-                request: request(&validator, side, images),
                 decode_in_chunks,
+                ..request(&validator, side, images).into()
             };
             let need = components.memory_need(&request, validator.limits().max_pixels);
             let (step, finish) = measure(&mut pipeline, request);

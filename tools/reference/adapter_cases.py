@@ -171,6 +171,9 @@ def named_loras():
     yield "three", [lora("peft-4", 0.5), lora("kohya", 0.8), lora("locon", -0.3)], {}
     yield "no-guidance", [lora("peft-all")], {"guidance_scale": 1.0}
     yield "two-images", [lora("peft-all")], {"num_images_per_prompt": 2}
+    lcm = {"scheduler": "LCMScheduler", "num_inference_steps": 4, "guidance_scale": 1.0}
+    yield "lcm", [lora("kohya")], lcm
+    yield "tcd", [lora("kohya")], {**lcm, "scheduler": "TCDScheduler", "guidance_scale": 0.0, "eta": 0.3}
     yield "size", [lora("locon")], {"height": 72, "width": 48}
 
 

@@ -168,7 +168,7 @@ fn unknown_and_duplicate_keys_are_refused() {
         message(r#"{"num_inference_step": 5}"#),
         "unknown key `num_inference_step`; did you mean `num_inference_steps`?"
     );
-    assert_eq!(message(r#"{"lora": 5}"#), "unknown key `lora`");
+    assert_eq!(message(r#"{"control": 5}"#), "unknown key `control`");
     assert_eq!(message(r#"{"Seed": 5}"#), "an unknown key; did you mean `seed`?");
     assert_eq!(message(r#"{"OOM now": 5}"#), "an unknown key");
     assert_eq!(message(r#"{"": 5}"#), "an unknown key");

@@ -111,7 +111,7 @@ chaos: backend ## clients that cancel, disconnect and send rubbish next to good 
 
 # The fuzzer needs a nightly compiler. FUZZ_SECONDS is for each target; new inputs go to target/fuzz/corpus.
 FUZZ_SECONDS ?= 900
-FUZZ_TARGETS ?= bytes gen_args prompt base64 image safetensors tokenizer config
+FUZZ_TARGETS ?= bytes gen_args prompt base64 image safetensors adapter tokenizer config
 fuzz: setup ## the fuzzer, 15 minutes for each target (installs a nightly toolchain and cargo-fuzz)
 	rustup toolchain install nightly --profile minimal
 	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz

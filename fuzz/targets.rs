@@ -16,6 +16,8 @@ use diffusion_core::config::{ModelParameters, PipelineClass};
 use diffusion_core::{Error, Result};
 use diffusion_image::{EncodedImage, ImageLimits, RgbImage};
 use diffusion_request::{ElementInputs, GenerateRequest, ModelInfo, PromptSyntax, Prompts, RequestValidator};
+use tch::{Device, Kind};
+use triton_diffusion::adapters::{AdaptableLayers, LoraPool};
 use triton_diffusion::models::clip::{ClipTextConfig, ClipTokenizer, ClipVisionConfig};
 use triton_diffusion::models::dpt::DptConfig;
 use triton_diffusion::models::safety_checker::SafetyCheckerConfig;
@@ -24,7 +26,7 @@ use triton_diffusion::models::vae::{AutoencoderKlConfig, AutoencoderTinyConfig};
 use triton_diffusion::pipelines::ModelIndex;
 use triton_diffusion::processors::{ClipImageProcessor, DptImageProcessor};
 use triton_diffusion::schedulers::{self, LowResScheduler, SamplingOptions, SchedulerConfig};
-use triton_diffusion::weights::{TensorFile, read_json};
+use triton_diffusion::weights::{LayerShapes, TensorFile, read_json};
 
 /// Images of more pixels are refused, so that a run stays short.
 const LIMITS: ImageLimits = ImageLimits {
@@ -37,13 +39,14 @@ const LIMITS: ImageLimits = ImageLimits {
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("bytes", bytes_tensor),
     ("gen_args", gen_args),
     ("prompt", weighted_prompt),
     ("base64", base64_image),
     ("image", image_file),
     ("safetensors", safetensors_file),
+    ("adapter", adapter_files),
     ("tokenizer", tokenizer_folder),
     ("config", config_file),
 ];
@@ -159,6 +162,37 @@ pub fn safetensors_file(data: &[u8]) {
         }
     });
 }
+
+/// A LoRA's file, or, after a first byte of 1, the configuration of one in a folder of peft.
+pub fn adapter_files(data: &[u8]) {
+    const FILE: &str = "lora.safetensors";
+    let layers = LayerShapes::from([
+        ("down_blocks.0.proj".into(), vec![6, 4]),
+        ("conv_in".into(), vec![6, 4, 3, 3]),
+    ]);
+    let text = LayerShapes::from([("encoder.layers.0.mlp.fc1".into(), vec![5, 3])]);
+    let get = |folder: &Path, name: &str| {
+        let layers = AdaptableLayers::new((&layers, Kind::Float), (&text, Kind::Float), Device::Cpu);
+        let pool = LoraPool::new(folder.to_path_buf(), layers, 1 << 20);
+        match pool.get(name) {
+            Ok(lora) => assert!(lora.bytes() > 0),
+            Err(error) => check_file_error(&error),
+        }
+    };
+    match data.split_first() {
+        Some((1, config)) => with_folder(
+            &[("adapter_model.safetensors", LORA), ("adapter_config.json", config)],
+            |folder| {
+                let name = folder.file_name().unwrap().to_str().unwrap();
+                get(folder.parent().unwrap(), name);
+            },
+        ),
+        _ => with_folder(&[(FILE, data)], |folder| get(folder, "lora")),
+    }
+}
+
+/// A LoRA of peft for the layers of [`adapter_files`].
+const LORA: &[u8] = include_bytes!("corpus/adapter/peft");
 
 /// The files of a tokenizer, separated by zeros: `vocab.json`, `merges.txt`, `tokenizer_config.json` and
 /// `special_tokens_map.json`. Its tokens are numbers of the vocabulary.

@@ -6,8 +6,8 @@ use clap::Args;
 use diffusion_core::Result;
 use diffusion_engine::Pipeline;
 use diffusion_image::encode;
-use diffusion_request::{ElementInputs, GenerateRequest, Metadata, RequestValidator};
-use triton_diffusion::pipelines::{Components, DiffusionPipeline, PipelineOutput};
+use diffusion_request::{ElementInputs, Metadata, RequestValidator};
+use triton_diffusion::pipelines::{Components, DiffusionPipeline, PipelineOutput, PipelineRequest};
 
 use crate::device::DeviceArguments;
 use crate::inputs::RequestArguments;
@@ -22,6 +22,9 @@ pub struct Arguments {
     request: RequestArguments,
     #[command(flatten)]
     device: DeviceArguments,
+    /// The folder of the LoRAs that gen_args ask for
+    #[arg(long)]
+    loras: Option<PathBuf>,
     /// The model's name in the image's text chunk [default: the folder's name]
     #[arg(long)]
     model_name: Option<String>,
@@ -63,10 +66,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         depth_map: bytes("depth_map"),
         gen_args: bytes("gen_args"),
     })?;
+    let components = match &arguments.loras {
+        Some(folder) => components.with_loras(folder.clone(), None),
+        None => components,
+    };
+    let adapters = components.load_adapters(&request)?;
     let pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
     let metadata = Metadata::new(&request, &arguments.model_name());
     let (seed, output_format) = (request.seed, request.output);
-    let generated = generate(pipeline, request)?;
+    let planned = PipelineRequest::from(request).with_adapters(adapters);
+    let generated = generate(pipeline, planned)?;
     let images = generated
         .images
         .iter()
@@ -81,9 +90,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Runs the pipeline, with a progress bar over its steps.
-fn generate(mut pipeline: DiffusionPipeline, request: GenerateRequest) -> Result<PipelineOutput> {
+fn generate(mut pipeline: DiffusionPipeline, request: PipelineRequest) -> Result<PipelineOutput> {
     pipeline.init_thread()?;
-    let mut job = pipeline.prepare(request.into())?;
+    let mut job = pipeline.prepare(request)?;
     let (_, steps) = job.progress();
     let bar = progress::steps(steps as u64, "steps");
     while !pipeline.is_done(&job) {

@@ -12,6 +12,8 @@ use crate::models::layers::LayerDeltas;
 pub struct JobAdapters {
     unet: LayerDeltas,
     text_encoder: LayerDeltas,
+    /// How many adapters they are.
+    count: usize,
     /// The same for equal adapters and scales of the text encoder.
     text_encoder_key: Vec<(u64, u64)>,
 }
@@ -22,7 +24,10 @@ pub type ScaledLora = (Arc<Lora>, f64, f64);
 impl JobAdapters {
     /// Combines adapters: their products are added in this order.
     pub fn new(loras: &[ScaledLora]) -> Self {
-        let mut adapters = Self::default();
+        let mut adapters = Self {
+            count: loras.len(),
+            ..Self::default()
+        };
         for (lora, scale, text_encoder_scale) in loras {
             lora.add_to(&mut adapters.unet, AdaptedComponent::Unet, *scale);
             lora.add_to(
@@ -37,6 +42,11 @@ impl JobAdapters {
             }
         }
         adapters
+    }
+
+    /// Returns how many adapters they are.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Returns the deltas of the UNet's layers.

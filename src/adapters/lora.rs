@@ -105,9 +105,19 @@ impl Lora {
     /// Loads a file for a model.
     ///
     /// # Errors
-    /// `InvalidArgument` or `Unsupported` that names the file and the tensor.
+    /// `InvalidArgument` or `Unsupported` that names the file and the tensor; `Unavailable` if the file changes meanwhile.
     pub fn load(file: &TensorFile, scaling: &Scaling, layers: &AdaptableLayers) -> Result<Self> {
-        Self::read(file, scaling, layers).context(|| file.path().display().to_string())
+        let lora = Self::read(file, scaling, layers).and_then(|lora| {
+            // A process may have written to the file meanwhile, or have shortened it, which reads as zeros.
+            let mapped = file.mapped();
+            if mapped.is_lost() || mapped.identity_now().as_ref() != Some(file.identity()) {
+                return Err(Error::unavailable(
+                    "the file changed while it was read; send the request again",
+                ));
+            }
+            Ok(lora)
+        });
+        lora.context(|| file.path().display().to_string())
     }
 
     fn read(file: &TensorFile, scaling: &Scaling, layers: &AdaptableLayers) -> Result<Self> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::lora::{AdaptableLayers, Lora};
 use super::scaling::Scaling;
 use crate::weights::{FileIdentity, TensorFile};
+use diffusion_core::quote::is_file_name;
 use diffusion_core::{Context, Error, Result};
 
 /// The key of diffusers' metadata in a safetensors file.
@@ -85,7 +86,7 @@ impl LoraPool {
         self.report_usage(report);
     }
 
-    /// Returns the names of the adapters that the folder has now, sorted; at most 10,000.
+    /// Returns the names of the adapters that the folder has now and that requests can ask for, sorted; at most 10,000.
     pub fn names(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(&self.folder) else {
             return Vec::new();
@@ -93,7 +94,7 @@ impl LoraPool {
         let names = entries.flatten().filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
             let name = name.strip_suffix(".safetensors").unwrap_or(&name).to_owned();
-            self.files(&name).is_some().then_some(name)
+            (is_file_name(&name) && self.files(&name).is_some()).then_some(name)
         });
         let mut names: Vec<String> = names.take(MAX_LISTED).collect();
         names.sort_unstable();

@@ -10,7 +10,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 import seeded_checkpoints
-from support import CHECKPOINTS, ROOT, config
+from support import CHECKPOINTS, ROOT, config, pixels, text_chunk
 
 CHECKPOINT = CHECKPOINTS / "sd1"
 GOLDENS = ROOT / "tests" / "data" / "goldens"
@@ -50,7 +50,7 @@ def folder(repository, client, files):
 
 def image(client, *loras, **gen_args):
     response = client.infer("adapted", prompt="a cat", gen_args={**SIZE, "loras": list(loras), **gen_args})
-    return response.images[0], response
+    return response.image
 
 
 def refusal(client, loras):
@@ -61,13 +61,14 @@ def refusal(client, loras):
 
 
 def test_lora_changes_the_image_and_is_told(client, folder):
-    plain, _ = image(client)
-    styled, response = image(client, {"name": "style"})
-    other, _ = image(client, {"name": "style", "scale": 0.5})
-    both, _ = image(client, {"name": "style"}, {"name": "peft", "scale": 0.7, "text_encoder_scale": 0})
-    assert len({plain, styled, other, both}) == 4
-    assert image(client, {"name": "style"})[0] == styled
-    told = json.loads(response.parameters["gen_args"])
+    plain = image(client)
+    styled = image(client, {"name": "style"})
+    other = image(client, {"name": "style", "scale": 0.5})
+    both = image(client, {"name": "style"}, {"name": "peft", "scale": 0.7, "text_encoder_scale": 0})
+    # The files differ in their texts too.
+    assert len({pixels(file).tobytes() for file in (plain, styled, other, both)}) == 4
+    assert image(client, {"name": "style"}) == styled
+    told = text_chunk(styled)["gen_args"]
     assert told["loras"] == [{"name": "style", "scale": 1.0, "text_encoder_scale": 1.0}]
 
 
@@ -81,9 +82,9 @@ def test_lora_that_is_not_there_is_refused(client, folder):
 def test_new_replaced_and_removed_files_count_from_the_next_request(client, folder, files):
     assert "no adapter of this name" in refusal(client, [{"name": "late"}])
     write(files, folder, "sd1-peft-4.safetensors", "late.safetensors")
-    first, _ = image(client, {"name": "late"})
+    first = image(client, {"name": "late"})
     write(files, folder, "sd1-peft-16.safetensors", "late.safetensors")
-    assert image(client, {"name": "late"})[0] != first
+    assert image(client, {"name": "late"}) != first
     os.remove(folder / "late.safetensors")
     assert "no adapter of this name" in refusal(client, [{"name": "late"}])
 
@@ -94,18 +95,30 @@ def test_damaged_lora_harms_no_other_request(client, folder):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         good = [pool.submit(image, client, {"name": "other"}) for _ in range(4)]
         bad = [pool.submit(refusal, client, [{"name": "broken"}]) for _ in range(4)]
-        assert len({future.result()[0] for future in good}) == 1
+        assert len({future.result() for future in good}) == 1
         assert all("not a whole safetensors file" in future.result() for future in bad)
 
 
 def test_requests_with_different_loras_share_calls(client, folder):
     loras = [[], [{"name": "style"}], [{"name": "peft"}], [{"name": "style", "scale": -0.5}, {"name": "peft"}]]
-    alone = [image(client, *one, num_inference_steps=20)[0] for one in loras]
+    alone = [image(client, *one, num_inference_steps=20) for one in loras]
     calls = client.counter("diffusion_unet_calls_total", "adapted")
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(image, client, *one, num_inference_steps=20) for one in loras]
-        assert [future.result()[0] for future in futures] == alone
+        assert [future.result() for future in futures] == alone
     assert client.counter("diffusion_unet_calls_total", "adapted") - calls < 3 * 21
+
+
+def test_metrics_count_the_loras(client, folder):
+    def values():
+        names = ("adapters_loaded", "adapters_bytes", "adapter_hits_total", "adapter_loads_total")
+        return [client.counter(f"diffusion_{name}", "adapted") for name in names]
+
+    image(client, {"name": "style"})
+    loaded, size, hits, loads = values()
+    assert loaded > 0 and size > 0 and loads > 0
+    image(client, {"name": "style"})
+    assert values() == [loaded, size, hits + 1, loads]
 
 
 def test_default_gen_args_may_have_loras(repository, client, files, folder):
@@ -116,7 +129,9 @@ def test_default_gen_args_may_have_loras(repository, client, files, folder):
         checkpoint=CHECKPOINT,
     )
     client.load("styled")
-    styled, _ = image(client, {"name": "style"})
-    assert client.infer("styled", prompt="a cat", gen_args=SIZE).images[0] == styled
-    plain, _ = image(client)
-    assert client.infer("styled", prompt="a cat", gen_args={**SIZE, "loras": []}).images[0] == plain
+    styled = image(client, {"name": "style"})
+    plain = image(client)
+    default = client.infer("styled", prompt="a cat", gen_args=SIZE).image
+    without = client.infer("styled", prompt="a cat", gen_args={**SIZE, "loras": []}).image
+    assert (pixels(default) == pixels(styled)).all() and (pixels(without) == pixels(plain)).all()
+    assert (pixels(styled) != pixels(plain)).any()

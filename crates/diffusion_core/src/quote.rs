@@ -3,6 +3,9 @@
 //! Errors reach SageMaker's Triton front end, which answers 507 when a text looks like a lack of memory. So only short,
 //! plain identifiers are quoted.
 
+/// Longest name of a file that a request may name.
+const MAX_FILE_NAME_BYTES: usize = 128;
+
 /// Length limit of a quoted name, in bytes.
 pub const MAX_NAME_BYTES: usize = 40;
 
@@ -27,6 +30,16 @@ pub fn is_plain_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         && !MEMORY_WORDS.iter().any(|word| name.contains(word))
+}
+
+/// Returns true if a request may name a file `name`: 1 to 128 letters, digits, `.`, `_` and `-`, not beginning with a
+/// point, so that it is no path.
+pub fn is_file_name(name: &str) -> bool {
+    (1..=MAX_FILE_NAME_BYTES).contains(&name.len())
+        && !name.starts_with('.')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 #[cfg(test)]

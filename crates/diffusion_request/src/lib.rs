@@ -14,7 +14,7 @@ pub use decoder::Decoder;
 pub use gen_args::GenArgs;
 pub use generate_request::GenerateRequest;
 pub use inputs::{Depth2Img, Img2Img, Inpaint, PipelineInputs, Text2Img, Upscale};
-pub use loras::{LoraRequest, MAX_LORAS, is_lora_name};
+pub use loras::{LoraRequest, MAX_LORAS};
 pub use metadata::Metadata;
 pub use prompt_syntax::{PromptSyntax, Prompts};
 pub use validate::{ElementInputs, ModelInfo, RequestValidator};

@@ -2,12 +2,11 @@
 
 use std::ops::RangeInclusive;
 
+use diffusion_core::quote::is_file_name;
 use serde_json::{Value, json};
 
 /// Most LoRAs of a request.
 pub const MAX_LORAS: usize = 8;
-/// Longest name of a LoRA, in bytes.
-const MAX_NAME_BYTES: usize = 128;
 const SCALES: RangeInclusive<f64> = -10.0..=10.0;
 
 /// A LoRA that a request asks for.
@@ -42,7 +41,7 @@ impl LoraRequest {
             None | Some(Value::Null) => Some(default),
             Some(value) => value.as_f64().filter(|scale| SCALES.contains(scale)),
         };
-        let name = object.get("name")?.as_str().filter(|name| is_lora_name(name))?;
+        let name = object.get("name")?.as_str().filter(|name| is_file_name(name))?;
         let unet = scale("scale", 1.0)?;
         Some(Self {
             name: name.to_owned(),
@@ -55,15 +54,6 @@ impl LoraRequest {
     pub(crate) fn to_json(&self) -> Value {
         json!({"name": self.name, "scale": self.scale, "text_encoder_scale": self.text_encoder_scale})
     }
-}
-
-/// Returns whether a text can be the name of a LoRA.
-pub fn is_lora_name(name: &str) -> bool {
-    (1..=MAX_NAME_BYTES).contains(&name.len())
-        && !name.starts_with('.')
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 #[cfg(test)]

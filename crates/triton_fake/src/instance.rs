@@ -1,5 +1,7 @@
 //! The server's side of a model instance.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::Value;
 use triton_api::{Error, InstanceKind, MemoryUsage, Timestamps};
 
@@ -186,6 +188,25 @@ impl Drop for FakeInstance<'_> {
             lock().violation(format!("TRITONBACKEND_ModelInstanceFinalize: {error}"));
         }
     }
+}
+
+/// Gives the requests of one queue to several instances, as the server does with the instances of a model: each has a
+/// thread that takes a request when the call for the one before has returned. Returns when the queue is empty.
+///
+/// An instance whose calls return at once takes most of the requests, also if they return with an error.
+pub fn execute_from_shared_queue(instances: &[&FakeInstance<'_>], requests: &[FakeRequest]) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for instance in instances {
+            let next = &next;
+            scope.spawn(move || {
+                while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // The request has the error.
+                    let _ = instance.execute(&[request]);
+                }
+            });
+        }
+    });
 }
 
 /// Answers and releases a request after Execute returned an error.

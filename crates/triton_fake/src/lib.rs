@@ -36,7 +36,7 @@ mod signatures;
 mod state;
 mod symbols;
 
-pub use instance::{BatchStatistics, FakeInstance, InstanceSpec};
+pub use instance::{BatchStatistics, FakeInstance, InstanceSpec, execute_from_shared_queue};
 pub use request::{FakeOutput, FakeRequest, FakeResponse, ParameterValue, RequestBuilder, RequestStatistics, TimedOut};
 pub use server::{FakeBackend, FakeModel, FakeServer, ModelSpec};
 pub use signatures::DEFINED;

@@ -1,5 +1,6 @@
-//! `inspect`: reports the contents of a folder, and whether the server would load it.
+//! `inspect`: reports the contents of a folder, and whether the server would load it; or what a LoRA file changes.
 
+mod lora;
 mod report;
 mod text;
 
@@ -8,15 +9,17 @@ use std::process::ExitCode;
 
 use clap::Args;
 use diffusion_core::{Error, Result};
+use serde::Serialize;
 
 use crate::output;
 
+use lora::LoraReport;
 pub use report::Report;
 
-/// Reports the contents of a diffusers folder, and whether the server would load it
+/// Reports the contents of a diffusers folder, and whether the server would load it; or what a LoRA file changes
 #[derive(Args)]
 pub struct Arguments {
-    /// The folder with model_index.json
+    /// The folder with model_index.json, or a LoRA file
     folder: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -31,17 +34,22 @@ pub struct Arguments {
 /// # Errors
 /// The folder cannot be read.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.folder.is_file() {
+        let report = LoraReport::of(&arguments.folder)?;
+        return print(arguments, &report, &report.text(), report.problems.is_empty());
+    }
     let report = Report::of(&arguments.folder, !arguments.quick)?;
+    print(arguments, &report, &text::text(&report), report.problems.is_empty())
+}
+
+/// Prints a report as JSON or as text.
+fn print(arguments: &Arguments, report: &impl Serialize, text: &str, good: bool) -> Result<ExitCode> {
     if arguments.json {
         let json =
-            serde_json::to_string_pretty(&report).map_err(|error| Error::internal(format!("the report: {error}")))?;
+            serde_json::to_string_pretty(report).map_err(|error| Error::internal(format!("the report: {error}")))?;
         output::print(json);
     } else {
-        output::print(text::text(&report).trim_end());
+        output::print(text.trim_end());
     }
-    Ok(if report.problems.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

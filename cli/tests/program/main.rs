@@ -7,6 +7,7 @@ mod generate;
 mod gpu;
 mod inspect;
 mod invoke;
+mod loras;
 mod original;
 mod pack;
 mod repo;

@@ -67,7 +67,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         gen_args: bytes("gen_args"),
     })?;
     let components = match &arguments.loras {
-        Some(folder) => components.with_loras(folder.clone(), None),
+        Some(folder) => components.with_loras(folder.clone(), None, None),
         None => components,
     };
     let adapters = components.load_adapters(&request)?;

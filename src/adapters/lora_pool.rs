@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::lora::{AdaptableLayers, Lora};
 use super::scaling::Scaling;
-use crate::weights::{FileIdentity, TensorFile};
+use crate::weights::{FileIdentity, TensorFile, check_inside};
 use diffusion_core::quote::is_file_name;
 use diffusion_core::{Context, Error, Result};
 
@@ -21,6 +21,8 @@ const MAX_LISTED: usize = 10_000;
 #[derive(Debug)]
 pub struct LoraPool {
     folder: PathBuf,
+    /// The folder that no link may lead out of.
+    root: Option<PathBuf>,
     layers: AdaptableLayers,
     max_bytes: u64,
     kept: Mutex<Kept>,
@@ -64,6 +66,7 @@ impl LoraPool {
     pub fn new(folder: PathBuf, layers: AdaptableLayers, max_bytes: u64) -> Self {
         Self {
             folder,
+            root: None,
             layers,
             max_bytes,
             kept: Mutex::default(),
@@ -71,6 +74,13 @@ impl LoraPool {
             loads: AtomicU64::new(0),
             reported: Mutex::default(),
         }
+    }
+
+    /// Refuses files outside of `root`, once all links are followed.
+    #[must_use]
+    pub fn inside(mut self, root: Option<PathBuf>) -> Self {
+        self.root = root;
+        self
     }
 
     /// Calls `report` with the usage that was reported last and the usage now.
@@ -113,7 +123,7 @@ impl LoraPool {
     /// Returns an adapter, and loads it if it is not in memory or its file has changed.
     ///
     /// # Errors
-    /// `NotFound` if the folder has no such adapter; those of [`Lora::load`].
+    /// `NotFound` if the folder has no such adapter; `InvalidArgument` for a file outside of the root; those of [`Lora::load`].
     pub fn get(&self, name: &str) -> Result<Arc<Lora>> {
         if let Some(lora) = self.loaded(name) {
             return Ok(lora);
@@ -121,6 +131,11 @@ impl LoraPool {
         let files = self
             .files(name)
             .ok_or_else(|| Error::not_found("the model has no adapter of this name"))?;
+        if let Some(root) = &self.root {
+            for path in [Some(&files.tensors), files.peft_config.as_ref()].into_iter().flatten() {
+                check_inside(path, root)?;
+            }
+        }
         let file = TensorFile::open(&files.tensors)?;
         let scaling = files.scaling(&file)?;
         let lora = Arc::new(Lora::load(&file, &scaling, &self.layers)?);

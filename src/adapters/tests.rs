@@ -235,6 +235,22 @@ fn adapters_that_were_not_used_for_longest_are_freed() {
 }
 
 #[test]
+fn link_out_of_the_root_is_refused() {
+    let (outside, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = root.path().join("loras");
+    fs::create_dir(&folder).unwrap();
+    fs::write(outside.path().join("a.safetensors"), good()).unwrap();
+    fs::write(root.path().join("b"), good()).unwrap();
+    std::os::unix::fs::symlink(outside.path().join("a.safetensors"), folder.join("a.safetensors")).unwrap();
+    std::os::unix::fs::symlink(root.path().join("b"), folder.join("b.safetensors")).unwrap();
+    pool(&folder, 0).get("a").unwrap();
+    let bounded = pool(&folder, 0).inside(Some(root.path().to_path_buf()));
+    let error = bounded.get("a").unwrap_err();
+    assert!(error.to_string().contains("outside of the version folder"), "{error}");
+    bounded.get("b").unwrap();
+}
+
+#[test]
 fn kernels_may_be_written_as_matrices() {
     let folder = tempfile::tempdir().unwrap();
     let conv = "lora_unet_conv_in";

@@ -30,6 +30,8 @@ pub struct ModelState {
     folder: PathBuf,
     /// The folder of the LoRAs.
     loras: PathBuf,
+    /// The folder that no link of a LoRA may lead out of.
+    loras_root: Option<PathBuf>,
     parameters: ModelParameters,
     max_batch_size: u32,
     inputs: &'static [TensorSpec],
@@ -140,7 +142,11 @@ impl ModelState {
         };
         let (components, warnings) = Components::load_with_progress(&self.folder, &self.parameters, device, &report)
             .inspect_err(|_| self.free_memory(device))?;
-        let components = components.with_loras(self.loras.clone(), self.parameters.lora_cache_bytes);
+        let components = components.with_loras(
+            self.loras.clone(),
+            self.parameters.lora_cache_bytes,
+            self.loras_root.clone(),
+        );
         if let Some(names) = components
             .loras()
             .map(LoraPool::names)
@@ -203,6 +209,7 @@ impl ModelState {
             counters: backend.families.counters(&name, context.version()),
             folder,
             loras: context.version_path().join(&parameters.loras),
+            loras_root: (!parameters.outside_links).then(|| context.version_path()),
             parameters,
             max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),
             inputs,

@@ -52,7 +52,7 @@ struct Model {
 impl Model {
     fn load(name: &str, loras: &Path, parameters: &ModelParameters) -> Self {
         let (components, _) = Components::load(&checkpoint(name), parameters, Device::Cpu).unwrap();
-        let components = components.with_loras(loras.to_path_buf(), None);
+        let components = components.with_loras(loras.to_path_buf(), None, None);
         let validator = RequestValidator::new(components.model_info(), parameters).unwrap();
         let pipeline = DiffusionPipeline::new(components.clone(), validator.limits().max_pixels);
         Self {

@@ -9,11 +9,8 @@
 use tch::Tensor;
 
 use super::low_rank::AdaptedJobs;
+use super::operands::aligned;
 use diffusion_core::Result;
-
-/// Alignment in bytes of libtorch's CPU allocator (`c10/core/alignment.h`). Sums of MKL may depend on the alignment of
-/// their input.
-const ALIGNMENT: usize = 64;
 
 /// How the batch entries (dimension 0) of one call divide among jobs.
 #[derive(Clone, Copy, Debug)]
@@ -93,31 +90,5 @@ impl<'a> BatchSplit<'a> {
             start += size;
         }
         Ok(Tensor::f_cat(&outputs, 0)?)
-    }
-}
-
-/// Copies the tensor if its data is not aligned as a new tensor's would be. The layout stays.
-pub(super) fn aligned(tensor: Tensor) -> Result<Tensor> {
-    if (tensor.data_ptr() as usize).is_multiple_of(ALIGNMENT) {
-        return Ok(tensor);
-    }
-    let mut copy = tensor.f_empty_like()?;
-    copy.f_copy_(&tensor)?;
-    Ok(copy)
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::*;
-
-    #[test]
-    fn aligned_misaligned_view_is_copied_with_its_layout() {
-        let whole = Tensor::randn([3, 5, 4], tch::kind::FLOAT_CPU);
-        let view = whole.narrow(0, 1, 2).transpose(1, 2);
-        let copy = aligned(view.shallow_clone()).unwrap();
-        assert_eq!(copy.data_ptr() as usize % ALIGNMENT, 0);
-        assert_eq!(copy, view);
-        assert_eq!(copy.stride(), view.stride());
     }
 }

@@ -4,6 +4,7 @@ use tch::{Device, Tensor};
 
 use super::batch_split::BatchSplit;
 use super::low_rank::{AdaptedJobs, Delta};
+use super::operands::fold_strided;
 use super::weight::Weight;
 use crate::torch::kernels::{self, Activation, After};
 use crate::weights::WeightPath;
@@ -172,21 +173,6 @@ impl Linear {
             None => Ok(product),
         }
     }
-}
-
-/// Computes one product for an input that is not contiguous.
-///
-/// For such an input libtorch computes one product, or one product for each batch entry, depending on whether the weight
-/// could have a gradient (`should_fold` in `aten/src/ATen/native/LinearAlgebra.cpp`). The trained weights of diffusers can
-/// have one, so diffusers gets a single product. The weights of this crate cannot.
-pub(super) fn fold_strided(input: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let mut shape = input.size();
-    let inputs = shape.pop().unwrap_or(1);
-    shape.extend(weight.size().first());
-    Ok(input
-        .f_reshape([-1, inputs])?
-        .f_mm(&weight.f_transpose(0, 1)?)?
-        .f_view(&shape[..])?)
 }
 
 #[cfg(test)]

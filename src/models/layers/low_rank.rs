@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use tch::{Device, Tensor};
 
-use super::batch_split::aligned;
-use super::linear::fold_strided;
+use super::operands::{aligned, fold_strided};
 use crate::torch::kernels::{self, Activation, After};
 use crate::torch::numbers::NumberOperators;
 use crate::weights::{Frozen, SharedModel};

@@ -12,6 +12,7 @@ mod group_norm;
 mod layer_norm;
 mod linear;
 mod low_rank;
+mod operands;
 mod resnet;
 mod transformer_2d;
 mod weight;

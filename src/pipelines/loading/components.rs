@@ -127,15 +127,16 @@ impl Components {
         Ok((components, warnings))
     }
 
-    /// Lets requests ask for the LoRAs of a folder, which need not exist. They stay in memory up to `cache_bytes` bytes.
+    /// Lets requests ask for the LoRAs of a folder, which need not exist. They stay in memory up to `cache_bytes` bytes. With
+    /// a `root`, no link may lead out of it.
     #[must_use]
-    pub fn with_loras(mut self, folder: PathBuf, cache_bytes: Option<u64>) -> Self {
+    pub fn with_loras(mut self, folder: PathBuf, cache_bytes: Option<u64>, root: Option<PathBuf>) -> Self {
         let layers = AdaptableLayers::new(
             (self.unet.layers(), self.unet.kind()),
             (self.text_encoder.layers(), self.text_encoder.kind()),
             self.device,
         );
-        let pool = LoraPool::new(folder, layers, cache_bytes.unwrap_or(LORA_CACHE_BYTES));
+        let pool = LoraPool::new(folder, layers, cache_bytes.unwrap_or(LORA_CACHE_BYTES)).inside(root);
         self.loras = Some(Arc::new(pool));
         self
     }

@@ -15,7 +15,7 @@ pub struct LoraLoads {
 }
 
 impl LoraLoads {
-    /// Runs `load` on a thread of its own, or on the calling thread if there are too many or the system refuses one.
+    /// Runs `load` on a new thread, or on the calling thread if there are too many or the system refuses one.
     pub fn run(&self, load: impl FnOnce() + Send + 'static) {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());

@@ -12,6 +12,7 @@ mod diffusion_pipeline;
 mod image_decoder;
 mod image_size;
 mod job;
+mod large_images;
 mod latent_tiles;
 pub mod loading;
 mod memory_need;

@@ -4,16 +4,15 @@ use std::sync::{Arc, Weak};
 
 use tch::{Device, Tensor};
 
+use super::large_images::predict_one_by_one;
 use super::loading::Components;
-use crate::models::layers::{AdaptedJobs, BatchSplit, ChunkSize, KeyValue, LayerDeltas, TimeShifts};
+use crate::models::layers::{AdaptedJobs, BatchSplit, KeyValue, LayerDeltas, TimeShifts};
 use crate::models::unet::{TimeInput, UNet2DConditionModel, UNetInput};
 use crate::torch::{Stream, classify_errors, cuda};
 use crate::weights::SharedModel;
 use diffusion_core::config::Numerics;
 use diffusion_core::{Error, Result};
 
-/// Chunks of the UNet's convolutions for large images.
-const CONVOLUTION_CHUNKS: ChunkSize = ChunkSize { values: 1 << 14 };
 /// Joined texts that are kept: one for each group of jobs whose latents have one shape, for a few groups.
 const MAX_JOINED_TEXTS: usize = 4;
 
@@ -128,7 +127,7 @@ impl UNetCalls {
     /// Computes what is the same at every step of a job.
     pub fn prepare(&self, input: ConditioningInput<'_>, stream: &Stream) -> Result<JobConditioning> {
         let (batch_size, tokens, _) = input.prompt_embeds.size3()?;
-        // As `UNetCalls::one_by_one` would compute it.
+        // As `predict_one_by_one` would compute it.
         let each = input.one_by_one && self.splits_jobs();
         let sizes = if each {
             vec![1; batch_size as usize]
@@ -395,46 +394,7 @@ impl UNetCalls {
                 result => return result,
             }
         }
-        self.one_by_one(input, deltas)
-    }
-
-    /// Returns the UNet's predictions, computed one batch entry at a time to save memory. `deltas` are those of each entry.
-    fn one_by_one(&self, input: &UNetInput<'_>, deltas: &[Option<&LayerDeltas>]) -> Result<Tensor> {
-        let predictions = (0..)
-            .zip(deltas)
-            .map(|(entry, deltas)| {
-                let select = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_narrow(0, entry, 1)?) };
-                let time_shifts = match input.time_shifts {
-                    TimeShifts::Added(shifts) => TimeShifts::Added(shifts.iter().map(select).collect::<Result<_>>()?),
-                    TimeShifts::Biases(biases) => {
-                        // One for all entries, or one for each.
-                        let select = |bias: &Tensor| match bias.size2()?.0 {
-                            1 => Ok(bias.shallow_clone()),
-                            _ => select(bias),
-                        };
-                        TimeShifts::Biases(biases.iter().map(select).collect::<Result<_>>()?)
-                    }
-                };
-                let text = input.text.iter().map(|text| {
-                    Ok(KeyValue {
-                        key: select(&text.key)?,
-                        value: select(&text.value)?,
-                    })
-                });
-                let one = UNetInput {
-                    sample: &select(input.sample)?,
-                    time_shifts: &time_shifts,
-                    text: &text.collect::<Result<Vec<_>>>()?,
-                };
-                let split = BatchSplit::Adapted(AdaptedJobs {
-                    sizes: &[1],
-                    deltas: &[*deltas],
-                    apart: false,
-                });
-                self.unet.forward(&one, split, Some(CONVOLUTION_CHUNKS))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::f_cat(&predictions, 0)?)
+        predict_one_by_one(&self.unet, input, deltas)
     }
 }
 

@@ -1,4 +1,4 @@
-//! LoRAs: what `inspect` tells of them, and `generate` with them.
+//! `inspect` with a LoRA file, and `generate` with LoRAs.
 
 use std::fs;
 use std::path::Path;

@@ -46,7 +46,7 @@ impl StepTimes {
     }
 
     /// Returns whether a job of `more` entries should join a step of `entries` entries: whether that takes less time than a
-    /// step of its own, or is not known yet.
+    /// separate step, or is not known yet.
     pub fn gains(&mut self, shape: &[i64], entries: usize, more: usize) -> bool {
         let seconds = |entries| self.seconds(shape, entries);
         let (Some(first), Some(other), Some(shared)) = (seconds(entries), seconds(more), seconds(entries + more))

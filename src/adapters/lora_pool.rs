@@ -130,7 +130,7 @@ impl LoraPool {
         }
         let files = self
             .files(name)
-            .ok_or_else(|| Error::not_found("the model has no adapter of this name"))?;
+            .ok_or_else(|| Error::not_found("the model has no LoRA of this name"))?;
         if let Some(root) = &self.root {
             for path in [Some(&files.tensors), files.peft_config.as_ref()].into_iter().flatten() {
                 check_inside(path, root)?;

@@ -74,19 +74,19 @@ def test_lora_changes_the_image_and_is_told(client, folder):
 
 def test_lora_that_is_not_there_is_refused(client, folder):
     message = refusal(client, [{"name": "stile"}])
-    assert "gen_args: `loras`, number 1: the model has no adapter of this name; did you mean `style`?" in message
+    assert "gen_args: `loras`, number 1: the model has no LoRA of this name; did you mean `style`?" in message
     assert "gen_args: `loras` must be a list of up to 8 objects" in refusal(client, [{"name": "../style"}])
     assert "gen_args: `loras` must be a list of up to 8 objects" in refusal(client, [{"name": "style", "scale": 20}])
 
 
 def test_new_replaced_and_removed_files_count_from_the_next_request(client, folder, files):
-    assert "no adapter of this name" in refusal(client, [{"name": "late"}])
+    assert "no LoRA of this name" in refusal(client, [{"name": "late"}])
     write(files, folder, "sd1-peft-4.safetensors", "late.safetensors")
     first = image(client, {"name": "late"})
     write(files, folder, "sd1-peft-16.safetensors", "late.safetensors")
     assert image(client, {"name": "late"}) != first
     os.remove(folder / "late.safetensors")
-    assert "no adapter of this name" in refusal(client, [{"name": "late"}])
+    assert "no LoRA of this name" in refusal(client, [{"name": "late"}])
 
 
 def test_damaged_lora_harms_no_other_request(client, folder):

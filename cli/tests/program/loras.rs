@@ -62,7 +62,7 @@ fn generate_with_a_lora_gives_another_image() {
     let without = generate("none.jpg", &["--set", loras]);
     let error = fail(folder.path(), &without.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(
-        error.contains("`loras`, number 1: the model has no adapters"),
+        error.contains("`loras`, number 1: the model has no LoRAs"),
         "{error}"
     );
 }

@@ -164,7 +164,7 @@ impl Components {
         let scaled = request.loras.iter().enumerate().map(|(index, lora)| {
             let pool = self.loras();
             let loaded = pool.map_or_else(
-                || Err(Error::not_found("the model has no adapters")),
+                || Err(Error::not_found("the model has no LoRAs")),
                 |pool| pool.get(&lora.name),
             );
             let loaded = loaded.map_err(|error| match error {

@@ -61,8 +61,5 @@ fn generate_with_a_lora_gives_another_image() {
     assert_ne!(bytes("plain.jpg"), bytes("styled.jpg"));
     let without = generate("none.jpg", &["--set", loras]);
     let error = fail(folder.path(), &without.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(
-        error.contains("`loras`, number 1: the model has no LoRAs"),
-        "{error}"
-    );
+    assert!(error.contains("`loras`, number 1: the model has no LoRAs"), "{error}");
 }

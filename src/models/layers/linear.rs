@@ -104,12 +104,18 @@ impl Linear {
     }
 
     /// Does what [`Linear::adapt`] does with the CPU kernels of this crate.
-    fn adapt_fast(&self, input: &Tensor, output: Tensor, jobs: AdaptedJobs<'_>) -> Result<Tensor> {
+    fn adapt_fast(&self, input: &Tensor, mut output: Tensor, jobs: AdaptedJobs<'_>) -> Result<Tensor> {
+        let batch = output.size().first().copied().unwrap_or(0);
         for (start, size, deltas) in jobs.of(&self.name) {
             let input = input.f_narrow(0, start, size)?;
-            let mut entries = output.f_narrow(0, start, size)?;
             for delta in deltas {
-                entries.f_copy_(&delta.add_linear_fast(&input, &entries)?)?;
+                let mut entries = output.f_narrow(0, start, size)?;
+                let sum = delta.add_linear_fast(&input, &entries)?;
+                if size == batch {
+                    output = sum;
+                } else {
+                    entries.f_copy_(&sum)?;
+                }
             }
         }
         Ok(output)

@@ -36,14 +36,14 @@ pub struct InstanceEngine {
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
     // Dropped in this order: requests get their LoRAs, the engine computes them, and the encoder thread sends these responses
-    // before it ends.
+    // before it ends. It ends when nobody can send it work, so the submitter is dropped before.
     lora_loads: LoraLoads,
     engine: Arc<InstanceEngine>,
+    submitter: Arc<Submitter>,
     _encoder: EncoderThread,
     validator: RequestValidator,
     /// The memory of the device.
     budget: Arc<MemoryBudget>,
-    submitter: Arc<Submitter>,
     model: Arc<ModelState>,
     // Frees the weights, which the engine uses.
     _device: DeviceUse,

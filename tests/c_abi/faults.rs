@@ -266,11 +266,11 @@ fn single_step_out_of_memory_fails_only_its_job() {
             images(&request)
         });
         let requests = args.each_ref().map(|args| ask(server, args));
+        // They start together, and share their first step, since no shared step was seen before. The first failure is for
+        // the call of both, the second for one of them.
+        arm(FailPoint::Step, Fault::OutOfMemory);
+        arm(FailPoint::Step, Fault::OutOfMemory);
         instance.execute(&requests.each_ref()).unwrap();
-        wait_for_calls(server, 3);
-        // While both are running: the first is for the call of both, the second for one of them.
-        arm(FailPoint::Step, Fault::OutOfMemory);
-        arm(FailPoint::Step, Fault::OutOfMemory);
         let (code, message) = refusal(&requests[0]);
         assert_eq!(code, ErrorCode::Unavailable, "{message}");
         assert_says(&message, &["out of memory"]);

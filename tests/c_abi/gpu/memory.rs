@@ -203,8 +203,12 @@ fn request_beyond_the_memory_is_out_of_memory() {
             |spec| spec.parameter("gpu_memory_reserve_mib", "0"),
             |server, instance| {
                 assert_serves(server, instance);
-                set_limit(memory(0, Memory::Peak) + 4 * MIB);
-                let large = ask(server, &json!({"num_inference_steps": 1, "width": 256, "height": 256}));
+                // A small request has an estimate of 33 MiB.
+                set_limit(memory(0, Memory::Peak) + 40 * MIB);
+                let large = ask(
+                    server,
+                    &json!({"num_inference_steps": 1, "width": 1024, "height": 1024}),
+                );
                 instance.execute(&[&large]).unwrap();
                 let (code, message) = refusal(&large);
                 assert_eq!(code, ErrorCode::Unavailable);

@@ -148,7 +148,11 @@ class TritonServer:
         return command + list(self.arguments)
 
     def start(self):
-        """Starts the server and waits for readiness. Tries other ports if one was taken in the meantime."""
+        """Starts the server and waits for readiness.
+
+        Tries other ports if one was taken in the meantime, and again if gRPC ended the server: rarely, its event engine
+        starts with a closed descriptor, and aborts before a model is loaded.
+        """
         for attempt in range(3):
             self.http_port, self.grpc_port, self.metrics_port, self.sagemaker_port = free_ports(4)
             if self.ports is not None:
@@ -158,9 +162,10 @@ class TritonServer:
                 self._wait_ready()
                 return self
             except ServerError:
-                taken = "ddress already in use" in self.log()
+                taken = "ddress already in use" in self.log() and self.ports is None
+                aborted = "epoll_wait error: Bad file descriptor" in self.log()
                 self.stop()
-                if not taken or attempt == 2 or self.ports is not None:
+                if not (taken or aborted) or attempt == 2:
                     raise
             except BaseException:
                 self.stop()

@@ -24,6 +24,7 @@ import seeded_checkpoints
 CHECKPOINTS = ("sd1", "sd2_base")
 
 ATTENTION = r"\.attn\d\.(to_q|to_k|to_v|to_out\.0)$"
+SELF_ATTENTION = r"\.attn1\.(to_q|to_k|to_v|to_out\.0)$"
 ALL_LINEAR = r"(\.attn\d\.(to_q|to_k|to_v|to_out\.0)|\.ff\.net\.(0\.proj|2)|\.proj_in|\.proj_out)$"
 CONVOLUTIONS = r"\.(conv1|conv2|conv_shortcut|downsamplers\.0\.conv|upsamplers\.0\.conv|time_emb_proj)$"
 TEXT = r"\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$"
@@ -123,8 +124,9 @@ def adapters_of(pipeline, checkpoint):
     def add(name, form, rank, unet, text=None, alpha=None):
         made[f"{name}.safetensors"] = recipe(pipeline, f"lora/{checkpoint}/{name}", form, rank, unet, text, alpha)
 
-    for rank in (1, 4, 16, 64):
-        add(f"peft-{rank}", "peft", rank, ATTENTION)
+    for rank in (1, 16, 64):
+        add(f"peft-{rank}", "peft", rank, SELF_ATTENTION)
+    add("peft-4", "peft", 4, ATTENTION)
     add("peft-all", "peft", 8, ALL_LINEAR, TEXT)
     add("diffusers", "diffusers", 4, ALL_LINEAR, TEXT)
     add("processors", "processors", 4, ATTENTION)

@@ -203,7 +203,10 @@ fn work_on_a_request_that_waits_begins_when_it_starts() {
         |spec| spec.parameter("max_unet_batch_size", "2"),
         |server, instance| {
             let (running, waiting) = (endless(server, 64), ask(server, &good_args()));
-            instance.execute(&[&running, &waiting]).unwrap();
+            instance.execute(&[&running]).unwrap();
+            // Of two that come together, the one of less work would start.
+            wait_for_calls(server, 2);
+            instance.execute(&[&waiting]).unwrap();
             wait_for_calls(server, 5);
             let waits = triton_api::steady_clock_ns();
             running.cancel();

@@ -71,7 +71,9 @@ fn cancel_stops_all_elements_of_a_request() {
 fn cancelled_in_a_full_engine(server: &FakeServer, instance: &FakeInstance<'_>) {
     let running = endless(server, 64);
     let waiting = endless(server, 64);
-    instance.execute(&[&running, &waiting]).unwrap();
+    instance.execute(&[&running]).unwrap();
+    wait_for_calls(server, 1);
+    instance.execute(&[&waiting]).unwrap();
     wait_for_calls(server, 2);
     waiting.cancel();
     assert_cancelled(server, &waiting);
@@ -185,7 +187,9 @@ fn deadline_ends_a_request_that_waits() {
         |server, instance| {
             let running = endless(server, 64);
             let waiting = ask(server, &json!({"num_inference_steps": 2, "timeout_ms": 100}));
-            instance.execute(&[&running, &waiting]).unwrap();
+            instance.execute(&[&running]).unwrap();
+            wait_for_calls(server, 1);
+            instance.execute(&[&waiting]).unwrap();
             let (code, message) = refusal(&waiting);
             assert_eq!(code, ErrorCode::Unavailable, "{message}");
             assert_says(&message, &["0.100 s passed while the request waited"]);

@@ -123,7 +123,9 @@ fn panic_leaves_a_request_that_waits_as_it_is() {
         |spec| spec.parameter("max_unet_batch_size", "2"),
         |server, instance| {
             let (running, waiting) = (endless(server, 64), ask(server, &good_args()));
-            instance.execute(&[&running, &waiting]).unwrap();
+            instance.execute(&[&running]).unwrap();
+            wait_for_calls(server, 1);
+            instance.execute(&[&waiting]).unwrap();
             wait_for_calls(server, 2);
             arm(FailPoint::Step, Fault::Panic);
             assert_failed(&running, ErrorCode::Internal);

@@ -125,11 +125,12 @@ fuzz: setup ## the fuzzer, 15 minutes for each target (installs a nightly toolch
 tiles: setup ## the upscaler with tiles against the upscaler without, 512x512 to 2048x2048 (some minutes)
 	TRITON_DIFFUSION_TILES_SIDE=512 $(CARGO) test --release --features failpoints --test upscaler_tiles -- --nocapture
 
-lint: setup ## rustfmt, clippy, rustdoc, ruff and typos, warnings as errors
+lint: setup ## rustfmt, clippy, rustdoc, ruff, typos and the rules for imports, warnings as errors
 	.venv/bin/typos
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	$(CARGO) fmt --all -- --check
+	env -u LIBTORCH cargo test --package test_support --test architecture
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --workspace --all-targets --features triton-diffusion/failpoints,triton-diffusion-cli/failpoints -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps

@@ -137,10 +137,11 @@ impl LoraPool {
             }
         }
         let file = TensorFile::open(&files.tensors)?;
+        // Before it is read: a configuration that is replaced meanwhile has another identity, and is read again.
+        let config = files.peft_config.as_deref().and_then(identity);
         let scaling = files.scaling(&file)?;
         let lora = Arc::new(Lora::load(&file, &scaling, &self.layers)?);
         self.loads.fetch_add(1, Ordering::Relaxed);
-        let config = files.peft_config.as_deref().and_then(identity);
         let mut kept = self.kept();
         kept.insert((file.identity().clone(), config), Arc::clone(&lora));
         kept.evict(self.max_bytes);

@@ -2,18 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::lora::{AdaptableLayers, Lora};
-use super::scaling::Scaling;
-use crate::weights::{FileIdentity, TensorFile, check_inside};
+use super::lora_files::{Identity, LoraFiles};
 use diffusion_core::quote::is_file_name;
-use diffusion_core::{Context, Error, Result};
+use diffusion_core::{Error, Result};
 
-/// The key of diffusers' metadata in a safetensors file.
-const METADATA_KEY: &str = "lora_adapter_metadata";
 /// Names that are listed.
 const MAX_LISTED: usize = 10_000;
 
@@ -31,15 +28,6 @@ pub struct LoraPool {
     /// What was reported last.
     reported: Mutex<PoolUsage>,
 }
-
-/// The files of an adapter.
-struct Files {
-    tensors: PathBuf,
-    peft_config: Option<PathBuf>,
-}
-
-/// What tells a file that was replaced from the one that was loaded.
-type Identity = (FileIdentity, Option<FileIdentity>);
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -104,7 +92,7 @@ impl LoraPool {
         let names = entries.flatten().filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
             let name = name.strip_suffix(".safetensors").unwrap_or(&name).to_owned();
-            (is_file_name(&name) && self.files(&name).is_some()).then_some(name)
+            (is_file_name(&name) && LoraFiles::named(&self.folder, &name).is_some()).then_some(name)
         });
         let mut names: Vec<String> = names.take(MAX_LISTED).collect();
         names.sort_unstable();
@@ -114,7 +102,7 @@ impl LoraPool {
 
     /// Returns an adapter if it is in memory and its file has not changed.
     pub fn loaded(&self, name: &str) -> Option<Arc<Lora>> {
-        let identity = self.files(name)?.identity()?;
+        let identity = LoraFiles::named(&self.folder, name)?.identity()?;
         let lora = self.kept().find(&identity)?;
         self.hits.fetch_add(1, Ordering::Relaxed);
         Some(lora)
@@ -128,22 +116,13 @@ impl LoraPool {
         if let Some(lora) = self.loaded(name) {
             return Ok(lora);
         }
-        let files = self
-            .files(name)
+        let files = LoraFiles::named(&self.folder, name)
             .ok_or_else(|| Error::not_found("the model has no LoRA of this name"))?;
-        if let Some(root) = &self.root {
-            for path in [Some(&files.tensors), files.peft_config.as_ref()].into_iter().flatten() {
-                check_inside(path, root)?;
-            }
-        }
-        let file = TensorFile::open(&files.tensors)?;
-        // Before it is read: a configuration that is replaced meanwhile has another identity, and is read again.
-        let config = files.peft_config.as_deref().and_then(identity);
-        let scaling = files.scaling(&file)?;
-        let lora = Arc::new(Lora::load(&file, &scaling, &self.layers)?);
+        let (lora, identity) = files.load(&self.layers, self.root.as_deref())?;
+        let lora = Arc::new(lora);
         self.loads.fetch_add(1, Ordering::Relaxed);
         let mut kept = self.kept();
-        kept.insert((file.identity().clone(), config), Arc::clone(&lora));
+        kept.insert(identity, Arc::clone(&lora));
         kept.evict(self.max_bytes);
         Ok(lora)
     }
@@ -159,57 +138,9 @@ impl LoraPool {
         }
     }
 
-    /// Finds the files of an adapter: those of diffusers, of peft and of everybody else.
-    fn files(&self, name: &str) -> Option<Files> {
-        let single = self.folder.join(format!("{name}.safetensors"));
-        if single.is_file() {
-            return Some(Files {
-                tensors: single,
-                peft_config: None,
-            });
-        }
-        let folder = self.folder.join(name);
-        let peft = folder.join("adapter_model.safetensors");
-        if peft.is_file() {
-            return Some(Files {
-                tensors: peft,
-                peft_config: Some(folder.join("adapter_config.json")),
-            });
-        }
-        let diffusers = folder.join("pytorch_lora_weights.safetensors");
-        diffusers.is_file().then_some(Files {
-            tensors: diffusers,
-            peft_config: None,
-        })
-    }
-
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Files {
-    fn identity(&self) -> Option<Identity> {
-        let config = self.peft_config.as_deref().map(identity);
-        match config {
-            Some(None) => None,
-            config => Some((identity(&self.tensors)?, config.flatten())),
-        }
-    }
-
-    fn scaling(&self, file: &TensorFile) -> Result<Scaling> {
-        if let Some(path) = &self.peft_config {
-            return Scaling::from_peft(path);
-        }
-        match file.metadata(METADATA_KEY) {
-            Some(text) => Scaling::from_metadata(text).context(|| self.tensors.display().to_string()),
-            None => Ok(Scaling::default()),
-        }
-    }
-}
-
-fn identity(path: &Path) -> Option<FileIdentity> {
-    Some(FileIdentity::of(&fs::metadata(path).ok()?))
 }
 
 impl Kept {

@@ -6,6 +6,7 @@
 mod job_adapters;
 mod keys;
 mod lora;
+mod lora_files;
 mod lora_pool;
 mod scaling;
 #[cfg(test)]
@@ -14,4 +15,5 @@ mod tests;
 pub use job_adapters::{JobAdapters, ScaledLora};
 pub use keys::{AdaptedComponent, AdapterKey, KeyPart};
 pub use lora::{AdaptableLayers, Lora};
+pub use lora_files::load_lora;
 pub use lora_pool::{LoraPool, PoolUsage};

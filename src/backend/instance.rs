@@ -1,23 +1,23 @@
-//! An instance: one engine thread and one encoder thread.
+//! An instance: an engine, which other models may share, and one encoder thread.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
-use triton_api::{Health, InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_warn};
+use triton_api::{InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_info, log_warn};
 
 use super::ModelState;
 use super::encoder_thread::EncoderThread;
 use super::error::to_triton;
 use super::lora_loads::LoraLoads;
-use super::model::DeviceUse;
+use super::model::{DeviceUse, LoadedModel};
+use super::shared_engine::{Member, SharedEngine};
 use super::submission::{PlannedRequest, Submitter};
-use crate::backend::metrics::EngineObserver;
-use crate::pipelines::{Device, DiffusionPipeline, PipelineRequest};
+use crate::pipelines::Device;
 use crate::request::tensors::decode;
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
-use diffusion_engine::{Engine, MemoryBudget, MemoryNeed, QueueLimits};
-use diffusion_request::{GenerateRequest, RequestValidator};
+use diffusion_engine::{Owner, QueueLimits};
+use diffusion_request::RequestValidator;
 
 /// Requests that wait inside an instance, unless the model says otherwise. Further requests wait in Triton's queue.
 const MAX_WAITING_REQUESTS: usize = 32;
@@ -25,27 +25,15 @@ const MAX_WAITING_REQUESTS: usize = 32;
 /// Memory of the inputs of all requests that wait inside an instance.
 const MAX_WAITING_BYTES: usize = 256 << 20;
 
-/// The engine of an instance, which other instances of the model use if theirs no longer works.
-pub struct InstanceEngine {
-    /// Computes the requests.
-    pub engine: Engine<DiffusionPipeline>,
-    /// Whether the engine works.
-    pub health: Arc<Health>,
-}
-
 /// An instance of a model (`TRITONBACKEND_ModelInstance`).
 pub struct ModelInstanceState {
     // Dropped in this order: requests get their LoRAs, the engine computes them, and the encoder thread sends these responses
-    // before it ends. It ends when nobody can send it work, so the submitter is dropped before.
+    // before it ends. It ends when nobody can send it work: neither the submitter nor a request in an engine.
     lora_loads: LoraLoads,
-    engine: Arc<InstanceEngine>,
     submitter: Arc<Submitter>,
     _encoder: EncoderThread,
     validator: RequestValidator,
-    /// The memory of the device.
-    budget: Arc<MemoryBudget>,
     model: Arc<ModelState>,
-    // Frees the weights, which the engine uses.
     _device: DeviceUse,
 }
 
@@ -63,7 +51,7 @@ impl ModelInstanceState {
             }
         };
         let device_use = model.use_device(device);
-        let (components, bytes) = model.components(device)?;
+        let (LoadedModel { base, components }, bytes) = model.load(device)?;
         let usage = MemoryUsage {
             memory_type: match device {
                 Device::Cpu => MemoryType::Cpu,
@@ -79,55 +67,51 @@ impl ModelInstanceState {
             log_warn!("instance '{}': cannot report its memory: {error}", context.name());
         }
         let validator = RequestValidator::new(components.model_info(), model.parameters())?;
-        let observer = EngineObserver {
+        let limits = validator.limits();
+        let (max_batch_size, max_pixels) = (limits.max_unet_batch_size as usize, limits.max_pixels);
+        let (budget, devices) = (model.budget(device), model.devices());
+        devices.add(device, &context.health());
+        let (engine, starts) = base.engine(device_use.number, || {
+            SharedEngine::start(base.components(), max_batch_size, max_pixels, &budget, &devices)
+        })?;
+        if !starts {
+            log_info!("instance '{}': shares an engine with other instances", context.name());
+        }
+        engine.add(Member {
             instance: context.name().to_owned(),
+            health: Arc::downgrade(&context.health()),
             counters: model.counters(),
-            health: context.health(),
-            device,
-            devices: model.devices(),
-            load: Mutex::default(),
-        };
-        model.devices().add(device, &context.health());
-        let max_pixels = validator.limits().max_pixels;
-        let budget = model.budget(device);
-        let own_components = components.clone();
-        let waiting = model.parameters().max_waiting_requests;
-        let engine = Arc::new(InstanceEngine {
-            engine: Engine::start(
-                "diffusion-engine",
-                move || DiffusionPipeline::new(components.clone(), max_pixels),
-                validator.limits().max_unet_batch_size as usize,
-                QueueLimits {
-                    max_requests: waiting.map_or(MAX_WAITING_REQUESTS, |requests| requests as usize),
-                    max_bytes: MAX_WAITING_BYTES,
-                },
-                &budget,
-                Box::new(observer),
-            )?,
-            health: context.health(),
         });
-        model.add_engine(&engine);
+        let waiting = model.parameters().max_waiting_requests;
+        let queue = QueueLimits {
+            max_requests: waiting.map_or(MAX_WAITING_REQUESTS, |requests| requests as usize),
+            max_bytes: MAX_WAITING_BYTES,
+        };
         let encoder = EncoderThread::start()?;
+        let submitter = Arc::new(Submitter {
+            engine,
+            owner: Arc::new(Owner::new(queue, model.counters())),
+            budget,
+            max_pixels,
+            components,
+            encoder: encoder.handle(),
+            model: Arc::clone(model),
+        });
+        model.add_submitter(&submitter);
         Ok(Self {
             lora_loads: LoraLoads::default(),
-            engine,
-            submitter: Arc::new(Submitter {
-                components: own_components,
-                encoder: encoder.handle(),
-                model: Arc::clone(model),
-            }),
+            submitter,
             _encoder: encoder,
             validator,
-            budget,
             model: Arc::clone(model),
             _device: device_use,
         })
     }
 
-    /// Submits the batch elements of a request to an engine, or answers an invalid request.
-    fn enqueue(&self, engine: &Arc<InstanceEngine>, slot: Slot) {
+    /// Submits the batch elements of a request, or answers an invalid request.
+    fn enqueue(&self, submitter: &Arc<Submitter>, slot: Slot) {
         let received = Instant::now();
-        let fail = |slot: Slot, error: triton_api::Error| self.submitter.fail(slot, &error);
+        let fail = |slot: Slot, error: triton_api::Error| submitter.fail(slot, &error);
         if !slot.request().output_is_on_host(OUTPUT_NAME) {
             let error = Error::unsupported(format!("output `{OUTPUT_NAME}`: GPU memory is not supported"));
             return fail(slot, to_triton(self.model.name(), &error));
@@ -138,7 +122,7 @@ impl ModelInstanceState {
             self.model.max_batch_size(),
             &self.validator,
         );
-        let elements = elements.and_then(|elements| self.plan(elements));
+        let elements = elements.and_then(|elements| submitter.plan(elements));
         let elements = match elements {
             Ok(elements) => elements,
             Err(error) => return fail(slot, to_triton(self.model.name(), &error)),
@@ -153,41 +137,21 @@ impl ModelInstanceState {
             received,
             timeout,
         };
-        match planned.with_loaded_adapters(&self.submitter.components) {
-            Ok(planned) => self.submitter.submit(engine, planned),
+        match planned.with_loaded_adapters(&submitter.components) {
+            Ok(planned) => submitter.submit(planned),
             Err(planned) => {
-                let (submitter, engine) = (Arc::clone(&self.submitter), Arc::clone(engine));
-                self.lora_loads.run(move || submitter.load_and_submit(&engine, planned));
+                let submitter = Arc::clone(submitter);
+                self.lora_loads.run(move || submitter.load_and_submit(planned));
             }
         }
     }
 
-    /// Plans the batch elements, with the memory that each needs.
-    ///
-    /// # Errors
-    /// `OutOfMemory` for a batch element that needs more memory than the device has, whatever else runs.
-    fn plan(&self, elements: Vec<GenerateRequest>) -> Result<Vec<(PipelineRequest, MemoryNeed)>> {
-        let count = elements.len();
-        let max_pixels = self.validator.limits().max_pixels;
-        let plan = |(index, request)| {
-            let planned = self
-                .submitter
-                .components
-                .plan(request, max_pixels, |need| self.budget.check(need));
-            planned.map_err(|error| match count {
-                1 => error,
-                _ => error.context(format_args!("batch element {index}")),
-            })
-        };
-        elements.into_iter().enumerate().map(plan).collect()
-    }
-
-    /// Returns the engine of the instance, or that of another instance if the former no longer works: Triton gives an
+    /// Returns the submitter of the instance, or that of another instance if the engine no longer works: Triton gives an
     /// instance that fails at once more requests than those that work.
-    fn working_engine(&self) -> Result<Arc<InstanceEngine>, triton_api::Error> {
-        match self.engine.health.check() {
-            Ok(()) => Ok(Arc::clone(&self.engine)),
-            Err(error) => self.model.working_engine().ok_or_else(|| {
+    fn working_submitter(&self) -> Result<Arc<Submitter>, triton_api::Error> {
+        match self.submitter.engine.check() {
+            Ok(()) => Ok(Arc::clone(&self.submitter)),
+            Err(error) => self.model.working_submitter().ok_or_else(|| {
                 let model = self.model.name();
                 error.context(format_args!("model '{model}'"))
             }),
@@ -205,9 +169,9 @@ impl triton_api::Instance for ModelInstanceState {
     }
 
     fn execute(&mut self, batch: RequestBatch<'_>) -> Result<(), triton_api::Error> {
-        let engine = self.working_engine()?;
+        let submitter = self.working_submitter()?;
         for slot in batch.accept()? {
-            self.enqueue(&engine, slot);
+            self.enqueue(&submitter, slot);
         }
         Ok(())
     }

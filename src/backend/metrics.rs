@@ -5,13 +5,13 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use triton_api::metrics::{Counter, CounterFamily, Gauge, GaugeFamily, Histogram, HistogramFamily};
-use triton_api::{ErrorCode, Health, log_error, log_info, log_warn};
+use triton_api::{ErrorCode, log_info, log_warn};
 
-use super::device_health::DeviceHealth;
 use super::phases::{PHASES, Phases};
 use crate::pipelines::{Device, PoolUsage};
 use crate::weights;
-use diffusion_engine::Observer;
+use diffusion_core::Error;
+use diffusion_engine::BatchObserver;
 
 /// Upper ends of the buckets for durations, in seconds.
 const SECONDS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
@@ -66,8 +66,14 @@ impl MetricFamilies {
         };
         Self {
             counters: Mutex::default(),
-            unet_calls: family("diffusion_unet_calls_total", "UNet calls"),
-            unet_batch_entries: family("diffusion_unet_batch_entries_total", "Batch entries of all UNet calls"),
+            unet_calls: family(
+                "diffusion_unet_calls_total",
+                "UNet calls with batch entries of the model",
+            ),
+            unet_batch_entries: family(
+                "diffusion_unet_batch_entries_total",
+                "Batch entries of the model in all UNet calls",
+            ),
             jobs_cancelled: family(
                 "diffusion_jobs_cancelled_total",
                 "Batch elements dropped because their request was cancelled or failed in another batch element",
@@ -94,7 +100,7 @@ impl MetricFamilies {
             ),
             unet_batch_size: histograms(
                 "diffusion_unet_batch_size",
-                "Batch entries of a UNet call",
+                "Batch entries of a UNet call, of all models that share it",
                 &BATCH_SIZES,
             ),
             adapters_loaded: gauges("diffusion_adapters_loaded", "LoRAs in memory"),
@@ -206,6 +212,32 @@ impl Counters {
         }
     }
 
+    /// Adds to the batch elements that wait, and to those that are being computed.
+    pub fn load_changed(&self, waiting: i32, running: i32) {
+        for (gauge, amount) in [(&self.waiting, waiting), (&self.running, running)] {
+            if let Some(gauge) = gauge
+                && amount != 0
+            {
+                // As in `add`.
+                let _ = gauge.add(f64::from(amount));
+            }
+        }
+    }
+
+    /// Counts a batch element that the engine ended with an error.
+    pub fn element_failed(&self, error: &Error) {
+        match error {
+            Error::Cancelled(_) => add(&self.jobs_cancelled, 1),
+            Error::DeadlineExceeded(_) => add(&self.deadlines_passed, 1),
+            _ => {}
+        }
+    }
+
+    /// Counts an instance that started anew after a panic.
+    pub fn engine_restarted(&self) {
+        add(&self.restarts, 1);
+    }
+
     /// Counts a request that failed.
     pub fn request_failed(&self, code: ErrorCode) {
         if let Some((_, counter)) = self.failures.iter().find(|(of, _)| *of == code) {
@@ -237,63 +269,10 @@ fn change(gauge: &Option<Gauge>, before: usize, now: usize) {
     }
 }
 
-/// Reports to Triton what an engine does.
-pub struct EngineObserver {
-    /// The instance's name, for the log.
-    pub instance: String,
-    /// The model's counters.
-    pub counters: Arc<Counters>,
-    /// The instance's health.
-    pub health: Arc<Health>,
-    /// The instance's device.
-    pub device: Device,
-    /// The health of all instances on each device.
-    pub devices: Arc<DeviceHealth>,
-    /// The waiting and the running batch elements of this engine, which are in the model's gauges.
-    pub load: Mutex<(usize, usize)>,
-}
-
-impl Drop for EngineObserver {
-    fn drop(&mut self) {
-        self.load_changed(0, 0);
-    }
-}
-
-impl Observer for EngineObserver {
-    fn batch_executed(&self, _jobs: usize, batch_size: usize) {
-        add(&self.counters.unet_calls, 1);
-        add(&self.counters.unet_batch_entries, batch_size);
-        observe(&self.counters.unet_batch_size, batch_size as f64);
-    }
-
-    fn load_changed(&self, waiting: usize, running: usize) {
-        let mut load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *load, (waiting, running));
-        change(&self.counters.waiting, before.0, waiting);
-        change(&self.counters.running, before.1, running);
-    }
-
-    fn job_cancelled(&self) {
-        add(&self.counters.jobs_cancelled, 1);
-    }
-
-    fn deadline_passed(&self) {
-        add(&self.counters.deadlines_passed, 1);
-    }
-
-    fn engine_restarts(&self) {
-        log_error!(
-            "instance '{}' starts anew after a panic; its running requests were ended",
-            self.instance
-        );
-        add(&self.counters.restarts, 1);
-    }
-
-    fn engine_failed(&self, reason: &str) {
-        log_error!("instance '{}' can no longer work: {reason}", self.instance);
-        self.health.poison(reason);
-        if self.device.is_lost() {
-            self.devices.poison(self.device, reason);
-        }
+impl BatchObserver for Counters {
+    fn batch_executed(&self, entries: usize, batch_size: usize) {
+        add(&self.unet_calls, 1);
+        add(&self.unet_batch_entries, entries);
+        observe(&self.unet_batch_size, batch_size as f64);
     }
 }

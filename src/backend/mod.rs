@@ -1,15 +1,20 @@
 //! Triton's life cycle: the backend, its models and their instances; responses and metrics.
 
+mod base_components;
+mod bases;
+mod checkpoint;
 mod device_health;
 mod encoder_thread;
 mod error;
 mod instance;
+mod job_gauge;
 mod lora_loads;
 mod memory_budgets;
 mod metrics;
 mod model;
 mod phases;
 mod response;
+mod shared_engine;
 mod submission;
 
 use std::sync::Arc;
@@ -18,6 +23,7 @@ use triton_api::{BackendContext, log_info};
 
 use crate::pipelines::initialize_libtorch;
 use crate::weights::uninstall_bus_error_handler;
+use bases::Bases;
 use device_health::DeviceHealth;
 use memory_budgets::MemoryBudgets;
 use metrics::MetricFamilies;
@@ -30,6 +36,7 @@ pub struct BackendState {
     families: Arc<MetricFamilies>,
     devices: Arc<DeviceHealth>,
     budgets: Arc<MemoryBudgets>,
+    bases: Arc<Bases>,
 }
 
 /// Runs when no model is left, before the server may unload the library.
@@ -58,6 +65,7 @@ impl triton_api::Backend for BackendState {
             families: Arc::new(MetricFamilies::register()),
             devices: Arc::default(),
             budgets: Arc::default(),
+            bases: Arc::default(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! A model: its configuration, and its components on each device.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
@@ -8,14 +8,16 @@ use std::time::Instant;
 use serde_json::Value;
 use triton_api::{ModelContext, log_info, log_warn};
 
+use super::bases::{BaseKey, Bases, LoadedBase};
+use super::checkpoint::Checkpoint;
 use super::device_health::DeviceHealth;
 use super::error::to_triton;
-use super::instance::InstanceEngine;
 use super::memory_budgets::MemoryBudgets;
 use super::metrics::{Counters, MetricFamilies};
+use super::submission::Submitter;
 use super::{BackendState, ModelInstanceState};
-use crate::pipelines::{Components, Device, LoraPool, ModelIndex, free_cached_memory};
-use crate::weights::{Progress, WeightMemory, check_inside};
+use crate::pipelines::{Components, Device, LoraPool};
+use crate::weights::{Progress, WeightMemory};
 use diffusion_core::config::{ModelParameters, TensorSpec, complete_model_config, inputs_of, validate_model_config};
 use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
@@ -26,12 +28,9 @@ const MAX_LOGGED_LORAS: usize = 20;
 
 /// A loaded model (`TRITONBACKEND_Model`).
 pub struct ModelState {
-    name: String,
-    folder: PathBuf,
-    /// The folder of the LoRAs.
-    loras: PathBuf,
-    /// The folder that no link of a LoRA may lead out of.
-    loras_root: Option<PathBuf>,
+    name: Arc<str>,
+    version_path: PathBuf,
+    checkpoint: Checkpoint,
     parameters: ModelParameters,
     max_batch_size: u32,
     inputs: &'static [TensorSpec],
@@ -39,17 +38,27 @@ pub struct ModelState {
     families: Arc<MetricFamilies>,
     devices: Arc<DeviceHealth>,
     budgets: Arc<MemoryBudgets>,
+    bases: Arc<Bases>,
     /// One copy of the weights for each device, however many instances are on it.
-    components: Mutex<HashMap<Device, LoadCell>>,
-    /// The number of instances on each device.
-    instances: Mutex<HashMap<Device, usize>>,
-    /// The engines of the instances.
-    engines: Mutex<Vec<Weak<InstanceEngine>>>,
+    loaded: Mutex<HashMap<Device, LoadCell>>,
+    /// The numbers of the instances on each device.
+    instances: Mutex<HashMap<Device, BTreeSet<usize>>>,
+    /// Those of the instances.
+    submitters: Mutex<Vec<Weak<Submitter>>>,
 }
 
-/// The components on one device. Locked while the first instance loads them: other instances on the device wait, and
-/// instances on other devices do not.
-type LoadCell = Arc<Mutex<Option<Components>>>;
+/// The model on one device. Locked while the first instance loads it: other instances on the device wait, and instances on
+/// other devices do not.
+type LoadCell = Arc<Mutex<Option<LoadedModel>>>;
+
+/// A model on a device.
+#[derive(Clone)]
+pub struct LoadedModel {
+    /// The checkpoint and its engines, which other models may share.
+    pub base: Arc<LoadedBase>,
+    /// The components with the model's LoRAs.
+    pub components: Components,
+}
 
 impl ModelState {
     /// The name under which Triton serves the model.
@@ -87,51 +96,112 @@ impl ModelState {
         self.budgets.of(device)
     }
 
-    /// Counts an instance on `device` until the result is dropped. The weights on the device go with the last instance.
+    /// Gives an instance on `device` a number until the result is dropped. The weights on the device go with the last
+    /// instance.
     pub fn use_device(self: &Arc<Self>, device: Device) -> DeviceUse {
         let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
-        *instances.entry(device).or_default() += 1;
+        let numbers = instances.entry(device).or_default();
+        let number = (0..).find(|number| !numbers.contains(number)).unwrap_or_default();
+        numbers.insert(number);
         DeviceUse {
             model: Arc::clone(self),
             device,
+            number,
         }
     }
 
-    /// Adds the engine of an instance.
-    pub fn add_engine(&self, engine: &Arc<InstanceEngine>) {
-        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
-        engines.retain(|engine| engine.strong_count() > 0);
-        engines.push(Arc::downgrade(engine));
+    /// Adds the submitter of an instance.
+    pub fn add_submitter(&self, submitter: &Arc<Submitter>) {
+        let mut submitters = self.submitters.lock().unwrap_or_else(PoisonError::into_inner);
+        submitters.retain(|submitter| submitter.strong_count() > 0);
+        submitters.push(Arc::downgrade(submitter));
     }
 
-    /// Returns an engine that works.
-    pub fn working_engine(&self) -> Option<Arc<InstanceEngine>> {
-        let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut engines = engines.iter().filter_map(Weak::upgrade);
-        engines.find(|engine| engine.health.is_ready())
+    /// Returns the submitter of an instance whose engine works.
+    pub fn working_submitter(&self) -> Option<Arc<Submitter>> {
+        let submitters = self.submitters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut submitters = submitters.iter().filter_map(Weak::upgrade);
+        submitters.find(|submitter| submitter.engine.is_ready())
     }
 
-    /// Returns the components on `device` and the bytes that loading them added to the device. The first instance loads
-    /// them. The bytes are 0 for later instances, and do not count tensors that other models have on the device already.
+    /// Returns the model on `device`, and the bytes that loading it added to the device. The first instance loads it. The
+    /// bytes are 0 for later instances, and do not count tensors that other models have on the device already.
     ///
     /// # Errors
-    /// The folder is not a valid checkpoint, or the device cannot be used.
-    pub fn components(&self, device: Device) -> Result<(Components, u64)> {
+    /// The folder is not a valid checkpoint, the LoRA does not fit it, or the device cannot be used.
+    pub fn load(&self, device: Device) -> Result<(LoadedModel, u64)> {
         if device.is_lost() {
             return Err(Error::device_lost(format!(
                 "{device} failed before; the server must be restarted"
             )));
         }
         let cell = {
-            let mut devices = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut devices = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(devices.entry(device).or_default())
         };
         let mut loaded = cell.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(components) = &*loaded {
-            return Ok((components.clone(), 0));
+        if let Some(model) = &*loaded {
+            return Ok((model.clone(), 0));
         }
+        let (base, bytes) = self.load_base(device)?;
+        let components = self.with_loras(base.components().get()?)?;
+        let bytes = bytes + components.own_lora_bytes();
+        let model = LoadedModel { base, components };
+        *loaded = Some(model.clone());
+        Ok((model, bytes))
+    }
+
+    /// Loads the checkpoint, unless it is in memory for a model that shares it. Returns the bytes that this added.
+    fn load_base(&self, device: Device) -> Result<(Arc<LoadedBase>, u64)> {
         failpoint::maybe_fail(FailPoint::Load)?;
+        let folder = &self.checkpoint.folder;
+        let key = BaseKey {
+            device,
+            folder: folder.canonicalize().unwrap_or_else(|_| folder.clone()),
+            files: self.checkpoint.identities(),
+            parameters: self.parameters.of_engine(),
+        };
+        if self.parameters.base.is_some() && self.bases.has_other_parameters(&key) {
+            log_info!(
+                "model '{}': shares no engine with models of its base whose parameters differ",
+                self.name
+            );
+        }
+        let own = self.parameters.base.is_none().then_some(&self.name);
         let start = Instant::now();
+        let mut memory = WeightMemory::default();
+        let (base, loads) = self.bases.load(key, own, &self.families, || {
+            let (components, warnings) = self.load_components(device)?;
+            for warning in warnings {
+                log_warn!("model '{}': {warning}", self.name);
+            }
+            memory = components.memory;
+            Ok(components)
+        })?;
+        let WeightMemory { total, shared } = memory;
+        let components = base.components().get()?;
+        let seconds = start.elapsed().as_secs_f64();
+        if loads {
+            log_info!(
+                "model '{}': {} on {device} loaded in {seconds:.2} s, {}; weights of {} MiB, {} of them shared with other \
+                 models",
+                self.name,
+                components.class,
+                components.scheduler_name(),
+                total >> 20,
+                shared >> 20
+            );
+        } else {
+            log_info!(
+                "model '{}': {} on {device} loaded in {seconds:.2} s, with weights and engines of its base",
+                self.name,
+                components.class
+            );
+        }
+        Ok((base, total - shared))
+    }
+
+    fn load_components(&self, device: Device) -> Result<(Components, Vec<String>)> {
         let report = |progress: Progress| {
             log_info!(
                 "model '{}': loading, {} of {} MiB",
@@ -140,44 +210,23 @@ impl ModelState {
                 progress.total >> 20
             );
         };
-        let (components, warnings) = Components::load_with_progress(&self.folder, &self.parameters, device, &report)
-            .inspect_err(|_| self.free_memory(device))?;
-        let components = components.with_loras(
-            self.loras.clone(),
-            self.parameters.lora_cache_bytes,
-            self.loras_root.clone(),
-        );
-        if let Some(names) = components
-            .loras()
-            .map(LoraPool::names)
-            .filter(|names| !names.is_empty())
-        {
-            log_info!("model '{}': {} LoRAs: {}", self.name, names.len(), shortened(&names));
-        }
-        for warning in warnings {
-            log_warn!("model '{}': {warning}", self.name);
-        }
-        log_info!(
-            "model '{}': {} on {device} loaded in {:.2} s, {}; weights of {} MiB, {} of them shared with other models",
-            self.name,
-            components.class,
-            start.elapsed().as_secs_f64(),
-            components.scheduler_name(),
-            components.memory.total >> 20,
-            components.memory.shared >> 20
-        );
-        *loaded = Some(components.clone());
-        self.families.weights_changed(device);
-        let WeightMemory { total, shared } = components.memory;
-        Ok((components, total - shared))
+        Components::load_with_progress(&self.checkpoint.folder, &self.parameters, device, &report)
     }
 
-    /// Frees the device's cached memory, after an unload or a failed load.
-    fn free_memory(&self, device: Device) {
-        if let Err(error) = free_cached_memory(device) {
-            log_warn!("model '{}': {error}", self.name);
+    /// Adds the model's LoRA, and the LoRAs that requests may ask for.
+    fn with_loras(&self, components: Components) -> Result<Components> {
+        let root = (!self.parameters.outside_links).then(|| self.version_path.clone());
+        let folder = self.version_path.join(&self.parameters.loras);
+        let mut components = components.with_loras(folder, self.parameters.lora_cache_bytes, root.clone());
+        if let Some(lora) = &self.parameters.lora {
+            let path = self.version_path.join(lora);
+            components = components.with_lora(&path, self.parameters.lora_scale, root.as_deref())?;
         }
-        self.families.weights_changed(device);
+        let names = components.loras().map(LoraPool::names).unwrap_or_default();
+        if !names.is_empty() {
+            log_info!("model '{}': {} LoRAs: {}", self.name, names.len(), shortened(&names));
+        }
+        Ok(components)
     }
 
     fn read(backend: &BackendState, context: &mut ModelContext<'_>) -> Result<Self, triton_api::Error> {
@@ -189,13 +238,10 @@ impl ModelState {
         for warning in warnings {
             log_warn!("model '{name}': {warning}");
         }
-        let folder = context.version_path().join(&parameters.checkpoint);
-        if !parameters.outside_links {
-            check_inside(&folder, &context.version_path()).map_err(|error| fail(&error))?;
-        }
         // An invalid folder fails here, before instances are created.
-        let class = ModelIndex::read(&folder).and_then(|index| index.pipeline_class());
-        let inputs = inputs_of(class.map_err(|error| fail(&error))?);
+        let checkpoint = Checkpoint::find(&context.version_path(), &parameters, &backend.bases);
+        let checkpoint = checkpoint.map_err(|error| fail(&error))?;
+        let inputs = inputs_of(checkpoint.class);
 
         if context.should_auto_complete()?
             && let Some(completed) = complete_model_config(&config, inputs)
@@ -207,19 +253,19 @@ impl ModelState {
         let max_batch_size = config.get("max_batch_size").and_then(Value::as_u64).unwrap_or(0);
         Ok(Self {
             counters: backend.families.counters(&name, context.version()),
-            folder,
-            loras: context.version_path().join(&parameters.loras),
-            loras_root: (!parameters.outside_links).then(|| context.version_path()),
+            version_path: context.version_path(),
+            checkpoint,
             parameters,
             max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),
             inputs,
-            components: Mutex::default(),
+            loaded: Mutex::default(),
             instances: Mutex::default(),
-            engines: Mutex::default(),
+            submitters: Mutex::default(),
             families: Arc::clone(&backend.families),
             devices: Arc::clone(&backend.devices),
             budgets: Arc::clone(&backend.budgets),
-            name,
+            bases: Arc::clone(&backend.bases),
+            name: name.into(),
         })
     }
 }
@@ -235,43 +281,29 @@ fn shortened(names: &[String]) -> String {
 pub struct DeviceUse {
     model: Arc<ModelState>,
     device: Device,
+    /// Which of the model's instances on the device it is.
+    pub number: usize,
 }
 
 impl Drop for DeviceUse {
     fn drop(&mut self) {
-        let Self { model, device } = self;
+        let Self { model, device, number } = self;
         let mut instances = model.instances.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = instances.entry(*device).or_default();
-        *count = count.saturating_sub(1);
-        if *count > 0 {
+        let numbers = instances.entry(*device).or_default();
+        numbers.remove(number);
+        if !numbers.is_empty() {
             return;
         }
         instances.remove(device);
         drop(instances);
-        let components = model
-            .components
+        let cell = model
+            .loaded
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(device);
-        if let Some(components) = components {
-            let loaded = components.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(pool) = loaded.as_ref().and_then(Components::loras) {
-                pool.clear(|before, now| model.counters.adapters_changed(before, now));
-            }
-            drop(loaded);
-            drop(components);
-            model.free_memory(*device);
-        }
-    }
-}
-
-/// Runs when the last instance is gone, and frees weights that no instance used.
-impl Drop for ModelState {
-    fn drop(&mut self) {
-        let components = self.components.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let devices: Vec<Device> = components.drain().map(|(device, _)| device).collect();
-        for device in devices {
-            self.free_memory(device);
+        let loaded = cell.and_then(|cell| cell.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(pool) = loaded.as_ref().and_then(|model| model.components.loras()) {
+            pool.clear(|before, now| model.counters.adapters_changed(before, now));
         }
     }
 }

@@ -13,6 +13,7 @@ use triton_api::{OutputTensor, Slot, steady_clock_ns};
 
 use super::encoder_thread::EncoderHandle;
 use super::error::to_triton;
+use super::job_gauge::JobGauge;
 use super::metrics::Counters;
 use super::phases::Phases;
 use crate::pipelines::{PipelineOutput, TileCounts};
@@ -222,6 +223,8 @@ pub struct ElementResponder {
     pub output_format: OutputFormat,
     /// The thread that encodes the images.
     pub encoder: EncoderHandle,
+    /// The batch element in the metrics.
+    pub gauge: JobGauge,
 }
 
 impl ElementResponder {
@@ -269,6 +272,7 @@ impl ResponseHandler<PipelineOutput> for ElementResponder {
     }
 
     fn on_start(&self) {
+        self.gauge.start();
         let mut state = self.response.lock();
         if !std::mem::replace(&mut state.started, true)
             && let Some(slot) = &mut state.slot
@@ -280,6 +284,7 @@ impl ResponseHandler<PipelineOutput> for ElementResponder {
     }
 
     fn send(self: Box<Self>, result: Result<PipelineOutput>) {
+        self.gauge.end();
         match result {
             Ok(output) => {
                 let encoder = self.encoder.clone();
@@ -296,7 +301,10 @@ impl ResponseHandler<PipelineOutput> for ElementResponder {
                 };
                 encoder.run(Box::new(task), bytes);
             }
-            Err(error) => self.response.complete_element(self.index, Err(self.with_index(error))),
+            Err(error) => {
+                self.response.counters.element_failed(&error);
+                self.response.complete_element(self.index, Err(self.with_index(error)));
+            }
         }
     }
 }

@@ -8,12 +8,13 @@ use triton_api::Slot;
 use super::ModelState;
 use super::encoder_thread::EncoderHandle;
 use super::error::to_triton;
-use super::instance::InstanceEngine;
+use super::job_gauge::JobGauge;
 use super::response::{ElementResponder, PendingResponse};
+use super::shared_engine::SharedEngine;
 use crate::pipelines::{Components, PipelineRequest};
 use diffusion_core::{Context, Error, Result};
-use diffusion_engine::{Deadline, MemoryNeed, QueuedRequest, Work};
-use diffusion_request::Metadata;
+use diffusion_engine::{Deadline, MemoryBudget, MemoryNeed, Owner, QueuedRequest, Work};
+use diffusion_request::{GenerateRequest, Metadata};
 
 /// A request of Triton whose batch elements are valid.
 pub struct PlannedRequest {
@@ -27,8 +28,16 @@ pub struct PlannedRequest {
     pub timeout: Option<Duration>,
 }
 
-/// Submits the requests of an instance.
+/// Submits the requests of an instance to its engine.
 pub struct Submitter {
+    /// The engine, which other models may share.
+    pub engine: Arc<SharedEngine>,
+    /// Whose requests the engine gets.
+    pub owner: Arc<Owner>,
+    /// The memory of the device.
+    pub budget: Arc<MemoryBudget>,
+    /// The limit of the model, height times width.
+    pub max_pixels: u64,
     /// The model on the instance's device.
     pub components: Components,
     /// The instance's encoder thread.
@@ -69,16 +78,33 @@ impl PlannedRequest {
 }
 
 impl Submitter {
+    /// Plans the batch elements of a request, with the memory that each needs.
+    ///
+    /// # Errors
+    /// `OutOfMemory` for a batch element that needs more memory than the device has, whatever else runs.
+    pub fn plan(&self, elements: Vec<GenerateRequest>) -> Result<Vec<(PipelineRequest, MemoryNeed)>> {
+        let count = elements.len();
+        let plan = |(index, request)| {
+            let check = |need| self.budget.check(need);
+            let planned = self.components.plan(request, self.max_pixels, check);
+            planned.map_err(|error| match count {
+                1 => error,
+                _ => error.context(format_args!("batch element {index}")),
+            })
+        };
+        elements.into_iter().enumerate().map(plan).collect()
+    }
+
     /// Loads the LoRAs of a request and submits it, or answers it with the error.
-    pub fn load_and_submit(&self, engine: &InstanceEngine, mut request: PlannedRequest) {
+    pub fn load_and_submit(&self, mut request: PlannedRequest) {
         match request.load_adapters(&self.components) {
-            Ok(()) => self.submit(engine, request),
+            Ok(()) => self.submit(request),
             Err(error) => self.fail_with(request.slot, &error),
         }
     }
 
-    /// Submits the batch elements of a request, which have their LoRAs, to an engine.
-    pub fn submit(&self, engine: &InstanceEngine, request: PlannedRequest) {
+    /// Submits the batch elements of a request, which have their LoRAs.
+    pub fn submit(&self, request: PlannedRequest) {
         let has_loras = |(planned, _): &(PipelineRequest, MemoryNeed)| !planned.request.loras.is_empty();
         if request.elements.iter().any(has_loras)
             && let Some(pool) = self.components.loras()
@@ -110,6 +136,7 @@ impl Submitter {
                     entry_cost: request.pixels(),
                 },
                 bytes: request.input_bytes(),
+                owner: Arc::clone(&self.owner),
                 deadline: self.deadline(received, timeout, request.timeout),
                 handler: Box::new(ElementResponder {
                     response: Arc::clone(&response),
@@ -118,11 +145,12 @@ impl Submitter {
                     seed: request.seed,
                     output_format: request.output,
                     encoder: self.encoder.clone(),
+                    gauge: JobGauge::new(self.model.counters()),
                 }),
                 request: planned,
             }
         });
-        engine.engine.submit(requests);
+        self.engine.engine.submit(requests);
     }
 
     fn fail_with(&self, slot: Slot, error: &Error) {

@@ -15,6 +15,11 @@ impl Digest {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
+    /// Returns the 32 bytes of the digest.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// Returns the digest of all input of a hasher.
     pub fn of_all(hasher: &blake3::Hasher) -> Self {
         Self(*hasher.finalize().as_bytes())

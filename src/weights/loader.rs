@@ -256,8 +256,12 @@ impl Loader {
     }
 }
 
-/// Lists the float tensors of all components. The largest come first, so no thread begins one at the end. Models do not
-/// load integers, such as positions.
+/// Returns whether models load tensors of this dtype. Integers, such as positions, they do not load.
+pub(super) fn is_float(kind: Kind) -> bool {
+    matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double)
+}
+
+/// Lists the float tensors of all components. The largest come first, so no thread begins one at the end.
 fn items(components: &[(Component, Kind)], device: Device, min_lazy_upcast_bytes: u64) -> Result<Vec<Item<'_>>> {
     let mut items = Vec::new();
     for (number, (component, target)) in components.iter().enumerate() {
@@ -268,7 +272,7 @@ fn items(components: &[(Component, Kind)], device: Device, min_lazy_upcast_bytes
                     continue;
                 };
                 let from = file.kind(&name, info)?;
-                if !matches!(from, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double) {
+                if !is_float(from) {
                     continue;
                 }
                 let (start, end) = info.data_offsets;

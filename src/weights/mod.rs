@@ -8,6 +8,7 @@
 mod available_memory;
 mod bus_errors;
 mod component;
+mod contents;
 mod convert;
 mod digest;
 mod file;
@@ -34,6 +35,7 @@ use diffusion_core::{Error, Result};
 
 pub use bus_errors::uninstall as uninstall_bus_error_handler;
 pub use component::Component;
+pub use contents::hash_component;
 pub use convert::convert;
 pub use digest::FileIdentity;
 pub use file::TensorFile;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use diffusion_core::{Error, Result};
 use serde_json::{Value, json};
+use triton_diffusion::pipelines::loading::COMPONENTS;
 use triton_diffusion::weights::read_json;
 
 use super::config::Configs;
-use crate::checkpoint::COMPONENTS;
 use crate::files;
 
 /// Finds the folder of the tokenizer's files.

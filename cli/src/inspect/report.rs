@@ -9,10 +9,11 @@ use diffusion_core::{Error, Result};
 use safetensors::Dtype;
 use serde::Serialize;
 use triton_diffusion::pipelines::ModelIndex;
+use triton_diffusion::pipelines::loading::{ComponentSpec, known_components};
 use triton_diffusion::weights::{Component, TensorFile, Variant, WeightFiles, read_json};
 
 use crate::check::check;
-use crate::checkpoint::{self, ComponentSpec, served_files};
+use crate::checkpoint::packed_files;
 use crate::files;
 use crate::progress;
 
@@ -147,7 +148,7 @@ impl Report {
             }
             Err(error) => report.problem(&error),
         }
-        for spec in checkpoint::components(&index) {
+        for spec in known_components(&index) {
             report.add_component(folder, spec, &index);
         }
         report.scheduler = read_class(&folder.join("scheduler/scheduler_config.json"));
@@ -229,7 +230,7 @@ impl Report {
     }
 
     fn find_not_served(&mut self, folder: &Path) {
-        let served = match served_files(folder, Variant::Main) {
+        let served = match packed_files(folder, Variant::Main) {
             Ok(served) => served,
             // Reported with the component.
             Err(_) => return,

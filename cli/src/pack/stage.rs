@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use serde_json::{Map, Value};
 use triton_diffusion::weights::{Variant, read_json};
 
-use crate::checkpoint::served_files;
+use crate::checkpoint::packed_files;
 use crate::dtype::{Float, target};
 use crate::model_config::{Kind, config_pbtxt, cpu_pbtxt};
 use crate::tensors::{self, Entry, Source};
@@ -38,7 +38,7 @@ pub fn configuration(model: &Path, pipeline: &str, kind: Kind, parameters: &Map<
 pub fn checkpoint(folder: &Path, model: &Path, prefer: Variant, dtype: Option<Float>, copies: bool) -> Result<()> {
     // The links are in another folder, so a relative path would not work.
     let folder = fs::canonicalize(folder).map_err(|error| files::failed(folder, &error))?;
-    let served = served_files(&folder, prefer)?;
+    let served = packed_files(&folder, prefer)?;
     let mut total = 0;
     for path in &served {
         total += files::length(&folder.join(path))?;

@@ -1,12 +1,13 @@
 //! The requests of an engine: waiting, and as jobs that run.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diffusion_core::Error;
 
 use super::admission::{Running, Waiting};
 use super::batching::{BatchEntries, Turn};
-use super::{Deadline, MemoryNeed, Pipeline, QueuedRequest, ResponseHandler, Work};
+use super::{Deadline, MemoryNeed, Owner, Pipeline, QueuedRequest, ResponseHandler, Work};
 
 /// Requests that would delay a request may pass it for this long.
 const MAX_PASSED_TIME: Duration = Duration::from_secs(10);
@@ -17,6 +18,8 @@ pub struct PendingResult<P: Pipeline> {
     pub handler: Box<dyn ResponseHandler<P::Output>>,
     /// When the request must be answered.
     pub deadline: Option<Deadline>,
+    /// Whose request it is.
+    pub owner: Arc<Owner>,
 }
 
 /// A request for which there is no room yet.

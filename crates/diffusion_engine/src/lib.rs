@@ -9,8 +9,8 @@
 //! A request also needs memory, which it reserves in the [`MemoryBudget`] of the engine's device before it starts. It
 //! waits while other jobs have reserved the memory, and fails if the device does not have that much.
 //!
-//! Requests wait in a bounded queue. [`Engine::submit`] blocks only while the queue is full, so Triton's own queue and
-//! its policies work then.
+//! Requests wait in a queue that is bounded for each [`Owner`]. [`Engine::submit`] blocks only while the owner has no free
+//! place, so Triton's own queue and its policies work then.
 //!
 //! A panic ends the jobs that run. The engine then goes on with a new pipeline.
 //!
@@ -34,7 +34,7 @@ use diffusion_core::{Error, Result};
 pub use batching::BatchEntries;
 pub use memory::{MemoryBudget, MemoryNeed};
 pub use queue::QueueLimits;
-use queue::{Queue, Queueable};
+use queue::{Places, Queue, Queueable};
 
 /// The stack of the engine's thread. Libraries such as libtorch expect the size of a main thread, which is 4 times the
 /// default of Rust.
@@ -110,18 +110,32 @@ pub trait ResponseHandler<Output>: Send {
 
 /// Observes the engine. All methods are called on the engine's thread.
 pub trait Observer: Send {
-    /// A batch of `jobs` jobs with `batch_size` entries has been executed.
-    fn batch_executed(&self, jobs: usize, batch_size: usize);
-    /// So many requests wait, and so many jobs run. Called before each step, and before the engine waits for requests.
-    fn load_changed(&self, waiting: usize, running: usize);
-    /// A request was ended because its client had cancelled.
-    fn job_cancelled(&self);
-    /// A request was ended because its deadline had passed.
-    fn deadline_passed(&self);
     /// The engine starts anew after a panic.
     fn engine_restarts(&self);
     /// The engine failed, by panics or with its device, and accepts no more requests.
     fn engine_failed(&self, reason: &str);
+}
+
+/// Observes the batches with jobs of one owner. Called on the engine's thread.
+pub trait BatchObserver: Send + Sync {
+    /// A batch of `batch_size` entries has been executed, and `entries` of them were of this owner's jobs.
+    fn batch_executed(&self, entries: usize, batch_size: usize);
+}
+
+/// Whose requests they are, such as an instance of a model. Several owners can share an engine.
+pub struct Owner {
+    places: Places,
+    observer: Arc<dyn BatchObserver>,
+}
+
+impl Owner {
+    /// Makes an owner. `limits` bounds its requests that wait in an engine's queue.
+    pub fn new(limits: QueueLimits, observer: Arc<dyn BatchObserver>) -> Self {
+        Self {
+            places: Places::new(limits),
+            observer,
+        }
+    }
 }
 
 /// What a request asks the engine for.
@@ -167,6 +181,8 @@ pub struct QueuedRequest<P: Pipeline> {
     pub bytes: usize,
     /// When it must be answered.
     pub deadline: Option<Deadline>,
+    /// Whose request it is.
+    pub owner: Arc<Owner>,
     /// Gets the result.
     pub handler: Box<dyn ResponseHandler<P::Output>>,
 }
@@ -174,6 +190,10 @@ pub struct QueuedRequest<P: Pipeline> {
 impl<P: Pipeline> Queueable for QueuedRequest<P> {
     fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    fn places(&self) -> &Places {
+        &self.owner.places
     }
 
     fn ended(&self) -> Option<Error> {
@@ -222,11 +242,10 @@ impl<P: Pipeline> Engine<P> {
         name: &str,
         mut make_pipeline: impl FnMut() -> P + Send + 'static,
         max_batch_size: usize,
-        limits: QueueLimits,
         budget: &Arc<MemoryBudget>,
         observer: Box<dyn Observer>,
     ) -> Result<Self> {
-        let queue = Arc::new(Queue::new(limits));
+        let queue = Arc::new(Queue::new());
         let memory = budget.share();
         let shared = Arc::clone(&queue);
         let pipeline = make_pipeline();
@@ -250,7 +269,7 @@ impl<P: Pipeline> Engine<P> {
         })
     }
 
-    /// Submits requests; blocks while the queue is full. Requests that fit together start together. Each handler gets
+    /// Submits requests; blocks while the queue has no place for their owner. Requests that fit together start together. Each handler gets
     /// its result later, or before this returns if the engine has ended or the request ends while it waits for a place.
     pub fn submit(&self, requests: impl IntoIterator<Item = QueuedRequest<P>>) {
         self.queue.submit(requests);

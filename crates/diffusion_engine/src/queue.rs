@@ -24,13 +24,15 @@ pub enum Wait {
 pub trait Queueable {
     /// The memory that the request holds while it waits, in bytes.
     fn bytes(&self) -> usize;
+    /// The places that the request takes one of.
+    fn places(&self) -> &Places;
     /// Why the request must not go on: it is cancelled, or its deadline has passed.
     fn ended(&self) -> Option<Error>;
     /// Answers the request without running it.
     fn reject(self, reason: Error);
 }
 
-/// The limits of a queue. One request is always allowed, however large.
+/// The limits of an owner's places in a queue. One request is always allowed, however large.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueLimits {
     /// The largest number of requests that wait.
@@ -39,22 +41,53 @@ pub struct QueueLimits {
     pub max_bytes: usize,
 }
 
+/// The places of one owner in a queue. So an owner with many requests does not keep out those of another.
+#[derive(Debug)]
+pub struct Places {
+    limits: QueueLimits,
+    /// The requests in the queue, submitted or taken and not yet started, and their memory in bytes.
+    taken: Mutex<(usize, usize)>,
+}
+
+impl Places {
+    /// Makes places, all of them free.
+    pub fn new(limits: QueueLimits) -> Self {
+        Self {
+            limits,
+            taken: Mutex::default(),
+        }
+    }
+
+    /// Takes a place, unless the queue is full.
+    fn take(&self, bytes: usize) -> bool {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let (requests, before) = *taken;
+        let bytes = before.saturating_add(bytes);
+        let is_full = requests >= self.limits.max_requests || bytes > self.limits.max_bytes;
+        let fits = requests == 0 || !is_full;
+        if fits {
+            *taken = (requests + 1, bytes);
+        }
+        fits
+    }
+
+    fn free(&self, bytes: usize) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        *taken = (taken.0.saturating_sub(1), taken.1.saturating_sub(bytes));
+    }
+}
+
 struct State<T> {
     /// Submitted, not yet taken by the engine's thread.
     submitted: VecDeque<T>,
-    /// Requests in the queue: submitted, or taken and not yet started.
-    requests: usize,
-    /// Their memory.
-    bytes: usize,
     /// Why nothing is accepted anymore. Set once.
     closed: Option<Error>,
     /// Whether the requests in the queue are served after the end.
     drains: bool,
 }
 
-/// A bounded queue with several senders and one receiver, the engine's thread.
+/// A queue with several senders and one receiver, the engine's thread. It is bounded for each owner of requests.
 pub struct Queue<T> {
-    limits: QueueLimits,
     state: Mutex<State<T>>,
     /// Notified on every change of `state`.
     changed: Condvar,
@@ -62,16 +95,13 @@ pub struct Queue<T> {
 
 impl<T> Queue<T> {
     /// Creates an empty queue.
-    pub fn new(limits: QueueLimits) -> Self {
+    pub fn new() -> Self {
         let state = State {
             submitted: VecDeque::new(),
-            requests: 0,
-            bytes: 0,
             closed: None,
             drains: false,
         };
         Self {
-            limits,
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
@@ -100,16 +130,11 @@ impl<T> Queue<T> {
         goes_on.then(|| state.submitted.drain(..).collect())
     }
 
-    /// Returns the number of requests in the queue: submitted, or taken and not yet started.
-    pub fn len(&self) -> usize {
-        self.lock().requests
-    }
-
     /// Frees the place of a request that is started or answered.
-    pub fn leave(&self, bytes: usize) {
-        let mut state = self.lock();
-        state.requests = state.requests.saturating_sub(1);
-        state.bytes = state.bytes.saturating_sub(bytes);
+    pub fn leave(&self, places: &Places, bytes: usize) {
+        // Under the lock, so that a sender that found the queue full waits already and hears of it.
+        let state = self.lock();
+        places.free(bytes);
         drop(state);
         self.changed.notify_all();
     }
@@ -153,7 +178,7 @@ impl<T> Queue<T> {
 }
 
 impl<T: Queueable> Queue<T> {
-    /// Puts requests into the queue, in order. Blocks while the queue is full.
+    /// Puts requests into the queue, in order. Blocks while the places of their owner are taken.
     ///
     /// Rejects a request that ends while it waits for a place, and all requests once the queue is closed. `ended` and
     /// `reject` are called without the lock, because they may call another library.
@@ -166,14 +191,10 @@ impl<T: Queueable> Queue<T> {
                 return requests.into_iter().for_each(|request| request.reject(reason.clone()));
             }
             while let Some(request) = requests.pop_front() {
-                let bytes = state.bytes.saturating_add(request.bytes());
-                let is_full = state.requests >= self.limits.max_requests || bytes > self.limits.max_bytes;
-                if state.requests > 0 && is_full {
+                if !request.places().take(request.bytes()) {
                     requests.push_front(request);
                     break;
                 }
-                state.requests += 1;
-                state.bytes = bytes;
                 state.submitted.push_back(request);
                 self.changed.notify_all();
             }

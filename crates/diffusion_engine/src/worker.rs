@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
 
 use diffusion_core::failpoint::{self, FailPoint};
@@ -13,7 +14,7 @@ use super::jobs::{PendingResult, RunningJob, WaitingRequest};
 use super::memory::{MemoryNeed, MemoryShare, Reservation, too_large};
 use super::queue::{Queue, Queueable, Wait};
 use super::step_times::StepTimes;
-use super::{Observer, Pipeline, QueuedRequest, ResponseHandler, Work};
+use super::{Observer, Owner, Pipeline, QueuedRequest, ResponseHandler, Work};
 
 /// The engine ends after this many panics without a computed request between them.
 const MAX_PANICS: usize = 3;
@@ -123,11 +124,9 @@ impl<P: Pipeline> Worker<'_, P> {
             self.start_admitted()?;
             // A job may have no steps at all.
             self.complete_finished()?;
-            self.report_load();
             self.step()?;
             self.complete_finished()?;
             self.free_reserved();
-            self.report_load();
         }
         Ok(())
     }
@@ -139,10 +138,6 @@ impl<P: Pipeline> Worker<'_, P> {
             (true, false) if self.memory_is_taken => Wait::Moment,
             _ => Wait::Never,
         }
-    }
-
-    fn report_load(&self) {
-        self.observer.load_changed(self.queue.len(), self.running.len());
     }
 
     /// Frees the reserved memory of jobs that have ended.
@@ -195,7 +190,7 @@ impl<P: Pipeline> Worker<'_, P> {
             };
             let (_, _, pending) = self.leave_queue(waiting.request);
             match ended {
-                Ok(reason) => self.end(pending, reason.unwrap_or_else(internal_error))?,
+                Ok(reason) => self.complete(pending, Err(reason.unwrap_or_else(internal_error)))?,
                 Err(stopped) => {
                     self.report_panic();
                     let _ = catch_panic(|| pending.handler.send(Err(internal_error())));
@@ -225,19 +220,9 @@ impl<P: Pipeline> Worker<'_, P> {
             };
             let RunningJob { job, pending, .. } = self.running.remove(index);
             let (pending, ()) = self.call_for(pending, |_, _| drop(job))?;
-            self.end(pending, reason)?;
+            self.complete(pending, Err(reason))?;
         }
         Ok(())
-    }
-
-    /// Answers a request that is cancelled or too late.
-    fn end(&mut self, pending: PendingResult<P>, reason: Error) -> Caught<()> {
-        let observer = self.observer;
-        let (pending, ()) = self.call_for(pending, |_, _| match reason {
-            Error::Cancelled(_) => observer.job_cancelled(),
-            _ => observer.deadline_passed(),
-        })?;
-        self.complete(pending, Err(reason))
     }
 
     /// Starts the waiting requests for which there are room and memory.
@@ -329,11 +314,17 @@ impl<P: Pipeline> Worker<'_, P> {
             work,
             bytes,
             deadline,
+            owner,
             handler,
             memory: _,
         } = request;
-        self.queue.leave(bytes);
-        (request, work, PendingResult { handler, deadline })
+        self.queue.leave(&owner.places, bytes);
+        let pending = PendingResult {
+            handler,
+            deadline,
+            owner,
+        };
+        (request, work, pending)
     }
 
     fn start(&mut self, WaitingRequest { request, since, .. }: WaitingRequest<P>) -> Caught<()> {
@@ -432,13 +423,28 @@ impl<P: Pipeline> Worker<'_, P> {
         {
             self.step_times.record(&first.shape, batch_size, time);
         }
-        self.observer.batch_executed(jobs.len(), batch_size);
+        self.report_batch(jobs, batch_size);
         for (&job, result) in jobs.iter().zip(results) {
             if let Err(error) = result {
                 self.fail(&[job], &error);
             }
         }
         Ok(Ok(()))
+    }
+
+    /// Tells the owners of the jobs of a batch, each once.
+    fn report_batch(&self, jobs: &[usize], batch_size: usize) {
+        let mut owners: Vec<(&Arc<Owner>, usize)> = Vec::new();
+        for running in jobs.iter().filter_map(|&job| self.running.get(job)) {
+            let owner = &running.pending.owner;
+            match owners.iter_mut().find(|(known, _)| Arc::ptr_eq(known, owner)) {
+                Some((_, entries)) => *entries += running.entries.count,
+                None => owners.push((owner, running.entries.count)),
+            }
+        }
+        for (owner, entries) in owners {
+            owner.observer.batch_executed(entries, batch_size);
+        }
     }
 
     fn fail(&mut self, jobs: &[usize], error: &Error) {

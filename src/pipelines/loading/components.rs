@@ -7,7 +7,7 @@ use tch::Kind;
 
 use super::model_folder::ModelFolder;
 use super::{DepthEstimator, depth, safety_checker, scheduler, self_test, text_encoder, unet, vae, vae_tiny};
-use crate::adapters::{AdaptableLayers, JobAdapters, LoraPool};
+use crate::adapters::{AdaptableLayers, JobAdapters, LoraPool, ScaledLora, load_lora};
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
 use crate::models::unet::UNet2DConditionModel;
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny};
@@ -47,6 +47,8 @@ pub struct Components {
     pub memory: WeightMemory,
     /// The mapped files that the weights are in.
     pub(in crate::pipelines) files: MappedFiles,
+    /// The LoRA that is part of the model, for every request.
+    own_lora: Option<ScaledLora>,
     /// The LoRAs that requests may ask for.
     loras: Option<Arc<LoraPool>>,
 }
@@ -120,6 +122,7 @@ impl Components {
             intra_op_threads: parameters.intra_op_threads.unwrap_or(0) as usize,
             memory: weights.memory,
             files: weights.files,
+            own_lora: None,
             loras: None,
         };
         self_test::run(&components, &stream)?;
@@ -131,14 +134,34 @@ impl Components {
     /// a `root`, no link may lead out of it.
     #[must_use]
     pub fn with_loras(mut self, folder: PathBuf, cache_bytes: Option<u64>, root: Option<PathBuf>) -> Self {
-        let layers = AdaptableLayers::new(
+        let cache_bytes = cache_bytes.unwrap_or(LORA_CACHE_BYTES);
+        let pool = LoraPool::new(folder, self.adaptable_layers(), cache_bytes).inside(root);
+        self.loras = Some(Arc::new(pool));
+        self
+    }
+
+    /// Makes the LoRA at a path, a file or a folder, part of the model: it changes every request, before the LoRAs that the
+    /// request asks for. With a `root`, no link may lead out of it.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no LoRA; `InvalidArgument` or `Unsupported` for one that does not fit the model.
+    pub fn with_lora(mut self, path: &Path, scale: f64, root: Option<&Path>) -> Result<Self> {
+        let lora = load_lora(path, &self.adaptable_layers(), root)?;
+        self.own_lora = Some((Arc::new(lora), scale, scale));
+        Ok(self)
+    }
+
+    /// Returns the memory of the LoRA that is part of the model, in bytes.
+    pub fn own_lora_bytes(&self) -> u64 {
+        self.own_lora.as_ref().map_or(0, |(lora, _, _)| lora.bytes())
+    }
+
+    fn adaptable_layers(&self) -> AdaptableLayers {
+        AdaptableLayers::new(
             (self.unet.layers(), self.unet.kind()),
             (self.text_encoder.layers(), self.text_encoder.kind()),
             self.device,
-        );
-        let pool = LoraPool::new(folder, layers, cache_bytes.unwrap_or(LORA_CACHE_BYTES)).inside(root);
-        self.loras = Some(Arc::new(pool));
-        self
+        )
     }
 
     /// Returns the LoRAs that requests may ask for.
@@ -146,22 +169,24 @@ impl Components {
         self.loras.as_deref()
     }
 
-    /// Returns the LoRAs that a request asks for, if all are in memory.
+    /// Returns the LoRAs of a request, the model's own and those that it asks for, if all are in memory.
     pub fn loaded_adapters(&self, request: &GenerateRequest) -> Option<Arc<JobAdapters>> {
-        let scaled = request.loras.iter().map(|lora| {
+        let asked = request.loras.iter().map(|lora| {
             let loaded = self.loras()?.loaded(&lora.name)?;
             Some((loaded, lora.scale, lora.text_encoder_scale))
         });
-        Some(Arc::new(JobAdapters::new(&scaled.collect::<Option<Vec<_>>>()?)))
+        let own = self.own_lora.iter().cloned().map(Some);
+        let scaled: Option<Vec<ScaledLora>> = own.chain(asked).collect();
+        Some(Arc::new(JobAdapters::new(&scaled?)))
     }
 
-    /// Returns the LoRAs that a request asks for. Loads those that are not in memory.
+    /// Returns the LoRAs of a request, the model's own and those that it asks for. Loads those that are not in memory.
     ///
     /// # Errors
     /// `InvalidArgument` or `Unsupported` for a LoRA that is not there, or that does not fit the model. The message tells
     /// which of the list it is.
     pub fn load_adapters(&self, request: &GenerateRequest) -> Result<Arc<JobAdapters>> {
-        let scaled = request.loras.iter().enumerate().map(|(index, lora)| {
+        let asked = request.loras.iter().enumerate().map(|(index, lora)| {
             let pool = self.loras();
             let loaded = pool.map_or_else(
                 || Err(Error::not_found("the model has no LoRAs")),
@@ -179,7 +204,9 @@ impl Components {
             let loaded = loaded.context(|| format!("gen_args: `loras`, number {}", index + 1))?;
             Ok((loaded, lora.scale, lora.text_encoder_scale))
         });
-        Ok(Arc::new(JobAdapters::new(&scaled.collect::<Result<Vec<_>>>()?)))
+        let own = self.own_lora.iter().cloned().map(Ok);
+        let scaled: Result<Vec<ScaledLora>> = own.chain(asked).collect();
+        Ok(Arc::new(JobAdapters::new(&scaled?)))
     }
 
     /// Returns the facts that decide the model's requests.

@@ -3,6 +3,8 @@
 //! Loading has two phases, with one file for each component. `open` checks the configuration and opens the weight
 //! files; after all weights were loaded together, `build` makes the model from them.
 
+mod checkpoint_digest;
+mod checkpoint_files;
 mod components;
 mod depth;
 mod model_folder;
@@ -15,6 +17,8 @@ mod unet;
 mod vae;
 mod vae_tiny;
 
+pub use checkpoint_digest::checkpoint_digest;
+pub use checkpoint_files::{COMPONENTS, ComponentSpec, known_components, served_files};
 pub use components::Components;
 pub use depth::DepthEstimator;
 pub use model_index::ModelIndex;

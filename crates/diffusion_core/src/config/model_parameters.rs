@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use super::Base;
 use crate::error::{Error, Result};
 use crate::quote::is_plain_name;
 use crate::suggest::did_you_mean;
@@ -53,6 +54,12 @@ pub enum Placement {
 pub struct ModelParameters {
     /// Folder of the checkpoint inside the version folder, as a relative path. Default `checkpoint`.
     pub checkpoint: PathBuf,
+    /// The checkpoint that the model shares with others, instead of one in its folder.
+    pub base: Option<Base>,
+    /// A LoRA that is part of the model: a file or folder inside the version folder, as a relative path.
+    pub lora: Option<PathBuf>,
+    /// The scale of the LoRA, -10 to 10. Default 1.
+    pub lora_scale: f64,
     /// Dtype of the weights and of the computation. Default auto.
     pub dtype: Dtype,
     /// A diffusers class name that replaces the checkpoint's scheduler. The pipeline checks that the class is
@@ -95,6 +102,9 @@ impl Default for ModelParameters {
     fn default() -> Self {
         Self {
             checkpoint: PathBuf::from("checkpoint"),
+            base: None,
+            lora: None,
+            lora_scale: 1.0,
             dtype: Dtype::default(),
             scheduler: None,
             numerics: Numerics::default(),
@@ -124,6 +134,7 @@ struct Parameter {
     read: fn(&mut ModelParameters, &str) -> Option<()>,
 }
 
+const LORA_SCALE: RangeInclusive<f64> = -10.0..=10.0;
 const LORA_CACHE_BYTES: RangeInclusive<u64> = 0..=1 << 40;
 const MAX_UNET_BATCH_SIZE: RangeInclusive<u64> = 1..=256;
 const MAX_PIXELS: RangeInclusive<u64> = 64..=1 << 26;
@@ -134,19 +145,36 @@ const MAX_WAITING_REQUESTS: RangeInclusive<u64> = 1..=4096;
 const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
 const INTRA_OP_THREADS: RangeInclusive<u64> = 1..=1024;
 
-const PARAMETERS: [Parameter; 18] = [
+const PARAMETERS: [Parameter; 21] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
         read: |p, text| {
-            let path = Path::new(text);
-            let inside = path
-                .components()
-                .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-            if text.is_empty() || text.contains('\0') || !inside {
-                return None;
-            }
-            p.checkpoint = path.to_path_buf();
+            p.checkpoint = path_inside(text)?;
+            Some(())
+        },
+    },
+    Parameter {
+        name: "base",
+        allowed: "the name of a model, a path with a `/`, or `blake3:` and 64 hexadecimal digits",
+        read: |p, text| {
+            p.base = Some(Base::parse(text)?);
+            Some(())
+        },
+    },
+    Parameter {
+        name: "lora",
+        allowed: "a relative path inside the version folder, without `..`",
+        read: |p, text| {
+            p.lora = Some(path_inside(text)?);
+            Some(())
+        },
+    },
+    Parameter {
+        name: "lora_scale",
+        allowed: "a number from -10 to 10",
+        read: |p, text| {
+            p.lora_scale = text.parse().ok().filter(|scale| LORA_SCALE.contains(scale))?;
             Some(())
         },
     },
@@ -312,6 +340,15 @@ const PARAMETERS: [Parameter; 18] = [
     },
 ];
 
+/// Reads a relative path that leads nowhere else.
+fn path_inside(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let inside = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    (!text.is_empty() && !text.contains('\0') && inside).then(|| path.to_path_buf())
+}
+
 fn integer<T: TryFrom<u64>>(text: &str, range: &RangeInclusive<u64>) -> Option<T> {
     let number = text.bytes().all(|b| b.is_ascii_digit());
     number
@@ -354,6 +391,29 @@ impl ModelParameters {
         }
         Ok((parsed, warnings))
     }
+
+    /// Returns the parameters that decide how an engine loads and computes; the others are defaults. Models with one
+    /// checkpoint share an engine if these are equal.
+    #[must_use]
+    pub fn of_engine(&self) -> Self {
+        let engine = self.clone();
+        let default = Self::default();
+        Self {
+            checkpoint: default.checkpoint,
+            base: default.base,
+            lora: default.lora,
+            lora_scale: default.lora_scale,
+            outside_links: default.outside_links,
+            loras: default.loras,
+            lora_cache_bytes: default.lora_cache_bytes,
+            max_steps: default.max_steps,
+            max_work: default.max_work,
+            max_seconds: default.max_seconds,
+            max_waiting_requests: default.max_waiting_requests,
+            default_gen_args: default.default_gen_args,
+            ..engine
+        }
+    }
 }
 
 fn unknown(key: &str) -> String {
@@ -388,6 +448,9 @@ mod tests {
     fn parse_reads_every_parameter() {
         let (parameters, warnings) = ModelParameters::parse(&json!({
             "checkpoint": {"string_value": "./weights/v2"},
+            "base": {"string_value": "sd_base"},
+            "lora": {"string_value": "style.safetensors"},
+            "lora_scale": {"string_value": "-0.5"},
             "dtype": {"string_value": "bfloat16"},
             "scheduler": {"string_value": "DDIMScheduler"},
             "numerics": {"string_value": "fast"},
@@ -410,6 +473,9 @@ mod tests {
         assert!(warnings.is_empty());
         let expected = ModelParameters {
             checkpoint: PathBuf::from("./weights/v2"),
+            base: Some(Base::Model("sd_base".to_owned())),
+            lora: Some(PathBuf::from("style.safetensors")),
+            lora_scale: -0.5,
             dtype: Dtype::Bfloat16,
             scheduler: Some("DDIMScheduler".into()),
             numerics: Numerics::Fast,
@@ -439,6 +505,14 @@ mod tests {
             ("checkpoint", "../sd"),
             ("checkpoint", "a/../../sd"),
             ("checkpoint", "a\0b"),
+            ("base", ""),
+            ("base", ".."),
+            ("base", "blake3:12"),
+            ("base", "a b"),
+            ("lora", "../style.safetensors"),
+            ("lora", "/style.safetensors"),
+            ("lora_scale", "11"),
+            ("lora_scale", "NaN"),
             ("dtype", "half"),
             ("dtype", "Float16"),
             ("scheduler", ""),
@@ -498,6 +572,20 @@ mod tests {
             for edge in [range.start(), range.end()] {
                 assert!(one(key, &edge.to_string()).is_ok());
             }
+        }
+    }
+
+    #[test]
+    fn engine_parameters_do_not_have_what_requests_alone_need() {
+        let (parameters, _) = one("max_seconds", "60").unwrap();
+        assert_eq!(parameters.of_engine(), ModelParameters::default());
+        for (key, text) in [
+            ("numerics", "exact"),
+            ("dtype", "bfloat16"),
+            ("max_unet_batch_size", "8"),
+        ] {
+            let (parameters, _) = one(key, text).unwrap();
+            assert_eq!(parameters.of_engine(), parameters);
         }
     }
 

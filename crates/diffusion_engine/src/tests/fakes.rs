@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::super::{BatchEntries, Observer, Pipeline, ResponseHandler, StepResults};
+use super::super::{BatchEntries, BatchObserver, Observer, Pipeline, ResponseHandler, StepResults};
 use diffusion_core::{Error, Result};
 
 /// Where a fault is injected.
@@ -57,6 +57,8 @@ pub struct Spec {
     pub limit: Option<Duration>,
     /// The memory that it reserves.
     pub memory: u64,
+    /// Whose request it is, 0 or 1.
+    pub owner: usize,
 }
 
 impl Spec {
@@ -72,7 +74,13 @@ impl Spec {
             cancel_after: None,
             limit: None,
             memory: 0,
+            owner: 0,
         }
+    }
+
+    pub fn owner(mut self, owner: usize) -> Self {
+        self.owner = owner;
+        self
     }
 
     pub fn memory(self, memory: u64) -> Self {
@@ -130,16 +138,12 @@ impl Spec {
 pub struct Log {
     /// The jobs of each batch, including failed ones.
     pub calls: Vec<Vec<usize>>,
-    /// Jobs and batch sizes that the observer received.
-    pub observed: Vec<(usize, usize)>,
-    /// Waiting requests and running jobs.
-    pub load: Vec<(usize, usize)>,
+    /// The owner, its entries and the size of each batch.
+    pub observed: Vec<(usize, usize, usize)>,
     pub started: Vec<usize>,
     pub prepared: Vec<usize>,
     /// For each call of `free_memory`, the number of jobs.
     pub freed_memory: Vec<usize>,
-    pub cancelled: usize,
-    pub late: usize,
     pub restarts: usize,
     pub failed: Vec<String>,
     /// Jobs that exist, and their batch entries.
@@ -306,28 +310,24 @@ impl Drop for Ended {
     }
 }
 
+/// Observes the batches of one owner.
+pub struct FakeBatchObserver {
+    pub owner: usize,
+    pub log: SharedLog,
+}
+
+impl BatchObserver for FakeBatchObserver {
+    fn batch_executed(&self, entries: usize, batch_size: usize) {
+        self.log.get().observed.push((self.owner, entries, batch_size));
+    }
+}
+
 pub struct FakeObserver {
     pub log: SharedLog,
     pub panics: bool,
 }
 
 impl Observer for FakeObserver {
-    fn batch_executed(&self, jobs: usize, batch_size: usize) {
-        self.log.get().observed.push((jobs, batch_size));
-    }
-
-    fn load_changed(&self, waiting: usize, running: usize) {
-        self.log.get().load.push((waiting, running));
-    }
-
-    fn job_cancelled(&self) {
-        self.log.get().cancelled += 1;
-    }
-
-    fn deadline_passed(&self) {
-        self.log.get().late += 1;
-    }
-
     fn engine_restarts(&self) {
         self.log.get().restarts += 1;
         if self.panics {

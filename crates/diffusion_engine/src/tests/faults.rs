@@ -45,7 +45,7 @@ fn failed_batch_fails_all_its_jobs() {
     assert_eq!(answers[&1], Err(Error::invalid_argument("planned")));
     assert_eq!(answers[&2], Err(Error::invalid_argument("planned")));
     // Failed batches are not counted.
-    assert_eq!(engine_under_test.log.get().observed, [(1, 1), (1, 1)]);
+    assert_eq!(engine_under_test.log.get().observed, [(0, 1, 1), (0, 1, 1)]);
     engine_under_test.end();
 }
 

@@ -6,8 +6,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::super::{Deadline, Engine, MemoryBudget, MemoryNeed, QueueLimits, QueuedRequest, Work};
-use super::fakes::{Answer, Ended, FakeHandler, FakeObserver, FakePipeline, Outcome, SharedLog, Spec, entry_cost};
+use super::super::{Deadline, Engine, MemoryBudget, MemoryNeed, Owner, QueueLimits, QueuedRequest, Work};
+use super::fakes::{Answer, Ended, FakeBatchObserver, FakeHandler, FakeObserver, FakePipeline, Outcome, SharedLog, Spec, entry_cost};
 
 /// The time limit of every wait. Only a failing test reaches it.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -42,6 +42,7 @@ pub struct TestEngine {
     answer_sender: Sender<Answer>,
     answers: Receiver<Answer>,
     ended: Receiver<()>,
+    owners: [Arc<Owner>; 2],
     pub log: SharedLog,
     pub engine: Option<Arc<Engine<FakePipeline>>>,
 }
@@ -106,7 +107,7 @@ impl TestEngine {
             pipeline.clone()
         };
         let observer = Box::new(observer);
-        let engine = Engine::start("test-engine", make_pipeline, max_batch_size, limits, budget, observer).unwrap();
+        let engine = Engine::start("test-engine", make_pipeline, max_batch_size, budget, observer).unwrap();
         let engine = Some(Arc::new(engine));
         Self {
             go: Some(go),
@@ -114,6 +115,10 @@ impl TestEngine {
             answer_sender,
             answers,
             ended,
+            owners: [0, 1].map(|owner| {
+                let log = log.clone();
+                Arc::new(Owner::new(limits, Arc::new(FakeBatchObserver { owner, log })))
+            }),
             log,
             engine,
         }
@@ -162,6 +167,7 @@ impl TestEngine {
                     at: Instant::now() + limit,
                     limit,
                 }),
+                owner: Arc::clone(&self.owners[spec.owner]),
                 request: spec,
                 handler: Box::new(handler),
             },

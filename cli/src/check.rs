@@ -61,17 +61,25 @@ pub struct CheckedFolder {
     pub warnings: Vec<String>,
 }
 
-/// Loads the folder like the server and drops the model. `dtype` is that of the weights, so nothing is converted; the
+/// Loads the folder, and the LoRA of a model, like the server and drops the model. `dtype` is that of the weights, so nothing is converted; the
 /// checks do not depend on it.
 ///
 /// # Errors
 /// The server's error.
-pub fn check(folder: &Path, parameters: &ModelParameters, dtype: Dtype) -> Result<CheckedFolder> {
+pub fn check(
+    folder: &Path,
+    lora: Option<&Path>,
+    parameters: &ModelParameters,
+    dtype: Dtype,
+) -> Result<CheckedFolder> {
     let parameters = ModelParameters {
         dtype,
         ..parameters.clone()
     };
-    let (components, warnings) = Components::load(folder, &parameters, Device::Cpu)?;
+    let (mut components, warnings) = Components::load(folder, &parameters, Device::Cpu)?;
+    if let Some(lora) = lora {
+        components = components.with_lora(lora, parameters.lora_scale, None)?;
+    }
     RequestValidator::new(components.model_info(), &parameters)?;
     Ok(CheckedFolder {
         scheduler: components.scheduler_name(),

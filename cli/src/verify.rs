@@ -9,17 +9,17 @@ use crate::check::check;
 use crate::inspect::Report;
 use crate::{output, progress};
 
-/// Loads the folder `staged` like the server and prints the server's warnings. Messages name the folder `shown`, which
+/// Loads the folder `staged`, and the LoRA of a model, like the server and prints the server's warnings. Messages name the folder `shown`, which
 /// the user knows.
 ///
 /// # Errors
 /// The server's error.
-pub fn verify(staged: &Path, shown: &Path, parameters: &ModelParameters) -> Result<()> {
+pub fn verify(staged: &Path, shown: &Path, lora: Option<&Path>, parameters: &ModelParameters) -> Result<()> {
     let report = Report::of(staged, false)?;
     let spinner = progress::spinner("checking");
     let outcome = match report.problems.first() {
         Some(problem) => Err(Error::invalid_argument(problem.clone())),
-        None => check(staged, parameters, report.dtype()),
+        None => check(staged, lora, parameters, report.dtype()),
     };
     spinner.finish_and_clear();
     let rename = |text: &str| text.replace(&staged.display().to_string(), &shown.display().to_string());

@@ -38,8 +38,14 @@ def loopback_bind(tmp_path_factory):
     return library
 
 
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory):
+    """Returns the folder of checkpoints that models name by their digests; empty."""
+    return tmp_path_factory.mktemp("bases")
+
+
 @pytest.fixture(scope="module")
-def server(repository, tmp_path_factory, loopback_bind):
+def server(repository, bases, tmp_path_factory, loopback_bind):
     """Runs a tritonserver on loopback that serves `repository`, with no model loaded."""
     log = tmp_path_factory.mktemp("log") / "tritonserver.log"
     environment = {
@@ -48,6 +54,7 @@ def server(repository, tmp_path_factory, loopback_bind):
         # The backend must find its libraries without this variable.
         "LD_LIBRARY_PATH": None,
         "LD_PRELOAD": loopback_bind,
+        "TRITON_DIFFUSION_BASES": bases,
     }
     running = triton.TritonServer(repository.folder, log, environment=environment, sagemaker=True)
     with running:

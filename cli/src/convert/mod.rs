@@ -83,7 +83,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     settings::copy_tokenizer(&tokenizer, &folder.join("tokenizer"))?;
     write_weights(&source, &key_map, &folder, arguments.dtype)?;
-    verify(&folder, &arguments.out, &ModelParameters::default())?;
+    verify(&folder, &arguments.out, None, &ModelParameters::default())?;
     fs::rename(&folder, &arguments.out).map_err(|error| files::failed(&arguments.out, &error))?;
     for (reason, count) in key_map.skipped() {
         output::print(format_args!("skipped {count} tensors: {reason}"));

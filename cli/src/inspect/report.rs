@@ -9,7 +9,7 @@ use diffusion_core::{Error, Result};
 use safetensors::Dtype;
 use serde::Serialize;
 use triton_diffusion::pipelines::ModelIndex;
-use triton_diffusion::pipelines::loading::{ComponentSpec, known_components};
+use triton_diffusion::pipelines::loading::{ComponentSpec, checkpoint_digest, known_components};
 use triton_diffusion::weights::{Component, TensorFile, Variant, WeightFiles, read_json};
 
 use crate::check::check;
@@ -33,6 +33,8 @@ pub struct Report {
     pub components: Vec<ComponentReport>,
     /// The default scheduler of a request.
     pub scheduler: Option<String>,
+    /// By which a LoRA model names the checkpoint as its base; only of a folder that was loaded.
+    pub digest: Option<String>,
     /// The weights of all components.
     pub total: Weights,
     /// Files that serving does not need, with their sizes in bytes.
@@ -130,6 +132,7 @@ impl Report {
             inputs: Vec::new(),
             components: Vec::new(),
             scheduler: None,
+            digest: None,
             total: Weights::default(),
             not_served: BTreeMap::new(),
             warnings: Vec::new(),
@@ -179,7 +182,7 @@ impl Report {
 
     fn load(&mut self, folder: &Path) {
         let spinner = progress::spinner("loading");
-        let outcome = check(folder, &ModelParameters::default(), self.dtype());
+        let outcome = check(folder, None, &ModelParameters::default(), self.dtype());
         spinner.finish_and_clear();
         self.loaded = true;
         match outcome {
@@ -187,6 +190,10 @@ impl Report {
                 self.scheduler = Some(checked.scheduler.to_owned());
                 self.warnings.extend(checked.warnings);
             }
+            Err(error) => self.problem(&error),
+        }
+        match checkpoint_digest(folder) {
+            Ok(digest) => self.digest = Some(digest),
             Err(error) => self.problem(&error),
         }
     }

@@ -20,6 +20,9 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(text, "  inputs     {}", report.inputs.join(", "))?;
     writeln!(text, "  scheduler  {}", or_none(report.scheduler.as_deref()))?;
     writeln!(text, "  weights    {}", weights(&report.total))?;
+    if let Some(digest) = &report.digest {
+        writeln!(text, "  digest     {digest}")?;
+    }
     writeln!(text)?;
     for component in &report.components {
         write_component(text, component)?;

@@ -1,15 +1,17 @@
-//! `pack`: packs a checkpoint as an archive for a multi-model endpoint.
+//! `pack`: packs a checkpoint or a LoRA as an archive for a multi-model endpoint.
 
 mod archive;
 mod name;
 mod stage;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use diffusion_core::config::Base;
 use diffusion_core::{Error, Result};
 use indicatif::HumanBytes;
+use triton_diffusion::pipelines::loading::checkpoint_digest;
 use triton_diffusion::weights::Variant;
 
 use crate::check::ParameterArguments;
@@ -25,11 +27,18 @@ pub use stage::CHECKPOINT;
 /// The end of an archive's name.
 const ARCHIVE: &str = ".tar.gz";
 
-/// Checks a diffusers folder and packs it as a Triton model, for a SageMaker multi-model endpoint or a model repository
+/// Checks a diffusers folder, or a LoRA for it, and packs it as a Triton model, for a SageMaker multi-model endpoint or a
+/// model repository
 #[derive(Args)]
 pub struct Arguments {
     /// The diffusers folder, with model_index.json
     folder: PathBuf,
+    /// Pack a model of this LoRA, a file or a folder of peft or diffusers, with FOLDER as its base, which is not packed
+    #[arg(long, value_name = "PATH", conflicts_with = "dtype")]
+    lora: Option<PathBuf>,
+    /// How config.pbtxt names the base of the LoRA [default: the digest of FOLDER in an archive, its path in a repository]
+    #[arg(long, requires = "lora")]
+    base: Option<String>,
     /// The model's name
     #[arg(long)]
     name: String,
@@ -57,10 +66,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let name = model_name(&arguments.name)?;
     let parameters = arguments.parameters.read()?;
     let mut pairs = arguments.parameters.pairs()?;
-    if pairs.contains_key("checkpoint") {
-        return Err(Error::invalid_argument(
-            "--parameter checkpoint: pack chooses the path of the checkpoint",
-        ));
+    for key in ["checkpoint", "base", "lora"] {
+        if pairs.contains_key(key) {
+            return Err(Error::invalid_argument(format!(
+                "--parameter {key}: pack sets this parameter"
+            )));
+        }
     }
     // On a GPU `auto` computes in float16, whose range is smaller.
     if arguments.dtype == Some(Float::Bfloat16) && !pairs.contains_key("dtype") {
@@ -95,21 +106,52 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let temporary = files::temporary_folder(&parent)?;
     let model = temporary.path().join(name);
-    stage::checkpoint(&arguments.folder, &model, prefer, arguments.dtype, !is_archive)?;
+    let digest = if let Some(lora) = &arguments.lora {
+        let staged = stage::lora(lora, &model, !is_archive)?;
+        let (path, name) = (model.join("1").join(staged), staged.to_owned());
+        verify(&arguments.folder, &arguments.folder, Some(&path), &parameters)?;
+        let base = match &arguments.base {
+            Some(base) => base.clone(),
+            None if is_archive => checkpoint_digest(&arguments.folder)?,
+            None => whole_path(&arguments.folder)?,
+        };
+        if Base::parse(&base).is_none() {
+            return Err(Error::invalid_argument(
+                "--base: expected a digest, a path with a `/`, or the name of a model",
+            ));
+        }
+        pairs.insert("base".into(), base.into());
+        pairs.insert("lora".into(), name.into());
+        None
+    } else {
+        stage::checkpoint(&arguments.folder, &model, prefer, arguments.dtype, !is_archive)?;
+        let staged = model.join(CHECKPOINT);
+        verify(&staged, &arguments.folder, None, &parameters)?;
+        Some(checkpoint_digest(&staged)?)
+    };
     stage::configuration(
         &model,
         report.pipeline.as_deref().unwrap_or_default(),
         arguments.kind,
         &pairs,
     )?;
-    verify(&model.join(CHECKPOINT), &arguments.folder, &parameters)?;
 
     if is_archive {
         archive::write(&out, &model, name, arguments.compression)?;
         output::print(format_args!("{}: {}", out.display(), HumanBytes(files::length(&out)?)));
+        if let Some(digest) = digest {
+            output::status(format_args!("as the base of LoRA models: {digest}"));
+        }
     } else {
         fs::rename(&model, &target).map_err(|error| files::failed(&target, &error))?;
         output::print(target.display());
     }
     Ok(())
+}
+
+/// Returns an absolute path as text.
+fn whole_path(folder: &Path) -> Result<String> {
+    let whole = fs::canonicalize(folder).map_err(|error| files::failed(folder, &error))?;
+    let whole = whole.into_os_string().into_string();
+    whole.map_err(|_| Error::invalid_argument("the folder: expected a path in UTF-8, or --base"))
 }

@@ -19,6 +19,13 @@ use crate::{files, progress};
 /// The path of the checkpoint in the model's folder: version 1, and the backend's default.
 pub const CHECKPOINT: &str = "1/checkpoint";
 
+/// The files in a LoRA's folder that the server reads.
+const LORA_FILES: [&str; 3] = [
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "pytorch_lora_weights.safetensors",
+];
+
 /// Writes the configuration files.
 ///
 /// # Errors
@@ -29,6 +36,32 @@ pub fn configuration(model: &Path, pipeline: &str, kind: Kind, parameters: &Map<
     files::write(&model.join("config.pbtxt"), config.as_bytes())?;
     let cpu = cpu_pbtxt(pipeline, parameters);
     files::write(&model.join("configs/cpu.pbtxt"), cpu.as_bytes())
+}
+
+/// Stages a LoRA, a file or a folder of peft or diffusers, as links or copies. Returns its path in the version folder.
+///
+/// # Errors
+/// `NotFound` if there is no LoRA; errors of the file system.
+pub fn lora(path: &Path, model: &Path, copies: bool) -> Result<&'static str> {
+    let version = model.join("1");
+    let path = fs::canonicalize(path).map_err(|error| files::failed(path, &error))?;
+    let staged = if path.is_dir() { "lora" } else { "lora.safetensors" };
+    let target = version.join(staged);
+    let pairs: Vec<(PathBuf, PathBuf)> = if path.is_dir() {
+        let names = LORA_FILES.iter();
+        names.map(|name| (path.join(name), target.join(name))).collect()
+    } else {
+        vec![(path, target)]
+    };
+    for (from, to) in pairs.into_iter().filter(|(from, _)| from.is_file()) {
+        files::make_folder(&files::folder_of(&to))?;
+        if copies {
+            fs::copy(&from, &to).map_err(|error| files::failed(&from, &error))?;
+        } else {
+            symlink(&from, &to).map_err(|error| files::failed(&to, &error))?;
+        }
+    }
+    Ok(staged)
 }
 
 /// Stages the files that serving needs below `model`: links or copies, and new files for converted weights.

@@ -66,12 +66,7 @@ pub struct CheckedFolder {
 ///
 /// # Errors
 /// The server's error.
-pub fn check(
-    folder: &Path,
-    lora: Option<&Path>,
-    parameters: &ModelParameters,
-    dtype: Dtype,
-) -> Result<CheckedFolder> {
+pub fn check(folder: &Path, lora: Option<&Path>, parameters: &ModelParameters, dtype: Dtype) -> Result<CheckedFolder> {
     let parameters = ModelParameters {
         dtype,
         ..parameters.clone()

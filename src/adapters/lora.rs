@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
+use super::equal_matrices::{MatricesKey, once};
 use super::job_adapters::next_id;
 use super::keys::{AdaptedComponent, AdapterKey, KeyPart};
 use super::scaling::{LayerScale, Scaling};
@@ -82,6 +83,7 @@ struct LoraLayer {
     name: Arc<str>,
     matrices: SharedModel<LowRank>,
     scale: LayerScale,
+    key: MatricesKey,
 }
 
 /// A loaded LoRA.
@@ -107,13 +109,17 @@ impl Lora {
     /// # Errors
     /// `InvalidArgument` or `Unsupported` that names the file and the tensor; `Unavailable` if the file changes meanwhile.
     pub fn load(file: &TensorFile, scaling: &Scaling, layers: &AdaptableLayers) -> Result<Self> {
-        let lora = Self::read(file, scaling, layers).and_then(|lora| {
+        let lora = Self::read(file, scaling, layers).and_then(|mut lora| {
             // A process may have written to the file meanwhile, or have shortened it, which reads as zeros.
             let mapped = file.mapped();
             if mapped.is_lost() || mapped.identity_now().as_ref() != Some(file.identity()) {
                 return Err(Error::unavailable(
                     "the file changed while it was read; send the request again",
                 ));
+            }
+            // Only now is it certain that the matrices are those of the hashes.
+            for layer in lora.unet.iter_mut().chain(&mut lora.text_encoder) {
+                layer.matrices = once(layer.key.clone(), layer.matrices.clone());
             }
             Ok(lora)
         });
@@ -156,6 +162,13 @@ impl Lora {
                 .iter()
                 .sum::<u64>();
             let layer = LoraLayer {
+                key: MatricesKey {
+                    digest: digest(file, [&down, &up])?,
+                    shape: shape.to_vec(),
+                    rank,
+                    kind,
+                    device: layers.device,
+                },
                 scale: scaling.of(component, &name, rank, alpha),
                 matrices: SharedModel::new(matrices),
                 name,
@@ -176,6 +189,12 @@ impl Lora {
     /// Returns whether the adapter changes a layer of the component.
     pub fn adapts(&self, component: AdaptedComponent) -> bool {
         !self.layers(component).is_empty()
+    }
+
+    /// Returns the matrices of the UNet's layers.
+    #[cfg(test)]
+    pub(super) fn unet_matrices(&self) -> impl Iterator<Item = &SharedModel<LowRank>> {
+        self.unet.iter().map(|layer| &layer.matrices)
     }
 
     /// A number that no other adapter of this process has.
@@ -240,6 +259,19 @@ fn rank(file: &TensorFile, down: &str) -> Result<i64> {
     Err(Error::invalid_argument(format!(
         "tensor {down}: the rank is {rank}, expected 1 to {MAX_RANK}"
     )))
+}
+
+/// Hashes the dtypes and bytes of tensors.
+fn digest(file: &TensorFile, names: [&str; 2]) -> Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    for name in names {
+        let info = file
+            .info(name)
+            .ok_or_else(|| Error::internal("a tensor that is not in its file"))?;
+        hasher.update(format!("{:?}", info.dtype).as_bytes());
+        hasher.update(file.bytes(info)?);
+    }
+    Ok(hasher.finalize())
 }
 
 /// Reads a matrix or a kernel. A 1x1 kernel may be written as a matrix, and the other way round.

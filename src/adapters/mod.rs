@@ -3,6 +3,7 @@
 //! [`LoraPool`] finds, loads and keeps the files of a folder. [`JobAdapters`] are those of one request, as the layers take
 //! them.
 
+mod equal_matrices;
 mod job_adapters;
 mod keys;
 mod lora;

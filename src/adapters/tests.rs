@@ -8,7 +8,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind};
 
-use super::{AdaptableLayers, LoraPool};
+use super::{AdaptableLayers, Lora, LoraPool};
 use crate::weights::LayerShapes;
 use diffusion_core::ErrorKind;
 
@@ -232,6 +232,22 @@ fn adapters_that_were_not_used_for_longest_are_freed() {
     assert!(pool.loaded("b").is_none() && pool.loaded("a").is_some() && pool.loaded("c").is_some());
     let usage = pool.usage();
     assert_eq!((usage.adapters, usage.bytes, usage.loads), (2, 2 * bytes, 3));
+}
+
+#[test]
+fn equal_matrices_of_two_files_are_in_memory_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let pool = pool(folder.path(), 1 << 20);
+    let other = file(&[(DOWN, &[2, 4], 1.0), (UP, &[6, 2], 0.5)]);
+    for (name, bytes) in [("a", good()), ("b", good()), ("c", other)] {
+        fs::write(folder.path().join(format!("{name}.safetensors")), bytes).unwrap();
+    }
+    let [a, b, c] = ["a", "b", "c"].map(|name| pool.get(name).unwrap());
+    assert_ne!(a.id(), b.id(), "two files");
+    let same =
+        |one: &Lora, other: &Lora| std::iter::zip(one.unet_matrices(), other.unet_matrices()).all(|(x, y)| x.is(y));
+    assert_eq!(a.unet_matrices().count(), 1);
+    assert!(same(&a, &b) && !same(&a, &c));
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub use loader::{ComponentId, LoadedWeights, Loader, Progress, WeightMemory};
 pub use mapped_files::MappedFiles;
 pub use path::{LayerShapes, WeightPath, Weights};
 pub use regular_file::{check_size, read_text};
-pub use shared::{Frozen, SharedModel};
+pub use shared::{Frozen, SharedModel, WeakModel};
 pub use weight_files::{Variant, WeightFiles};
 
 /// Returns the memory of the weights of all models on a device in bytes; equal tensors count once.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// A model that never writes to its own tensors.
 ///
@@ -27,6 +27,35 @@ impl<T: Frozen> SharedModel<T> {
     /// Makes a model shareable.
     pub fn new(model: T) -> Self {
         Self(Arc::new(model))
+    }
+
+    /// Returns a handle that does not keep the model in memory.
+    pub fn downgrade(&self) -> WeakModel<T> {
+        WeakModel(Arc::downgrade(&self.0))
+    }
+
+    /// Returns whether both are one model.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// A handle that does not keep its model in memory.
+#[derive(Debug)]
+pub struct WeakModel<T: Frozen>(Weak<T>);
+
+// SAFETY: as for `SharedModel`, which it turns into.
+unsafe impl<T: Frozen> Send for WeakModel<T> {}
+
+impl<T: Frozen> WeakModel<T> {
+    /// Returns the model if it is still in memory.
+    pub fn upgrade(&self) -> Option<SharedModel<T>> {
+        self.0.upgrade().map(SharedModel)
+    }
+
+    /// Returns whether the model is still in memory.
+    pub fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 

@@ -50,7 +50,12 @@ impl BaseComponents {
         Ok(true)
     }
 
-    /// Returns the components.
+    /// Returns whether the components are loaded. Does not wait for a call that loads them.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.try_lock().is_ok_and(|loaded| loaded.is_some())
+    }
+
+    /// Returns the components. Waits for a call that loads them.
     ///
     /// # Errors
     /// `Internal` if they are not loaded.

@@ -94,9 +94,11 @@ impl Bases {
             .any(|base| same_files(base) && base.key.parameters != key.parameters)
     }
 
-    /// Returns a loaded checkpoint with this digest.
+    /// Returns a checkpoint in memory with this digest. Waits for those that are being loaded, if no other one has it.
     pub fn find_digest(&self, digest: &str) -> Option<Arc<LoadedBase>> {
-        self.all().into_iter().find(|base| base.digest() == Some(digest))
+        let (loaded, loading): (Vec<_>, Vec<_>) = self.all().into_iter().partition(|base| base.components.is_loaded());
+        let mut bases = loaded.into_iter().chain(loading);
+        bases.find(|base| base.digest() == Some(digest))
     }
 
     fn all(&self) -> Vec<Arc<LoadedBase>> {

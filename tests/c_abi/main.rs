@@ -8,6 +8,8 @@ use triton_diffusion as _;
 
 mod bad_input;
 mod bad_models;
+#[cfg(feature = "failpoints")]
+mod bases;
 mod cancel_and_unload;
 mod checkpoints;
 #[cfg(feature = "failpoints")]

@@ -3,6 +3,7 @@
 //!
 //! Each test runs in its own process, because libtorch registers CUDA once in the life of a process.
 
+mod adapters;
 mod budgets;
 mod devices;
 mod failures;

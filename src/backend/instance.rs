@@ -51,7 +51,7 @@ impl ModelInstanceState {
             }
         };
         let device_use = model.use_device(device);
-        let (LoadedModel { base, components }, bytes) = model.load(device)?;
+        let (LoadedModel { components, base }, bytes) = model.load(device)?;
         let usage = MemoryUsage {
             memory_type: match device {
                 Device::Cpu => MemoryType::Cpu,

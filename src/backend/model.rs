@@ -54,10 +54,11 @@ type LoadCell = Arc<Mutex<Option<LoadedModel>>>;
 /// A model on a device.
 #[derive(Clone)]
 pub struct LoadedModel {
-    /// The checkpoint and its engines, which other models may share.
-    pub base: Arc<LoadedBase>,
+    // Dropped first: the memory of the weights is free when the base frees the caches.
     /// The components with the model's LoRAs.
     pub components: Components,
+    /// The checkpoint and its engines, which other models may share.
+    pub base: Arc<LoadedBase>,
 }
 
 impl ModelState {
@@ -146,7 +147,7 @@ impl ModelState {
         let (base, bytes) = self.load_base(device)?;
         let components = self.with_loras(base.components().get()?)?;
         let bytes = bytes + components.own_lora_bytes();
-        let model = LoadedModel { base, components };
+        let model = LoadedModel { components, base };
         *loaded = Some(model.clone());
         Ok((model, bytes))
     }

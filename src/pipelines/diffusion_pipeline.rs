@@ -151,7 +151,8 @@ impl DiffusionPipeline {
 
     fn prepare_job(&mut self, request: &GenerateRequest, adapters: &Arc<JobAdapters>) -> Result<Job> {
         let started = Instant::now();
-        if adapters.count() != request.loras.len() {
+        // The model may have one of its own.
+        if adapters.count() < request.loras.len() {
             return Err(Error::internal("a request whose LoRAs were not loaded"));
         }
         let images = i64::try_from(request.num_images_per_prompt).map_err(|_| Error::internal("too many images"))?;

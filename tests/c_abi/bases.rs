@@ -44,7 +44,7 @@ fn engine_that_fails_fails_all_its_models_and_no_other() {
             arm(FailPoint::Step, Fault::Panic);
             let request = ask(server, &good_args());
             instance.execute(&[&request]).unwrap();
-            assert_eq!(refusal(&request).0, ErrorCode::Internal);
+            assert_eq!(answer(&request).unwrap_err().code(), ErrorCode::Internal);
         }
         for instance in [base, first, second] {
             assert_eq!(instance.ready().unwrap_err().code(), ErrorCode::Unavailable);
@@ -69,7 +69,7 @@ fn instance_that_is_removed_waits_for_its_own_requests_alone() {
         assert_eq!(endless.final_responses(), 0, "the engine goes on for the others");
         assert_serves(server, &base);
         endless.cancel();
-        assert_eq!(refusal(&endless).0, ErrorCode::Cancelled);
+        assert_eq!(answer(&endless).unwrap_err().code(), ErrorCode::Cancelled);
         for instance in [base, second, apart] {
             instance.finalize().unwrap();
         }

@@ -13,7 +13,7 @@ use diffusion_core::quote::is_file_name;
 use diffusion_core::{Context, Error, Result};
 
 /// The key of diffusers' metadata in a safetensors file.
-const METADATA_KEY: &str = "lora_adapter_metadata";
+pub const METADATA_KEY: &str = "lora_adapter_metadata";
 /// Names that are listed.
 const MAX_LISTED: usize = 10_000;
 
@@ -33,9 +33,12 @@ pub struct LoraPool {
 }
 
 /// The files of an adapter.
-struct Files {
-    tensors: PathBuf,
-    peft_config: Option<PathBuf>,
+#[derive(Debug)]
+pub struct LoraFiles {
+    /// The safetensors file.
+    pub tensors: PathBuf,
+    /// `adapter_config.json` of peft.
+    pub peft_config: Option<PathBuf>,
 }
 
 /// What tells a file that was replaced from the one that was loaded.
@@ -160,27 +163,15 @@ impl LoraPool {
     }
 
     /// Finds the files of an adapter: those of diffusers, of peft and of everybody else.
-    fn files(&self, name: &str) -> Option<Files> {
+    fn files(&self, name: &str) -> Option<LoraFiles> {
         let single = self.folder.join(format!("{name}.safetensors"));
         if single.is_file() {
-            return Some(Files {
+            return Some(LoraFiles {
                 tensors: single,
                 peft_config: None,
             });
         }
-        let folder = self.folder.join(name);
-        let peft = folder.join("adapter_model.safetensors");
-        if peft.is_file() {
-            return Some(Files {
-                tensors: peft,
-                peft_config: Some(folder.join("adapter_config.json")),
-            });
-        }
-        let diffusers = folder.join("pytorch_lora_weights.safetensors");
-        diffusers.is_file().then_some(Files {
-            tensors: diffusers,
-            peft_config: None,
-        })
+        LoraFiles::in_folder(&self.folder.join(name))
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -188,7 +179,23 @@ impl LoraPool {
     }
 }
 
-impl Files {
+impl LoraFiles {
+    /// Finds the files in the folder of one adapter, as peft or diffusers writes it.
+    pub fn in_folder(folder: &Path) -> Option<Self> {
+        let peft = folder.join("adapter_model.safetensors");
+        if peft.is_file() {
+            return Some(Self {
+                tensors: peft,
+                peft_config: Some(folder.join("adapter_config.json")),
+            });
+        }
+        let diffusers = folder.join("pytorch_lora_weights.safetensors");
+        diffusers.is_file().then_some(Self {
+            tensors: diffusers,
+            peft_config: None,
+        })
+    }
+
     fn identity(&self) -> Option<Identity> {
         let config = self.peft_config.as_deref().map(identity);
         match config {
@@ -197,7 +204,11 @@ impl Files {
         }
     }
 
-    fn scaling(&self, file: &TensorFile) -> Result<Scaling> {
+    /// Reads where the scales of the layers come from.
+    ///
+    /// # Errors
+    /// Those of [`Scaling::from_peft`] and [`Scaling::from_metadata`], with the name of the file.
+    pub fn scaling(&self, file: &TensorFile) -> Result<Scaling> {
         if let Some(path) = &self.peft_config {
             return Scaling::from_peft(path);
         }

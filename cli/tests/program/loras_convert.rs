@@ -110,8 +110,11 @@ fn convert_of_every_format_keeps_tensors_and_images() {
                 );
             }
             assert!(matrices(tensors) == matrices(read(&file)), "{family} {name}");
-            let images = ["before", "after"].map(|loras| image(folder.path(), &model, loras));
-            assert!(images[0] == images[1], "{family} {name}");
+            // An image takes a second.
+            if family == "sd1" || ["locon", "rslora"].contains(name) {
+                let images = ["before", "after"].map(|loras| image(folder.path(), &model, loras));
+                assert!(images[0] == images[1], "{family} {name}");
+            }
             convert("after/style.safetensors", "again.safetensors");
             let again = fs::read(folder.path().join("again.safetensors")).unwrap();
             assert!(again == fs::read(&after).unwrap(), "{family} {name}");

@@ -14,7 +14,7 @@ impl AdaptableLayers {
     pub fn of_folder(folder: &Path) -> Result<Self> {
         let unet = Component::open(&folder.join("unet"), "diffusion_pytorch_model")?;
         let text_encoder = Component::open(&folder.join("text_encoder"), "model")?;
-        // Tensors that are no layers of the text encoder may be beside `encoder`.
+        // Other tensors are no layers that an adapter changes.
         let in_encoder = |name: &str| {
             let name = name.strip_prefix("text_model.").unwrap_or(name);
             name.starts_with("encoder.").then(|| name.to_owned())
@@ -28,7 +28,7 @@ impl AdaptableLayers {
 
 /// Returns the layers with a matrix or a kernel. `rename` returns the name in the model, or `None` if it has none.
 fn layers(component: &Component, rename: impl Fn(&str) -> Option<String>) -> LayerShapes {
-    let tensors = component.files().iter().flat_map(|file| named_shapes(file));
+    let tensors = component.files().iter().flat_map(named_shapes);
     let layers = tensors.filter_map(|(tensor, shape)| {
         let layer = rename(tensor.strip_suffix(".weight")?)?;
         // Tables of embeddings are matrices too.

@@ -99,7 +99,7 @@ fn convert_of_every_format_keeps_tensors_and_images() {
                 before.clone().into()
             };
             let tensors = read(&after);
-            for (tensor, _) in &tensors {
+            for tensor in tensors.keys() {
                 let module = tensor
                     .strip_suffix(".lora_A.weight")
                     .or(tensor.strip_suffix(".lora_B.weight"))

@@ -23,7 +23,7 @@ const CHECKPOINT: [&str; 5] = [
     "conditioner.",
     "control_model.",
 ];
-/// The name of peft's files, which need a configuration beside them.
+/// The name of peft's files, which need a configuration in the same folder.
 const PEFT: &str = "adapter_model.safetensors";
 
 /// Returns the files of a LoRA, or `None` for a file that is no LoRA.

@@ -163,6 +163,7 @@ parity: backend setup-reference ## run diffusers and this backend on this machin
 	'$(REFERENCE_VENV)/bin/python' tools/reference/make_goldens.py --out '$(PARITY)'
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(CARGO) test --release --features failpoints --test goldens -- --nocapture
 	TRITON_DIFFUSION_PARITY='$(PARITY)' $(PYTHON_VENV) -m pytest tests/e2e/test_goldens.py
+	'$(REFERENCE_VENV)/bin/python' tools/reference/check_converted_loras.py
 
 setup-bench: setup-reference ## make .venv-bench with the peers of the benches
 	@REFERENCE_VENV='$(REFERENCE_VENV)' tools/setup_bench.sh

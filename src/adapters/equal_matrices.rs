@@ -13,10 +13,8 @@ use crate::weights::{SharedModel, WeakModel};
 pub(super) struct MatricesKey {
     /// The hash of the dtypes and bytes in the file.
     pub digest: blake3::Hash,
-    /// The shape of the layer's weight.
-    pub shape: Vec<i64>,
-    /// The rank.
-    pub rank: i64,
+    /// The shapes in memory.
+    pub shapes: [Vec<i64>; 2],
     /// The dtype in memory.
     pub kind: Kind,
     /// The device.

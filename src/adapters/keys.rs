@@ -14,6 +14,25 @@ pub enum AdaptedComponent {
     TextEncoder,
 }
 
+impl AdaptedComponent {
+    /// Returns the name in files of diffusers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unet => "unet",
+            Self::TextEncoder => "text_encoder",
+        }
+    }
+
+    /// Returns the name of a layer of the component in diffusers and transformers. Our names of the text encoder's layers
+    /// begin below `text_model`.
+    pub fn module_name(self, layer: &str) -> String {
+        match self {
+            Self::Unet => layer.to_owned(),
+            Self::TextEncoder => format!("text_model.{layer}"),
+        }
+    }
+}
+
 /// What a tensor is to its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyPart {
@@ -117,7 +136,7 @@ impl AdapterKey {
         }
         let (component, layer) = component(layer);
         let layer = match component {
-            // Our names of its layers begin below `text_model`.
+            // See `AdaptedComponent::module_name`.
             Some(AdaptedComponent::TextEncoder) => strip_any(layer, &["text_model.", "text_model_"]),
             Some(AdaptedComponent::Unet) | None => layer,
         };

@@ -48,7 +48,13 @@ impl AdaptableLayers {
         }
     }
 
-    fn shapes(&self, component: AdaptedComponent) -> &LayerShapes {
+    /// Takes the layers of a model that is not loaded, to check files.
+    pub fn of_shapes(unet: &LayerShapes, text_encoder: &LayerShapes) -> Self {
+        Self::new((unet, Kind::Float), (text_encoder, Kind::Float), Device::Cpu)
+    }
+
+    /// Returns the layers of a component.
+    pub fn shapes(&self, component: AdaptedComponent) -> &LayerShapes {
         match component {
             AdaptedComponent::Unet => &self.unet,
             AdaptedComponent::TextEncoder => &self.text_encoder,
@@ -103,6 +109,77 @@ struct LayerKeys {
     alpha: Option<String>,
 }
 
+/// A layer of a LoRA file, and the layer of a model that it belongs to.
+#[derive(Clone, Debug)]
+pub struct FileLayer {
+    /// The model.
+    pub component: AdaptedComponent,
+    /// The layer's name in the model; in the text encoder, below `text_model`.
+    pub name: Arc<str>,
+    /// The rank.
+    pub rank: i64,
+    /// How the product of the matrices is scaled.
+    pub scale: LayerScale,
+    /// The first matrix, of shape `[rank, inputs]` or `[rank, inputs, kernel, kernel]`.
+    pub down: FileMatrix,
+    /// The second matrix, of shape `[outputs, rank]` or `[outputs, rank, 1, 1]`.
+    pub up: FileMatrix,
+}
+
+/// A matrix in a LoRA file.
+#[derive(Clone, Debug)]
+pub struct FileMatrix {
+    /// The name of its tensor.
+    pub tensor: String,
+    /// The shape that the layer needs. The tensor may have a 1x1 kernel as a matrix, and the other way round.
+    pub shape: Vec<i64>,
+}
+
+impl FileLayer {
+    /// Finds the layers of a file, in the order of their components and names. The shapes and numbers of the matrices are
+    /// not checked; [`Lora::load`] does.
+    ///
+    /// # Errors
+    /// `InvalidArgument` or `Unsupported` that names the tensor.
+    pub fn all(file: &TensorFile, scaling: &Scaling, layers: &AdaptableLayers) -> Result<Vec<Self>> {
+        let found = layer_keys(file, layers)?;
+        if found.is_empty() {
+            return Err(Error::invalid_argument("the file has no tensors"));
+        }
+        let found = found.into_iter().map(|((component, name), keys)| {
+            let (Some(down), Some(up)) = (keys.down, keys.up) else {
+                return Err(Error::invalid_argument(format!(
+                    "layer {name} has one of two matrices; both are needed"
+                )));
+            };
+            let shape = layers.shapes(component).get(&name).map(Vec::as_slice);
+            let shape = shape.ok_or_else(|| Error::internal("an adapter's layer is gone"))?;
+            let rank = rank(file, &down)?;
+            let (outputs, inputs) = (shape.first().copied().unwrap_or(0), shape.get(1..).unwrap_or_default());
+            let mut down_shape = vec![rank];
+            down_shape.extend(inputs);
+            let mut up_shape = vec![outputs, rank];
+            up_shape.resize(shape.len(), 1);
+            let alpha = keys.alpha.map(|key| number(file, &key)).transpose()?;
+            Ok(Self {
+                component,
+                rank,
+                scale: scaling.of(component, &name, rank, alpha),
+                name,
+                down: FileMatrix {
+                    tensor: down,
+                    shape: down_shape,
+                },
+                up: FileMatrix {
+                    tensor: up,
+                    shape: up_shape,
+                },
+            })
+        });
+        found.collect()
+    }
+}
+
 impl Lora {
     /// Loads a file for a model.
     ///
@@ -133,47 +210,28 @@ impl Lora {
             text_encoder: Vec::new(),
             bytes: 0,
         };
-        let found = layer_keys(file, layers)?;
-        if found.is_empty() {
-            return Err(Error::invalid_argument("the file has no tensors"));
-        }
-        for ((component, name), keys) in found {
-            let (Some(down), Some(up)) = (keys.down, keys.up) else {
-                return Err(Error::invalid_argument(format!(
-                    "layer {name} has one of two matrices; both are needed"
-                )));
-            };
-            let shape = layers.shapes(component).get(&name).map(Vec::as_slice);
-            let shape = shape.ok_or_else(|| Error::internal("an adapter's layer is gone"))?;
-            let rank = rank(file, &down)?;
-            let (outputs, inputs) = (shape.first().copied().unwrap_or(0), shape.get(1..).unwrap_or_default());
-            let mut down_shape = vec![rank];
-            down_shape.extend(inputs);
-            let mut up_shape = vec![outputs, rank];
-            up_shape.resize(shape.len(), 1);
-            let kind = layers.kind(component);
+        for found in FileLayer::all(file, scaling, layers)? {
+            let kind = layers.kind(found.component);
             let matrices = LowRank {
-                down: matrix(file, &down, &down_shape, kind)?.f_to_device(layers.device)?,
-                up: matrix(file, &up, &up_shape, kind)?.f_to_device(layers.device)?,
+                down: matrix(file, &found.down, kind)?.f_to_device(layers.device)?,
+                up: matrix(file, &found.up, kind)?.f_to_device(layers.device)?,
             };
-            let alpha = keys.alpha.map(|key| number(file, &key)).transpose()?;
             lora.bytes += [&matrices.down, &matrices.up]
                 .map(|tensor| (tensor.numel() * kind.elt_size_in_bytes()) as u64)
                 .iter()
                 .sum::<u64>();
             let layer = LoraLayer {
                 key: MatricesKey {
-                    digest: digest(file, [&down, &up])?,
-                    shape: shape.to_vec(),
-                    rank,
+                    digest: digest(file, [&found.down.tensor, &found.up.tensor])?,
+                    shapes: [found.down.shape, found.up.shape],
                     kind,
                     device: layers.device,
                 },
-                scale: scaling.of(component, &name, rank, alpha),
+                name: found.name,
                 matrices: SharedModel::new(matrices),
-                name,
+                scale: found.scale,
             };
-            match component {
+            match found.component {
                 AdaptedComponent::Unet => lora.unet.push(layer),
                 AdaptedComponent::TextEncoder => lora.text_encoder.push(layer),
             }
@@ -275,7 +333,8 @@ fn digest(file: &TensorFile, names: [&str; 2]) -> Result<blake3::Hash> {
 }
 
 /// Reads a matrix or a kernel. A 1x1 kernel may be written as a matrix, and the other way round.
-fn matrix(file: &TensorFile, name: &str, expected: &[i64], kind: Kind) -> Result<Tensor> {
+fn matrix(file: &TensorFile, wanted: &FileMatrix, kind: Kind) -> Result<Tensor> {
+    let (name, expected) = (wanted.tensor.as_str(), wanted.shape.as_slice());
     let stored: Vec<i64> = file
         .info(name)
         .map(|info| {

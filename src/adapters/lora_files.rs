@@ -9,12 +9,15 @@ use crate::weights::{FileIdentity, TensorFile, check_inside};
 use diffusion_core::{Context, Error, Result};
 
 /// The key of diffusers' metadata in a safetensors file.
-const METADATA_KEY: &str = "lora_adapter_metadata";
+pub const METADATA_KEY: &str = "lora_adapter_metadata";
 
 /// The files of a LoRA.
-pub(super) struct LoraFiles {
-    tensors: PathBuf,
-    peft_config: Option<PathBuf>,
+#[derive(Debug)]
+pub struct LoraFiles {
+    /// The safetensors file.
+    pub tensors: PathBuf,
+    /// `adapter_config.json` of peft.
+    pub peft_config: Option<PathBuf>,
 }
 
 /// What tells files that were replaced from those that were loaded.
@@ -23,12 +26,12 @@ pub(super) type Identity = (FileIdentity, Option<FileIdentity>);
 impl LoraFiles {
     /// Finds the files for a name in a folder of LoRAs.
     pub fn named(folder: &Path, name: &str) -> Option<Self> {
-        Self::single(folder.join(format!("{name}.safetensors"))).or_else(|| Self::inside(&folder.join(name)))
+        Self::single(folder.join(format!("{name}.safetensors"))).or_else(|| Self::in_folder(&folder.join(name)))
     }
 
     /// Finds the files at a path: a file, or a folder of peft or diffusers.
     pub fn at(path: &Path) -> Option<Self> {
-        Self::single(path.to_owned()).or_else(|| Self::inside(path))
+        Self::single(path.to_owned()).or_else(|| Self::in_folder(path))
     }
 
     fn single(path: PathBuf) -> Option<Self> {
@@ -38,7 +41,8 @@ impl LoraFiles {
         })
     }
 
-    fn inside(folder: &Path) -> Option<Self> {
+    /// Finds the files in the folder of one LoRA, as peft or diffusers writes it.
+    pub fn in_folder(folder: &Path) -> Option<Self> {
         let peft = folder.join("adapter_model.safetensors");
         if peft.is_file() {
             return Some(Self {
@@ -50,7 +54,7 @@ impl LoraFiles {
     }
 
     /// Returns the identity of the files as they are now.
-    pub fn identity(&self) -> Option<Identity> {
+    pub(super) fn identity(&self) -> Option<Identity> {
         let config = self.peft_config.as_deref().map(identity);
         match config {
             Some(None) => None,
@@ -62,7 +66,7 @@ impl LoraFiles {
     ///
     /// # Errors
     /// `InvalidArgument` for a file outside of `root`, once all links are followed; those of [`Lora::load`].
-    pub fn load(&self, layers: &AdaptableLayers, root: Option<&Path>) -> Result<(Lora, Identity)> {
+    pub(super) fn load(&self, layers: &AdaptableLayers, root: Option<&Path>) -> Result<(Lora, Identity)> {
         if let Some(root) = root {
             for path in [Some(&self.tensors), self.peft_config.as_ref()].into_iter().flatten() {
                 check_inside(path, root)?;
@@ -75,7 +79,11 @@ impl LoraFiles {
         Ok((lora, (file.identity().clone(), config)))
     }
 
-    fn scaling(&self, file: &TensorFile) -> Result<Scaling> {
+    /// Reads where the scales of the layers come from.
+    ///
+    /// # Errors
+    /// Those of [`Scaling::from_peft`] and [`Scaling::from_metadata`], with the name of the file.
+    pub fn scaling(&self, file: &TensorFile) -> Result<Scaling> {
         if let Some(path) = &self.peft_config {
             return Scaling::from_peft(path);
         }

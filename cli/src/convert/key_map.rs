@@ -168,7 +168,6 @@ fn family(tensors: &[(&str, &TensorInfo)]) -> Result<Family> {
         ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
         ("model.diffusion_model.double_blocks.", "Flux"),
         ("control_model.", "a ControlNet"),
-        ("lora_", "a LoRA, which is not a checkpoint"),
         ("depth_model.", "depth to image"),
         ("model.diffusion_model.label_emb.", "the upscaler"),
     ] {

@@ -1,8 +1,10 @@
-//! `convert`: converts a single file in the layout of the original code to a diffusers folder.
+//! `convert`: converts a single file in the layout of the original code to a diffusers folder, and a LoRA of any format to
+//! that of diffusers with peft.
 
 mod clip;
 mod config;
 mod key_map;
+mod lora;
 mod settings;
 mod types;
 mod unet;
@@ -27,14 +29,19 @@ use config::{InferOptions, Prediction};
 use key_map::KeyMap;
 use types::Component;
 
-/// Converts a single-file checkpoint of Stable Diffusion 1 or 2 (the layout of A1111 and ComfyUI) to a diffusers folder
+/// Converts a single-file checkpoint of Stable Diffusion 1 or 2 (the layout of A1111 and ComfyUI) to a diffusers folder, or
+/// a LoRA of any format to that of diffusers with peft
 #[derive(Args)]
 pub struct Arguments {
-    /// The checkpoint, a safetensors file
+    /// The checkpoint, a safetensors file; or a LoRA, a safetensors file or a folder of peft or diffusers
     file: PathBuf,
-    /// The diffusers folder to make
+    /// The diffusers folder to make; for a LoRA, the safetensors file
     #[arg(long)]
     out: PathBuf,
+    /// For a LoRA: the diffusers folder of the model that it is for. Not needed if the layers are those of Stable
+    /// Diffusion 1 or 2 as published
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["tokenizer", "config", "prediction_type", "image_size", "dtype"])]
+    base: Option<PathBuf>,
     /// A folder with vocab.json and merges.txt, or a diffusers folder with tokenizer/: the file has no tokenizer
     #[arg(long, value_name = "FOLDER")]
     tokenizer: Option<PathBuf>,
@@ -53,13 +60,42 @@ pub struct Arguments {
     dtype: Option<Float>,
 }
 
+impl Arguments {
+    /// Checks that no option is given that only the other kind of input has.
+    fn check(&self, is_lora: bool) -> Result<()> {
+        let given = [
+            (self.base.is_some() && !is_lora, "--base", "a checkpoint"),
+            (self.tokenizer.is_some() && is_lora, "--tokenizer", "a LoRA"),
+            (self.config.is_some() && is_lora, "--config", "a LoRA"),
+            (self.prediction_type.is_some() && is_lora, "--prediction-type", "a LoRA"),
+            (self.image_size.is_some() && is_lora, "--image-size", "a LoRA"),
+            (self.dtype.is_some() && is_lora, "--dtype", "a LoRA"),
+        ];
+        match given.into_iter().find(|(unfit, ..)| *unfit) {
+            Some((_, option, what)) => Err(Error::invalid_argument(format!(
+                "{}: is {what}, for which there is no {option}",
+                self.file.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Converts the file and loads the result like the server.
 ///
 /// # Errors
-/// The file has another layout, or missing or unexpected tensors; the server would refuse the folder.
+/// The file has another layout, or missing or unexpected tensors; the server would refuse the result.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    refuse_pickle(&arguments.file)?;
     files::require_absent(&arguments.out)?;
+    let found = lora::find(&arguments.file)?;
+    arguments.check(found.is_some())?;
+    match found {
+        Some(found) => lora::convert(&found, arguments.base.as_deref(), &arguments.out),
+        None => convert_checkpoint(arguments),
+    }
+}
+
+fn convert_checkpoint(arguments: &Arguments) -> Result<()> {
     let tokenizer = settings::tokenizer(arguments.tokenizer.as_deref(), arguments.config.as_deref())?;
     let source = Source::open(&arguments.file)?;
     let key_map = KeyMap::from_file(&source)?;

@@ -1,27 +1,15 @@
 //! `inspect` with a LoRA file, and `generate` with LoRAs.
 
 use std::fs;
-use std::path::Path;
 
 use serde_json::{Value, json};
-use test_support::recipe::Recipe;
 
-use crate::support::{checkpoint, fail, run, succeed, temporary};
-
-/// Writes a LoRA of the goldens.
-fn write(name: &str, file: &Path) {
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/goldens/adapters.json");
-    let manifest: Value = serde_json::from_str(&fs::read_to_string(goldens).unwrap()).unwrap();
-    let files = manifest["files"].as_array().unwrap();
-    let found = files.iter().find(|one| one["path"] == name).unwrap();
-    let recipe: Recipe = serde_json::from_value(found["content"].clone()).unwrap();
-    fs::write(file, recipe.weights().unwrap()).unwrap();
-}
+use crate::support::{checkpoint, fail, run, succeed, temporary, write_lora};
 
 #[test]
 fn inspect_tells_what_a_lora_changes() {
     let folder = temporary();
-    write("sd1-locon.safetensors", &folder.path().join("locon.safetensors"));
+    write_lora("sd1-locon.safetensors", &folder.path().join("locon.safetensors"));
     let report: Value =
         serde_json::from_str(&succeed(folder.path(), &["inspect", "locon.safetensors", "--json"])).unwrap();
     let unet = &report["components"]["unet"];
@@ -45,7 +33,7 @@ fn inspect_tells_what_a_lora_changes() {
 #[test]
 fn generate_with_a_lora_gives_another_image() {
     let folder = temporary();
-    write("sd1-kohya.safetensors", &folder.path().join("style.safetensors"));
+    write_lora("sd1-kohya.safetensors", &folder.path().join("style.safetensors"));
     let model = checkpoint("sd1").display().to_string();
     let generate = |out: &'static str, more: &[&'static str]| {
         let mut arguments = vec!["generate", &model, "--prompt", "a cat", "--seed", "3", "--out", out];

@@ -8,6 +8,7 @@ mod gpu;
 mod inspect;
 mod invoke;
 mod loras;
+mod loras_convert;
 mod original;
 mod pack;
 mod repo;

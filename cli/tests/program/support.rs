@@ -5,6 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::Value;
+use test_support::recipe::Recipe;
 pub use test_support::{checkpoint, copy_folder, temporary_folder as temporary};
 
 /// A copy of a generated checkpoint, to be changed.
@@ -76,4 +78,20 @@ fn add_files(root: &Path, folder: &Path, files: &mut std::collections::BTreeMap<
             files.insert(name, fs::read(&path).unwrap());
         }
     }
+}
+
+/// Writes a file of a LoRA of the goldens: tensors, or a configuration.
+pub fn write_lora(name: &str, file: &Path) {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/goldens/adapters.json");
+    let manifest: Value = serde_json::from_str(&fs::read_to_string(goldens).unwrap()).unwrap();
+    let files = manifest["files"].as_array().unwrap();
+    let found = files.iter().find(|one| one["path"] == name).unwrap();
+    let content = &found["content"];
+    let bytes = if content.get("tensors").is_some() {
+        let recipe: Recipe = serde_json::from_value(content.clone()).unwrap();
+        recipe.weights().unwrap()
+    } else {
+        content.to_string().into_bytes()
+    };
+    fs::write(file, bytes).unwrap();
 }

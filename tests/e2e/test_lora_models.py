@@ -219,7 +219,7 @@ def test_packed_lora_serves_on_a_multi_model_endpoint(server, client, loras, tmp
         assert [invoke(name) for name in names] == images
     finally:
         for name in names:
-            status, _, body = send("DELETE", f"/{name}")
+            status, _, body = send("DELETE", f"/{name}", target=f"{name}.tar.gz")
             assert status == 200, body
 
 

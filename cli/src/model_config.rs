@@ -12,10 +12,11 @@ pub enum Kind {
     Cpu,
 }
 
-/// Makes the file `config.pbtxt`, like those in `model_repository/`, with these parameters.
+/// Makes the file `config.pbtxt`, like those in `model_repository/`, with these parameters. Requests of a `decoupled` model
+/// may have several responses.
 ///
 /// The backend adds inputs, outputs and shapes from the checkpoint's pipeline.
-pub fn config_pbtxt(pipeline: &str, kind: Kind, parameters: &Map<String, Value>) -> String {
+pub fn config_pbtxt(pipeline: &str, kind: Kind, decoupled: bool, parameters: &Map<String, Value>) -> String {
     let (instances, kind) = match kind {
         Kind::Gpu => ("One instance on each GPU; weights are stored as float16", "KIND_GPU"),
         Kind::Cpu => ("One instance on the CPU; weights are stored as float32", "KIND_CPU"),
@@ -33,6 +34,9 @@ pub fn config_pbtxt(pipeline: &str, kind: Kind, parameters: &Map<String, Value>)
          # {instances}{unless}.\n\
          instance_group [{{ kind: {kind} }}]\n"
     );
+    if decoupled {
+        text.push_str("\n# Requests may ask for their progress.\nmodel_transaction_policy { decoupled: true }\n");
+    }
     for (key, value) in parameters {
         let value = value.as_str().unwrap_or_default();
         text.push_str(&format!(
@@ -45,9 +49,9 @@ pub fn config_pbtxt(pipeline: &str, kind: Kind, parameters: &Map<String, Value>)
 }
 
 /// Makes the file `configs/cpu.pbtxt`: the same model on the CPU, for `--model-config-name=cpu`.
-pub fn cpu_pbtxt(pipeline: &str, parameters: &Map<String, Value>) -> String {
+pub fn cpu_pbtxt(pipeline: &str, decoupled: bool, parameters: &Map<String, Value>) -> String {
     let mut text = "# The same model on the CPU: tritonserver --model-config-name=cpu ...\n".to_owned();
-    text.push_str(&config_pbtxt(pipeline, Kind::Cpu, parameters));
+    text.push_str(&config_pbtxt(pipeline, Kind::Cpu, decoupled, parameters));
     text
 }
 

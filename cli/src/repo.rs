@@ -27,6 +27,9 @@ pub struct Arguments {
     /// The device in config.pbtxt; configs/cpu.pbtxt for --model-config-name=cpu is always written
     #[arg(long, value_enum, default_value_t = Kind::Gpu)]
     kind: Kind,
+    /// Let requests ask for their progress, over gRPC streams and generate_stream only; SageMaker refuses such models
+    #[arg(long)]
+    decoupled: bool,
     #[command(flatten)]
     parameters: ParameterArguments,
 }
@@ -62,9 +65,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let staged = temporary.path().join(&name);
         files::make_folder(&staged.join("1"))?;
         files::make_folder(&staged.join("configs"))?;
-        let config = config_pbtxt(&model.pipeline, arguments.kind, &parameters);
+        let config = config_pbtxt(&model.pipeline, arguments.kind, arguments.decoupled, &parameters);
         files::write(&staged.join("config.pbtxt"), config.as_bytes())?;
-        let cpu = cpu_pbtxt(&model.pipeline, &parameters);
+        let cpu = cpu_pbtxt(&model.pipeline, arguments.decoupled, &parameters);
         files::write(&staged.join("configs/cpu.pbtxt"), cpu.as_bytes())?;
         let link = staged.join(CHECKPOINT);
         symlink(&model.folder, &link).map_err(|error| files::failed(&link, &error))?;

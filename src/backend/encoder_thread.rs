@@ -57,6 +57,15 @@ pub struct EncoderHandle {
 }
 
 impl EncoderHandle {
+    /// Hands a task without images to the encoder thread. Never waits, and drops the task if the encoder thread has ended.
+    pub fn post(&self, task: EncodeTask) {
+        let entry = Entry {
+            waiting: Arc::clone(&self.waiting),
+            bytes: 0,
+        };
+        let _ = self.tasks.send((task, entry));
+    }
+
     /// Hands a task with images of so many bytes to the encoder thread. Runs the task on the calling thread if the encoder
     /// thread has ended.
     pub fn run(&self, task: EncodeTask, bytes: usize) {

@@ -17,7 +17,7 @@ use crate::request::tensors::decode;
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{Owner, QueueLimits};
-use diffusion_request::RequestValidator;
+use diffusion_request::{GenerateRequest, RequestValidator};
 
 /// Requests that wait inside an instance, unless the model says otherwise. Further requests wait in Triton's queue.
 const MAX_WAITING_REQUESTS: usize = 32;
@@ -122,7 +122,9 @@ impl ModelInstanceState {
             self.model.max_batch_size(),
             &self.validator,
         );
-        let elements = elements.and_then(|elements| submitter.plan(elements));
+        let elements = elements
+            .and_then(|elements| self.check_progress(elements))
+            .and_then(|elements| submitter.plan(elements));
         let elements = match elements {
             Ok(elements) => elements,
             Err(error) => return fail(slot, to_triton(self.model.name(), &error)),
@@ -144,6 +146,19 @@ impl ModelInstanceState {
                 self.lora_loads.run(move || submitter.load_and_submit(planned));
             }
         }
+    }
+
+    /// Checks that the model may send several responses, if a batch element asks for its progress.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a model that is not decoupled.
+    fn check_progress(&self, elements: Vec<GenerateRequest>) -> Result<Vec<GenerateRequest>> {
+        if !self.model.is_decoupled() && elements.iter().any(|element| element.progress_every.is_some()) {
+            return Err(Error::invalid_argument(
+                "gen_args: `progress_every` needs `model_transaction_policy { decoupled: true }` in the model's config.pbtxt",
+            ));
+        }
+        Ok(elements)
     }
 
     /// Returns the submitter of the instance, or that of another instance if the engine no longer works: Triton gives an

@@ -13,6 +13,7 @@ mod memory_budgets;
 mod metrics;
 mod model;
 mod phases;
+mod progress;
 mod response;
 mod shared_engine;
 mod submission;

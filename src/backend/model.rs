@@ -34,6 +34,7 @@ pub struct ModelState {
     parameters: ModelParameters,
     max_batch_size: u32,
     inputs: &'static [TensorSpec],
+    is_decoupled: bool,
     counters: Arc<Counters>,
     families: Arc<MetricFamilies>,
     devices: Arc<DeviceHealth>,
@@ -80,6 +81,11 @@ impl ModelState {
     /// The input tensors of the model.
     pub fn inputs(&self) -> &'static [TensorSpec] {
         self.inputs
+    }
+
+    /// Whether a request may have several responses.
+    pub fn is_decoupled(&self) -> bool {
+        self.is_decoupled
     }
 
     /// The model's metrics.
@@ -252,6 +258,7 @@ impl ModelState {
         }
         validate_model_config(&config, inputs).map_err(|error| fail(&error))?;
         let max_batch_size = config.get("max_batch_size").and_then(Value::as_u64).unwrap_or(0);
+        let decoupled = config.pointer("/model_transaction_policy/decoupled");
         Ok(Self {
             counters: backend.families.counters(&name, context.version()),
             version_path: context.version_path(),
@@ -259,6 +266,7 @@ impl ModelState {
             parameters,
             max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),
             inputs,
+            is_decoupled: decoupled.and_then(Value::as_bool).unwrap_or(false),
             loaded: Mutex::default(),
             instances: Mutex::default(),
             submitters: Mutex::default(),

@@ -9,13 +9,14 @@ use diffusion_core::{Error, Result};
 use diffusion_engine::ResponseHandler;
 use diffusion_image::{OutputFormat, encode, to_base64};
 use diffusion_request::Metadata;
-use triton_api::{OutputTensor, Slot, steady_clock_ns};
+use triton_api::{OutputTensor, Parameter, Slot, log_verbose, steady_clock_ns};
 
 use super::encoder_thread::EncoderHandle;
 use super::error::to_triton;
 use super::job_gauge::JobGauge;
 use super::metrics::Counters;
 use super::phases::Phases;
+use super::progress::Progress;
 use crate::pipelines::{PipelineOutput, TileCounts};
 
 /// The result of one batch element.
@@ -78,6 +79,16 @@ impl PendingResponse {
             received,
             counters,
         })
+    }
+
+    /// Sends the progress of a batch element, unless the request has been answered.
+    pub fn send_progress(&self, parameters: &[(&str, Parameter)]) {
+        if let Some(slot) = &mut self.lock().slot
+            && let Err(error) = slot.send_partial(parameters)
+        {
+            // No reason to fail the request.
+            log_verbose!("model '{}': cannot send progress: {error}", slot.model_name());
+        }
     }
 
     /// Takes the result of a batch element. The last result, or the first error, answers the request.
@@ -225,6 +236,8 @@ pub struct ElementResponder {
     pub encoder: EncoderHandle,
     /// The batch element in the metrics.
     pub gauge: JobGauge,
+    /// Tells how far the batch element is, if the client asks for it.
+    pub progress: Option<Progress>,
 }
 
 impl ElementResponder {
@@ -271,8 +284,23 @@ impl ResponseHandler<PipelineOutput> for ElementResponder {
         self.response.lock().slot.as_ref().is_none_or(Slot::is_cancelled)
     }
 
+    fn on_wait(&self, position: usize) {
+        if let Some(progress) = &self.progress {
+            progress.waits(position);
+        }
+    }
+
+    fn on_step(&self, taken: usize, steps: usize) {
+        if let Some(progress) = &self.progress {
+            progress.step(taken, steps);
+        }
+    }
+
     fn on_start(&self) {
         self.gauge.start();
+        if let Some(progress) = &self.progress {
+            progress.starts();
+        }
         let mut state = self.response.lock();
         if !std::mem::replace(&mut state.started, true)
             && let Some(slot) = &mut state.slot

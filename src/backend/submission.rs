@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use triton_api::Slot;
+use triton_api::{Parameter, Slot};
 
 use super::ModelState;
 use super::encoder_thread::EncoderHandle;
 use super::error::to_triton;
 use super::job_gauge::JobGauge;
+use super::progress::Progress;
 use super::response::{ElementResponder, PendingResponse};
 use super::shared_engine::SharedEngine;
 use crate::pipelines::{Components, PipelineRequest};
@@ -126,8 +127,16 @@ impl Submitter {
             received,
             self.model.counters(),
         );
+        let has_several = elements.len() > 1;
         let requests = elements.into_iter().enumerate().map(|(index, (planned, memory))| {
             let request = &planned.request;
+            let progress = request.progress_every.map(|every| {
+                let element = has_several.then_some(index);
+                let response = Arc::clone(&response);
+                let respond = move |parameters: &[(&str, Parameter)]| response.send_progress(parameters);
+                let steps = request.denoising_steps();
+                Progress::new(every, steps, element, Arc::new(respond), self.encoder.clone())
+            });
             QueuedRequest {
                 memory,
                 work: Work {
@@ -146,6 +155,7 @@ impl Submitter {
                     output_format: request.output,
                     encoder: self.encoder.clone(),
                     gauge: JobGauge::new(self.model.counters()),
+                    progress,
                 }),
                 request: planned,
             }

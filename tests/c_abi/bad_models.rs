@@ -319,11 +319,6 @@ fn load_invalid_model_config_is_rejected() {
             &["generated_image"],
         ),
         (
-            config("model_transaction_policy", json!({"decoupled": true})),
-            Unsupported,
-            &["decoupled"],
-        ),
-        (
             config("sequence_batching", json!({})),
             Unsupported,
             &["sequence_batching"],

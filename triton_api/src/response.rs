@@ -226,6 +226,15 @@ impl Response {
     /// Sends the final response (`TRITONBACKEND_ResponseSend`), with an error if given. Triton owns
     /// the response afterwards, even if sending fails.
     pub(crate) fn send(self, error: Option<&Error>) -> Result<(), Error> {
+        self.send_with(sys::TRITONSERVER_RESPONSE_COMPLETE_FINAL, error)
+    }
+
+    /// Sends a response that others follow, as [`Response::send`] does.
+    pub(crate) fn send_partial(self) -> Result<(), Error> {
+        self.send_with(0, None)
+    }
+
+    fn send_with(self, flags: u32, error: Option<&Error>) -> Result<(), Error> {
         let error = error.map(OwnedError::new);
         let raw = error.as_ref().map_or(std::ptr::null_mut(), OwnedError::as_ptr);
         let response = self.0;
@@ -233,13 +242,7 @@ impl Response {
         mem::forget(self);
         // SAFETY: the response was owned and is not used again; the error remains owned here
         // and outlives the call.
-        unsafe {
-            check(sys::TRITONBACKEND_ResponseSend(
-                response.as_ptr(),
-                sys::TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-                raw,
-            ))
-        }
+        unsafe { check(sys::TRITONBACKEND_ResponseSend(response.as_ptr(), flags, raw)) }
     }
 }
 

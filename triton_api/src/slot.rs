@@ -77,6 +77,21 @@ impl Slot {
         }
     }
 
+    /// Sends a response with parameters and without outputs, which others follow. The final response is not affected. The
+    /// model must be decoupled (`model_transaction_policy` in its configuration).
+    ///
+    /// # Errors
+    ///
+    /// Triton rejects the response or a parameter. The slot has not ended.
+    pub fn send_partial(&mut self, parameters: &[(&str, Parameter)]) -> Result<(), Error> {
+        // SAFETY: the slot owns the request, which is not released yet.
+        let mut response = unsafe { Response::new(self.request)? };
+        for (name, value) in parameters {
+            response.set_parameter(name, value)?;
+        }
+        response.send_partial()
+    }
+
     /// Records that work on the request begins. The time before counts as queue time. Without a call, work begins when the
     /// request is accepted.
     pub fn mark_exec_start(&mut self) {

@@ -51,6 +51,9 @@ pub struct Arguments {
     /// The device in config.pbtxt; configs/cpu.pbtxt for --model-config-name=cpu is always written
     #[arg(long, value_enum, default_value_t = Kind::Gpu)]
     kind: Kind,
+    /// Let requests ask for their progress, over gRPC streams and generate_stream only; SageMaker refuses such models
+    #[arg(long)]
+    decoupled: bool,
     #[command(flatten)]
     parameters: ParameterArguments,
     /// Compression level of gzip, 0 to 9: higher levels hardly make weights smaller
@@ -132,7 +135,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     stage::configuration(
         &model,
         report.pipeline.as_deref().unwrap_or_default(),
-        arguments.kind,
+        (arguments.kind, arguments.decoupled),
         &pairs,
     )?;
 

@@ -30,11 +30,16 @@ const LORA_FILES: [&str; 3] = [
 ///
 /// # Errors
 /// Errors of the file system.
-pub fn configuration(model: &Path, pipeline: &str, kind: Kind, parameters: &Map<String, Value>) -> Result<()> {
+pub fn configuration(
+    model: &Path,
+    pipeline: &str,
+    (kind, decoupled): (Kind, bool),
+    parameters: &Map<String, Value>,
+) -> Result<()> {
     files::make_folder(&model.join("configs"))?;
-    let config = config_pbtxt(pipeline, kind, parameters);
+    let config = config_pbtxt(pipeline, kind, decoupled, parameters);
     files::write(&model.join("config.pbtxt"), config.as_bytes())?;
-    let cpu = cpu_pbtxt(pipeline, parameters);
+    let cpu = cpu_pbtxt(pipeline, decoupled, parameters);
     files::write(&model.join("configs/cpu.pbtxt"), cpu.as_bytes())
 }
 

@@ -75,6 +75,14 @@ impl<P: Pipeline> RunningJob<P> {
         }
     }
 
+    /// Counts a step, and tells the handler unless it is the last one or has failed.
+    pub fn count_step(&mut self) {
+        self.steps_taken += 1;
+        if self.failed.is_none() && self.steps_taken < self.work.steps {
+            self.pending.handler.on_step(self.steps_taken, self.work.steps);
+        }
+    }
+
     /// Returns what decides when the job takes its next step.
     pub fn turn(&self, now: Instant) -> Turn {
         Turn {

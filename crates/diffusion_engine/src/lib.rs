@@ -102,8 +102,12 @@ pub trait Pipeline: Send + 'static {
 pub trait ResponseHandler<Output>: Send {
     /// Returns whether the client has cancelled. Called between steps, and while the request waits.
     fn is_cancelled(&self) -> bool;
+    /// Called while the request waits, before each step of the engine: so many requests come before it.
+    fn on_wait(&self, position: usize);
     /// Called before the job is prepared.
     fn on_start(&self);
+    /// Called after each step but the last: `taken` of the job's `steps` steps are taken.
+    fn on_step(&self, taken: usize, steps: usize);
     /// Takes the result. Called exactly once for every request.
     fn send(self: Box<Self>, result: Result<Output>);
 }

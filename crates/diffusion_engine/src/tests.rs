@@ -437,6 +437,34 @@ fn handler_may_drop_the_last_handle_of_the_engine() {
 }
 
 #[test]
+fn handler_is_told_of_its_position_and_its_steps() {
+    let mut engine_under_test = TestEngine::new(1);
+    engine_under_test.submit(Spec::new(1, 3));
+    assert_eq!(engine_under_test.called(), [1]);
+    engine_under_test.submit(Spec::new(2, 3));
+    engine_under_test.submit(Spec::new(3, 3));
+    engine_under_test.run();
+    assert_eq!(engine_under_test.answers(3).len(), 3);
+    let log = engine_under_test.log.get();
+    assert_eq!(
+        log.steps,
+        [(1, 1, 3), (1, 2, 3), (2, 1, 3), (2, 2, 3), (3, 1, 3), (3, 2, 3)]
+    );
+    let of = |id: usize| {
+        log.positions
+            .iter()
+            .filter(move |(of, _)| *of == id)
+            .map(|(_, position)| *position)
+    };
+    assert_eq!(of(1).count(), 0, "it never waits");
+    assert!(of(2).all(|position| position == 0) && of(2).count() > 0);
+    let third: Vec<usize> = of(3).collect();
+    assert!(third.contains(&1) && third.ends_with(&[0]), "{third:?}");
+    drop(log);
+    engine_under_test.end();
+}
+
+#[test]
 fn batch_of_two_owners_is_reported_to_each_once() {
     let mut engine_under_test = TestEngine::new(8);
     engine_under_test.submit(Spec::new(0, 1).side(32));
@@ -447,7 +475,10 @@ fn batch_of_two_owners_is_reported_to_each_once() {
     engine_under_test.run();
     assert_eq!(engine_under_test.answers(4).len(), 4);
     let observed = engine_under_test.log.get().observed.clone();
-    assert!(observed.contains(&(0, 4, 6)) && observed.contains(&(1, 2, 6)), "{observed:?}");
+    assert!(
+        observed.contains(&(0, 4, 6)) && observed.contains(&(1, 2, 6)),
+        "{observed:?}"
+    );
     assert_eq!(observed.iter().filter(|(_, _, size)| *size == 6).count(), 2);
     engine_under_test.end();
 }

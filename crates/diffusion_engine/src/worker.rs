@@ -122,6 +122,7 @@ impl<P: Pipeline> Worker<'_, P> {
             self.drop_ended_waiting()?;
             self.drop_ended_running()?;
             self.start_admitted()?;
+            self.report_positions()?;
             // A job may have no steps at all.
             self.complete_finished()?;
             self.step()?;
@@ -258,6 +259,26 @@ impl<P: Pipeline> Worker<'_, P> {
         self.drop_too_large()
     }
 
+    /// Tells each waiting request how many come before it.
+    fn report_positions(&mut self) -> Caught<()> {
+        for index in 0..self.waiting.len() {
+            let told = catch_panic(|| {
+                if let Some(waiting) = self.waiting.get(index) {
+                    waiting.request.handler.on_wait(index);
+                }
+            });
+            if let Err(stopped) = told {
+                self.report_panic();
+                if let Some(waiting) = self.waiting.remove(index) {
+                    let (_, _, pending) = self.leave_queue(waiting.request);
+                    let _ = catch_panic(|| pending.handler.send(Err(internal_error())));
+                }
+                return Err(stopped);
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the indices of the waiting requests that start now, and reserves their memory. Requests for which there is no
     /// memory are passed as those for which there is no room.
     fn admitted(&mut self, waiting: &[Waiting]) -> Vec<usize> {
@@ -372,9 +393,11 @@ impl<P: Pipeline> Worker<'_, P> {
         }
         self.step_batch(&jobs)?;
         for job in jobs {
-            if let Some(running) = self.running.get_mut(job) {
-                running.steps_taken += 1;
-            }
+            self.call_for_running(&[job], |_, running| {
+                if let Some(running) = running.get_mut(job) {
+                    running.count_step();
+                }
+            })?;
         }
         Ok(())
     }

@@ -73,6 +73,8 @@ pub struct GenArgs {
     pub loras: Option<Vec<LoraRequest>>,
     /// Milliseconds until the request must be answered, 1 to 86400000.
     pub timeout_ms: Option<u64>,
+    /// Steps from one progress response to the next, 1 to 1000; 0 for none.
+    pub progress_every: Option<u64>,
 }
 
 /// A JSON object as a list of its pairs, which shows duplicate keys.

@@ -54,6 +54,8 @@ pub struct GenerateRequest {
     pub output: OutputFormat,
     /// How long the client waits for the images.
     pub timeout: Option<Duration>,
+    /// Steps from one progress response to the next, at least 1; `None` for no progress.
+    pub progress_every: Option<usize>,
 }
 
 impl GenerateRequest {

@@ -199,6 +199,10 @@ impl RequestValidator {
             timesteps: args.timesteps,
             sigmas: args.sigmas,
             timeout: args.timeout_ms.map(Duration::from_millis),
+            progress_every: args
+                .progress_every
+                .and_then(|steps| usize::try_from(steps).ok())
+                .filter(|steps| *steps > 0),
         };
         check_work(rules, &request)?;
         Ok(request)

@@ -97,11 +97,14 @@ impl<'m> FakeInstance<'m> {
             .iter()
             .map(|request| raw::<RequestObject>(request.id))
             .collect();
+        let config = self.model.config();
+        let decoupled = config.pointer("/model_transaction_policy/decoupled") == Some(&Value::Bool(true));
         {
             let mut state = lock();
             for request in requests {
                 if let Some(request) = state.peek_mut::<RequestObject>(request.id) {
                     request.executing = true;
+                    request.decoupled = decoupled;
                 }
             }
         }

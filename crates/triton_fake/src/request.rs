@@ -240,6 +240,7 @@ impl RequestBuilder {
             cancelled: self.cancelled,
             timeout_us: u64::try_from(self.timeout.as_micros()).unwrap_or(u64::MAX),
             executing: false,
+            decoupled: false,
             released: false,
             responses: Vec::new(),
             statistics: Vec::new(),

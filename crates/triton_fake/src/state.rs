@@ -138,6 +138,8 @@ pub(crate) struct RequestObject {
     pub timeout_us: u64,
     /// Whether the request was passed to Execute, so the backend or Triton must answer it.
     pub executing: bool,
+    /// Whether the model may send several responses.
+    pub decoupled: bool,
     pub released: bool,
     pub responses: Vec<FakeResponse>,
     pub statistics: Vec<RequestStatistics>,

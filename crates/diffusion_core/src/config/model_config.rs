@@ -138,16 +138,6 @@ pub fn validate_model_config(config: &Value, inputs: &[TensorSpec]) -> Result<()
     let config = config
         .as_object()
         .ok_or_else(|| Error::invalid_argument("expected a JSON object as the model configuration"))?;
-    if config
-        .get("model_transaction_policy")
-        .and_then(|policy| policy.get("decoupled"))
-        .and_then(Value::as_bool)
-        .unwrap_or(false)
-    {
-        return Err(Error::unsupported(
-            "model_transaction_policy: decoupled models are not supported; each request has exactly one response",
-        ));
-    }
     if config.get("sequence_batching").is_some_and(|s| !s.is_null()) {
         return Err(Error::unsupported(
             "sequence_batching is not supported; requests are independent",

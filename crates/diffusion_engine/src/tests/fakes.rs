@@ -22,7 +22,9 @@ pub enum FailPoint {
     Finish,
     DropJob,
     IsCancelled,
+    OnWait,
     OnStart,
+    OnStep,
     Send,
 }
 
@@ -140,6 +142,10 @@ pub struct Log {
     pub calls: Vec<Vec<usize>>,
     /// The owner, its entries and the size of each batch.
     pub observed: Vec<(usize, usize, usize)>,
+    /// The id and the position of waiting requests.
+    pub positions: Vec<(usize, usize)>,
+    /// The id, the steps taken and all steps of jobs.
+    pub steps: Vec<(usize, usize, usize)>,
     pub started: Vec<usize>,
     pub prepared: Vec<usize>,
     /// For each call of `free_memory`, the number of jobs.
@@ -384,6 +390,20 @@ impl ResponseHandler<(usize, usize)> for FakeHandler {
         let _ = self.spec.meets(FailPoint::IsCancelled);
         let asks = self.asks.fetch_add(1, Ordering::SeqCst);
         self.cancelled.load(Ordering::SeqCst) || self.spec.cancel_after.is_some_and(|n| asks >= n)
+    }
+
+    fn on_wait(&self, position: usize) {
+        let _ = self.spec.meets(FailPoint::OnWait);
+        let entry = (self.spec.id, position);
+        let positions = &mut self.log.get().positions;
+        if positions.last() != Some(&entry) {
+            positions.push(entry);
+        }
+    }
+
+    fn on_step(&self, taken: usize, steps: usize) {
+        let _ = self.spec.meets(FailPoint::OnStep);
+        self.log.get().steps.push((self.spec.id, taken, steps));
     }
 
     fn on_start(&self) {

@@ -161,6 +161,29 @@ fn panic_restarts_the_engine_and_answers_all_requests() {
 }
 
 #[test]
+fn panic_of_a_handler_that_is_told_its_position_fails_its_request() {
+    let mut engine_under_test = busy(TestEngine::new(1));
+    for id in [1, 2, 3] {
+        let spec = Spec::new(id, 1);
+        engine_under_test.submit(match id {
+            2 => spec.fault(FailPoint::OnWait, Fault::Panic),
+            _ => spec,
+        });
+    }
+    engine_under_test.run();
+    let answers = engine_under_test.answers(4);
+    assert_eq!(kind(&answers[&2]), Some(ErrorKind::Internal));
+    assert_eq!(kind(&answers[&0]), Some(ErrorKind::Unavailable), "it ran");
+    assert_eq!([&answers[&1], &answers[&3]], [&Ok((1, 1)), &Ok((3, 1))]);
+    engine_under_test.end();
+}
+
+#[test]
+fn panic_of_a_handler_that_is_told_of_a_step_restarts_the_engine() {
+    panic_at(FailPoint::OnStep, Spec::new(2, 2));
+}
+
+#[test]
 fn panic_of_a_dropped_job_restarts_the_engine() {
     // Cancelled while it runs: asked while it waits, then before its first step.
     panic_at(

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::super::{Deadline, Engine, MemoryBudget, MemoryNeed, Owner, QueueLimits, QueuedRequest, Work};
-use super::fakes::{Answer, Ended, FakeBatchObserver, FakeHandler, FakeObserver, FakePipeline, Outcome, SharedLog, Spec, entry_cost};
+use super::fakes::{
+    Answer, Ended, FakeBatchObserver, FakeHandler, FakeObserver, FakePipeline, Outcome, SharedLog, Spec, entry_cost,
+};
 
 /// The time limit of every wait. Only a failing test reaches it.
 pub const LIMIT: Duration = Duration::from_secs(20);

@@ -50,16 +50,8 @@ enum Kind {
     Sigmas(Field<Vec<f64>>),
     /// LoRAs with their scales.
     Loras(Field<Vec<LoraRequest>>),
-    /// A planned feature. Only the values that do not request it are accepted.
-    Planned(Planned),
-}
-
-/// The type of a planned feature's key.
-enum Planned {
-    /// `true` requests the feature.
-    Switch,
-    /// 1 up to this number requests the feature.
-    Count(u64),
+    /// A planned feature, which true asks for.
+    Planned,
 }
 
 const ALL: &[PipelineClass] = &PipelineClass::ALL;
@@ -125,8 +117,8 @@ pub static KEYS: [Key; 25] = [
     key("loras", ALL, Kind::Loras(|a| &mut a.loras)),
     // At most a day.
     key("timeout_ms", ALL, Kind::Int(1..=86_400_000, |a| &mut a.timeout_ms)),
-    key("progress_every", ALL, Kind::Planned(Planned::Count(1000))),
-    key("preview", ALL, Kind::Planned(Planned::Switch)),
+    key("progress_every", ALL, Kind::Int(0..=1000, |a| &mut a.progress_every)),
+    key("preview", ALL, Kind::Planned),
 ];
 
 const fn key(name: &'static str, pipelines: &'static [PipelineClass], kind: Kind) -> Key {
@@ -142,7 +134,7 @@ impl Key {
             }
             Kind::Size(_) => "an integer that is a multiple of 8".into(),
             Kind::Float(range, _) => format!("a number from {} to {}", range.start(), range.end()),
-            Kind::Bool(_) | Kind::Planned(Planned::Switch) => "true or false".into(),
+            Kind::Bool(_) | Kind::Planned => "true or false".into(),
             Kind::ClassName(_) => "the class name of a diffusers scheduler".into(),
             Kind::Format(_) => format!("one of {}", Format::ALL.map(|(name, _)| name).join(", ")),
             Kind::PromptSyntax(_) => {
@@ -160,7 +152,6 @@ impl Key {
                 "a list of up to {MAX_LORAS} objects, each with a `name` of letters, digits, `.`, `_` and `-` that no other \
                  has, and with a `scale` and a `text_encoder_scale` from -10 to 10 if wanted"
             ),
-            Kind::Planned(Planned::Count(max)) => format!("an integer from 0 to {max}"),
         }
     }
 
@@ -198,15 +189,13 @@ impl Key {
             Kind::Timesteps(field) => set(field(args), as_timesteps(value)),
             Kind::Sigmas(field) => set(field(args), as_sigmas(value)),
             Kind::Loras(field) => set(field(args), LoraRequest::list(value)),
-            Kind::Planned(planned) => match planned.is_requested(value) {
-                Some(true) => {
-                    return Err(Error::unsupported(format!(
-                        "`{}` is not supported by this version of the backend",
-                        self.name
-                    )));
-                }
-                requested => requested.is_some(),
-            },
+            Kind::Planned if value == true => {
+                return Err(Error::unsupported(format!(
+                    "`{}` is not supported by this version of the backend",
+                    self.name
+                )));
+            }
+            Kind::Planned => value == false,
         };
         if stored {
             Ok(())
@@ -245,17 +234,7 @@ impl Key {
             Kind::Timesteps(field) => fill(*field, to, from),
             Kind::Sigmas(field) => fill(*field, to, from),
             Kind::Loras(field) => fill(*field, to, from),
-            Kind::Planned(_) => {}
-        }
-    }
-}
-
-impl Planned {
-    /// Returns whether `value` requests the feature, or `None` for an invalid value.
-    fn is_requested(&self, value: &Value) -> Option<bool> {
-        match self {
-            Self::Switch => value.as_bool(),
-            Self::Count(max) => as_int(value, &(0..=*max)).map(|n| n > 0),
+            Kind::Planned => {}
         }
     }
 }

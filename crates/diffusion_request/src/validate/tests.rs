@@ -122,6 +122,7 @@ fn prompt_alone_gets_the_defaults_of_diffusers() {
             decoder: Decoder::Vae,
             output: OutputFormat::Png,
             timeout: None,
+            progress_every: None,
         };
         assert_eq!(request, expected);
         assert!(request.do_classifier_free_guidance());
@@ -207,6 +208,22 @@ fn timeout_is_read() {
         !request.gen_args().contains_key("timeout_ms"),
         "the image does not depend on it"
     );
+}
+
+#[test]
+fn progress_is_asked_for_by_a_number_of_steps() {
+    for (gen_args, expected) in [
+        (r#"{"progress_every": 2}"#, Some(2)),
+        (r#"{"progress_every": 0}"#, None),
+        ("{}", None),
+    ] {
+        let request = validate_args(gen_args).unwrap();
+        assert_eq!(request.progress_every, expected, "{gen_args}");
+        assert!(
+            !request.gen_args().contains_key("progress_every"),
+            "the image does not depend on it"
+        );
+    }
 }
 
 #[test]
@@ -524,6 +541,7 @@ proptest! {
             decoder: Decoder::ALL[decoder].1,
             output: [OutputFormat::Png, OutputFormat::Jpeg { quality }, OutputFormat::Webp { quality }][format],
             timeout: None,
+            progress_every: None,
         };
         let mut args = request.gen_args();
         args.insert("scheduler".into(), SCHEDULERS[scheduler].into());

@@ -210,8 +210,10 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseSend(
         let number = response.request;
         let request = state.get::<RequestObject>(NAME, raw::<RequestObject>(number))?;
         let (released, answered) = (request.released, request.responses.iter().any(|sent| sent.is_final));
+        let is_final = send_flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL != 0;
+        let is_one_of_several = !is_final && !request.decoupled;
         request.responses.push(FakeResponse {
-            is_final: send_flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL != 0,
+            is_final,
             error,
             outputs,
             parameters: response.parameters,
@@ -221,6 +223,11 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseSend(
         }
         if answered {
             state.violation(format!("{NAME}: request {number} was already answered"));
+        }
+        if is_one_of_several {
+            state.violation(format!(
+                "{NAME}: request {number} gets several responses, and its model is not decoupled"
+            ));
         }
         Ok(())
     })

@@ -1,8 +1,11 @@
-//! Adapters: small files that change a model's layers by request (LoRA).
+//! Adapters: small files that change a model by request. A LoRA changes its layers, a textual inversion adds words to its
+//! prompts.
 //!
-//! [`LoraPool`] finds, loads and keeps the files of a folder. [`JobAdapters`] are those of one request, as the layers take
-//! them.
+//! [`LoraPool`] finds, loads and keeps the LoRAs of a folder, [`EmbeddingPool`] the textual inversions. [`JobAdapters`] are
+//! those of one request, as the layers and the prompt encoder take them.
 
+mod embedding_pool;
+mod embeddings;
 mod job_adapters;
 mod keys;
 mod lora;
@@ -10,8 +13,12 @@ mod lora_pool;
 mod scaling;
 #[cfg(test)]
 mod tests;
+mod textual_inversion;
 
+pub use embedding_pool::EmbeddingPool;
+pub use embeddings::Embeddings;
 pub use job_adapters::{JobAdapters, ScaledLora};
 pub use keys::{AdaptedComponent, AdapterKey, KeyPart};
 pub use lora::{AdaptableLayers, Lora};
 pub use lora_pool::{LoraPool, PoolUsage};
+pub use textual_inversion::{InversionHeader, TextualInversion};

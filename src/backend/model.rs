@@ -21,8 +21,8 @@ use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
 use diffusion_engine::MemoryBudget;
 
-/// LoRAs whose names the log has when a model loads.
-const MAX_LOGGED_LORAS: usize = 20;
+/// LoRAs, and embeddings, whose names the log has when a model loads.
+const MAX_LOGGED_NAMES: usize = 20;
 
 /// A loaded model (`TRITONBACKEND_Model`).
 pub struct ModelState {
@@ -30,8 +30,10 @@ pub struct ModelState {
     folder: PathBuf,
     /// The folder of the LoRAs.
     loras: PathBuf,
-    /// The folder that no link of a LoRA may lead out of.
-    loras_root: Option<PathBuf>,
+    /// The folder of the textual inversions.
+    embeddings: PathBuf,
+    /// The folder that no link of an adapter may lead out of.
+    adapters_root: Option<PathBuf>,
     parameters: ModelParameters,
     max_batch_size: u32,
     inputs: &'static [TensorSpec],
@@ -145,14 +147,25 @@ impl ModelState {
         let components = components.with_loras(
             self.loras.clone(),
             self.parameters.lora_cache_bytes,
-            self.loras_root.clone(),
+            self.adapters_root.clone(),
         );
+        let components = components.with_embeddings(self.embeddings.clone(), self.adapters_root.clone());
         if let Some(names) = components
             .loras()
             .map(LoraPool::names)
             .filter(|names| !names.is_empty())
         {
             log_info!("model '{}': {} LoRAs: {}", self.name, names.len(), shortened(&names));
+        }
+        if let Some(pool) = components.embeddings() {
+            let words: Vec<String> = pool.get().words().map(|(word, _)| word.to_owned()).collect();
+            if !words.is_empty() {
+                let words_shown = shortened(&words);
+                log_info!("model '{}': {} embeddings: {words_shown}", self.name, words.len());
+            }
+            for warning in pool.new_warnings() {
+                log_warn!("model '{}': {warning}", self.name);
+            }
         }
         for warning in warnings {
             log_warn!("model '{}': {warning}", self.name);
@@ -209,7 +222,8 @@ impl ModelState {
             counters: backend.families.counters(&name, context.version()),
             folder,
             loras: context.version_path().join(&parameters.loras),
-            loras_root: (!parameters.outside_links).then(|| context.version_path()),
+            embeddings: context.version_path().join(&parameters.embeddings),
+            adapters_root: (!parameters.outside_links).then(|| context.version_path()),
             parameters,
             max_batch_size: u32::try_from(max_batch_size).unwrap_or(u32::MAX),
             inputs,
@@ -226,7 +240,7 @@ impl ModelState {
 
 /// Joins the first names.
 fn shortened(names: &[String]) -> String {
-    let shown = names.get(..MAX_LOGGED_LORAS.min(names.len())).unwrap_or_default();
+    let shown = names.get(..MAX_LOGGED_NAMES.min(names.len())).unwrap_or_default();
     let more = if shown.len() < names.len() { ", ..." } else { "" };
     format!("{}{more}", shown.join(", "))
 }

@@ -68,6 +68,8 @@ pub struct ModelParameters {
     pub loras: PathBuf,
     /// Bytes of LoRAs on a device that stay in memory, 0 to 2^40; 512 MiB if absent.
     pub lora_cache_bytes: Option<u64>,
+    /// The folder of the textual inversions, relative to the version folder or absolute. Default `embeddings`.
+    pub embeddings: PathBuf,
     /// Whether the safety checker runs, if the folder has one. Default true.
     pub safety_checker: bool,
     /// Batch entries of one UNet call, 1 to 256; the pipeline's limit if absent.
@@ -101,6 +103,7 @@ impl Default for ModelParameters {
             weights: Placement::default(),
             outside_links: true,
             loras: PathBuf::from("loras"),
+            embeddings: PathBuf::from("embeddings"),
             lora_cache_bytes: None,
             safety_checker: true,
             max_unet_batch_size: None,
@@ -134,7 +137,7 @@ const MAX_WAITING_REQUESTS: RangeInclusive<u64> = 1..=4096;
 const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
 const INTRA_OP_THREADS: RangeInclusive<u64> = 1..=1024;
 
-const PARAMETERS: [Parameter; 18] = [
+const PARAMETERS: [Parameter; 19] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
@@ -223,6 +226,14 @@ const PARAMETERS: [Parameter; 18] = [
         allowed: "an integer from 0 to 1099511627776",
         read: |p, text| {
             p.lora_cache_bytes = Some(integer(text, &LORA_CACHE_BYTES)?);
+            Some(())
+        },
+    },
+    Parameter {
+        name: "embeddings",
+        allowed: "a path",
+        read: |p, text| {
+            p.embeddings = (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text))?;
             Some(())
         },
     },
@@ -395,6 +406,7 @@ mod tests {
             "outside_links": {"string_value": "refuse"},
             "loras": {"string_value": "/models/loras"},
             "lora_cache_bytes": {"string_value": "1000000"},
+            "embeddings": {"string_value": "/models/embeddings"},
             "safety_checker": {"string_value": "off"},
             "max_unet_batch_size": {"string_value": "8"},
             "max_pixels": {"string_value": "262144"},
@@ -417,6 +429,7 @@ mod tests {
             outside_links: false,
             loras: PathBuf::from("/models/loras"),
             lora_cache_bytes: Some(1_000_000),
+            embeddings: PathBuf::from("/models/embeddings"),
             safety_checker: false,
             max_unet_batch_size: Some(8),
             max_pixels: Some(262_144),
@@ -448,6 +461,8 @@ mod tests {
             ("outside_links", "false"),
             ("loras", ""),
             ("lora_cache_bytes", "-1"),
+            ("embeddings", ""),
+            ("embeddings", "a\0b"),
             ("safety_checker", "no"),
             ("safety_checker", ""),
             ("max_unet_batch_size", "0"),

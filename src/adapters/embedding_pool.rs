@@ -38,8 +38,8 @@ struct Loaded {
     embeddings: Arc<Embeddings>,
 }
 
-/// The name of a file without `.safetensors`, and what tells it from a file that replaces it; `None` if it cannot be read, or
-/// if it changed while it was read.
+/// The name of a file without `.safetensors`, and what tells it from a file that replaces it; `None` if it cannot be
+/// read, or if it changed while it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Listed {
     name: String,
@@ -47,8 +47,8 @@ struct Listed {
 }
 
 impl EmbeddingPool {
-    /// Makes the pool of a folder, which need not exist, for a text encoder with vectors of `width` numbers that computes in
-    /// `kind`. With a `root`, no link may lead out of it.
+    /// Makes the pool of a folder, which need not exist, for a text encoder with vectors of `width` numbers that computes
+    /// in `kind`. With a `root`, no link may lead out of it.
     pub fn new(
         folder: PathBuf,
         root: Option<PathBuf>,
@@ -185,3 +185,6 @@ fn not_read(path: PathBuf, name: String) -> InversionFile {
         content: Err((name, error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

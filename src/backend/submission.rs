@@ -72,7 +72,12 @@ impl Submitter {
     /// Loads the adapters of a request and submits it, or answers it with the error.
     pub fn load_and_submit(&self, engine: &InstanceEngine, mut request: PlannedRequest) {
         let loaded = request.load_adapters(&self.components);
-        for warning in self.components.embeddings().map(EmbeddingPool::new_warnings).unwrap_or_default() {
+        for warning in self
+            .components
+            .embeddings()
+            .map(EmbeddingPool::new_warnings)
+            .unwrap_or_default()
+        {
             log_warn!("model '{}': {warning}", self.model.name());
         }
         match loaded {

@@ -75,8 +75,8 @@ impl PromptEncoder {
     /// prompt only if plain and to both prompts if weighted. `adapters` change the text encoder and add words.
     ///
     /// # Errors
-    /// That of a word whose file is refused, and those of [`Embeddings::convert`], with the name of the prompt; Internal if the
-    /// tokenizer fails.
+    /// That of a word whose file is refused, and those of [`Embeddings::convert`], with the name of the prompt; Internal
+    /// if the tokenizer fails.
     pub fn encode(
         &mut self,
         prompts: &Prompts,
@@ -213,7 +213,8 @@ impl PromptEncoder {
         Ok(states)
     }
 
-    /// Returns the ids of a text without begin, end and padding. Words of textual inversions have ids beyond the vocabulary.
+    /// Returns the ids of a text without begin, end and padding. Words of textual inversions have ids beyond the
+    /// vocabulary.
     fn unpadded_ids(&self, text: &str, call: EncoderCall<'_>) -> Result<Vec<i64>> {
         call.adapters.embeddings().encode_unpadded(&self.tokenizer, text)
     }
@@ -300,11 +301,14 @@ impl PromptEncoder {
     }
 }
 
-/// Writes the words of textual inversions of several vectors out, before a weighted prompt is parsed, as the sources do.
+/// Writes the words of textual inversions of several vectors out, before a weighted prompt is parsed, as the sources
+/// do.
 fn converted<'a>(prompts: &'a Prompts, guided: bool, embeddings: &Embeddings) -> Result<Cow<'a, Prompts>> {
     let prompt = embeddings.convert(&prompts.prompt).context(|| PROMPT)?;
     let negative = match guided {
-        true => embeddings.convert(&prompts.negative_prompt).context(|| NEGATIVE_PROMPT)?,
+        true => embeddings
+            .convert(&prompts.negative_prompt)
+            .context(|| NEGATIVE_PROMPT)?,
         false => Cow::Borrowed(prompts.negative_prompt.as_str()),
     };
     if matches!((&prompt, &negative), (Cow::Borrowed(_), Cow::Borrowed(_))) {

@@ -29,7 +29,9 @@ impl EmbeddingReport {
     /// Reads the header of a file.
     pub fn of(path: &Path, file: &TensorFile) -> Self {
         let tensors = file.names();
-        let bytes = tensors.iter().filter_map(|name| Some(file.range(file.info(name)?).len()));
+        let bytes = tensors
+            .iter()
+            .filter_map(|name| Some(file.range(file.info(name)?).len()));
         let report = Self {
             file: path.to_owned(),
             bytes: bytes.sum(),
@@ -54,13 +56,13 @@ impl EmbeddingReport {
     /// Formats the report.
     pub fn text(&self) -> String {
         let size = HumanBytes(self.bytes as u64);
-        let mut lines = vec![
-            self.file.display().to_string(),
-            format!("  textual inversion, {size}"),
-        ];
+        let mut lines = vec![self.file.display().to_string(), format!("  textual inversion, {size}")];
         if let (Some(word), Some(vectors), Some(width)) = (&self.word, self.vectors, self.size) {
             lines.push(format!("  word          {word}"));
-            lines.push(format!("  vectors       {vectors} of {width} numbers, for {}", family(width)));
+            lines.push(format!(
+                "  vectors       {vectors} of {width} numbers, for {}",
+                family(width)
+            ));
         }
         lines.extend(self.problems.iter().map(|problem| format!("problem: {problem}")));
         lines.join("\n")

@@ -305,11 +305,11 @@ impl PromptEncoder {
 /// do.
 fn converted<'a>(prompts: &'a Prompts, guided: bool, embeddings: &Embeddings) -> Result<Cow<'a, Prompts>> {
     let prompt = embeddings.convert(&prompts.prompt).context(|| PROMPT)?;
-    let negative = match guided {
-        true => embeddings
-            .convert(&prompts.negative_prompt)
-            .context(|| NEGATIVE_PROMPT)?,
-        false => Cow::Borrowed(prompts.negative_prompt.as_str()),
+    let negative = prompts.negative_prompt.as_str();
+    let negative = if guided {
+        embeddings.convert(negative).context(|| NEGATIVE_PROMPT)?
+    } else {
+        Cow::Borrowed(negative)
     };
     if matches!((&prompt, &negative), (Cow::Borrowed(_), Cow::Borrowed(_))) {
         return Ok(Cow::Borrowed(prompts));

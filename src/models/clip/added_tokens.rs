@@ -162,10 +162,7 @@ impl Trie {
                 continue;
             }
             let mut found = None;
-            for index in 0..started.len() {
-                let Some(state) = started.get_mut(index) else {
-                    break;
-                };
+            for state in &mut started {
                 if state.node.ends {
                     found = Some(state.start);
                     break;

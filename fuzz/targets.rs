@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use diffusion_core::config::{ModelParameters, PipelineClass};
@@ -17,7 +17,7 @@ use diffusion_core::{Error, Result};
 use diffusion_image::{EncodedImage, ImageLimits, RgbImage};
 use diffusion_request::{ElementInputs, GenerateRequest, ModelInfo, PromptSyntax, Prompts, RequestValidator};
 use tch::{Device, Kind};
-use triton_diffusion::adapters::{AdaptableLayers, LoraPool};
+use triton_diffusion::adapters::{AdaptableLayers, EmbeddingPool, LoraPool};
 use triton_diffusion::models::clip::{ClipTextConfig, ClipTokenizer, ClipVisionConfig};
 use triton_diffusion::models::dpt::DptConfig;
 use triton_diffusion::models::safety_checker::SafetyCheckerConfig;
@@ -163,7 +163,8 @@ pub fn safetensors_file(data: &[u8]) {
     });
 }
 
-/// A LoRA's file, or, after a first byte of 1, the configuration of one in a folder of peft.
+/// A LoRA's file; after a first byte of 1, the configuration of one in a folder of peft; after a 2, a file of textual
+/// inversion.
 pub fn adapter_files(data: &[u8]) {
     const FILE: &str = "lora.safetensors";
     let layers = LayerShapes::from([
@@ -180,6 +181,7 @@ pub fn adapter_files(data: &[u8]) {
         }
     };
     match data.split_first() {
+        Some((2, file)) => with_folder(&[("word.safetensors", file)], embedding_folder),
         Some((1, config)) => with_folder(
             &[("adapter_model.safetensors", LORA), ("adapter_config.json", config)],
             |folder| {
@@ -191,33 +193,67 @@ pub fn adapter_files(data: &[u8]) {
     }
 }
 
+/// Texts have either the vectors of a file or an error that tells its name, and texts without its word have no error.
+fn embedding_folder(folder: &Path) {
+    const TOKENIZER: &[u8] = include_bytes!("corpus/tokenizer/minimal");
+    // Made once: making it takes longer than the rest.
+    static OPENED: LazyLock<Arc<ClipTokenizer>> = LazyLock::new(|| {
+        let mut opened = None;
+        with_folder(&tokenizer_files(TOKENIZER), |folder| {
+            opened = Some(Arc::new(ClipTokenizer::open(folder, 77, 3).unwrap()));
+        });
+        opened.unwrap()
+    });
+    let pool = EmbeddingPool::new(folder.to_path_buf(), None, Arc::clone(&OPENED), (4, Kind::Float));
+    let embeddings = pool.get();
+    let words: Vec<(&str, usize)> = embeddings.words().collect();
+    assert_eq!(words.len() + embeddings.warnings().len(), 1);
+    for (word, vectors) in words {
+        let text = embeddings.convert(word).unwrap();
+        let ids = embeddings.encode_unpadded(&OPENED, &text).unwrap();
+        assert_eq!(ids.len(), vectors);
+        for id in ids {
+            let vector = embeddings.vector(id).unwrap();
+            assert!(vector.len() == 4 && vector.iter().all(|number| number.is_finite()));
+        }
+    }
+    if let Err(error) = embeddings.encode_unpadded(&OPENED, "a word") {
+        assert!(error.to_string().contains("word.safetensors"), "{error}");
+        check_file_error(&error);
+    }
+}
+
 /// A LoRA of peft for the layers of [`adapter_files`].
 const LORA: &[u8] = include_bytes!("corpus/adapter/peft");
 
-/// The files of a tokenizer, separated by zeros: `vocab.json`, `merges.txt`, `tokenizer_config.json` and
-/// `special_tokens_map.json`. Its tokens are numbers of the vocabulary.
-pub fn tokenizer_folder(data: &[u8]) {
-    const VOCABULARY: i64 = 49_408;
+/// The names and contents of a tokenizer's files, which zeros separate.
+fn tokenizer_files(data: &[u8]) -> Vec<(&str, &[u8])> {
     const NAMES: [&str; 4] = [
         "vocab.json",
         "merges.txt",
         "tokenizer_config.json",
         "special_tokens_map.json",
     ];
-    let files: Vec<(&str, &[u8])> = NAMES
-        .into_iter()
-        .zip(data.splitn(NAMES.len(), |&byte| byte == 0))
-        .collect();
-    with_folder(&files, |folder| match ClipTokenizer::open(folder, 77, VOCABULARY) {
-        Err(error) => check_file_error(&error),
-        Ok(tokenizer) => {
-            for text in ["a photo of a cat", "", "<|endoftext|> \u{1F408} x0"] {
-                match tokenizer.encode_unpadded(text) {
-                    Ok(tokens) => assert!(tokens.iter().all(|token| (0..VOCABULARY).contains(token))),
-                    Err(error) => check_file_error(&error),
-                }
-                if let Err(error) = tokenizer.encode(text) {
-                    check_file_error(&error);
+    let contents = data.splitn(NAMES.len(), |&byte| byte == 0);
+    NAMES.into_iter().zip(contents).collect()
+}
+
+/// The files of a tokenizer, separated by zeros: `vocab.json`, `merges.txt`, `tokenizer_config.json` and
+/// `special_tokens_map.json`. Its tokens are numbers of the vocabulary.
+pub fn tokenizer_folder(data: &[u8]) {
+    const VOCABULARY: i64 = 49_408;
+    with_folder(&tokenizer_files(data), |folder| {
+        match ClipTokenizer::open(folder, 77, VOCABULARY) {
+            Err(error) => check_file_error(&error),
+            Ok(tokenizer) => {
+                for text in ["a photo of a cat", "", "<|endoftext|> \u{1F408} x0"] {
+                    match tokenizer.encode_unpadded(text) {
+                        Ok(tokens) => assert!(tokens.iter().all(|token| (0..VOCABULARY).contains(token))),
+                        Err(error) => check_file_error(&error),
+                    }
+                    if let Err(error) = tokenizer.encode(text) {
+                        check_file_error(&error);
+                    }
                 }
             }
         }

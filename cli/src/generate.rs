@@ -25,6 +25,9 @@ pub struct Arguments {
     /// The folder of the LoRAs that gen_args ask for
     #[arg(long)]
     loras: Option<PathBuf>,
+    /// The folder of the textual inversions whose words the prompts have
+    #[arg(long)]
+    embeddings: Option<PathBuf>,
     /// The model's name in the image's text chunk [default: the folder's name]
     #[arg(long)]
     model_name: Option<String>,
@@ -70,7 +73,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(folder) => components.with_loras(folder.clone(), None, None),
         None => components,
     };
+    let components = match &arguments.embeddings {
+        Some(folder) => components.with_embeddings(folder.clone(), None),
+        None => components,
+    };
     let adapters = components.load_adapters(&request)?;
+    for warning in adapters.embeddings().warnings() {
+        output::status(format_args!("warning: {warning}"));
+    }
     let pipeline = DiffusionPipeline::new(components, validator.limits().max_pixels);
     let metadata = Metadata::new(&request, &arguments.model_name());
     let (seed, output_format) = (request.seed, request.output);

@@ -23,8 +23,8 @@ use diffusion_core::failpoint::{self, FailPoint};
 use diffusion_core::{Error, Result};
 use diffusion_engine::MemoryBudget;
 
-/// LoRAs whose names the log has when a model loads.
-const MAX_LOGGED_LORAS: usize = 20;
+/// LoRAs, and embeddings, whose names the log has when a model loads.
+const MAX_LOGGED_NAMES: usize = 20;
 
 /// A loaded model (`TRITONBACKEND_Model`).
 pub struct ModelState {
@@ -151,7 +151,7 @@ impl ModelState {
             return Ok((model.clone(), 0));
         }
         let (base, bytes) = self.load_base(device)?;
-        let components = self.with_loras(base.components().get()?)?;
+        let components = self.with_adapters(base.components().get()?)?;
         let bytes = bytes + components.own_lora_bytes();
         let model = LoadedModel { components, base };
         *loaded = Some(model.clone());
@@ -220,8 +220,8 @@ impl ModelState {
         Components::load_with_progress(&self.checkpoint.folder, &self.parameters, device, &report)
     }
 
-    /// Adds the model's LoRA, and the LoRAs that requests may ask for.
-    fn with_loras(&self, components: Components) -> Result<Components> {
+    /// Adds the model's LoRA, and the LoRAs and the words that requests may ask for.
+    fn with_adapters(&self, components: Components) -> Result<Components> {
         let root = (!self.parameters.outside_links).then(|| self.version_path.clone());
         let folder = self.version_path.join(&self.parameters.loras);
         let mut components = components.with_loras(folder, self.parameters.lora_cache_bytes, root.clone());
@@ -229,9 +229,20 @@ impl ModelState {
             let path = self.version_path.join(lora);
             components = components.with_lora(&path, self.parameters.lora_scale, root.as_deref())?;
         }
+        components = components.with_embeddings(self.version_path.join(&self.parameters.embeddings), root);
         let names = components.loras().map(LoraPool::names).unwrap_or_default();
         if !names.is_empty() {
             log_info!("model '{}': {} LoRAs: {}", self.name, names.len(), shortened(&names));
+        }
+        if let Some(pool) = components.embeddings() {
+            let words: Vec<String> = pool.get().words().map(|(word, _)| word.to_owned()).collect();
+            if !words.is_empty() {
+                let shown = shortened(&words);
+                log_info!("model '{}': {} embeddings: {shown}", self.name, words.len());
+            }
+            for warning in pool.new_warnings() {
+                log_warn!("model '{}': {warning}", self.name);
+            }
         }
         Ok(components)
     }
@@ -281,7 +292,7 @@ impl ModelState {
 
 /// Joins the first names.
 fn shortened(names: &[String]) -> String {
-    let shown = names.get(..MAX_LOGGED_LORAS.min(names.len())).unwrap_or_default();
+    let shown = names.get(..MAX_LOGGED_NAMES.min(names.len())).unwrap_or_default();
     let more = if shown.len() < names.len() { ", ..." } else { "" };
     format!("{}{more}", shown.join(", "))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use triton_api::{Parameter, Slot};
+use triton_api::{Parameter, Slot, log_warn};
 
 use super::ModelState;
 use super::encoder_thread::EncoderHandle;
@@ -12,7 +12,7 @@ use super::job_gauge::JobGauge;
 use super::progress::Progress;
 use super::response::{ElementResponder, PendingResponse};
 use super::shared_engine::SharedEngine;
-use crate::pipelines::{Components, PipelineRequest};
+use crate::pipelines::{Components, EmbeddingPool, PipelineRequest};
 use diffusion_core::{Context, Error, Result};
 use diffusion_engine::{Deadline, MemoryBudget, MemoryNeed, Owner, QueuedRequest, Work};
 use diffusion_request::{GenerateRequest, Metadata};
@@ -48,10 +48,10 @@ pub struct Submitter {
 }
 
 impl PlannedRequest {
-    /// Gives all batch elements their LoRAs if these are in memory.
+    /// Gives all batch elements their adapters if these are in memory.
     ///
     /// # Errors
-    /// The request itself if a LoRA is not in memory.
+    /// The request itself if an adapter is not in memory.
     // The request is handed over, not a failure.
     #[expect(clippy::result_large_err, reason = "the request goes on in either case")]
     pub fn with_loaded_adapters(mut self, components: &Components) -> Result<Self, Self> {
@@ -64,7 +64,7 @@ impl PlannedRequest {
         Ok(self)
     }
 
-    /// Gives all batch elements their LoRAs, and loads those that are not in memory.
+    /// Gives all batch elements their adapters, and loads those that are not in memory.
     fn load_adapters(&mut self, components: &Components) -> Result<()> {
         let count = self.elements.len();
         for (index, (planned, _)) in self.elements.iter_mut().enumerate() {
@@ -96,9 +96,18 @@ impl Submitter {
         elements.into_iter().enumerate().map(plan).collect()
     }
 
-    /// Loads the LoRAs of a request and submits it, or answers it with the error.
+    /// Loads the adapters of a request and submits it, or answers it with the error.
     pub fn load_and_submit(&self, mut request: PlannedRequest) {
-        match request.load_adapters(&self.components) {
+        let loaded = request.load_adapters(&self.components);
+        for warning in self
+            .components
+            .embeddings()
+            .map(EmbeddingPool::new_warnings)
+            .unwrap_or_default()
+        {
+            log_warn!("model '{}': {warning}", self.model.name());
+        }
+        match loaded {
             Ok(()) => self.submit(request),
             Err(error) => self.fail_with(request.slot, &error),
         }

@@ -27,7 +27,7 @@ use crate::torch::{cpu_allocator, cuda, memory};
 use crate::weights;
 use diffusion_core::Result;
 
-pub use crate::adapters::{JobAdapters, LoraPool, PoolUsage};
+pub use crate::adapters::{EmbeddingPool, JobAdapters, LoraPool, PoolUsage};
 pub use crate::torch::cuda::DeviceMemory;
 pub use crate::torch::initialize as initialize_libtorch;
 pub use crate::torch::{Device, Stream};

@@ -3,6 +3,7 @@
 //! Sources: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py` (`encode_prompt`) for plain prompts,
 //! `examples/community/lpw_stable_diffusion.py` (`get_weighted_text_embeddings`) for weighted ones.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -10,12 +11,12 @@ use std::sync::Arc;
 use lru::LruCache;
 use tch::{Device, Kind, Tensor};
 
-use crate::adapters::JobAdapters;
-use crate::models::clip::{ClipTextModel, ClipTokenizer};
+use crate::adapters::{Embeddings, JobAdapters};
+use crate::models::clip::{AddedVectors, ClipTextModel, ClipTokenizer};
 use crate::models::layers::{AdaptedJobs, BatchSplit};
 use crate::torch::Stream;
 use crate::weights::SharedModel;
-use diffusion_core::{Error, Result};
+use diffusion_core::{Context, Error, Result};
 use diffusion_request::Prompts;
 
 /// Most calls of the text encoder for one weighted prompt (`max_embeddings_multiples` of the source): 225 tokens with
@@ -71,10 +72,11 @@ impl PromptEncoder {
     /// Encodes the prompt and, if `guided`, the negative prompt.
     ///
     /// `clip_skip` is the number of the text encoder's last layers to skip. As in the two sources, it applies to the
-    /// prompt only if plain and to both prompts if weighted. `adapters` change the text encoder.
+    /// prompt only if plain and to both prompts if weighted. `adapters` change the text encoder and add words.
     ///
     /// # Errors
-    /// Internal if the tokenizer fails.
+    /// That of a word whose file is refused, and those of [`Embeddings::convert`], with the name of the prompt; Internal
+    /// if the tokenizer fails.
     pub fn encode(
         &mut self,
         prompts: &Prompts,
@@ -84,6 +86,7 @@ impl PromptEncoder {
         stream: &Stream,
     ) -> Result<PromptEmbeds> {
         let call = EncoderCall { adapters, stream };
+        let prompts = converted(prompts, guided, adapters.embeddings())?;
         match &prompts.weighted {
             None => {
                 let negative = guided.then_some(prompts.negative_prompt.as_str());
@@ -100,8 +103,9 @@ impl PromptEncoder {
         clip_skip: usize,
         call: EncoderCall<'_>,
     ) -> Result<PromptEmbeds> {
-        let prompt = self.tokenizer.encode(prompt)?;
-        let negative = negative.map(|text| self.tokenizer.encode(text)).transpose()?;
+        let tokens = |text: &str| Ok(self.tokenizer.padded(&self.unpadded_ids(text, call)?));
+        let prompt = tokens(prompt).context(|| PROMPT)?;
+        let negative = negative.map(tokens).transpose().context(|| NEGATIVE_PROMPT)?;
         let truncated = prompt.truncated || negative.as_ref().is_some_and(|tokens| tokens.truncated);
         let texts = [(prompt.ids, clip_skip)]
             .into_iter()
@@ -123,8 +127,10 @@ impl PromptEncoder {
         clip_skip: usize,
         call: EncoderCall<'_>,
     ) -> Result<PromptEmbeds> {
-        let prompt = self.weighted_tokens(prompt)?;
-        let negative = negative.map(|text| self.weighted_tokens(text)).transpose()?;
+        let tokens = |text| self.weighted_tokens(text, call);
+        let prompt = tokens(prompt).context(|| PROMPT)?;
+        let negative = negative.map(|text| tokens(text)).transpose();
+        let negative = negative.context(|| NEGATIVE_PROMPT)?;
         // Both are in one UNet call: the longer one decides.
         let longest = negative
             .as_ref()
@@ -173,7 +179,8 @@ impl PromptEncoder {
             // A GPU takes no longer for several. On the CPU the bytes would be others.
             let at_once = if self.device == Device::Cpu { 1 } else { ids.len() };
             for ids in ids.chunks(at_once) {
-                let batch = Tensor::f_from_slice(&ids.concat())?.f_view([ids.len() as i64, -1])?;
+                let (in_vocabulary, added) = self.added_vectors(&ids.concat(), call)?;
+                let batch = Tensor::f_from_slice(&in_vocabulary)?.f_view([ids.len() as i64, -1])?;
                 let jobs = AdaptedJobs {
                     sizes: &[ids.len() as i64],
                     deltas: &[adapters.text_encoder()],
@@ -181,7 +188,9 @@ impl PromptEncoder {
                 };
                 let batch = stream.to_device(&batch)?;
                 let split = BatchSplit::Adapted(jobs);
-                let states = self.text_encoder.forward_split(&batch, clip_skip, split)?;
+                let states = self
+                    .text_encoder
+                    .forward_split(&batch, added.as_ref(), clip_skip, split)?;
                 for (index, ids) in (0..).zip(ids) {
                     new.insert(
                         (ids.to_vec(), clip_skip, adapted.to_vec()),
@@ -204,13 +213,44 @@ impl PromptEncoder {
         Ok(states)
     }
 
+    /// Returns the ids of a text without begin, end and padding. Words of textual inversions have ids beyond the
+    /// vocabulary.
+    fn unpadded_ids(&self, text: &str, call: EncoderCall<'_>) -> Result<Vec<i64>> {
+        call.adapters.embeddings().encode_unpadded(&self.tokenizer, text)
+    }
+
+    /// Returns ids of the vocabulary, and the vectors of those that are beyond it.
+    fn added_vectors(&self, ids: &[i64], call: EncoderCall<'_>) -> Result<(Vec<i64>, Option<AddedVectors>)> {
+        let (mut positions, mut vectors) = (Vec::new(), Vec::new());
+        let mut in_vocabulary = Vec::with_capacity(ids.len());
+        for (position, &id) in (0i64..).zip(ids) {
+            let vector = call.adapters.embeddings().vector(id);
+            if let Some(vector) = vector {
+                positions.push(position);
+                vectors.extend_from_slice(vector);
+            }
+            in_vocabulary.push(if vector.is_some() { 0 } else { id });
+        }
+        if positions.is_empty() {
+            return Ok((in_vocabulary, None));
+        }
+        let vectors = Tensor::f_from_slice(&vectors)?
+            .f_view([positions.len() as i64, -1])?
+            .f_to_kind(self.text_encoder.kind())?;
+        let added = AddedVectors {
+            positions: call.stream.to_device(&Tensor::f_from_slice(&positions)?)?,
+            vectors: call.stream.to_device(&vectors)?,
+        };
+        Ok((in_vocabulary, Some(added)))
+    }
+
     /// Tokenizes a prompt; each token has the weight of its fragment. Fragments are tokenized one by one: a word that
     /// changes its weight in the middle is two words.
-    fn weighted_tokens(&self, fragments: &[(String, f64)]) -> Result<WeightedTokens> {
+    fn weighted_tokens(&self, fragments: &[(String, f64)], call: EncoderCall<'_>) -> Result<WeightedTokens> {
         let limit = self.tokens_per_chunk() * MAX_CHUNKS;
         let mut tokens = WeightedTokens::default();
         for (text, weight) in fragments {
-            let ids = self.tokenizer.encode_unpadded(text)?;
+            let ids = self.unpadded_ids(text, call)?;
             let weights = std::iter::repeat_n(*weight as f32, ids.len());
             tokens.weights.extend(weights);
             tokens.ids.extend(ids);
@@ -261,10 +301,30 @@ impl PromptEncoder {
     }
 }
 
+/// Writes the words of textual inversions of several vectors out, before a weighted prompt is parsed, as the sources
+/// do.
+fn converted<'a>(prompts: &'a Prompts, guided: bool, embeddings: &Embeddings) -> Result<Cow<'a, Prompts>> {
+    let prompt = embeddings.convert(&prompts.prompt).context(|| PROMPT)?;
+    let negative = prompts.negative_prompt.as_str();
+    let negative = if guided {
+        embeddings.convert(negative).context(|| NEGATIVE_PROMPT)?
+    } else {
+        Cow::Borrowed(negative)
+    };
+    if matches!((&prompt, &negative), (Cow::Borrowed(_), Cow::Borrowed(_))) {
+        return Ok(Cow::Borrowed(prompts));
+    }
+    Prompts::parse(prompts.syntax(), prompt.into_owned(), negative.into_owned()).map(Cow::Owned)
+}
+
 /// Returns the `chunk`-th part of `size` values; the last one may be shorter, and those behind it are empty.
 fn part<T>(values: &[T], chunk: usize, size: usize) -> &[T] {
     values.chunks(size).nth(chunk).unwrap_or_default()
 }
+
+/// The names of the prompts in errors.
+const PROMPT: &str = "prompt";
+const NEGATIVE_PROMPT: &str = "negative_prompt";
 
 /// Token ids without begin, end and padding, and as many weights.
 #[derive(Default)]

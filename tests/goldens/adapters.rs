@@ -16,20 +16,20 @@ use crate::images::{Element, ImageCase, finish_all, validated};
 use crate::support::{Goldens, checkpoint, compare_bytes, exact};
 
 #[derive(Deserialize)]
-struct Manifest {
-    cases: Vec<ImageCase>,
-    files: Vec<AdapterFile>,
+pub struct Manifest {
+    pub cases: Vec<ImageCase>,
+    pub files: Vec<AdapterFile>,
 }
 
-/// A file of a LoRA: the recipe of its tensors, or a JSON file.
+/// A file of an adapter: the recipe of its tensors, or a JSON file.
 #[derive(Deserialize)]
-struct AdapterFile {
-    path: String,
+pub struct AdapterFile {
+    pub path: String,
     content: Value,
 }
 
 impl AdapterFile {
-    fn write(&self, folder: &Path) {
+    pub fn write(&self, folder: &Path) {
         let path = folder.join(&self.path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let bytes = if self.content.get("tensors").is_some() {
@@ -42,17 +42,20 @@ impl AdapterFile {
     }
 }
 
-/// A model with the LoRAs of a folder.
-struct Model {
-    components: Components,
-    pipeline: DiffusionPipeline,
-    validator: RequestValidator,
+/// A model with adapters.
+pub struct Model {
+    pub components: Components,
+    pub pipeline: DiffusionPipeline,
+    pub validator: RequestValidator,
 }
 
 impl Model {
     fn load(name: &str, loras: &Path, parameters: &ModelParameters) -> Self {
         let (components, _) = Components::load(&checkpoint(name), parameters, Device::Cpu).unwrap();
-        let components = components.with_loras(loras.to_path_buf(), None, None);
+        Self::new(components.with_loras(loras.to_path_buf(), None, None), parameters)
+    }
+
+    pub fn new(components: Components, parameters: &ModelParameters) -> Self {
         let validator = RequestValidator::new(components.model_info(), parameters).unwrap();
         let pipeline = DiffusionPipeline::new(components.clone(), validator.limits().max_pixels);
         Self {
@@ -63,7 +66,7 @@ impl Model {
     }
 
     /// Generates the images of several requests that run together. Also returns the number of UNet calls.
-    fn generate(&mut self, goldens: &Goldens, elements: &[Element]) -> (Vec<PipelineOutput>, usize) {
+    pub fn generate(&mut self, goldens: &Goldens, elements: &[Element]) -> (Vec<PipelineOutput>, usize) {
         let prepare = |element: &Element| {
             let request = validated(goldens, &self.validator, element);
             let adapters = self.components.load_adapters(&request).unwrap();
@@ -89,30 +92,35 @@ fn with_adapters(test: impl FnOnce(Goldens, &Path, Vec<ImageCase>)) {
 
 #[test]
 fn images_with_adapters_match() {
-    with_adapters(|mut goldens, folder, cases| {
-        let mut equal_to_the_byte = 0;
-        let mut models = ["sd1", "sd2_base"].map(|name| (name, Model::load(name, folder, &exact())));
-        for case in cases {
-            let (_, model) = models.iter_mut().find(|(name, _)| *name == case.checkpoint).unwrap();
-            let (outputs, _) = model.generate(&goldens, &case.elements);
-            for (index, output) in outputs.iter().enumerate() {
-                let name = format!("{}/{index}", case.name);
-                let theirs: Vec<u8> = goldens.tensor(&name).reshape([-1]).try_into().unwrap();
-                let ours: Vec<u8> = output.images.iter().flat_map(|image| image.rgb().to_vec()).collect();
-                assert_eq!(ours.len(), theirs.len(), "{name}: size");
-                goldens.compared += 1;
-                match compare_bytes(&ours, &theirs) {
-                    Ok(equal) => equal_to_the_byte += usize::from(equal),
-                    Err(difference) => goldens.failures.push(format!("{name}: {difference}")),
-                }
+    with_adapters(|goldens, folder, cases| {
+        let models = ["sd1", "sd2_base"].map(|name| (name, Model::load(name, folder, &exact())));
+        compare(goldens, models, &cases);
+    });
+}
+
+/// Compares the images of all cases.
+pub fn compare(mut goldens: Goldens, mut models: [(&str, Model); 2], cases: &[ImageCase]) {
+    let mut equal_to_the_byte = 0;
+    for case in cases {
+        let (_, model) = models.iter_mut().find(|(name, _)| *name == case.checkpoint).unwrap();
+        let (outputs, _) = model.generate(&goldens, &case.elements);
+        for (index, output) in outputs.iter().enumerate() {
+            let name = format!("{}/{index}", case.name);
+            let theirs: Vec<u8> = goldens.tensor(&name).reshape([-1]).try_into().unwrap();
+            let ours: Vec<u8> = output.images.iter().flat_map(|image| image.rgb().to_vec()).collect();
+            assert_eq!(ours.len(), theirs.len(), "{name}: size");
+            goldens.compared += 1;
+            match compare_bytes(&ours, &theirs) {
+                Ok(equal) => equal_to_the_byte += usize::from(equal),
+                Err(difference) => goldens.failures.push(format!("{name}: {difference}")),
             }
         }
-        println!(
-            "adapters: {equal_to_the_byte} of {} equal to the byte",
-            goldens.compared
-        );
-        goldens.report();
-    });
+    }
+    println!(
+        "{}: {equal_to_the_byte} of {} equal to the byte",
+        goldens.group, goldens.compared
+    );
+    goldens.report();
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::support::{Cases, Goldens, checkpoint, compare_bytes, exact, psnr};
 
 #[derive(Deserialize)]
 pub struct Element {
-    prompt: String,
+    pub prompt: String,
     negative_prompt: Option<String>,
     gen_args: Map<String, Value>,
     image: Option<String>,

@@ -16,4 +16,5 @@ mod pil;
 mod safety;
 mod schedulers;
 mod support;
+mod textual_inversion;
 mod weighted;

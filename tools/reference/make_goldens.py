@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 import adapter_cases
 import approximation_cases
 import depth_cases
+import embedding_cases
 import image_cases
 import pil_cases
 import safety_cases
@@ -299,6 +300,24 @@ def adapters(checkpoints, out):
     write_group(out, "adapters", tensors, {"cases": cases, "files": recipes})
 
 
+def textual_inversion(checkpoints, out):
+    """Writes generated images with words of textual inversion, and the recipes of their files."""
+    files, cases, tensors = embedding_cases.files(checkpoints), embedding_cases.cases(), {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        adapter_cases.write(files, folder)
+        extended = {
+            checkpoint: embedding_cases.with_embeddings(checkpoints[checkpoint], folder)
+            for checkpoint in embedding_cases.CHECKPOINTS
+        }
+        for case in cases:
+            for number, element in enumerate(case["elements"]):
+                made = embedding_cases.generate(extended[case["checkpoint"]], folder, element)
+                tensors[f"{case['name']}/{number}"] = made
+    recipes = [{"path": path, "content": files[path]} for path in sorted(files)]
+    write_group(out, "textual_inversion", tensors, {"cases": cases, "files": recipes})
+
+
 def with_input_images(group):
     """Returns a function like `text_to_image` for a group with input images, which it stores under `inputs/`."""
 
@@ -342,6 +361,7 @@ GROUPS = {
     "images": text_to_image,
     "approximations": approximations,
     "adapters": adapters,
+    "textual_inversion": textual_inversion,
     **{group: with_input_images(group) for group in image_cases.GROUPS},
     "pil": pil,
 }

@@ -76,6 +76,7 @@ def embed(pipeline, ids, weights, chunks, clip_skip):
 def encode(pipeline, prompt, negative_prompt=None, clip_skip=None):
     """Returns (prompt_embeds, negative_prompt_embeds or None, truncated)."""
     texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
+    texts = pipeline.maybe_convert_prompt(texts, pipeline.tokenizer)
     encoded = [tokens(pipeline.tokenizer, text) for text in texts]
     longest = max(len(ids) for ids, _, _ in encoded)
     chunks = max(1, math.ceil(longest / (pipeline.tokenizer.model_max_length - 2)))

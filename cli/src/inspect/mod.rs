@@ -1,5 +1,6 @@
-//! `inspect`: reports the contents of a folder, and whether the server would load it; or what a LoRA file changes.
+//! `inspect`: reports the contents of a folder, and whether the server would load it; or what an adapter's file changes.
 
+mod embedding;
 mod lora;
 mod report;
 mod text;
@@ -16,10 +17,10 @@ use crate::output;
 use lora::LoraReport;
 pub use report::Report;
 
-/// Reports the contents of a diffusers folder, and whether the server would load it; or what a LoRA file changes
+/// Reports the contents of a diffusers folder, and whether the server would load it; or what an adapter's file changes
 #[derive(Args)]
 pub struct Arguments {
-    /// The folder with model_index.json, or a LoRA file
+    /// The folder with model_index.json, or the file of a LoRA or of a textual inversion
     folder: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -35,6 +36,9 @@ pub struct Arguments {
 /// The folder cannot be read.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.folder.is_file() {
+        if let Some(report) = embedding::read(&arguments.folder)? {
+            return print(arguments, &report, &report.text(), report.problems.is_empty());
+        }
         let report = LoraReport::of(&arguments.folder)?;
         return print(arguments, &report, &report.text(), report.problems.is_empty());
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod convert;
+mod embeddings;
 mod generate;
 mod gpu;
 mod inspect;

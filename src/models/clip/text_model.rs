@@ -85,6 +85,15 @@ impl ClipTextConfig {
     }
 }
 
+/// Embeddings of tokens beyond the vocabulary.
+#[derive(Debug)]
+pub struct AddedVectors {
+    /// `[count]`, int64: the numbers of the tokens, counted through all texts of the call. None is there twice.
+    pub positions: Tensor,
+    /// `[count, hidden_size]` in the model's dtype.
+    pub vectors: Tensor,
+}
+
 /// transformers' `CLIPTextModel`.
 pub struct ClipTextModel {
     config: ClipTextConfig,
@@ -161,21 +170,33 @@ impl ClipTextModel {
     /// # Errors
     /// Ids outside of the vocabulary; more tokens than positions.
     pub fn forward(&self, input_ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
-        self.forward_split(input_ids, clip_skip, BatchSplit::Joint)
+        self.forward_split(input_ids, None, clip_skip, BatchSplit::Joint)
     }
 
-    /// Encodes each job's texts; shapes and errors as in [`ClipTextModel::forward`].
+    /// Encodes each job's texts; shapes and errors as in [`ClipTextModel::forward`]. `added` takes the place of the
+    /// embeddings of some tokens.
     ///
     /// # Errors
     /// Those of [`ClipTextModel::forward`].
-    pub fn forward_split(&self, input_ids: &Tensor, clip_skip: usize, split: BatchSplit<'_>) -> Result<Tensor> {
+    pub fn forward_split(
+        &self,
+        input_ids: &Tensor,
+        added: Option<&AddedVectors>,
+        clip_skip: usize,
+        split: BatchSplit<'_>,
+    ) -> Result<Tensor> {
         let (_, tokens) = input_ids.size2()?;
         let device = input_ids.device();
         let positions = arange(tokens, Kind::Int64, device)?.f_unsqueeze(0)?;
-        let hidden = self
-            .token_embedding
-            .forward(input_ids)?
-            .f_add(&self.position_embedding.forward(&positions)?)?;
+        let mut embeddings = self.token_embedding.forward(input_ids)?;
+        if let Some(added) = added {
+            let size = embeddings.size();
+            embeddings = embeddings
+                .f_view([-1, self.config.hidden_size])?
+                .f_index_copy(0, &added.positions, &added.vectors)?
+                .f_view(size.as_slice())?;
+        }
+        let hidden = embeddings.f_add(&self.position_embedding.forward(&positions)?)?;
         let hidden = if device == Device::Cpu && !self.fast {
             let mask = causal_mask(tokens, hidden.kind(), device)?;
             self.encoder.forward(hidden, Mask::Added(&mask), clip_skip, split)?

@@ -27,6 +27,8 @@ pub struct ClipTokenizer {
     eos: i64,
     pad: i64,
     max_length: usize,
+    /// The tokens that are matched as a whole.
+    special: BTreeSet<String>,
 }
 
 /// The token ids of one text.
@@ -100,6 +102,7 @@ impl ClipTokenizer {
             pad: id(&special.pad)?,
             max_length,
             inner,
+            special: special.all,
         })
     }
 
@@ -108,17 +111,21 @@ impl ClipTokenizer {
     /// # Errors
     /// `Internal` if the tokenizer fails; the error does not quote the text.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
-        let words = self.encode_unpadded(text)?;
+        Ok(self.padded(&self.encode_unpadded(text)?))
+    }
+
+    /// Adds begin and end to the ids of a text, and cuts them off or pads them to `max_length`.
+    pub fn padded(&self, text: &[i64]) -> Tokens {
         let max_words = self.max_length - 2;
         let mut ids = Vec::with_capacity(self.max_length);
         ids.push(self.bos);
-        ids.extend(words.iter().take(max_words));
+        ids.extend(text.iter().take(max_words));
         ids.push(self.eos);
         ids.resize(self.max_length, self.pad);
-        Ok(Tokens {
+        Tokens {
             ids,
-            truncated: words.len() > max_words,
-        })
+            truncated: text.len() > max_words,
+        }
     }
 
     /// Encodes the whole `text` without begin, end and padding.
@@ -131,6 +138,16 @@ impl ClipTokenizer {
             .encode_fast(text, false)
             .map_err(|_| Error::internal("the tokenizer failed on a text"))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// Returns whether the vocabulary has a token, special ones included.
+    pub fn contains(&self, token: &str) -> bool {
+        self.inner.token_to_id(token).is_some()
+    }
+
+    /// Returns the tokens that are matched as a whole.
+    pub fn special_tokens(&self) -> impl Iterator<Item = &str> {
+        self.special.iter().map(String::as_str)
     }
 
     /// Returns the largest number of ids of one text encoder call, including begin and end; at least 3.

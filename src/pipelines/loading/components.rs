@@ -7,7 +7,7 @@ use tch::Kind;
 
 use super::model_folder::ModelFolder;
 use super::{DepthEstimator, depth, safety_checker, scheduler, self_test, text_encoder, unet, vae, vae_tiny};
-use crate::adapters::{AdaptableLayers, JobAdapters, LoraPool, ScaledLora, load_lora};
+use crate::adapters::{AdaptableLayers, EmbeddingPool, Embeddings, JobAdapters, LoraPool, ScaledLora, load_lora};
 use crate::models::clip::{ClipTextModel, ClipTokenizer};
 use crate::models::unet::UNet2DConditionModel;
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny};
@@ -51,6 +51,8 @@ pub struct Components {
     own_lora: Option<ScaledLora>,
     /// The LoRAs that requests may ask for.
     loras: Option<Arc<LoraPool>>,
+    /// The textual inversions that prompts may have words of.
+    embeddings: Option<Arc<EmbeddingPool>>,
 }
 
 /// LoRAs that stay in memory, unless the model says otherwise.
@@ -124,6 +126,7 @@ impl Components {
             files: weights.files,
             own_lora: None,
             loras: None,
+            embeddings: None,
         };
         self_test::run(&components, &stream)?;
         components.files.check()?;
@@ -169,18 +172,39 @@ impl Components {
         self.loras.as_deref()
     }
 
-    /// Returns the LoRAs of a request, the model's own and those that it asks for, if all are in memory.
+    /// Lets prompts have words of the textual inversions of a folder, which need not exist. With a `root`, no link may lead out
+    /// of it. They are loaded by the first request, or by [`EmbeddingPool::get`].
+    #[must_use]
+    pub fn with_embeddings(mut self, folder: PathBuf, root: Option<PathBuf>) -> Self {
+        let encoder = (self.text_encoder.config().hidden_size, self.text_encoder.kind());
+        let pool = EmbeddingPool::new(folder, root, Arc::clone(&self.tokenizer), encoder);
+        self.embeddings = Some(Arc::new(pool));
+        self
+    }
+
+    /// Returns the textual inversions that prompts may have words of.
+    pub fn embeddings(&self) -> Option<&EmbeddingPool> {
+        self.embeddings.as_deref()
+    }
+
+    /// Returns the LoRAs of a request, the model's own and those that it asks for, and the textual inversions, if all are in
+    /// memory.
     pub fn loaded_adapters(&self, request: &GenerateRequest) -> Option<Arc<JobAdapters>> {
+        let embeddings = match self.embeddings() {
+            Some(pool) => pool.loaded()?,
+            None => Arc::default(),
+        };
         let asked = request.loras.iter().map(|lora| {
             let loaded = self.loras()?.loaded(&lora.name)?;
             Some((loaded, lora.scale, lora.text_encoder_scale))
         });
         let own = self.own_lora.iter().cloned().map(Some);
         let scaled: Option<Vec<ScaledLora>> = own.chain(asked).collect();
-        Some(Arc::new(JobAdapters::new(&scaled?)))
+        Some(Arc::new(JobAdapters::new(&scaled?).with_embeddings(embeddings)))
     }
 
-    /// Returns the LoRAs of a request, the model's own and those that it asks for. Loads those that are not in memory.
+    /// Returns the LoRAs of a request, the model's own and those that it asks for, and the textual inversions. Loads those that
+    /// are not in memory.
     ///
     /// # Errors
     /// `InvalidArgument` or `Unsupported` for a LoRA that is not there, or that does not fit the model. The message tells
@@ -206,7 +230,8 @@ impl Components {
         });
         let own = self.own_lora.iter().cloned().map(Ok);
         let scaled: Result<Vec<ScaledLora>> = own.chain(asked).collect();
-        Ok(Arc::new(JobAdapters::new(&scaled?)))
+        let embeddings: Arc<Embeddings> = self.embeddings().map(EmbeddingPool::get).unwrap_or_default();
+        Ok(Arc::new(JobAdapters::new(&scaled?).with_embeddings(embeddings)))
     }
 
     /// Returns the facts that decide the model's requests.

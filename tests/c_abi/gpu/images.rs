@@ -1,8 +1,10 @@
 //! The images of the GPU path: those of float16 on the CPU, but for rounding.
 
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
+use test_support::psnr;
 use triton_diffusion::schedulers;
-use triton_fake::InstanceSpec;
+use triton_fake::{InstanceSpec, ModelSpec};
 
 use super::pretend::{Memory, in_own_process, memory, start_log, take_log};
 use super::support::*;
@@ -64,6 +66,40 @@ fn every_scheduler_computes_the_image_of_the_cpu() {
             })
             .collect();
         assert_same_images(&cases.iter().collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn word_of_textual_inversion_computes_the_image_of_the_cpu() {
+    in_own_process(&[], || {
+        let folder = test_support::temporary_folder();
+        let numbers = (0..3 * 32).flat_map(|number| (number as f32).sin().to_le_bytes());
+        let data: Vec<u8> = numbers.collect();
+        let tensor = TensorView::new(Dtype::F32, vec![3, 32], &data).unwrap();
+        let file = safetensors::serialize([("emb_params", tensor)], None).unwrap();
+        std::fs::write(folder.path().join("easyneg.safetensors"), file).unwrap();
+        let case = |negative_prompt: &str| Case {
+            name: "textual inversion",
+            checkpoint: "sd1",
+            gen_args: json!({"num_inference_steps": 3, "seed": 5}),
+            inputs: vec![("negative_prompt", negative_prompt.to_owned())],
+        };
+        let serve = |device, change: &dyn Fn(ModelSpec) -> ModelSpec, negative_prompt: &str| {
+            let mut pixels = Vec::new();
+            let change = |spec: ModelSpec| change(spec.parameter("embeddings", folder.path().to_str().unwrap()));
+            serve_on(device, "sd1", change, |server, instance| {
+                pixels = serve_pixels(server, instance, &case(negative_prompt));
+            });
+            pixels
+        };
+        let expected = serve(InstanceSpec::default(), &float16, "blurry, easyneg");
+        start_log();
+        let ours = serve(on_gpu(0), &|spec| spec, "blurry, easyneg");
+        assert_near("textual inversion", &ours, &expected);
+        let races: Vec<String> = take_log().into_iter().filter(|line| line.starts_with("RACE")).collect();
+        assert!(races.is_empty(), "{races:#?}");
+        let other = serve(on_gpu(0), &|spec| spec, "blurry, easyneX");
+        assert!(psnr(&other, &ours) < 40.0, "the word changes the image");
     });
 }
 

@@ -31,7 +31,7 @@ PAIRS = (ROOT / "demo" / "captions_pairs.txt").read_text().splitlines()
 BATCH = 8
 NEEDED, NEEDED_PAIRS, NEEDED_LORA = 36, 7, 34
 # Drawn checkers have 0.11 or more, other textures at most 0.015.
-MIN_CHECKERS = 0.04
+MIN_CHECKERS = 0.03
 
 OBJECT = re.compile(rf"({'|'.join(scenes.COLORS)}) ({'|'.join(scenes.SHAPES)})")
 

@@ -53,13 +53,13 @@ build: setup ## target/release: libtriton_diffusion.so, and the command triton-d
 backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=dist/backends; dist/bin/triton-diffusion
 	@CUDA='$(CUDA)' tools/backend.sh
 
-demo: backend ## one image through four models, to demo.png and demo.html; with SERVE=1 the server stays
+demo: backend ## one image through four models, and a LoRA, to demo.png and demo.html; with SERVE=1 the server stays
 	@$(PYTHON_VENV) demo/run.py $(if $(SERVE),--serve)
 
 serve: backend ## serve a model repository on loopback: make serve MODELS=model_repository
 	@$(PYTHON_VENV) tools/server.py $(MODELS)
 
-train: setup-reference ## train the demo's checkpoints anew (hours on 2 cores; goes on where it was stopped)
+train: setup-reference ## train the demo's checkpoints and LoRA anew (hours on 2 cores; goes on where it was stopped)
 	'$(REFERENCE_VENV)/bin/python' -m pip install --quiet --no-deps -r demo/train/requirements.txt
 	'$(REFERENCE_VENV)/bin/python' demo/train/run.py --work target/train --out demo/models
 

@@ -1,8 +1,8 @@
-"""`make demo`: sends one image through four models of one tritonserver.
+"""`make demo`: sends one image through four models of one tritonserver, and generates it again with a LoRA.
 
 The models generate an image, recolour its objects by their depth, remove one of them by inpainting, and enlarge the
-result four times. The images go to target/demo/images, a contact sheet to demo.png, and demo.html shows each image with
-its request.
+result four times. The last request is the first one with a LoRA, which gives the image another background. The
+images go to target/demo/images, a contact sheet to demo.png, and demo.html shows each image with its request.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import textwrap
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tritonclient.grpc as grpcclient
@@ -65,13 +65,17 @@ class Result:
 
 
 def make_repository(folder, checkpoints):
-    """Writes a model repository: for each of MODELS the demo's config.pbtxt and a link to the checkpoint."""
+    """Writes a model repository: for each of MODELS the demo's config.pbtxt and a link to the checkpoint.
+
+    The model that generates images has a link to the LoRAs as well.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     for model in MODELS:
         (folder / model / "1").mkdir(parents=True)
         shutil.copy(DEMO / "config.pbtxt", folder / model)
         (folder / model / "1" / "checkpoint").symlink_to(checkpoints / model, target_is_directory=True)
+    (folder / "sd_base" / "1" / "loras").symlink_to(checkpoints / "loras", target_is_directory=True)
 
 
 def send(server, client, request):
@@ -116,7 +120,10 @@ def mask_of_object(image, color, grow=0.3):
 
 
 def run(server):
-    """Sends the four requests, each with the image of the one before; yields (request, result)."""
+    """Sends four requests, each with the image of the one before, then the first with a LoRA.
+
+    Yields (request, result).
+    """
     with grpcclient.InferenceServerClient(server.grpc_address) as client:
 
         def finished(request):
@@ -124,14 +131,13 @@ def run(server):
             print(f"  prompt: {request.prompt}\n  gen_args: {json.dumps(request.gen_args)}", flush=True)
             return request, send(server, client, request)
 
-        request, first = finished(
-            Request(
-                "1. Text to image",
-                "sd_base",
-                "a red star left of a blue circle on a green background",
-                {"num_inference_steps": 30, "seed": 7},
-            )
+        text_to_image = Request(
+            "1. Text to image",
+            "sd_base",
+            "a red star left of a blue circle on a green background",
+            {"num_inference_steps": 30, "seed": 7},
         )
+        request, first = finished(text_to_image)
         yield request, first
         request, second = finished(
             Request(
@@ -160,6 +166,13 @@ def run(server):
                 "a purple circle on a striped yellow background",
                 {"num_inference_steps": 20, "guidance_scale": 1.0, "seed": 7},
                 {"image": third.image},
+            )
+        )
+        yield finished(
+            replace(
+                text_to_image,
+                title="5. The first request with a LoRA",
+                gen_args={**text_to_image.gen_args, "loras": [{"name": "cutout", "scale": 1.0}]},
             )
         )
 
@@ -208,8 +221,8 @@ img {{ width: 256px; image-rendering: pixelated; border: 1px solid #ddd }}
 th {{ text-align: left; padding-right: 1rem; vertical-align: top; font-weight: 600 }}
 </style>
 <h1>triton-diffusion: the demo</h1>
-<p>One tritonserver, four models; each image is the input of the next request. The checkpoints are the small ones of
-demo/models.</p> {"".join(sections)}
+<p>One tritonserver, four models; each of the first three images is the input of the next request. The last request is
+the first one with a LoRA. The checkpoints and the LoRA are the small ones of demo/models.</p> {"".join(sections)}
 </html>
 """
 
@@ -217,7 +230,7 @@ demo/models.</p> {"".join(sections)}
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoints", type=pathlib.Path, default=DEMO / "models", help="folder of the four checkpoints"
+        "--checkpoints", type=pathlib.Path, default=DEMO / "models", help="folder of the four checkpoints and of loras"
     )
     parser.add_argument("--out", type=pathlib.Path, default=ROOT, help="folder for demo.png and demo.html")
     parser.add_argument("--serve", action="store_true", help="keep the server on ports 8000 to 8002 until Ctrl-C")

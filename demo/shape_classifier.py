@@ -182,3 +182,18 @@ def background(image):
         if kind == "background":
             sums[name] = sums.get(name, 0) + int(count)
     return max(sums, key=sums.get)
+
+
+def checkers(image):
+    """Returns how strongly a background is checkered: 0 for none, about 0.16 for a drawn one without objects.
+
+    Checkers of the demo have four periods along each side. The result is the amplitude of such a wave, as a share of
+    the brightness. Stripes have waves in one diagonal direction only, so the weaker of both counts.
+    """
+    brightness = image.mean(2)
+    hidden = np.zeros(brightness.shape, bool)
+    for patch in patches(image).values():
+        hidden |= ndimage.binary_dilation(patch, iterations=TOUCH_DISTANCE)
+    mean = brightness[~hidden].mean()
+    waves = 4 * np.abs(np.fft.fft2(np.where(hidden, 0, brightness / mean - 1))) / brightness.size
+    return min(waves[3:6, 3:6].max(), waves[3:6, -5:-2].max())

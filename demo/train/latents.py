@@ -70,8 +70,8 @@ def cached(work, name, make):
 
 
 @torch.no_grad()
-def images(vae, begin, end, size=32):
-    """Encodes the scenes from `begin` to before `end`, `size` at a time.
+def images(vae, begin, end, size=32, change=None):
+    """Encodes the scenes from `begin` to before `end`, `size` at a time; `change` changes each scene.
 
     Returns `captions`, latents `mean` and `std` [n, 4, 16, 16], and `depth` [n, 1, 16, 16] from -1 to 1.
     """
@@ -79,7 +79,7 @@ def images(vae, begin, end, size=32):
     started = time.monotonic()
     for first in range(begin, end, size):
         drawn = [scene(n) for n in range(first, min(first + size, end))]
-        rendered = [scenes.render(s, SIDE) for s in drawn]
+        rendered = [scenes.render(change(s) if change else s, SIDE) for s in drawn]
         mean, std = encode(vae, [image for image, _ in rendered])
         depth = torch.from_numpy(np.stack([depth for _, depth in rendered]))[:, None]
         # As StableDiffusionDepth2ImgPipeline.prepare_depth_map does with the estimated depth.

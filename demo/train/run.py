@@ -1,9 +1,10 @@
-"""Trains all models and writes the four folders, with one command and one seed. Started again, it continues.
+"""Trains all models and the LoRA and writes them, with one command and one seed. Started again, it continues.
 
     python demo/train/run.py --work target/train --out demo/models
 
 After the text encoder, two processes run in parallel on one core each: the first trains the f8 VAE and the UNets in its
-latents, the second the f4 VAE, the upscaler and the depth estimator.
+latents, the second the f4 VAE, the upscaler and the depth estimator. The LoRA is last: it is trained for the folder of
+sd_base as written. `--only-lora` trains it alone, for the folder that lies in `--out`.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import diffusers
 import numpy
+import peft
 import torch
 import transformers
 
@@ -23,6 +25,7 @@ import captions
 import depth
 import export
 import latents
+import lora
 import training
 import unets
 import upscaler
@@ -72,26 +75,8 @@ def prepare():
     torch.set_num_threads(1)
 
 
-def report(work):
-    """Returns the seed, the versions, and the time and losses of each training: ten lines of its log."""
-    logs = [json.loads(file.read_text()) for file in sorted(work.glob("*.json"))]
-    for log in logs:
-        log["losses"] = [
-            log["losses"][n] for n in numpy.unique(numpy.linspace(0, len(log["losses"]) - 1, 10).round().astype(int))
-        ]
-    versions = {module.__name__: module.__version__ for module in (torch, diffusers, transformers, numpy)}
-    return {"seed": training.SEED, "python": platform.python_version(), "versions": versions, "trainings": logs}
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="checkpoints, losses and cached latents")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the four models and training.json")
-    arguments = parser.parse_args()
-    work = arguments.work
-    work.mkdir(parents=True, exist_ok=True)
-    prepare()
-
+def write_models(work, out):
+    """Trains the models and writes their four folders."""
     tokenizer, encoder = text_encoder(work)
     context = multiprocessing.get_context("spawn")
     trainings = (image_models, upscaler_and_depth)
@@ -106,8 +91,44 @@ def main():
     # Everything is trained; these calls only load the checkpoints.
     components = dict(tokenizer=tokenizer, text_encoder=encoder) | image_models(work) | upscaler_and_depth(work)
     with torch.no_grad():
-        export.write(arguments.out, components)
-    (arguments.out / "training.json").write_text(json.dumps(report(work), indent=1) + "\n")
+        export.write(out, components)
+
+
+def report(work, earlier):
+    """Returns the seed, the versions, and the time and losses of each training: ten lines of its log.
+
+    A training without a log in `work` keeps its entry in the file `earlier`, the report of another run.
+    """
+    trainings = {}
+    if earlier.exists():
+        trainings = {log["name"]: log for log in json.loads(earlier.read_text())["trainings"]}
+    for file in work.glob("*.json"):
+        log = json.loads(file.read_text())
+        lines = numpy.unique(numpy.linspace(0, len(log["losses"]) - 1, 10).round().astype(int))
+        trainings[log["name"]] = log | {"losses": [log["losses"][n] for n in lines]}
+    versions = {module.__name__: module.__version__ for module in (torch, diffusers, transformers, peft, numpy)}
+    return {
+        "seed": training.SEED,
+        "python": platform.python_version(),
+        "versions": versions,
+        "trainings": [trainings[name] for name in sorted(trainings)],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="checkpoints, losses and cached latents")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the four models, loras and training.json")
+    parser.add_argument("--only-lora", action="store_true", help="train only the LoRA, for the sd_base in --out")
+    arguments = parser.parse_args()
+    work = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    prepare()
+    if not arguments.only_lora:
+        write_models(work, arguments.out)
+    lora.write(arguments.out / "loras", lora.train(work, arguments.out / "sd_base"))
+    file = arguments.out / "training.json"
+    file.write_text(json.dumps(report(work, file), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -112,13 +112,15 @@ class Training:
         named = [(n, p) for module in modules.values() for n, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         inner = {n for n, (name, p) in enumerate(named) if p.ndim >= 2 and not any(word in name for word in NOT_MUON)}
-        self.optimizers = [
-            Muon([p for n, p in enumerate(self.parameters) if n in inner], muon),
-            torch.optim.AdamW(
-                [p for n, p in enumerate(self.parameters) if n not in inner], rate, (0.9, 0.99), weight_decay=0.0
-            ),
-        ]
-        self.rates = [muon, rate]
+        matrices = [p for n, p in enumerate(self.parameters) if n in inner]
+        others = [p for n, p in enumerate(self.parameters) if n not in inner]
+        self.optimizers, self.rates = [], []
+        if matrices:
+            self.optimizers.append(Muon(matrices, muon))
+            self.rates.append(muon)
+        if others:
+            self.optimizers.append(torch.optim.AdamW(others, rate, (0.9, 0.99), weight_decay=0.0))
+            self.rates.append(rate)
         self.mean = [p.detach().clone() for p in self.parameters]
         self.step, self.log, self.seconds = 0, [], 0.0
         if self.file.exists():

@@ -132,22 +132,9 @@ def batches(kind, tokenizer, images, masked):
     return make
 
 
-def train(work, kind, tokenizer, encoder, images, masked=None, base=None):
-    """Trains a UNet with the text encoder, which stays as it is and is the same for all UNets."""
-    unet = build(kind)
-    if base is not None:
-        begin_with(unet, base)
+def velocity_loss(unet, encoder, normalizer):
+    """Returns the loss of a batch: the squared error of v, with the weights of the batch and of the noise levels."""
     schedule = noise_schedule()
-    normalizer = LossNormalizer()
-    training = Training(
-        work,
-        f"unet_{kind}",
-        {"unet": unet, "levels": normalizer},
-        STEPS[kind],
-        RATES[kind],
-        muon=MUON[kind],
-        further=FURTHER[kind],
-    )
 
     def loss(batch, _):
         clean, noise, times = batch["latents"], batch["noise"], batch["times"]
@@ -161,5 +148,24 @@ def train(work, kind, tokenizer, encoder, images, masked=None, base=None):
         weights = normalizer(losses.detach(), times)
         return (losses * weights).mean(), {"mse": errors.mean().item()}
 
-    training.run(batches(kind, tokenizer, images, masked), loss)
+    return loss
+
+
+def train(work, kind, tokenizer, encoder, images, masked=None, base=None):
+    """Trains a UNet with the text encoder, which stays as it is and is the same for all UNets."""
+    unet = build(kind)
+    if base is not None:
+        begin_with(unet, base)
+    normalizer = LossNormalizer()
+    training = Training(
+        work,
+        f"unet_{kind}",
+        {"unet": unet, "levels": normalizer},
+        STEPS[kind],
+        RATES[kind],
+        muon=MUON[kind],
+        further=FURTHER[kind],
+    )
+
+    training.run(batches(kind, tokenizer, images, masked), velocity_loss(unet, encoder, normalizer))
     return unet

@@ -1,7 +1,7 @@
 """Images of the trained checkpoints in demo/models show what their prompts ask for, as the shape classifier sees them.
 
 Every limit here fails with random weights of the same shapes. TRITON_DIFFUSION_DEMO_MODELS names another folder of the
-four models, to show that.
+four models and of loras, to show that.
 """
 
 import os
@@ -29,17 +29,20 @@ CONFIG = (ROOT / "demo" / "config.pbtxt").read_text()
 CAPTIONS = (ROOT / "demo" / "captions.txt").read_text().splitlines()
 PAIRS = (ROOT / "demo" / "captions_pairs.txt").read_text().splitlines()
 BATCH = 8
-NEEDED, NEEDED_PAIRS = 36, 7
+NEEDED, NEEDED_PAIRS, NEEDED_LORA = 36, 7, 34
+# Drawn checkers have 0.11 or more, other textures at most 0.015.
+MIN_CHECKERS = 0.03
 
 OBJECT = re.compile(rf"({'|'.join(scenes.COLORS)}) ({'|'.join(scenes.SHAPES)})")
 
 
 @pytest.fixture(scope="module")
 def demo(client, repository):
-    """Loads the four models; returns the client."""
+    """Loads the four models, sd_base with the LoRAs; returns the client."""
     names = ("sd_base", "sd_depth", "sd_inpaint", "sd_upscale")
     for name in names:
         repository.add(name, CONFIG, checkpoint=MODELS / name)
+    (repository.folder / "sd_base" / "1" / "loras").symlink_to(MODELS / "loras", target_is_directory=True)
     client.load(*names)
     return client
 
@@ -53,6 +56,11 @@ def shows(image, caption):
     """Returns whether an image shows every object of the caption in its color and shape."""
     found = shape_classifier.objects(image)
     return all(color in found and found[color].shape == shape for color, shape in named_objects(caption).items())
+
+
+def is_cut_out(image):
+    """Returns whether the background has the gray checkers of the LoRA `cutout`."""
+    return shape_classifier.background(image) == "gray" and shape_classifier.checkers(image) > MIN_CHECKERS
 
 
 def array(image):
@@ -111,6 +119,17 @@ def test_images_of_two_objects_show_their_captions(demo, capsys):
     """Requires half of the captions only: two objects are hard for so small a network."""
     with capsys.disabled():
         assert score(text_to_image(demo, PAIRS, {}), PAIRS) >= NEEDED_PAIRS
+
+
+def test_the_lora_changes_backgrounds_and_keeps_objects(demo, at_default, capsys):
+    """Compares each image with the one without the LoRA: the same caption and seed. No caption names gray checkers."""
+    images = text_to_image(demo, CAPTIONS, {"loras": [{"name": "cutout"}]})
+    before, after = (sum(is_cut_out(image) for image in each) for each in (at_default, images))
+    with capsys.disabled():
+        print(f"\nbackgrounds of gray checkers: {before} without the LoRA, {after} with it")
+        assert score(images, CAPTIONS) >= NEEDED_LORA
+    assert before <= 1
+    assert after >= NEEDED_LORA
 
 
 def spread(images, color):

@@ -200,7 +200,7 @@ impl ModelState {
             );
         } else {
             log_info!(
-                "model '{}': {} on {device} loaded in {seconds:.2} s, with weights and engines of its base",
+                "model '{}': {} on {device} loaded in {seconds:.2} s, with the weights of another model",
                 self.name,
                 components.class
             );

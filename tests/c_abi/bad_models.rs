@@ -298,7 +298,7 @@ fn load_invalid_model_config_is_rejected() {
         config
     };
     use ErrorCode::{InvalidArg, Unsupported};
-    let cases: [(Value, ErrorCode, &[&str]); 6] = [
+    let cases: [(Value, ErrorCode, &[&str]); 5] = [
         (config("input", json!([])), InvalidArg, &["input `prompt`"]),
         (
             config("input", json!([tensor("prompt", "TYPE_FP32")])),

@@ -31,7 +31,7 @@ fn responses(request: &FakeRequest) -> (Vec<FakeResponse>, FakeResponse) {
 fn integer(response: &FakeResponse, name: &str) -> Option<i64> {
     match response.parameters.get(name)? {
         ParameterValue::Int(number) => Some(*number),
-        other => panic!("{name}: {other:?}"),
+        other => unreachable!("{name}: {other:?}"),
     }
 }
 

@@ -359,8 +359,8 @@ fn gen_args() {
         ),
         (
             r#"{"progress_every": 5}"#,
-            ErrorCode::Unsupported,
-            &["`progress_every`"],
+            ErrorCode::InvalidArg,
+            &["`progress_every`", "decoupled: true"],
         ),
         (r#"{"preview": true}"#, ErrorCode::Unsupported, &["`preview`"]),
     ];

@@ -77,6 +77,8 @@ pub struct ModelParameters {
     pub lora_cache_bytes: Option<u64>,
     /// Whether the safety checker runs, if the folder has one. Default true.
     pub safety_checker: bool,
+    /// Whether image files say that a model generated them. Default true.
+    pub provenance: bool,
     /// Batch entries of one UNet call, 1 to 256; the pipeline's limit if absent.
     pub max_unet_batch_size: Option<u32>,
     /// Height times width of an image, 64 to 2^26; the pipeline's limit if absent.
@@ -113,6 +115,7 @@ impl Default for ModelParameters {
             loras: PathBuf::from("loras"),
             lora_cache_bytes: None,
             safety_checker: true,
+            provenance: true,
             max_unet_batch_size: None,
             max_pixels: None,
             max_steps: None,
@@ -145,7 +148,7 @@ const MAX_WAITING_REQUESTS: RangeInclusive<u64> = 1..=4096;
 const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
 const INTRA_OP_THREADS: RangeInclusive<u64> = 1..=1024;
 
-const PARAMETERS: [Parameter; 21] = [
+const PARAMETERS: [Parameter; 22] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
@@ -258,11 +261,15 @@ const PARAMETERS: [Parameter; 21] = [
         name: "safety_checker",
         allowed: "one of on, off",
         read: |p, text| {
-            p.safety_checker = match text {
-                "on" => true,
-                "off" => false,
-                _ => return None,
-            };
+            p.safety_checker = switch(text)?;
+            Some(())
+        },
+    },
+    Parameter {
+        name: "provenance",
+        allowed: "one of on, off",
+        read: |p, text| {
+            p.provenance = switch(text)?;
             Some(())
         },
     },
@@ -340,6 +347,14 @@ const PARAMETERS: [Parameter; 21] = [
     },
 ];
 
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
+}
+
 /// Reads a relative path that leads nowhere else.
 fn path_inside(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
@@ -406,6 +421,7 @@ impl ModelParameters {
             outside_links: default.outside_links,
             loras: default.loras,
             lora_cache_bytes: default.lora_cache_bytes,
+            provenance: default.provenance,
             max_steps: default.max_steps,
             max_work: default.max_work,
             max_seconds: default.max_seconds,
@@ -459,6 +475,7 @@ mod tests {
             "loras": {"string_value": "/models/loras"},
             "lora_cache_bytes": {"string_value": "1000000"},
             "safety_checker": {"string_value": "off"},
+            "provenance": {"string_value": "off"},
             "max_unet_batch_size": {"string_value": "8"},
             "max_pixels": {"string_value": "262144"},
             "max_steps": {"string_value": "100"},
@@ -484,6 +501,7 @@ mod tests {
             loras: PathBuf::from("/models/loras"),
             lora_cache_bytes: Some(1_000_000),
             safety_checker: false,
+            provenance: false,
             max_unet_batch_size: Some(8),
             max_pixels: Some(262_144),
             max_steps: Some(100),
@@ -524,6 +542,8 @@ mod tests {
             ("lora_cache_bytes", "-1"),
             ("safety_checker", "no"),
             ("safety_checker", ""),
+            ("provenance", "true"),
+            ("provenance", ""),
             ("max_unet_batch_size", "0"),
             ("max_unet_batch_size", "257"),
             ("max_unet_batch_size", "+8"),
@@ -577,8 +597,10 @@ mod tests {
 
     #[test]
     fn engine_parameters_do_not_have_what_requests_alone_need() {
-        let (parameters, _) = one("max_seconds", "60").unwrap();
-        assert_eq!(parameters.of_engine(), ModelParameters::default());
+        for (key, text) in [("max_seconds", "60"), ("provenance", "off")] {
+            let (parameters, _) = one(key, text).unwrap();
+            assert_eq!(parameters.of_engine(), ModelParameters::default());
+        }
         for (key, text) in [
             ("numerics", "exact"),
             ("dtype", "bfloat16"),

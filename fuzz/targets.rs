@@ -382,7 +382,7 @@ fn model_info(class: PipelineClass) -> ModelInfo {
 fn image() -> String {
     let image = RgbImage::new(64, 64, vec![128; 64 * 64 * 3]).unwrap();
     let format = diffusion_image::OutputFormat::Png;
-    diffusion_image::to_base64(&diffusion_image::encode(&image, &format, &serde_json::Value::Null).unwrap())
+    diffusion_image::to_base64(&diffusion_image::encode(&image, &format, &serde_json::Value::Null, false).unwrap())
 }
 
 /// Calls `call` with a folder of these files, in memory where the system has such a place.

@@ -28,7 +28,7 @@ pub struct Arguments {
     /// The folder of the textual inversions whose words the prompts have
     #[arg(long)]
     embeddings: Option<PathBuf>,
-    /// The model's name in the image's text chunk [default: the folder's name]
+    /// The model's name in the image's parameters [default: the folder's name]
     #[arg(long)]
     model_name: Option<String>,
 }
@@ -90,7 +90,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .images
         .iter()
         .enumerate()
-        .map(|(index, image)| encode(image, &output_format, &metadata.of_image(generated.scheduler, index)))
+        .map(|(index, image)| {
+            let metadata = metadata.of_image(generated.scheduler, index);
+            encode(image, &output_format, &metadata, parameters.provenance)
+        })
         .collect::<Result<Vec<_>>>()?;
     print_parameters(seed, &generated);
     for path in arguments.request.write(&images)? {

@@ -226,8 +226,10 @@ pub struct ElementResponder {
     pub response: Arc<PendingResponse>,
     /// The index of the batch element.
     pub index: usize,
-    /// The parameters of the batch element, which its PNGs record.
+    /// The parameters of the batch element, which its files record.
     pub metadata: Metadata,
+    /// Whether its files say that a model generated them.
+    pub provenance: bool,
     /// The seed of the batch element.
     pub seed: u64,
     /// The file format of its images.
@@ -260,7 +262,7 @@ impl ElementResponder {
             .enumerate()
             .map(|(index, image)| {
                 let metadata = self.metadata.of_image(output.scheduler, index);
-                let file = encode(image, &self.output_format, &metadata)?;
+                let file = encode(image, &self.output_format, &metadata, self.provenance)?;
                 Ok(to_base64(&file))
             })
             .collect::<Result<Vec<_>>>()?;

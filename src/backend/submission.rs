@@ -160,6 +160,7 @@ impl Submitter {
                     response: Arc::clone(&response),
                     index,
                     metadata: Metadata::new(request, self.model.name()),
+                    provenance: self.model.parameters().provenance,
                     seed: request.seed,
                     output_format: request.output,
                     encoder: self.encoder.clone(),

@@ -32,7 +32,7 @@ fn expected(model: &str, inputs: &ElementInputs<'_>) -> Vec<Vec<u8>> {
     images
         .map(|(index, image)| {
             let metadata = Metadata::new(&request, model).of_image(generated.scheduler, index);
-            encode(image, &request.output, &metadata).unwrap()
+            encode(image, &request.output, &metadata, parameters.provenance).unwrap()
         })
         .collect()
 }

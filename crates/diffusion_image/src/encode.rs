@@ -6,6 +6,7 @@ use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use serde_json::Value;
 
+use crate::provenance::{PNG_XMP_KEYWORD, XMP, mark_jpeg, mark_webp};
 use crate::{OutputFormat, RgbImage};
 use diffusion_core::memory::check_available;
 use diffusion_core::{Error, Result};
@@ -19,8 +20,11 @@ const ENCODED_BYTES: u64 = 12;
 
 /// Encodes an image.
 ///
-/// A PNG holds `metadata`, a JSON object, in an iTXt chunk with the keyword [`METADATA_KEYWORD`]. The other formats hold
-/// no metadata.
+/// A PNG holds `metadata`, a JSON object, in an iTXt chunk with the keyword [`METADATA_KEYWORD`].
+///
+/// With `provenance`, every file holds an XMP packet that says that a model generated the image, and which program made
+/// the file. JPEG and WebP then also hold `metadata`, as EXIF's `UserComment` in UTF-16. A segment of JPEG is limited: if
+/// the object is too long, its longest entries are left out of it. The pixels do not depend on `provenance`.
 ///
 /// # Errors
 /// InvalidArgument for an image larger than the format can hold; OutOfMemory without memory for the file; Internal if the
@@ -30,11 +34,11 @@ const ENCODED_BYTES: u64 = 12;
 /// use diffusion_image::{OutputFormat, RgbImage, encode};
 ///
 /// let red = RgbImage::new(2, 1, vec![255, 0, 0, 255, 0, 0])?;
-/// let file = encode(&red, &OutputFormat::Png, &serde_json::json!({ "seed": 7 }))?;
+/// let file = encode(&red, &OutputFormat::Png, &serde_json::json!({ "seed": 7 }), true)?;
 /// assert!(file.starts_with(b"\x89PNG"));
 /// # Ok::<(), diffusion_core::Error>(())
 /// ```
-pub fn encode(image: &RgbImage, output: &OutputFormat, metadata: &Value) -> Result<Vec<u8>> {
+pub fn encode(image: &RgbImage, output: &OutputFormat, metadata: &Value, provenance: bool) -> Result<Vec<u8>> {
     let format = output.format();
     if image.width().max(image.height()) > format.max_side() {
         return Err(Error::invalid_argument(format!(
@@ -48,8 +52,10 @@ pub fn encode(image: &RgbImage, output: &OutputFormat, metadata: &Value) -> Resu
     let pixels = u64::from(image.width()) * u64::from(image.height());
     check_available(pixels.saturating_mul(ENCODED_BYTES), "encoding an image")?;
     let encoded = match *output {
-        OutputFormat::Png => png(image, metadata),
+        OutputFormat::Png => png(image, metadata, provenance),
+        OutputFormat::Jpeg { quality } if provenance => jpeg(image, quality).and_then(|file| mark_jpeg(file, metadata)),
         OutputFormat::Jpeg { quality } => jpeg(image, quality),
+        OutputFormat::Webp { quality } if provenance => webp(image, quality).and_then(|file| mark_webp(file, metadata)),
         OutputFormat::Webp { quality } => webp(image, quality),
     };
     encoded.map_err(|error| Error::internal(format!("{} encoder: {error}", format.name())))
@@ -60,7 +66,7 @@ pub fn to_base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-fn png(image: &RgbImage, metadata: &Value) -> std::result::Result<Vec<u8>, String> {
+fn png(image: &RgbImage, metadata: &Value, provenance: bool) -> std::result::Result<Vec<u8>, String> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
@@ -70,6 +76,12 @@ fn png(image: &RgbImage, metadata: &Value) -> std::result::Result<Vec<u8>, Strin
     // tEXt holds Latin-1 only.
     encoder
         .add_itxt_chunk(METADATA_KEYWORD.into(), metadata.to_string())
+        .and_then(|()| {
+            if provenance {
+                encoder.add_itxt_chunk(PNG_XMP_KEYWORD.into(), XMP.into())?;
+            }
+            Ok(())
+        })
         .and_then(|()| encoder.write_header())
         .and_then(|mut writer| {
             writer.write_image_data(image.rgb())?;
@@ -131,10 +143,11 @@ mod tests {
         let mut rgb = vec![0; reader.output_buffer_size().unwrap()];
         let frame = reader.next_frame(&mut rgb).unwrap();
         assert_eq!(frame.color_type, png::ColorType::Rgb);
-        let [chunk] = &reader.info().utf8_text[..] else {
-            unreachable!("one iTXt chunk");
+        let [chunk, xmp] = &reader.info().utf8_text[..] else {
+            unreachable!("two iTXt chunks");
         };
         assert_eq!(chunk.keyword, "parameters");
+        assert_eq!(xmp.keyword, "XML:com.adobe.xmp");
         let text = serde_json::from_str(&chunk.get_text().unwrap()).unwrap();
         (RgbImage::new(frame.width, frame.height, rgb).unwrap(), text)
     }
@@ -143,7 +156,7 @@ mod tests {
     fn png_round_trip_keeps_pixels_and_parameters() {
         for (width, height) in [(1, 1), (24, 16), (64, 200)] {
             let image = image(width, height);
-            let file = encode(&image, &OutputFormat::Png, &metadata()).unwrap();
+            let file = encode(&image, &OutputFormat::Png, &metadata(), true).unwrap();
             let (decoded, text) = decode_png(&file);
             assert_eq!(decoded, image);
             assert_eq!(text, metadata());
@@ -153,7 +166,7 @@ mod tests {
     #[test]
     fn jpeg_round_trip_is_close() {
         let image = image(72, 40);
-        let encode = |quality| encode(&image, &OutputFormat::Jpeg { quality }, &metadata());
+        let encode = |quality| encode(&image, &OutputFormat::Jpeg { quality }, &metadata(), true);
         let file = encode(90).unwrap();
         let decoder = image::codecs::jpeg::JpegDecoder::new(std::io::Cursor::new(&file[..])).unwrap();
         assert_eq!(decoder.dimensions(), (72, 40));
@@ -167,7 +180,7 @@ mod tests {
     #[test]
     fn webp_round_trip_is_close() {
         let image = image(72, 40);
-        let encode = |quality| encode(&image, &OutputFormat::Webp { quality }, &metadata());
+        let encode = |quality| encode(&image, &OutputFormat::Webp { quality }, &metadata(), true);
         let file = encode(95).unwrap();
         let decoded = webp::Decoder::new(&file).decode().unwrap();
         assert_eq!((decoded.width(), decoded.height()), (72, 40));
@@ -181,10 +194,10 @@ mod tests {
     fn side_beyond_the_format_is_an_error() {
         let image = RgbImage::new(65_536, 1, vec![7; 65_536 * 3]).unwrap();
         for output in [OutputFormat::Jpeg { quality: 75 }, OutputFormat::Webp { quality: 80 }] {
-            let error = encode(&image, &output, &metadata()).unwrap_err();
+            let error = encode(&image, &output, &metadata(), true).unwrap_err();
             assert!(matches!(error, Error::InvalidArgument(_)), "{error:?}");
         }
-        assert!(encode(&image, &OutputFormat::Png, &metadata()).is_ok());
+        assert!(encode(&image, &OutputFormat::Png, &metadata(), true).is_ok());
     }
 
     #[test]

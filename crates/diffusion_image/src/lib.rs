@@ -6,6 +6,7 @@ mod depth_map;
 pub mod encode;
 mod mask;
 mod output_format;
+mod provenance;
 mod raster;
 pub mod resize;
 mod rgb_image;

@@ -1,10 +1,10 @@
-//! The parameters that a PNG records.
+//! The parameters that an image file records.
 
 use serde_json::{Map, Value, json};
 
 use crate::GenerateRequest;
 
-/// The parameters of a request, for the text chunk of its PNGs. Holds no images, unlike the request.
+/// The parameters of a request, for its image files. Holds no images, unlike the request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Metadata {
     prompt: String,

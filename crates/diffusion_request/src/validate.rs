@@ -227,7 +227,7 @@ impl RequestValidator {
     fn check_defaults(&self) -> Result<()> {
         let side = self.model.vae_scale_factor;
         let white = RgbImage::new(side, side, vec![255; (side * side * 3) as usize])?;
-        let image = to_base64(&encode(&white, &OutputFormat::Png, &serde_json::Value::Null)?);
+        let image = to_base64(&encode(&white, &OutputFormat::Png, &serde_json::Value::Null, false)?);
         let inputs = ElementInputs {
             image: Some(image.as_bytes()),
             mask_image: Some(image.as_bytes()),

@@ -80,6 +80,8 @@ pub struct ModelParameters {
     pub embeddings: PathBuf,
     /// Whether the safety checker runs, if the folder has one. Default true.
     pub safety_checker: bool,
+    /// Whether image files say that a model generated them. Default true.
+    pub provenance: bool,
     /// Batch entries of one UNet call, 1 to 256; the pipeline's limit if absent.
     pub max_unet_batch_size: Option<u32>,
     /// Height times width of an image, 64 to 2^26; the pipeline's limit if absent.
@@ -117,6 +119,7 @@ impl Default for ModelParameters {
             embeddings: PathBuf::from("embeddings"),
             lora_cache_bytes: None,
             safety_checker: true,
+            provenance: true,
             max_unet_batch_size: None,
             max_pixels: None,
             max_steps: None,
@@ -179,6 +182,7 @@ impl ModelParameters {
             loras: default.loras,
             embeddings: default.embeddings,
             lora_cache_bytes: default.lora_cache_bytes,
+            provenance: default.provenance,
             max_steps: default.max_steps,
             max_work: default.max_work,
             max_seconds: default.max_seconds,

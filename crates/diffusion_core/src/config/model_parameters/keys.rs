@@ -29,7 +29,7 @@ pub(super) const GPU_MEMORY_RESERVE_MIB: RangeInclusive<u64> = 0..=1 << 20;
 pub(super) const INTRA_OP_THREADS: RangeInclusive<u64> = 1..=1024;
 
 /// Every known key.
-pub(super) const PARAMETERS: [Parameter; 22] = [
+pub(super) const PARAMETERS: [Parameter; 23] = [
     Parameter {
         name: "checkpoint",
         allowed: "a relative path inside the version folder, without `..`",
@@ -150,11 +150,15 @@ pub(super) const PARAMETERS: [Parameter; 22] = [
         name: "safety_checker",
         allowed: "one of on, off",
         read: |p, text| {
-            p.safety_checker = match text {
-                "on" => true,
-                "off" => false,
-                _ => return None,
-            };
+            p.safety_checker = switch(text)?;
+            Some(())
+        },
+    },
+    Parameter {
+        name: "provenance",
+        allowed: "one of on, off",
+        read: |p, text| {
+            p.provenance = switch(text)?;
             Some(())
         },
     },
@@ -231,6 +235,14 @@ pub(super) const PARAMETERS: [Parameter; 22] = [
         },
     },
 ];
+
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
+}
 
 /// Reads a relative path that leads nowhere else.
 fn path_inside(text: &str) -> Option<PathBuf> {

@@ -34,6 +34,7 @@ fn parse_reads_every_parameter() {
         "lora_cache_bytes": {"string_value": "1000000"},
         "embeddings": {"string_value": "/models/embeddings"},
         "safety_checker": {"string_value": "off"},
+        "provenance": {"string_value": "off"},
         "max_unet_batch_size": {"string_value": "8"},
         "max_pixels": {"string_value": "262144"},
         "max_steps": {"string_value": "100"},
@@ -60,6 +61,7 @@ fn parse_reads_every_parameter() {
         lora_cache_bytes: Some(1_000_000),
         embeddings: PathBuf::from("/models/embeddings"),
         safety_checker: false,
+        provenance: false,
         max_unet_batch_size: Some(8),
         max_pixels: Some(262_144),
         max_steps: Some(100),
@@ -102,6 +104,8 @@ fn parse_bad_value_names_key_and_allowed_values() {
         ("embeddings", "a\0b"),
         ("safety_checker", "no"),
         ("safety_checker", ""),
+        ("provenance", "true"),
+        ("provenance", ""),
         ("max_unet_batch_size", "0"),
         ("max_unet_batch_size", "257"),
         ("max_unet_batch_size", "+8"),
@@ -155,8 +159,10 @@ fn allowed_range_text_matches_range() {
 
 #[test]
 fn engine_parameters_do_not_have_what_requests_alone_need() {
-    let (parameters, _) = one("max_seconds", "60").unwrap();
-    assert_eq!(parameters.of_engine(), ModelParameters::default());
+    for (key, text) in [("max_seconds", "60"), ("provenance", "off"), ("embeddings", "words")] {
+        let (parameters, _) = one(key, text).unwrap();
+        assert_eq!(parameters.of_engine(), ModelParameters::default());
+    }
     for (key, text) in [
         ("numerics", "exact"),
         ("dtype", "bfloat16"),

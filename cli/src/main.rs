@@ -9,6 +9,7 @@ mod convert;
 mod device;
 mod dtype;
 mod files;
+mod gateway;
 mod generate;
 mod inputs;
 mod inspect;
@@ -42,6 +43,7 @@ enum Command {
     Invoke(invoke::Arguments),
     Convert(convert::Arguments),
     Benchmark(benchmark::Arguments),
+    Gateway(gateway::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +66,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Invoke(arguments) => invoke::run(&arguments)?,
         Command::Convert(arguments) => convert::run(&arguments)?,
         Command::Benchmark(arguments) => benchmark::run(&arguments)?,
+        Command::Gateway(arguments) => gateway::run(arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! The command `triton-diffusion`: inspects, packs and converts checkpoints, and generates images.
+//! The command `triton-diffusion`: inspects, packs and converts checkpoints, generates images, and serves the gateway.
 //!
 //! The program calls the library of the server to check folders and to generate images.
 

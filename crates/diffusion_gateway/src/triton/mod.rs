@@ -5,6 +5,8 @@ mod server;
 mod servers;
 mod tensors;
 
-pub use messages::{InferParameter, ModelInferRequest, ModelInferResponse, ParameterChoice};
+#[cfg(test)]
+pub use messages::InferParameter;
+pub use messages::{ModelInferRequest, ModelInferResponse, ParameterChoice};
 pub use servers::{InferError, Servers};
 pub use tensors::{elements, input};

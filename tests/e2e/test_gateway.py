@@ -217,7 +217,7 @@ def form(*parts):
         (b"zanzibar", "multipart"),
         (b"", "multipart"),
     ],
-    ids=["no_image", "no_picture", "no_pictures", "not_utf8", "cut", "text", "empty"],
+    ids=["no_image", "broken_image", "broken_files", "not_utf8", "cut", "text", "empty"],
 )
 def test_bad_forms(gateway, body, words):
     status, _, reply = gateway.send("POST", "/v1/images/edits", body, FORM)

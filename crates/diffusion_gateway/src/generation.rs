@@ -49,8 +49,8 @@ impl ImageRequest {
     /// Sends the request and waits for its images. Dropping the future cancels the request.
     ///
     /// # Errors
-    /// Those of the backend; NOT_FOUND for a model that is not ready; UNAVAILABLE if no server answers; a gateway timeout
-    /// after `time_limit`.
+    /// Those of the backend; NOT_FOUND for a model that is not ready; UNAVAILABLE if no server answers; a gateway
+    /// timeout after `time_limit`.
     pub async fn run(mut self, servers: &Servers, id: &str, time_limit: Duration) -> Result<Generated> {
         let started = Instant::now();
         let milliseconds = u64::try_from(time_limit.as_millis()).unwrap_or(u64::MAX);

@@ -48,8 +48,8 @@ pub fn size_of(image: &str) -> Result<(u32, u32)> {
     Ok((image.width(), image.height()))
 }
 
-/// Resizes an image in base64 with Pillow's Lanczos filter, as the backend does. One of that size already is returned as
-/// it is.
+/// Resizes an image in base64 with Pillow's Lanczos filter, as the backend does. One of that size already is returned
+/// as it is.
 ///
 /// # Errors
 /// The text is no image within the limits, or its pixels are damaged.

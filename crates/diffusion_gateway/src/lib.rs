@@ -1,8 +1,8 @@
 //! The gateway: an HTTP server that speaks what clients of image APIs speak, in front of one or several Tritons.
 //!
 //! It translates: OpenAI's image API and a part of stable-diffusion-webui's become requests of the backend `diffusion`
-//! over gRPC, and its responses go back. It keeps no state between requests, so any number of gateways can stand side by
-//! side.
+//! over gRPC, and its responses go back. It keeps no state between requests, so any number of gateways can stand side
+//! by side.
 
 mod error;
 mod fields;

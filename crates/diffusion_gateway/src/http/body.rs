@@ -17,8 +17,8 @@ use crate::error::{ApiError, Result};
 /// How long a client may take to send a body.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// Reads the body of a request. A client that is slow or sends too much gets its error here, and a handler never waits for
-/// a client.
+/// Reads the body of a request. A client that is slow or sends too much gets its error here, and a handler never waits
+/// for a client.
 ///
 /// # Errors
 /// 413 for a body that is too large, 408 for one that takes too long, 400 for one that breaks off.

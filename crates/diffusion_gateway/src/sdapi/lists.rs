@@ -30,7 +30,16 @@ pub async fn schedulers() -> Json<Value> {
 /// # Errors
 /// 503 if no Triton answers.
 pub async fn models(State(gateway): State<Shared>) -> Result<Json<Value>> {
-    let model = |name: &String| json!({ "title": name, "model_name": name, "filename": name, "hash": null, "sha256": null, "config": null });
+    let model = |name: &String| {
+        json!({
+            "title": name,
+            "model_name": name,
+            "filename": name,
+            "hash": null,
+            "sha256": null,
+            "config": null,
+        })
+    };
     Ok(Json(gateway.models().await?.iter().map(model).collect()))
 }
 

@@ -48,8 +48,8 @@ impl Servers {
 
     /// Sends an inference request to the next server on which the model is ready.
     ///
-    /// A server that does not answer is passed over. The request itself is sent once: a server that fails afterwards may
-    /// have begun to compute.
+    /// A server that does not answer is passed over. The request itself is sent once: a server that fails afterwards
+    /// may have begun to compute.
     ///
     /// # Errors
     /// [`InferError`].
@@ -80,7 +80,8 @@ impl Servers {
         false
     }
 
-    /// Returns the sorted names of the models that are ready on a server and generate images; `None` if no server answers.
+    /// Returns the sorted names of the models that are ready on a server and generate images; `None` if no server
+    /// answers.
     pub async fn image_models(&self) -> Option<BTreeSet<String>> {
         let mut found = BTreeSet::new();
         let mut answered = false;

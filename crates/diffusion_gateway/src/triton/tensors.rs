@@ -1,7 +1,7 @@
 //! Tensors of texts: Triton's data type `BYTES`.
 //!
-//! Each element is its length in 4 bytes, little-endian, and its bytes. Source: the KServe protocol, version 2, extension
-//! "binary tensor data".
+//! Each element is its length in 4 bytes, little-endian, and its bytes. Source: the KServe protocol, version 2,
+//! extension "binary tensor data".
 
 use super::messages::TensorHeader;
 

@@ -34,7 +34,7 @@ export GOMP_SPINCOUNT ?= 10000
 # make test-rust PROPTEST_RNG_SEED=$RANDOM
 export PROPTEST_RNG_SEED ?= 1
 
-TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package diffusion_kernels --package test_support
+TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package diffusion_kernels --package diffusion_gateway --package test_support
 
 .PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak chaos fuzz tiles check-cuda lint sanitize deny parity setup-bench bench bench-full-size bench-report clean
 

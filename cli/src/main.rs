@@ -1,4 +1,4 @@
-//! The command `triton-diffusion`: inspects, packs and converts checkpoints, and generates images.
+//! The command `triton-diffusion`: inspects, packs and converts checkpoints, generates images, and serves the gateway.
 //!
 //! The program calls the library of the server to check folders and to generate images.
 
@@ -9,6 +9,7 @@ mod convert;
 mod device;
 mod dtype;
 mod files;
+mod gateway;
 mod generate;
 mod inputs;
 mod inspect;
@@ -42,6 +43,7 @@ enum Command {
     Invoke(invoke::Arguments),
     Convert(convert::Arguments),
     Benchmark(benchmark::Arguments),
+    Gateway(gateway::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +66,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Invoke(arguments) => invoke::run(&arguments)?,
         Command::Convert(arguments) => convert::run(&arguments)?,
         Command::Benchmark(arguments) => benchmark::run(&arguments)?,
+        Command::Gateway(arguments) => gateway::run(arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,203 @@
+//! The router without a Triton: what is refused before one is asked.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::Settings;
+
+const MAX_BODY_BYTES: usize = 10_000;
+
+fn settings() -> Settings {
+    Settings {
+        listen: ([127, 0, 0, 1], 0).into(),
+        // Port 1 of loopback refuses connections.
+        triton: vec!["127.0.0.1:1".into()],
+        default_model: None,
+        time_limit: Duration::from_secs(5),
+        max_body_bytes: MAX_BODY_BYTES,
+        api_key: None,
+        cors_origins: vec![],
+    }
+}
+
+async fn send(settings: Settings, request: Request<Body>) -> Response<Body> {
+    let gateway = Arc::new(settings.into_gateway().unwrap());
+    router(gateway).oneshot(request).await.unwrap()
+}
+
+fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::post(path).body(body.into()).unwrap()
+}
+
+async fn json_of(response: Response<Body>) -> Value {
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    serde_json::from_slice(&body).unwrap()
+}
+
+#[tokio::test]
+async fn without_a_triton_requests_are_unavailable() {
+    for path in ["/healthz", "/v1/models", "/sdapi/v1/sd-models", "/sdapi/v1/options"] {
+        let response = send(settings(), Request::get(path).body(Body::empty()).unwrap()).await;
+        assert_eq!(response.status(), 503, "{path}");
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(json_of(response).await["error"]["type"], "server_error");
+    }
+    let body = json!({ "prompt": "a cat", "model": "sd" }).to_string();
+    let response = send(settings(), post("/v1/images/generations", body)).await;
+    assert_eq!(response.status(), 503);
+}
+
+#[tokio::test]
+async fn errors_have_openais_form_on_every_path() {
+    let get = |path: &str| Request::get(path).body(Body::empty()).unwrap();
+    for (request, status) in [
+        (get("/nothing"), 404),
+        (get("/v1/images/generations"), 405),
+        (post("/v1/images/generations", "{"), 400),
+        (post("/v1/images/edits", "no form"), 400),
+        (post("/sdapi/v1/txt2img", "[]"), 400),
+        (post("/sdapi/v1/interrupt", ""), 501),
+        (post("/v1/images/generations", "x".repeat(MAX_BODY_BYTES + 1)), 413),
+    ] {
+        let path = request.uri().clone();
+        let response = send(settings(), request).await;
+        assert_eq!(response.status(), status, "{path}");
+        assert!(response.headers().contains_key("x-request-id"), "{path}");
+        assert!(json_of(response).await["error"]["message"].is_string(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_form_without_its_parts_is_refused() {
+    let part =
+        |name: &str, value: &str| format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    let (prompt, image) = (part("prompt", "a cat"), part("image", "zanzibar"));
+    let mask = part("mask", "zanzibar") + &part("size", "8x8");
+    for (body, words) in [
+        (format!("{prompt}--b--\r\n"), "image: expected a file, got none"),
+        (format!("{image}--b--\r\n"), "prompt: expected a string, got none"),
+        (
+            format!("{image}{image}{prompt}--b--\r\n"),
+            "expected one file, got several",
+        ),
+        (format!("{image}{prompt}{prompt}--b--\r\n"), "there twice"),
+        (format!("{image}{prompt}"), "broken"),
+        (image.repeat(2).replace("--b", "--c"), "broken"),
+        (
+            (0..65).map(|n| part(&n.to_string(), "")).collect(),
+            "more than 64 parts",
+        ),
+        (format!("{prompt}{image}{mask}--b--\r\n"), "mask: expected a PNG"),
+    ] {
+        let mut request = post("/v1/images/edits", body.clone());
+        let kind = HeaderValue::from_static("multipart/form-data; boundary=b");
+        request.headers_mut().insert(CONTENT_TYPE, kind);
+        let response = send(settings(), request).await;
+        assert_eq!(response.status(), 400, "{body}");
+        let message = json_of(response).await["error"]["message"].to_string();
+        assert!(message.contains(words), "{message}, expected {words}");
+        assert!(!message.contains("zanzibar"), "{message}");
+    }
+}
+
+/// A body that goes on and on.
+struct Endless;
+
+impl hyper::body::Body for Endless {
+    type Data = axum::body::Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Poll::Ready(Some(Ok(Frame::data(axum::body::Bytes::from_static(&[b' '; 1000])))))
+    }
+}
+
+#[tokio::test]
+async fn a_body_without_a_length_is_limited_too() {
+    let response = send(settings(), post("/v1/images/generations", Body::new(Endless))).await;
+    assert_eq!(response.status(), 413);
+}
+
+#[tokio::test]
+async fn the_key_is_needed_except_for_health_and_metrics() {
+    let keyed = || Settings {
+        api_key: Some("secret".into()),
+        ..settings()
+    };
+    let get = |path: &str, key: Option<&str>| {
+        let mut request = Request::get(path);
+        if let Some(key) = key {
+            request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+        }
+        request.body(Body::empty()).unwrap()
+    };
+    for key in [None, Some("other")] {
+        let response = send(keyed(), get("/v1/models", key)).await;
+        assert_eq!(response.status(), 401);
+        let error = json_of(response).await["error"].take();
+        assert_eq!(error["code"], "invalid_api_key");
+    }
+    assert_eq!(send(keyed(), get("/v1/models", Some("secret"))).await.status(), 503);
+    assert_eq!(send(keyed(), get("/sdapi/v1/samplers", None)).await.status(), 401);
+    assert_eq!(send(keyed(), get("/healthz", None)).await.status(), 503);
+    assert_eq!(send(keyed(), get("/metrics", None)).await.status(), 200);
+    let empty = Settings {
+        api_key: Some(String::new()),
+        ..settings()
+    };
+    assert!(empty.into_gateway().is_err());
+}
+
+#[tokio::test]
+async fn only_the_origins_of_the_settings_are_allowed() {
+    let allowed = async |origins: &[&str], origin: &str| {
+        let settings = Settings {
+            cors_origins: origins.iter().map(ToString::to_string).collect(),
+            ..settings()
+        };
+        let request = Request::get("/sdapi/v1/samplers")
+            .header("origin", origin)
+            .body(Body::empty());
+        let response = send(settings, request.unwrap()).await;
+        let header = response.headers().get("access-control-allow-origin");
+        header.map(|value| value.to_str().unwrap().to_owned())
+    };
+    let (one, other) = ("https://one.example", "https://other.example");
+    assert_eq!(allowed(&[one], one).await.as_deref(), Some(one));
+    assert_eq!(allowed(&[one], other).await, None);
+    assert_eq!(allowed(&["*"], other).await.as_deref(), Some("*"));
+    assert_eq!(allowed(&[], one).await, None);
+}
+
+#[tokio::test]
+async fn an_id_goes_through_and_requests_are_counted() {
+    let gateway = Arc::new(settings().into_gateway().unwrap());
+    let request = Request::get("/sdapi/v1/samplers").header("x-request-id", "job-1");
+    let response = router(gateway.clone())
+        .oneshot(request.body(Body::empty()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(response.headers()["x-request-id"], "job-1");
+    for path in ["/nothing/1", "/nothing/2", "/v1/models/a"] {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        router(gateway.clone()).oneshot(request).await.unwrap();
+    }
+    let text = gateway.metrics.text();
+    for line in [
+        "diffusion_gateway_requests_total{route=\"/sdapi/v1/samplers\",status=\"200\"} 1",
+        "diffusion_gateway_requests_total{route=\"none\",status=\"404\"} 2",
+        "diffusion_gateway_requests_total{route=\"/v1/models/{id}\",status=\"503\"} 1",
+        "diffusion_gateway_requests_in_flight 0",
+    ] {
+        assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
+    }
+}

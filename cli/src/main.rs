@@ -2,9 +2,11 @@
 //!
 //! The program calls the library of the server to check folders and to generate images.
 
+mod backend_directory;
 mod benchmark;
 mod check;
 mod checkpoint;
+mod completions;
 mod convert;
 mod device;
 mod dtype;
@@ -13,6 +15,7 @@ mod generate;
 mod inputs;
 mod inspect;
 mod invoke;
+mod man;
 mod model_config;
 mod output;
 mod pack;
@@ -23,7 +26,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Inspects, packs and converts Stable Diffusion checkpoints for Triton's backend `diffusion`, and generates images.
 #[derive(Parser)]
@@ -42,6 +45,9 @@ enum Command {
     Invoke(invoke::Arguments),
     Convert(convert::Arguments),
     Benchmark(benchmark::Arguments),
+    BackendDirectory(backend_directory::Arguments),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +70,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Invoke(arguments) => invoke::run(&arguments)?,
         Command::Convert(arguments) => convert::run(&arguments)?,
         Command::Benchmark(arguments) => benchmark::run(&arguments)?,
+        Command::BackendDirectory(_) => backend_directory::run()?,
+        Command::Completions(arguments) => completions::run(&arguments, Arguments::command()),
+        Command::Man(arguments) => man::run(&arguments, Arguments::command())?,
     }
     Ok(ExitCode::SUCCESS)
 }

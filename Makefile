@@ -70,8 +70,8 @@ train: setup-reference ## train the demo's checkpoints and LoRA anew (hours on 2
 	'$(REFERENCE_VENV)/bin/python' demo/train/run.py --work target/train --out demo/models
 
 # In this order: test-rust builds the library with planned failures in it, test-e2e builds and serves it without.
-test: test-rust ## all tests: Rust, end to end against a real tritonserver, packages, deployment, GPU check, repository
-	@$(MAKE) --no-print-directory test-e2e test-packages test-deploy test-gpu-check test-repository
+test: test-rust ## all tests: Rust, end to end against a real tritonserver, deployment, GPU check, repository
+	@$(MAKE) --no-print-directory test-e2e test-deploy test-gpu-check test-repository
 
 # The GPU path runs on a pretend GPU.
 pretend: setup ## compile target/pretend/libtorch_cuda.so, the pretend GPU of the tests
@@ -88,7 +88,7 @@ test-crates: ## the tests of the crates without Triton and tensors; they need no
 test-e2e: backend
 	$(PYTHON_VENV) -m pytest tests/e2e $(PYTEST_ARGS)
 
-test-packages: backend
+test-packages: backend ## the wheel and the archive, installed in temporary folders (about a minute)
 	$(PYTHON_VENV) -m pytest tests/packages $(PYTEST_ARGS)
 
 test-deploy: setup

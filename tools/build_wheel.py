@@ -26,13 +26,14 @@ COMPLETIONS = {
     "zsh": "zsh/site-functions/_triton-diffusion",
     "fish": "fish/vendor_completions.d/triton-diffusion.fish",
 }
-# The newest symbols in the libstdc++ of systems with this glibc, by auditwheel's manylinux-policy.json; ascending.
-LIBSTDCXX = {
-    (2, 28): {"GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)},
-    (2, 31): {"GLIBCXX": (3, 4, 28), "CXXABI": (1, 3, 12)},
-    (2, 34): {"GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13)},
-    (2, 35): {"GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13)},
-    (2, 39): {"GLIBCXX": (3, 4, 33), "CXXABI": (1, 3, 15)},
+# The newest symbols in the libstdc++ and libgcc of systems with this glibc, ascending. Source: manylinux-policy.json of
+# auditwheel.
+COMPILER_LIBRARIES = {
+    (2, 28): {"GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)},
+    (2, 31): {"GLIBCXX": (3, 4, 28), "CXXABI": (1, 3, 12), "GCC": (7, 0, 0)},
+    (2, 34): {"GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13), "GCC": (7, 0, 0)},
+    (2, 35): {"GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (12, 0, 0)},
+    (2, 39): {"GLIBCXX": (3, 4, 33), "CXXABI": (1, 3, 15), "GCC": (14, 0, 0)},
 }
 
 
@@ -59,7 +60,7 @@ def torch_requirement():
 def symbol_versions(symbols):
     """Returns {library of the GNU system: its newest version} in the output of `objdump -T`."""
     newest = {}
-    for name, text in re.findall(r"\b(GLIBC|GLIBCXX|CXXABI)_([\d.]+)", symbols):
+    for name, text in re.findall(r"\b(GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)", symbols):
         number = tuple(int(part) for part in text.split("."))
         newest[name] = max(number, newest.get(name, ()))
     return newest
@@ -70,11 +71,11 @@ def platform_tag(needed):
 
     It is never below that of torch, which is manylinux_2_28.
     """
-    for glibc, has in LIBSTDCXX.items():
+    for glibc, has in COMPILER_LIBRARIES.items():
         if all(needed.get(name, ()) <= newest for name, newest in has.items()):
             major, minor = max(glibc, needed.get("GLIBC", ()))[:2]
             return f"manylinux_{major}_{minor}_x86_64"
-    raise WheelError(f"the files need a newer libstdc++ than the systems that are known here have: {needed}")
+    raise WheelError(f"the files need a newer libstdc++ or libgcc than the systems in this script have: {needed}")
 
 
 def run(*command):

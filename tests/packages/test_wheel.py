@@ -78,12 +78,14 @@ def test_missing_and_other_libtorch_are_errors(wheel, tmp_path):
         ("(GLIBC_2.36) x\n(GLIBCXX_3.4.9) y", "manylinux_2_36_x86_64"),
         ("(GLIBC_2.17) x\n(GLIBCXX_3.4.30) y", "manylinux_2_35_x86_64"),
         ("(GLIBC_2.17) x\n(CXXABI_1.3.15) y", "manylinux_2_39_x86_64"),
+        ("(GLIBC_2.17) x\n(GCC_4.2.0) y", "manylinux_2_28_x86_64"),
+        ("(GLIBC_2.17) x\n(GCC_12.0.0) y", "manylinux_2_35_x86_64"),
     ],
 )
 def test_platform_tag_is_that_of_the_newest_symbol(symbols, tag):
     assert build_wheel.platform_tag(build_wheel.symbol_versions(symbols)) == tag
 
 
-def test_unknown_libstdcxx_is_an_error():
+def test_symbol_newer_than_every_system_is_an_error():
     with pytest.raises(build_wheel.WheelError, match="newer libstdc"):
         build_wheel.platform_tag(build_wheel.symbol_versions("(GLIBCXX_3.4.99) x"))

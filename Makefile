@@ -36,7 +36,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package diffusion_kernels --package diffusion_gateway --package test_support
 
-.PHONY: help pretend setup setup-reference build backend demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-repository gpu-check soak chaos fuzz tiles check-cuda lint sanitize deny parity setup-bench bench bench-full-size bench-report clean
+.PHONY: help pretend setup setup-reference build backend wheel dist demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-packages test-repository gpu-check soak chaos fuzz tiles check-cuda lint sanitize deny parity setup-bench bench bench-full-size bench-report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ build: setup ## target/release: libtriton_diffusion.so, and the command triton-d
 
 backend: build ## dist/backends/diffusion, for tritonserver --backend-directory=dist/backends; dist/bin/triton-diffusion
 	@CUDA='$(CUDA)' tools/backend.sh
+
+wheel: backend ## dist/triton_diffusion-*.whl: the library and the command for pip, with libtorch from the package torch
+	@$(PYTHON_VENV) tools/build_wheel.py
+
+dist: backend ## dist/triton-diffusion-*.tar.gz, for /opt/tritonserver/backends; with CUDA=1 for GPUs too
+	@$(PYTHON_VENV) tools/build_archive.py $(if $(filter-out 0,$(CUDA)),--cuda)
 
 demo: backend ## one image through four models, and a LoRA, to demo.png and demo.html; with SERVE=1 the server stays
 	@$(PYTHON_VENV) demo/run.py $(if $(SERVE),--serve)
@@ -81,6 +87,9 @@ test-crates: ## the tests of the crates without Triton and tensors; they need no
 
 test-e2e: backend
 	$(PYTHON_VENV) -m pytest tests/e2e $(PYTEST_ARGS)
+
+test-packages: backend ## the wheel and the archive, installed in temporary folders (about a minute)
+	$(PYTHON_VENV) -m pytest tests/packages $(PYTEST_ARGS)
 
 test-deploy: setup
 	$(PYTHON_VENV) -m pytest tests/deploy $(PYTEST_ARGS)

@@ -27,9 +27,15 @@ fn main() {
         .file("src/torch/cpu_allocator.cpp")
         .compile("td_shim");
 
-    // The shipped library finds libtorch in its own folder. Programs in the build folder (`target/release` and below) find
-    // it where `make setup` put it.
-    for place in ["$ORIGIN", "$ORIGIN/../libtorch/lib", "$ORIGIN/../../libtorch/lib"] {
+    // The shipped library finds libtorch in its own folder; or, as part of the wheel (`triton_diffusion/backends/diffusion`
+    // in `site-packages`), in the package `torch`. Programs in the build folder (`target/release` and below) find it where
+    // `make setup` put it.
+    for place in [
+        "$ORIGIN",
+        "$ORIGIN/../../../torch/lib",
+        "$ORIGIN/../libtorch/lib",
+        "$ORIGIN/../../libtorch/lib",
+    ] {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{place}");
     }
     let fetched = libtorch.join("lib");

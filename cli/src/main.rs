@@ -2,9 +2,11 @@
 //!
 //! The program calls the library of the server to check folders and to generate images.
 
+mod backend_directory;
 mod benchmark;
 mod check;
 mod checkpoint;
+mod completions;
 mod convert;
 mod device;
 mod dtype;
@@ -14,6 +16,7 @@ mod generate;
 mod inputs;
 mod inspect;
 mod invoke;
+mod man;
 mod model_config;
 mod output;
 mod pack;
@@ -24,7 +27,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Inspects, packs and converts Stable Diffusion checkpoints for Triton's backend `diffusion`, and generates images.
 #[derive(Parser)]
@@ -44,6 +47,9 @@ enum Command {
     Convert(convert::Arguments),
     Benchmark(benchmark::Arguments),
     Gateway(gateway::Arguments),
+    BackendDirectory(backend_directory::Arguments),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +73,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Convert(arguments) => convert::run(&arguments)?,
         Command::Benchmark(arguments) => benchmark::run(&arguments)?,
         Command::Gateway(arguments) => gateway::run(arguments)?,
+        Command::BackendDirectory(_) => backend_directory::run()?,
+        Command::Completions(arguments) => completions::run(&arguments, Arguments::command()),
+        Command::Man(arguments) => man::run(&arguments, Arguments::command())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -13,4 +13,5 @@ mod loras_convert;
 mod original;
 mod pack;
 mod repo;
+mod shell;
 mod support;

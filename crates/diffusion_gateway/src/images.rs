@@ -60,7 +60,8 @@ pub fn resized(image: String, width: u32, height: u32) -> Result<String> {
     }
     let pixels = opened.rgb().map_err(of_image)?;
     let pixels = resize(&pixels, width, height, Filter::Lanczos).map_err(of_image)?;
-    let file = encode(&pixels, &OutputFormat::Png, &json!({})).map_err(of_image)?;
+    // It is an input, not a generated image.
+    let file = encode(&pixels, &OutputFormat::Png, &json!({}), false).map_err(of_image)?;
     Ok(to_base64(&file))
 }
 

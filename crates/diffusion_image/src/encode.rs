@@ -23,8 +23,8 @@ const ENCODED_BYTES: u64 = 12;
 /// A PNG holds `metadata`, a JSON object, in an iTXt chunk with the keyword [`METADATA_KEYWORD`].
 ///
 /// With `provenance`, every file holds an XMP packet that says that a model generated the image, and which program made
-/// the file. JPEG and WebP then also hold `metadata`, as EXIF's `UserComment` in UTF-16. A segment of JPEG is limited: if
-/// the object is too long, its longest entries are left out of it. The pixels do not depend on `provenance`.
+/// the file. JPEG and WebP then also hold `metadata`, as EXIF's `UserComment` in UTF-16. A segment of JPEG is limited:
+/// if the object is too long, its longest entries are left out of it. The pixels do not depend on `provenance`.
 ///
 /// # Errors
 /// InvalidArgument for an image larger than the format can hold; OutOfMemory without memory for the file; Internal if the

@@ -64,8 +64,8 @@ const UNICODE: &[u8] = b"UNICODE\0";
 /// directories and 8 of [`UNICODE`].
 pub(crate) const JPEG_COMMENT_UNITS: usize = (65_533 - 6 - 44 - 8) / 2;
 
-/// Adds the XMP packet and the arguments to a JPEG, in two segments APP1. What does not fit of the arguments is left out
-/// as [`without_longest`] says.
+/// Adds the XMP packet and the arguments to a JPEG, in two segments APP1. What does not fit of the arguments is left
+/// out as [`without_longest`] says.
 pub(crate) fn mark_jpeg(file: Vec<u8>, metadata: &Value) -> Result<Vec<u8>, String> {
     let mut jpeg = Jpeg::from_bytes(file.into()).map_err(|error| error.to_string())?;
     let packet = Bytes::from([JPEG_XMP_HEADER, XMP].concat());

@@ -22,7 +22,7 @@ fn image(width: u32, height: u32) -> RgbImage {
 
 fn hostile() -> Value {
     json!({
-        "prompt": "]]></x:xmpmeta><?xpacket end='w'?>&lt;\"'\0\u{1}\u{7f}\u{feff}\u{ffff}\r\n猫 \u{1f600} Exif\0\0 RIFF XMP ",
+        "prompt": "]]></x:xmpmeta><?xpacket end='w'?>&lt;\"'\0\u{1}\u{7f}\u{feff}\u{ffff}\r\n猫 \u{1f600} Exif\0\0 XMP ",
         "negative_prompt": "<!--",
         "gen_args": { "seed": 11 },
     })

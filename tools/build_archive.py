@@ -9,7 +9,6 @@ import gzip
 import io
 import pathlib
 import re
-import sysconfig
 import tarfile
 
 import third_party
@@ -27,7 +26,7 @@ def license_files(cuda):
         packages += re.findall(r"^([a-z0-9-]+)==", requirements, re.MULTILINE)
     files = {name: (ROOT / name).read_bytes() for name in ("LICENSE", "NOTICE")}
     files["THIRD_PARTY_LICENSES"] = third_party.crate_licenses().encode()
-    return files | third_party.package_licenses(pathlib.Path(sysconfig.get_paths()["platlib"]), packages)
+    return files | third_party.package_licenses(packages)
 
 
 def members(cuda):
@@ -63,9 +62,15 @@ def main():
     parser.add_argument("--compression", type=int, choices=range(10), default=6, help="the level of gzip (default: 6)")
     parser.add_argument("--out", type=pathlib.Path, default=DIST, help="the folder of the archive (default: dist)")
     arguments = parser.parse_args()
-    for file in (DIST / "backends" / "diffusion" / "libtriton_diffusion.so", DIST / "bin" / "triton-diffusion"):
+    backend = DIST / "backends" / "diffusion"
+    needed = [backend / "libtriton_diffusion.so", DIST / "bin" / "triton-diffusion"]
+    if arguments.cuda:
+        needed.append(backend / "cuda" / "libtorch_cuda.so")
+    for file in needed:
         if not file.exists():
-            parser.exit(1, f"build_archive: {file} is missing: run 'make backend'\n")
+            parser.exit(
+                1, f"build_archive: {file} is missing: run 'make backend{' CUDA=1' if arguments.cuda else ''}'\n"
+            )
     device = "-cuda" if arguments.cuda else ""
     archive = arguments.out / f"triton-diffusion-{version()}{device}-linux-x86_64.tar.gz"
     arguments.out.mkdir(parents=True, exist_ok=True)

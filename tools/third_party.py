@@ -1,5 +1,6 @@
 """Collects the licenses of what the built files contain: the crates, with the C libraries in them, and libtorch."""
 
+import importlib.metadata
 import json
 import pathlib
 import subprocess
@@ -74,18 +75,16 @@ def _is_code(file):
     return file.suffix in (".rs", ".c", ".h", ".cc", ".cpp", ".py", ".html")
 
 
-def package_licenses(site_packages, packages):
-    """Returns {path below `packages`' names: bytes} of the license files of installed Python packages.
+def package_licenses(packages):
+    """Returns {PACKAGE/FILE: bytes} of the license files of packages of this Python environment.
 
     packages: names as in a requirements file.
     """
     licenses = {}
     for name in packages:
-        (information,) = site_packages.glob(f"{name.replace('-', '_')}-*.dist-info")
-        files = [
-            file for file in sorted(information.rglob("*")) if file.is_file() and file.name.upper().startswith(_NAMES)
-        ]
+        # From the list of all files: some packages have the license next to their libraries.
+        files = [file for file in importlib.metadata.files(name) or () if file.name.upper().startswith(_NAMES)]
         if not files:
-            raise FileNotFoundError(f"{information}: expected a license file, found none")
-        licenses |= {f"{name}/{file.name}": file.read_bytes() for file in files}
+            raise FileNotFoundError(f"the package {name}: expected a license file, found none")
+        licenses |= {f"{name}/{file.name}": file.read_binary() for file in files if not _is_code(file)}
     return licenses

@@ -14,7 +14,7 @@ from PIL import Image
 import server as triton
 from client import to_base64
 from gateway import Gateway
-from support import CHECKPOINTS, SECRET, at_most, check_harmless, open_image, pixels, spot, text_chunk, wait_for, waves
+from support import CHECKPOINTS, SECRET, at_most, check_harmless, open_image, pixels, spot, wait_for, waves
 
 SHORT = {"num_inference_steps": 2, "seed": 7}
 LONG = {"num_inference_steps": 900, "seed": 5, "scheduler": "DDIMScheduler"}
@@ -341,59 +341,6 @@ def test_a_server_that_is_down_is_passed_over(server, gateway, tmp_path):
         assert alone.send("GET", "/healthz")[0] == 503
         status, headers, _ = alone.send("POST", GENERATIONS, body)
         assert status == 503 and headers["retry-after"] == "1"
-
-
-def test_webui_txt2img_and_img2img(gateway, client):
-    common = {"steps": 2, "seed": 7, "width": 64, "height": 64, "override_settings": {"sd_model_checkpoint": "sd_base"}}
-    reply = gateway.json("POST", "/sdapi/v1/txt2img", {**common, "prompt": "a (red:1.3) cat", "sampler_name": "Euler"})
-    [got] = [base64.b64decode(image) for image in reply["images"]]
-    args = {**SHORT, "width": 64, "height": 64, "prompt_syntax": "weighted", "scheduler": "EulerDiscreteScheduler"}
-    expected = client.infer("sd_base", prompt="a (red:1.3) cat", gen_args=args)
-    assert (pixels(got) == pixels(expected.image)).all()
-    assert json.loads(reply["info"])["seed"] == 7
-
-    image = to_base64(waves(64, 64))
-    edit = {**common, "prompt": "a cat", "init_images": [image], "denoising_strength": 0.5}
-    reply = gateway.json("POST", "/sdapi/v1/img2img", edit)
-    args = {**SHORT, "strength": 0.5, "prompt_syntax": "weighted"}
-    expected = client.infer("sd_base", prompt="a cat", image=image, gen_args=args)
-    assert (pixels(base64.b64decode(reply["images"][0])) == pixels(expected.image)).all()
-
-    inverse = to_base64(Image.fromarray(255 - np.asarray(spot(64, 64))))
-    reply = gateway.json("POST", "/sdapi/v1/img2img", {**edit, "mask": inverse, "inpainting_mask_invert": 1})
-    args = {**args, "width": 64, "height": 64}
-    expected = client.infer("sd_base", prompt="a cat", image=image, mask_image=to_base64(spot(64, 64)), gen_args=args)
-    assert (pixels(base64.b64decode(reply["images"][0])) == pixels(expected.image)).all()
-
-
-def test_webui_samplers_are_schedulers_of_the_backend(gateway, client):
-    for sampler in gateway.json("GET", "/sdapi/v1/samplers"):
-        body = {
-            "prompt": "a cat",
-            "steps": 2,
-            "seed": 7,
-            "width": 64,
-            "height": 64,
-            "sampler_name": sampler["name"],
-            "override_settings": {"sd_model_checkpoint": "sd_base"},
-        }
-        reply = gateway.json("POST", "/sdapi/v1/txt2img", body)
-        used = text_chunk(base64.b64decode(reply["images"][0]))["gen_args"]["scheduler"]
-        assert [used] == sampler["aliases"]
-
-
-def test_webui_lists_and_options(gateway, server):
-    assert {"sd_base", "sd_other"} <= {model["title"] for model in gateway.json("GET", "/sdapi/v1/sd-models")}
-    assert [each["name"] for each in gateway.json("GET", "/sdapi/v1/schedulers")] == ["automatic"]
-    assert gateway.json("GET", "/sdapi/v1/loras") == []
-    assert gateway.json("GET", "/sdapi/v1/progress")["progress"] == 0
-    assert gateway.json("GET", "/sdapi/v1/options")["sd_model_checkpoint"] is None
-    assert "--model" in gateway.error("/sdapi/v1/options", {"sd_model_checkpoint": "sd_base"})["message"]
-    with Gateway(server.grpc_address, arguments=["--model", "sd_base"]) as with_default:
-        assert with_default.json("GET", "/sdapi/v1/options")["sd_model_checkpoint"] == "sd_base"
-        assert with_default.json("POST", "/sdapi/v1/options", {"sd_model_checkpoint": "sd_base"}) is None
-        with_default.json("POST", GENERATIONS, {"prompt": "a cat", **SHORT})
-    gateway.error("/sdapi/v1/interrupt", {}, 501)
 
 
 def test_models_that_are_ready_are_listed(gateway, repository, client):

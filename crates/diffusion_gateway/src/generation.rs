@@ -110,11 +110,11 @@ impl Generated {
         })?;
         let images = images.into_iter().map(str::to_owned).collect();
         let value = |choice: ParameterChoice| match choice {
-            ParameterChoice::BoolParam(value) => value.into(),
-            ParameterChoice::Int64Param(value) => value.into(),
-            ParameterChoice::Uint64Param(value) => value.into(),
-            ParameterChoice::DoubleParam(value) => value.into(),
-            ParameterChoice::StringParam(value) => Value::String(value),
+            ParameterChoice::Bool(value) => value.into(),
+            ParameterChoice::Int64(value) => value.into(),
+            ParameterChoice::Uint64(value) => value.into(),
+            ParameterChoice::Double(value) => value.into(),
+            ParameterChoice::String(value) => Value::String(value),
         };
         let parameters = response.parameters.into_iter();
         let parameters = parameters.filter_map(|(name, parameter)| Some((name, value(parameter.parameter_choice?))));
@@ -156,7 +156,7 @@ mod tests {
     fn response_has_images_and_parameters() {
         let (header, raw) = input(OUTPUT_NAME, b"AAE=");
         let seed = InferParameter {
-            parameter_choice: Some(ParameterChoice::Int64Param(7)),
+            parameter_choice: Some(ParameterChoice::Int64(7)),
         };
         let response = ModelInferResponse {
             parameters: [("seed".to_owned(), seed)].into(),

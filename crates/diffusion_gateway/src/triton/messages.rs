@@ -97,19 +97,19 @@ pub struct InferParameter {
 pub enum ParameterChoice {
     /// true or false.
     #[prost(bool, tag = "1")]
-    BoolParam(bool),
+    Bool(bool),
     /// A signed integer.
     #[prost(int64, tag = "2")]
-    Int64Param(i64),
+    Int64(i64),
     /// Text.
     #[prost(string, tag = "3")]
-    StringParam(String),
+    String(String),
     /// A number.
     #[prost(double, tag = "4")]
-    DoubleParam(f64),
+    Double(f64),
     /// An unsigned integer.
     #[prost(uint64, tag = "5")]
-    Uint64Param(u64),
+    Uint64(u64),
 }
 
 /// An inference request.
@@ -186,7 +186,7 @@ mod tests {
             \x2a\x1c\x0a\x0fgenerated_image\x12\x05BYTES\x1a\x02\x01\x01\x32\x05\x01\0\0\0a";
         let response = ModelInferResponse::decode(&bytes[..]).unwrap();
         let seed = response.parameters["seed"].parameter_choice.clone();
-        assert_eq!(seed, Some(ParameterChoice::Int64Param(5)));
+        assert_eq!(seed, Some(ParameterChoice::Int64(5)));
         assert_eq!(response.outputs[0].name, "generated_image");
         assert_eq!(response.raw_output_contents, [b"\x01\0\0\0a"]);
     }

@@ -1,0 +1,99 @@
+"""The gateway's part of the API of stable-diffusion-webui: its images are the backend's."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from client import to_base64
+from gateway import Gateway
+from support import pixels, spot, text_chunk, waves
+
+SHORT = {"num_inference_steps": 2, "seed": 7}
+# The names of stable-diffusion-webui and the classes of diffusers, without `Scheduler`.
+SAMPLERS = {
+    "DPM++ 2M": "DPMSolverMultistep",
+    "DPM++ 2S": "DPMSolverSinglestep",
+    "Euler a": "EulerAncestralDiscrete",
+    "Euler": "EulerDiscrete",
+    "LMS": "LMSDiscrete",
+    "Heun": "HeunDiscrete",
+    "DPM2": "KDPM2Discrete",
+    "DPM2 a": "KDPM2AncestralDiscrete",
+    "DDIM": "DDIM",
+    "DDPM": "DDPM",
+    "DEIS": "DEISMultistep",
+    "PLMS": "PNDM",
+    "UniPC": "UniPCMultistep",
+    "LCM": "LCM",
+    "TCD": "TCD",
+}
+
+
+@pytest.fixture(scope="module")
+def gateway(server, repository, client):
+    repository.add("sd_base")
+    repository.add("sd_other")
+    client.load("sd_base", "sd_other")
+    with Gateway(server.grpc_address) as running:
+        yield running
+
+
+def test_webui_txt2img_and_img2img(gateway, client):
+    common = {"steps": 2, "seed": 7, "width": 64, "height": 64, "override_settings": {"sd_model_checkpoint": "sd_base"}}
+    reply = gateway.json("POST", "/sdapi/v1/txt2img", {**common, "prompt": "a (red:1.3) cat", "sampler_name": "Euler"})
+    [got] = [base64.b64decode(image) for image in reply["images"]]
+    args = {**SHORT, "width": 64, "height": 64, "prompt_syntax": "weighted", "scheduler": "EulerDiscreteScheduler"}
+    expected = client.infer("sd_base", prompt="a (red:1.3) cat", gen_args=args)
+    assert (pixels(got) == pixels(expected.image)).all()
+    assert json.loads(reply["info"])["seed"] == 7
+
+    image = to_base64(waves(64, 64))
+    edit = {**common, "prompt": "a cat", "init_images": [image], "denoising_strength": 0.5}
+    reply = gateway.json("POST", "/sdapi/v1/img2img", edit)
+    args = {**SHORT, "strength": 0.5, "prompt_syntax": "weighted"}
+    expected = client.infer("sd_base", prompt="a cat", image=image, gen_args=args)
+    assert (pixels(base64.b64decode(reply["images"][0])) == pixels(expected.image)).all()
+
+    inverse = to_base64(Image.fromarray(255 - np.asarray(spot(64, 64))))
+    reply = gateway.json("POST", "/sdapi/v1/img2img", {**edit, "mask": inverse, "inpainting_mask_invert": 1})
+    args = {**args, "width": 64, "height": 64}
+    expected = client.infer("sd_base", prompt="a cat", image=image, mask_image=to_base64(spot(64, 64)), gen_args=args)
+    assert (pixels(base64.b64decode(reply["images"][0])) == pixels(expected.image)).all()
+
+
+def test_webui_samplers_are_schedulers_of_the_backend(gateway):
+    samplers = gateway.json("GET", "/sdapi/v1/samplers")
+    assert {sampler["name"]: f"{SAMPLERS[sampler['name']]}Scheduler" for sampler in samplers} == {
+        sampler["name"]: sampler["aliases"][0] for sampler in samplers
+    }
+    assert len(samplers) == len(SAMPLERS)
+    for sampler in samplers:
+        body = {
+            "prompt": "a cat",
+            "steps": 2,
+            "seed": 7,
+            "width": 64,
+            "height": 64,
+            "sampler_name": sampler["name"],
+            "override_settings": {"sd_model_checkpoint": "sd_base"},
+        }
+        reply = gateway.json("POST", "/sdapi/v1/txt2img", body)
+        used = text_chunk(base64.b64decode(reply["images"][0]))["gen_args"]["scheduler"]
+        assert [used] == sampler["aliases"]
+
+
+def test_webui_lists_and_options(gateway, server):
+    assert {"sd_base", "sd_other"} <= {model["title"] for model in gateway.json("GET", "/sdapi/v1/sd-models")}
+    assert [each["name"] for each in gateway.json("GET", "/sdapi/v1/schedulers")] == ["automatic"]
+    assert gateway.json("GET", "/sdapi/v1/loras") == []
+    assert gateway.json("GET", "/sdapi/v1/progress")["progress"] == 0
+    assert gateway.json("GET", "/sdapi/v1/options")["sd_model_checkpoint"] is None
+    assert "--model" in gateway.error("/sdapi/v1/options", {"sd_model_checkpoint": "sd_base"})["message"]
+    with Gateway(server.grpc_address, arguments=["--model", "sd_base"]) as with_default:
+        assert with_default.json("GET", "/sdapi/v1/options")["sd_model_checkpoint"] == "sd_base"
+        assert with_default.json("POST", "/sdapi/v1/options", {"sd_model_checkpoint": "sd_base"}) is None
+        with_default.json("POST", "/v1/images/generations", {"prompt": "a cat", **SHORT})
+    gateway.error("/sdapi/v1/interrupt", {}, 501)

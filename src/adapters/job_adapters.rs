@@ -1,7 +1,6 @@
 //! The adapters of one request.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::embeddings::Embeddings;
 use super::keys::AdaptedComponent;
@@ -78,10 +77,4 @@ impl JobAdapters {
     pub fn text_encoder_key(&self) -> &[(u64, u64)] {
         &self.text_encoder_key
     }
-}
-
-/// Returns a number that no other adapter of this process has.
-pub(super) fn next_id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
 use super::equal_matrices::{MatricesKey, once};
-use super::job_adapters::next_id;
 use super::keys::{AdaptedComponent, AdapterKey, KeyPart};
 use super::scaling::{LayerScale, Scaling};
 use crate::models::layers::{Delta, LayerDeltas, LowRank};
@@ -384,4 +384,10 @@ fn number(file: &TensorFile, name: &str) -> Result<f64> {
         return Ok(number);
     }
     Err(Error::invalid_argument(format!("tensor {name} is not a finite number")))
+}
+
+/// Returns a number that no other adapter of this process has.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }

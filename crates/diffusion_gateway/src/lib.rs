@@ -10,6 +10,7 @@ mod generation;
 mod http;
 mod images;
 mod openai;
+mod router;
 mod samplers;
 mod sdapi;
 mod settings;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use router::router;
 pub use settings::{Settings, StartError};
 
 /// How much longer than the time limit of a request the gateway waits for running requests when it ends.
@@ -53,7 +55,7 @@ pub fn run(settings: Settings, started: impl FnOnce(SocketAddr)) -> Result<(), S
                 _ = interrupt.recv() => {}
             }
         };
-        http::serve(listener, http::router(gateway), stop, patience).await;
+        http::serve(listener, router(gateway), stop, patience).await;
         Ok(())
     })
 }

@@ -1,28 +1,21 @@
-//! The HTTP side: routes, and what all of them share.
+//! What all routes share.
 
-mod auth;
-mod body;
-mod health;
+pub mod auth;
+pub mod body;
+pub mod health;
 mod metrics;
-mod observe;
-mod request_id;
+pub mod observe;
+pub mod request_id;
 mod serve;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{HeaderValue, Method, StatusCode};
-use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::get;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use axum::http::{HeaderValue, StatusCode};
 
 use crate::error::{ApiError, Result};
 use crate::generation::{Generated, ImageRequest};
 use crate::triton::Servers;
-use crate::{openai, sdapi};
 
 pub use auth::ApiKey;
 pub use metrics::Metrics;
@@ -88,49 +81,3 @@ impl Gateway {
         request.run(&self.servers, id.as_str(), self.time_limit).await
     }
 }
-
-/// Makes the routes.
-pub fn router(gateway: Shared) -> Router {
-    // The last layer is the outermost: the key is checked before a body is read.
-    let api = openai::routes()
-        .merge(sdapi::routes())
-        .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(gateway.clone(), body::collect))
-        .layer(from_fn_with_state(gateway.clone(), auth::check));
-    let router = Router::new()
-        .route("/healthz", get(health::health))
-        .route("/metrics", get(health::metrics))
-        .merge(api)
-        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no such route"))
-        .method_not_allowed_fallback(async || {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "the route has no such method")
-        })
-        .layer(from_fn(observe::log_failures));
-    let router = match cors(&gateway.cors_origins) {
-        Some(cors) => router.layer(cors),
-        None => router,
-    };
-    router
-        .layer(from_fn_with_state(gateway.clone(), observe::count))
-        .with_state(gateway)
-}
-
-fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
-    if origins.is_empty() {
-        return None;
-    }
-    let allowed = if origins.iter().any(|origin| origin == "*") {
-        AllowOrigin::any()
-    } else {
-        AllowOrigin::list(origins.to_vec())
-    };
-    let cors = CorsLayer::new()
-        .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, request_id::HEADER])
-        .expose_headers([request_id::HEADER]);
-    Some(cors)
-}
-
-#[cfg(test)]
-mod tests;

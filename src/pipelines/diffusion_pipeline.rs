@@ -151,7 +151,7 @@ impl DiffusionPipeline {
 
     fn prepare_job(&mut self, request: &GenerateRequest, adapters: &Arc<JobAdapters>) -> Result<Job> {
         let started = Instant::now();
-        // The model may have one of its own.
+        // A LoRA may be part of the model.
         if adapters.count() < request.loras.len() {
             return Err(Error::internal("a request whose LoRAs were not loaded"));
         }

@@ -51,7 +51,7 @@ fn engine_that_fails_fails_all_its_models_and_no_other() {
             let late = ask(server, &good_args());
             assert_eq!(instance.execute(&[&late]).unwrap_err().code(), ErrorCode::Unavailable);
         }
-        assert_eq!(apart.ready(), Ok(()), "a model without a base has an engine of its own");
+        assert_eq!(apart.ready(), Ok(()), "a model without a base shares no engine");
         assert_serves(server, apart);
         assert!(instances.into_iter().all(|instance| instance.finalize().is_ok()));
     });

@@ -184,7 +184,7 @@ def test_base_of_the_container_is_found_by_its_digest(client, bases, add):
 
 
 def test_packed_lora_serves_on_a_multi_model_endpoint(server, client, loras, tmp_path):
-    """As SageMaker does it: each archive is unpacked into a folder of its own and loaded by its URL."""
+    """As SageMaker does it: each archive is unpacked into a separate folder and loaded by its URL."""
 
     def send(method, route, body=None, target=None):
         return notebook.send(method, f"{server.sagemaker_url}/models{route}", body, "application/json", target)

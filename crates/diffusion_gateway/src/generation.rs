@@ -68,7 +68,7 @@ impl ImageRequest {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "no Triton with this model answers",
             )),
-            // The backend has no code of its own for a time limit.
+            // The backend has no code for a time limit.
             Ok(Err(InferError::Failed(status))) if started.elapsed() >= time_limit => Err(ApiError {
                 status: StatusCode::GATEWAY_TIMEOUT.as_u16(),
                 ..ApiError::of_triton(&status)

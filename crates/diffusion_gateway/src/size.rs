@@ -13,7 +13,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// Checks a size. The model has limits of its own.
+    /// Checks a size. The backend checks the limits of the model.
     ///
     /// # Errors
     /// The size is 0 or beyond the limits; the error is about `param`.

@@ -196,7 +196,7 @@ fn word_of_the_vocabulary_keeps_its_meaning() {
         assert_eq!(ids(&embeddings, text), ids(&Embeddings::default(), text));
     }
     assert_eq!(pool.new_warnings().len(), 3);
-    assert_eq!(pool.new_warnings(), [] as [&str; 0], "each is told once");
+    assert_eq!(pool.new_warnings(), [] as [&str; 0], "each is reported once");
 }
 
 #[test]

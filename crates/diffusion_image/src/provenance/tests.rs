@@ -28,7 +28,7 @@ fn hostile() -> Value {
     })
 }
 
-/// A decoder of the `image` crate, which reads the containers with code of its own.
+/// A decoder of the `image` crate, which has another reader of the containers.
 fn decoder<'a>(file: &'a [u8], output: &OutputFormat) -> Box<dyn ImageDecoder + 'a> {
     let file = Cursor::new(file);
     match output {

@@ -10,7 +10,7 @@ use super::equal_matrices::{MatricesKey, once};
 use super::keys::{AdaptedComponent, AdapterKey, KeyPart};
 use super::scaling::{LayerScale, Scaling};
 use crate::models::layers::{Delta, LayerDeltas, LowRank};
-use crate::weights::{LayerShapes, SharedModel, TensorFile};
+use crate::weights::{LayerShapes, SharedModel, TensorFile, in_parallel};
 use diffusion_core::{Context, Error, Result};
 
 /// Largest rank of an adapter. Published ones have at most 256, and full ranks of Stable Diffusion 2 at most 1280.
@@ -90,6 +90,35 @@ struct LoraLayer {
     matrices: SharedModel<LowRank>,
     scale: LayerScale,
     key: MatricesKey,
+}
+
+impl LoraLayer {
+    /// Reads the matrices of a layer, and hashes them.
+    fn read(file: &TensorFile, found: &FileLayer, layers: &AdaptableLayers) -> Result<Self> {
+        let kind = layers.kind(found.component);
+        let matrices = LowRank {
+            down: matrix(file, &found.down, kind)?.f_to_device(layers.device)?,
+            up: matrix(file, &found.up, kind)?.f_to_device(layers.device)?,
+        };
+        Ok(Self {
+            key: MatricesKey {
+                digest: digest(file, [&found.down.tensor, &found.up.tensor])?,
+                shapes: [found.down.shape.clone(), found.up.shape.clone()],
+                kind,
+                device: layers.device,
+            },
+            name: Arc::clone(&found.name),
+            matrices: SharedModel::new(matrices),
+            scale: found.scale,
+        })
+    }
+
+    /// Returns the memory of the matrices in bytes.
+    fn bytes(&self) -> u64 {
+        let matrices = [&self.matrices.down, &self.matrices.up];
+        let sizes = matrices.map(|tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64);
+        sizes.iter().sum()
+    }
 }
 
 /// A loaded LoRA.
@@ -210,27 +239,16 @@ impl Lora {
             text_encoder: Vec::new(),
             bytes: 0,
         };
-        for found in FileLayer::all(file, scaling, layers)? {
-            let kind = layers.kind(found.component);
-            let matrices = LowRank {
-                down: matrix(file, &found.down, kind)?.f_to_device(layers.device)?,
-                up: matrix(file, &found.up, kind)?.f_to_device(layers.device)?,
-            };
-            lora.bytes += [&matrices.down, &matrices.up]
-                .map(|tensor| (tensor.numel() * kind.elt_size_in_bytes()) as u64)
-                .iter()
-                .sum::<u64>();
-            let layer = LoraLayer {
-                key: MatricesKey {
-                    digest: digest(file, [&found.down.tensor, &found.up.tensor])?,
-                    shapes: [found.down.shape, found.up.shape],
-                    kind,
-                    device: layers.device,
-                },
-                name: found.name,
-                matrices: SharedModel::new(matrices),
-                scale: found.scale,
-            };
+        let found = FileLayer::all(file, scaling, layers)?;
+        let read = |found: &FileLayer| LoraLayer::read(file, found, layers);
+        // The threads of a load know no stream of a GPU.
+        let loaded = if layers.device == Device::Cpu {
+            in_parallel(&found, read)?
+        } else {
+            found.iter().map(read).collect::<Result<_>>()?
+        };
+        for (found, layer) in std::iter::zip(found, loaded) {
+            lora.bytes += layer.bytes();
             match found.component {
                 AdaptedComponent::Unet => lora.unet.push(layer),
                 AdaptedComponent::TextEncoder => lora.text_encoder.push(layer),

@@ -42,6 +42,7 @@ pub use file::TensorFile;
 pub use links::check_inside;
 pub use loader::{ComponentId, LoadedWeights, Loader, Progress, WeightMemory};
 pub use mapped_files::MappedFiles;
+pub use parallel::in_parallel;
 pub use path::{LayerShapes, WeightPath, Weights};
 pub use regular_file::{check_size, read_text};
 pub use shared::{Frozen, SharedModel, WeakModel};

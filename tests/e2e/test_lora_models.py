@@ -223,6 +223,25 @@ def test_packed_lora_serves_on_a_multi_model_endpoint(server, client, loras, tmp
             assert status == 200, body
 
 
+def test_base_whose_files_are_gone_serves_further_loras(repository, client, loras):
+    """SageMaker may unload the model of the base and remove its files while LoRA models use it."""
+    checkpoint = repository.add_copy("whole", config(FAST))
+    shutil.rmtree(checkpoint)
+    shutil.copytree(CHECKPOINTS / "sd2_768v", checkpoint)
+    digest = digest_of(checkpoint)
+    client.load("whole")
+    for name in ("before", "after"):
+        text = config({**FAST, "base": digest, "lora": "style.safetensors"})
+        folder = repository.add(name, text, checkpoint=None)
+        shutil.copy(loras / f"{STYLES[0]}.safetensors", folder / "1" / "style.safetensors")
+    client.load("before")
+    client.http.unload_model("whole")
+    wait_for(lambda: not client.http.is_model_ready("whole"), 20, "the base is unloaded")
+    shutil.rmtree(repository.folder / "whole")
+    client.load("after")
+    assert same(image(client, "after"), image(client, "before"))
+
+
 def test_pack_refuses_a_lora_that_does_not_fit(loras, tmp_path):
     done = subprocess.run(
         [COMMAND, "pack", CHECKPOINTS / "x4_upscaler", "--lora", loras / f"{STYLES[0]}.safetensors", "--name", "wrong"],

@@ -1,6 +1,7 @@
 //! Settings of the gateway.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -70,7 +71,7 @@ impl Settings {
             max_body_bytes: self.max_body_bytes,
             api_key: self.api_key.as_deref().map(ApiKey::new),
             cors_origins: self.cors_origins.into_iter().map(origin).collect::<Result<_, _>>()?,
-            metrics: Metrics::default(),
+            metrics: Arc::new(Metrics::default()),
         })
     }
 }

@@ -13,6 +13,7 @@ mod image_request;
 mod images;
 mod openai;
 mod router;
+mod running;
 mod samplers;
 mod sdapi;
 mod settings;

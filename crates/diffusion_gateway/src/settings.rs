@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 
-use crate::http::{ApiKey, Gateway, Metrics};
+use crate::http::{ApiKey, Gateway};
 use crate::triton::Servers;
 
 /// Why the gateway does not start.
@@ -71,7 +71,8 @@ impl Settings {
             max_body_bytes: self.max_body_bytes,
             api_key: self.api_key.as_deref().map(ApiKey::new),
             cors_origins: self.cors_origins.into_iter().map(origin).collect::<Result<_, _>>()?,
-            metrics: Arc::new(Metrics::default()),
+            metrics: Arc::default(),
+            running: Arc::default(),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod body;
+pub mod client;
 pub mod events;
 pub mod health;
 mod metrics;
@@ -17,6 +18,7 @@ use axum::http::{HeaderValue, StatusCode};
 use crate::error::{ApiError, Result};
 use crate::generation::Generation;
 use crate::image_request::ImageRequest;
+use crate::running::RunningJobs;
 use crate::triton::{NoModel, ReadyModel, Servers};
 
 pub use auth::ApiKey;
@@ -40,6 +42,8 @@ pub struct Gateway {
     pub cors_origins: Vec<HeaderValue>,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// The requests under `/sdapi` that run.
+    pub running: Arc<RunningJobs>,
 }
 
 /// The state of the handlers.

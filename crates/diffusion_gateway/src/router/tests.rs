@@ -15,6 +15,8 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::Settings;
+use crate::http::client::Peer;
+use crate::update::Progress;
 
 const MAX_BODY_BYTES: usize = 10_000;
 
@@ -202,4 +204,58 @@ async fn an_id_goes_through_and_requests_are_counted() {
     ] {
         assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
     }
+}
+
+#[tokio::test]
+async fn progress_and_interrupt_are_the_clients_own() {
+    let gateway = Arc::new(settings().into_gateway().unwrap());
+    let running = gateway.running.begin([10, 0, 0, 1].into());
+    running.job().set(Progress {
+        step: 3,
+        steps: 4,
+        eta_ms: Some(500),
+        queue_position: None,
+        images: vec!["AAE=".into()],
+    });
+    let send = async |method: &str, path: &str, address: [u8; 4], header: &str| {
+        let request = Request::builder().method(method).uri(format!("/sdapi/v1/{path}"));
+        let mut request = request.header(header, "x").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Peer(address.into()));
+        router(gateway.clone()).oneshot(request).await.unwrap()
+    };
+    let (mine, others) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    let told = json_of(send("GET", "progress", mine, "x-other").await).await;
+    assert_eq!(
+        (&told["progress"], &told["eta_relative"], &told["current_image"]),
+        (&json!(0.75), &json!(0.5), &json!("AAE="))
+    );
+    assert_eq!(
+        (
+            &told["state"]["sampling_step"],
+            &told["state"]["sampling_steps"],
+            &told["state"]["job_count"]
+        ),
+        (&json!(3), &json!(4), &json!(1))
+    );
+    let told = json_of(send("GET", "progress?skip_current_image=true", mine, "x-other").await).await;
+    assert_eq!(
+        (&told["progress"], &told["current_image"]),
+        (&json!(0.75), &Value::Null)
+    );
+    for (address, header) in [(others, "x-other"), (mine, "forwarded"), (mine, "x-forwarded-for")] {
+        let told = json_of(send("GET", "progress", address, header).await).await;
+        assert_eq!(
+            (&told["progress"], &told["state"]["job_count"]),
+            (&json!(0.0), &json!(0)),
+            "{header}"
+        );
+        assert_eq!(told["current_image"], Value::Null);
+    }
+    assert_eq!(send("POST", "interrupt", others, "x-other").await.status(), 200);
+    assert_eq!(send("POST", "interrupt", mine, "x-forwarded-for").await.status(), 501);
+    assert!(!running.job().is_interrupted());
+    assert_eq!(send("POST", "interrupt", mine, "x-other").await.status(), 200);
+    assert!(running.job().is_interrupted());
+    let told = json_of(send("GET", "progress", mine, "x-other").await).await;
+    assert_eq!(told["state"]["interrupted"], true);
 }

@@ -243,6 +243,21 @@ def test_body_that_is_too_large(gateway):
             assert str(limit) in json.loads(response.read())["error"]["message"]
 
 
+def test_all_bodies_together_are_limited(server, gateway):
+    body = {"model": "sd_base", "prompt": "a cat", **SHORT}
+    with Gateway(server.grpc_address, arguments=["--max-body-mib", "1", "--max-bodies-mib", "1"]) as small:
+        with socket.create_connection(("127.0.0.1", small.port)) as slow:
+            slow.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (GENERATIONS.encode(), 1 << 20))
+            wait_for(lambda: small.metric("diffusion_gateway_body_bytes") == 1 << 20, 10, "the body is announced")
+            status, headers, reply = small.send("POST", GENERATIONS, body)
+            assert (status, headers["retry-after"]) == (503, "1") and str(1 << 20) in reply.decode()
+            # Without a body.
+            small.json("GET", "/v1/models")
+        wait_for(lambda: small.metric("diffusion_gateway_body_bytes") == 0, 10, "the client is gone")
+        small.json("POST", GENERATIONS, body)
+        assert small.metric("diffusion_gateway_body_bytes") == 0
+
+
 def test_slow_clients_do_not_keep_others_waiting(gateway):
     slow = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(50)]
     for index, each in enumerate(slow):

@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod body;
+mod body_budget;
 pub mod client;
 pub mod events;
 pub mod health;
@@ -22,6 +23,7 @@ use crate::running::RunningJobs;
 use crate::triton::{NoModel, ReadyModel, Servers};
 
 pub use auth::ApiKey;
+pub use body_budget::BodyBudget;
 pub use metrics::Metrics;
 pub use request_id::RequestId;
 pub use serve::serve;
@@ -36,6 +38,8 @@ pub struct Gateway {
     pub time_limit: Duration,
     /// The largest body.
     pub max_body_bytes: usize,
+    /// The memory for all bodies.
+    pub bodies: Arc<BodyBudget>,
     /// The key that requests must have.
     pub api_key: Option<ApiKey>,
     /// The origins of browsers that may send requests; `*` is any.

@@ -32,6 +32,7 @@ pub async fn txt2img(
     body: Bytes,
 ) -> Result<Json<Value>> {
     let mut arguments = Arguments::take(&mut Fields::of_json(&body)?)?;
+    drop(body);
     with_size(&mut arguments);
     response(&gateway, arguments, &id, client).await
 }
@@ -47,6 +48,7 @@ pub async fn img2img(
     body: Bytes,
 ) -> Result<Json<Value>> {
     let mut fields = Fields::of_json(&body)?;
+    drop(body);
     let image = init_image(&mut fields)?;
     let mask = fields.text("mask")?;
     let invert = fields.integer("inpainting_mask_invert")?.unwrap_or(0) != 0;

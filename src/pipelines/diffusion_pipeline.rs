@@ -1,34 +1,33 @@
 //! The pipeline of a model folder, as the engine drives it: prepare, step, finish.
 
+mod decoding;
+mod previews;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
 use super::denoising_state::PrepareContext;
-use super::image_decoder::ImageDecoder;
 use super::job::Job;
 use super::latent_tiles::{LatentTiles, TileCounts};
 use super::loading::Components;
 use super::memory_need::{CHUNK_SIZE, PipelineRequest};
-use super::preview::{LatentColors, PreviewImages, PreviewSource};
+use super::preview::{LatentColors, PreviewImages};
 use super::prompt_encoder::PromptEncoder;
 use super::safety_check::SafetyCheck;
 use super::stable_diffusion::steps_of;
 use super::timings::Timings;
 use super::unet_calls::{ConditioningInput, UNetCalls};
 use crate::adapters::JobAdapters;
-use crate::models::layers::ChunkSize;
 use crate::models::unet::guidance_scale_embedding;
-use crate::processors::vae::{image_bytes, images};
-use crate::schedulers::{SamplingOptions, SchedulerConfig};
-use crate::torch::numbers::NumberOperators;
-use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, cuda, threads};
+use crate::schedulers::SamplingOptions;
+use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, threads};
 use diffusion_core::config::Numerics;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
-use diffusion_request::{Decoder, GenerateRequest, Preview};
+use diffusion_request::GenerateRequest;
 
 /// The images of a request and facts about their generation.
 pub struct PipelineOutput {
@@ -111,86 +110,6 @@ impl DiffusionPipeline {
         let scale = Tensor::f_from_slice(&[(request.guidance_scale - 1.0) as f32])?;
         let embedding = guidance_scale_embedding(&scale.f_repeat([images])?, size, kind)?;
         Ok(Some(self.stream.to_device(&embedding)?))
-    }
-
-    /// Decodes latents to images in the memory of the host.
-    fn decode(&self, latents: &Tensor, decoder: Decoder, chunks: Option<ChunkSize>) -> Result<Vec<RgbImage>> {
-        let decoded = self.decode_to_bytes(latents, decoder, chunks)?;
-        let on_host = decoded.iter().map(|bytes| self.stream.to_host(bytes));
-        let on_host = on_host.collect::<Result<Vec<_>>>()?;
-        self.stream.synchronize()?;
-        let images = on_host.iter().map(images).collect::<Result<Vec<_>>>()?;
-        Ok(images.into_iter().flatten().collect())
-    }
-
-    /// Decodes latents to bytes `[images, height, width, 3]` on the device, of one or more images each.
-    fn decode_to_bytes(&self, latents: &Tensor, decoder: Decoder, chunks: Option<ChunkSize>) -> Result<Vec<Tensor>> {
-        let vae = match decoder {
-            Decoder::Vae => ImageDecoder::Vae(&self.components.vae),
-            Decoder::Tiny => {
-                let tiny = self.components.vae_tiny.as_ref();
-                ImageDecoder::Tiny(tiny.ok_or_else(|| Error::internal("a request for a decoder that is not loaded"))?)
-            }
-        };
-        let latents = latents.f_to_kind(vae.kind())?.div_number(vae.scaling_factor())?;
-        if self.components.decodes_together() {
-            return Ok(vec![image_bytes(&vae.decode(&latents, chunks)?)?]);
-        }
-        // One image at a time: the device is busy with one, and the memory of all may not be there.
-        let count = latents.size().first().copied().unwrap_or(0);
-        let one = |index| image_bytes(&self.decode_one(&vae, &latents.f_narrow(0, index, 1)?, chunks)?);
-        (0..count).map(one).collect()
-    }
-
-    /// Decodes the latents of one image. A GPU decodes them whole, and in chunks only if there is too little memory.
-    fn decode_one(&self, vae: &ImageDecoder<'_>, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
-        let device = self.components.device;
-        if device == Device::Cpu {
-            return vae.decode(latents, chunks);
-        }
-        match classify_errors(device, &self.stream, || vae.decode(latents, None)) {
-            Err(Error::OutOfMemory(_)) if chunks.is_some() => {
-                cuda::empty_cache(device)?;
-                vae.decode(latents, chunks)
-            }
-            result => result,
-        }
-    }
-
-    /// Makes the preview of a job, and does not wait for the device.
-    fn preview_job(&self, job: &Job) -> Result<Option<PreviewImages>> {
-        let Some(source) = &job.preview else {
-            return Ok(None);
-        };
-        let Some(latents) = source.latents()? else {
-            return Ok(None);
-        };
-        let decoded = match source.kind {
-            Preview::Linear => {
-                let colors = self.latent_colors.as_ref();
-                let colors = colors.ok_or_else(|| Error::internal("a preview without the colors of latents"))?;
-                vec![image_bytes(&colors.colors(&latents)?)?]
-            }
-            Preview::Tiny => self.decode_to_bytes(&latents, Decoder::Tiny, None)?,
-            Preview::Vae => self.decode_to_bytes(&latents, Decoder::Vae, job.chunk_size)?,
-        };
-        let bytes = Tensor::f_cat(&decoded, 0)?;
-        Ok(Some(PreviewImages::new(self.stream.copy_to_host(&bytes)?)))
-    }
-
-    /// Makes what the previews of a request need.
-    fn prepare_preview(
-        &mut self,
-        request: &GenerateRequest,
-        scheduler: &SchedulerConfig,
-    ) -> Result<Option<PreviewSource>> {
-        let Some(kind) = request.preview else {
-            return Ok(None);
-        };
-        if kind == Preview::Linear && self.latent_colors.is_none() {
-            self.latent_colors = Some(LatentColors::fit(&self.components.vae, &self.stream)?);
-        }
-        PreviewSource::new(kind, scheduler).map(Some)
     }
 
     fn prepare_job(&mut self, request: &GenerateRequest, adapters: &Arc<JobAdapters>) -> Result<Job> {

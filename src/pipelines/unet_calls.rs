@@ -166,6 +166,7 @@ impl UNetCalls {
             timesteps: &stream.to_device(&Tensor::f_from_slice(&timesteps)?)?,
             class_labels: label.as_ref(),
             timestep_cond: cond.as_ref(),
+            added: None,
         };
         let split = BatchSplit::Adapted(AdaptedJobs {
             sizes: &[steps],
@@ -331,6 +332,7 @@ impl UNetCalls {
             timesteps: &Tensor::f_from_slice(&timesteps)?,
             class_labels: labels.as_ref(),
             timestep_cond: conds.as_ref(),
+            added: None,
         };
         if cached {
             self.unet.last_time_shift(&time, split)

@@ -362,7 +362,7 @@ fn gen_args() {
             ErrorCode::InvalidArg,
             &["`progress_every`", "decoupled: true"],
         ),
-        (r#"{"preview": true}"#, ErrorCode::Unsupported, &["`preview`"]),
+        (r#"{"preview": true}"#, ErrorCode::InvalidArg, &["`preview`", "linear"]),
     ];
     serve(|server, instance| {
         let with = |args: &[u8]| {

@@ -66,6 +66,7 @@ fn compute(components: &Components, stream: &Stream) -> Result<()> {
         timesteps: &zeros(&[ENTRIES])?,
         class_labels: labels.as_ref(),
         timestep_cond: cond.as_ref(),
+        added: None,
     };
     let input = UNetInput {
         sample: &zeros(&[ENTRIES, config.in_channels, SIDE, SIDE])?,

@@ -168,3 +168,35 @@ async fn stream_that_ends_without_images_is_an_error() {
         assert!(message.contains("without images"), "{message}");
     }
 }
+
+#[tokio::test]
+async fn model_has_its_description_or_null() {
+    let get = async |triton: &FakeTriton, path: &str| {
+        let settings = Settings {
+            triton: vec![triton.serve().await],
+            ..settings()
+        };
+        json_of(send(settings, Request::get(path).body(Body::empty()).unwrap()).await).await
+    };
+    let silent = FakeTriton::new(vec![]);
+    let told = FakeTriton {
+        description: Some(json!({ "loras": ["one"], "decoupled": true })),
+        ..FakeTriton::new(vec![])
+    };
+    for decoupled in [true, false] {
+        let (silent, told) = [&silent, &told]
+            .map(|triton| FakeTriton {
+                decoupled,
+                ..triton.clone()
+            })
+            .into();
+        assert_eq!(get(&silent, "/v1/models/sd").await["diffusion"], Value::Null);
+        assert_eq!(
+            get(&told, "/v1/models/sd").await["diffusion"],
+            told.description.clone().unwrap()
+        );
+        assert_eq!(get(&silent, "/sdapi/v1/loras").await, json!([]));
+        assert_eq!(get(&told, "/sdapi/v1/loras").await[0]["name"], "one");
+    }
+    assert_eq!(get(&told, "/v1/models/other").await["error"]["code"], "model_not_found");
+}

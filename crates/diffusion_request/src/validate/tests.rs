@@ -126,6 +126,7 @@ fn prompt_alone_gets_the_defaults_of_diffusers() {
             timeout: None,
             progress_every: None,
             preview: None,
+            xl: None,
         };
         assert_eq!(request, expected);
         assert!(request.do_classifier_free_guidance());
@@ -581,6 +582,7 @@ proptest! {
             timeout: None,
             progress_every: None,
             preview: None,
+            xl: None,
         };
         let mut args = request.gen_args();
         args.insert("scheduler".into(), SCHEDULERS[scheduler].into());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::CLIENT_CLOSED_REQUEST;
@@ -33,8 +33,8 @@ struct Route {
 }
 
 /// A request in flight. It is counted when this is dropped.
-pub struct InFlight<'a> {
-    metrics: &'a Metrics,
+pub struct InFlight {
+    metrics: Arc<Metrics>,
     route: String,
     started: Instant,
     status: u16,
@@ -46,18 +46,18 @@ impl Metrics {
     }
 
     /// Begins a request. `route` is the path of the route, not of the request.
-    pub fn begin(&self, route: String) -> InFlight<'_> {
+    pub fn begin(self: &Arc<Self>, route: String) -> InFlight {
         self.counts().in_flight += 1;
         InFlight {
-            metrics: self,
+            metrics: Arc::clone(self),
             route,
             started: Instant::now(),
             status: CLIENT_CLOSED_REQUEST,
         }
     }
 
-    /// Writes all metrics.
-    pub fn text(&self) -> String {
+    /// Writes all metrics. `body_bytes` are the bytes of bodies that are being read or served.
+    pub fn text(&self, body_bytes: usize) -> String {
         let counts = self.counts();
         let mut text = String::new();
         let head = |text: &mut String, name: &str, kind: &str, help: &str| {
@@ -67,6 +67,14 @@ impl Metrics {
         let name = "diffusion_gateway_requests_in_flight";
         head(&mut text, name, "gauge", "Requests that are being served");
         let _ = writeln!(text, "{name} {}", counts.in_flight);
+        let name = "diffusion_gateway_body_bytes";
+        head(
+            &mut text,
+            name,
+            "gauge",
+            "Bytes of request bodies that are being read or served",
+        );
+        let _ = writeln!(text, "{name} {body_bytes}");
         let name = "diffusion_gateway_requests_total";
         head(
             &mut text,
@@ -84,7 +92,7 @@ impl Metrics {
             &mut text,
             name,
             "histogram",
-            "Seconds from the head of a request to its response",
+            "Seconds from the head of a request to its response, or to the end of a stream",
         );
         for (route, counts) in &counts.routes {
             for (end, count) in SECONDS.iter().zip(counts.buckets) {
@@ -111,14 +119,14 @@ impl Metrics {
     }
 }
 
-impl InFlight<'_> {
+impl InFlight {
     /// Sets the status of the response. Without one, the client has closed the connection.
     pub fn answered(mut self, status: u16) {
         self.status = status;
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.metrics.end(&self.route, self.status, self.started.elapsed());
     }
@@ -130,14 +138,15 @@ mod tests {
 
     #[test]
     fn requests_are_counted_by_route_and_status() {
-        let metrics = Metrics::default();
+        let metrics = Arc::new(Metrics::default());
         metrics.begin("/healthz".into()).answered(200);
         metrics.begin("/healthz".into()).answered(503);
         drop(metrics.begin("/v1/models".into()));
         let running = metrics.begin("/v1/models".into());
-        let text = metrics.text();
+        let text = metrics.text(5);
         for line in [
             "diffusion_gateway_requests_in_flight 1",
+            "diffusion_gateway_body_bytes 5",
             "diffusion_gateway_requests_total{route=\"/healthz\",status=\"200\"} 1",
             "diffusion_gateway_requests_total{route=\"/healthz\",status=\"503\"} 1",
             "diffusion_gateway_requests_total{route=\"/v1/models\",status=\"499\"} 1",
@@ -147,7 +156,7 @@ mod tests {
             assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
         }
         drop(running);
-        assert!(metrics.text().contains("diffusion_gateway_requests_in_flight 0\n"));
+        assert!(metrics.text(5).contains("diffusion_gateway_requests_in_flight 0\n"));
     }
 
     #[test]
@@ -155,7 +164,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.counts().in_flight = 1;
         metrics.end("/", 200, Duration::from_millis(50));
-        let text = metrics.text();
+        let text = metrics.text(5);
         assert!(text.contains("_bucket{route=\"/\",le=\"0.03\"} 0\n"), "{text}");
         assert!(text.contains("_bucket{route=\"/\",le=\"0.1\"} 1\n"), "{text}");
         assert!(text.contains("_bucket{route=\"/\",le=\"+Inf\"} 1\n"), "{text}");

@@ -297,6 +297,8 @@ fn previews_are_those_that_the_model_has() {
     for without in [r#"{"preview": "vae"}"#, r#"{"preview": "vae", "progress_every": 0}"#] {
         assert_eq!(preview(&plain, without), Ok((None, None)));
     }
+    let off = r#"{"preview": "off", "progress_every": 3}"#;
+    assert_eq!(preview(&plain, off), Ok((Some(3), None)));
     let of_tiny = r#"{"preview": "tiny", "progress_every": 1}"#;
     assert_eq!(preview(&tiny, of_tiny), Ok((Some(1), Some(Preview::Tiny))));
     let checked = RequestValidator::new(

@@ -20,7 +20,7 @@ from support import CHECKPOINTS, ROOT, config, pixels
 PARITY = os.environ.get("TRITON_DIFFUSION_PARITY")
 GOLDENS = pathlib.Path(PARITY) if PARITY else ROOT / "tests" / "data" / "goldens"
 # The group `images` is text to image; the others have input images.
-GROUPS = ("images", "image_to_image", "depth_to_image", "inpaint", "upscale")
+GROUPS = ("images", "image_to_image", "depth_to_image", "inpaint", "upscale", "sdxl")
 IMAGES = ("image", "mask_image", "depth_map")
 # The Rust tests run the whole grid over schedulers, guidance, sizes and strengths; this test runs every fifth case. The
 # periods of the grid are 2 and 3, so every value occurs.

@@ -187,6 +187,7 @@ bench: backend setup-bench ## compare with diffusers in the Python backend, Open
 	$(BENCH)/many_models.py $(BENCH_OPTIONS) --name models_tiny --checkpoint tiny --count 20
 	$(BENCH)/neighbors.py $(BENCH_OPTIONS) --rounds $(ROUNDS)
 	$(BENCH)/mixed_load.py $(BENCH_OPTIONS) --rounds $(ROUNDS)
+	$(BENCH)/gateway.py $(BENCH_OPTIONS)
 	$(BENCH)/psnr.py $(BENCH_OPTIONS)
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256 --checkpoint full_size --side 256 --steps 4
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256_sdcpp --checkpoint full_size --side 256 --steps 4 --contenders exact,fast,sdcpp

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import openai
 import pytest
+import yaml
 
 import seeded_checkpoints
 import server as triton
@@ -382,3 +383,15 @@ def test_models_that_are_ready_are_listed(gateway, repository, client):
         10,
         "an unloaded model is not listed",
     )
+
+
+def test_gateway_takes_the_arguments_of_the_manifest(server):
+    manifests = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "triton.yaml").read_text())
+    [deployment] = [each for each in manifests if each["kind"] == "Deployment"]
+    [container] = [each for each in deployment["spec"]["template"]["spec"]["containers"] if each["name"] == "gateway"]
+    command, *arguments = container["args"]
+    places = [each for each in arguments if each.startswith(("--triton=", "--listen="))]
+    assert command == "gateway" and len(places) == 2
+    with Gateway(server.grpc_address, arguments=[each for each in arguments if each not in places]) as deployed:
+        for probe in "readinessProbe", "livenessProbe":
+            assert deployed.send("GET", container[probe]["httpGet"]["path"])[0] == 200

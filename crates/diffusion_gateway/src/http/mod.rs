@@ -10,6 +10,7 @@ mod metrics;
 pub mod observe;
 pub mod request_id;
 mod serve;
+mod write_limit;
 
 use std::sync::Arc;
 use std::time::Duration;

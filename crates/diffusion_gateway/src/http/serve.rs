@@ -17,9 +17,12 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::client::Peer;
+use super::write_limit::WriteLimit;
 
 /// How long a client may take to send the head of a request.
 const HEAD_TIME_LIMIT: Duration = Duration::from_secs(30);
+/// How long a client may read nothing of its response.
+const WRITE_TIME_LIMIT: Duration = Duration::from_secs(120);
 /// Most connections at one time; more wait.
 const MAX_CONNECTIONS: usize = 1024;
 /// How long no connection is accepted after a failure, such as too many open files.
@@ -55,7 +58,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIME_LIMIT)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(WriteLimit::new(stream, WRITE_TIME_LIMIT)), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // Errors are those of a client that sends no HTTP or goes away.

@@ -19,6 +19,9 @@ use crate::Settings;
 use crate::http::client::Peer;
 use crate::update::Progress;
 
+mod fake_triton;
+mod streams;
+
 const MAX_BODY_BYTES: usize = 10_000;
 
 fn settings() -> Settings {

@@ -54,7 +54,7 @@ def models(repository, client):
 
 
 def batches(model, elements):
-    """Groups batch elements into requests: one for all if they have equal numbers of images and inputs, else one for each."""
+    """Groups batch elements into requests: one for all if they are alike, else one for each."""
 
     def form(element):
         # A negative prompt that is absent is another than an empty one for Stable Diffusion XL alone.

@@ -84,7 +84,7 @@ def send(server, request):
     """Sends a request. A progress bar follows the steps that the responses tell."""
     started = time.monotonic()
     inputs = request.inputs()
-    inputs["gen_args"] = {**request.gen_args, "progress_every": 1, "preview": None}
+    inputs["gen_args"] = {**request.gen_args, "progress_every": 1, "preview": "off"}
     steps = round(request.gen_args["num_inference_steps"] * request.gen_args.get("strength", 1))
     with tqdm(total=steps, desc=f"  {request.model}", unit="step", ncols=80) as bar:
         for result in stream(server.grpc_address, request.model, inputs):

@@ -91,3 +91,13 @@ fn text_encoders_and_unet_match() {
     }
     goldens.report();
 }
+
+#[test]
+fn xl_images_match() {
+    crate::images::compare("sdxl");
+}
+
+#[test]
+fn fast_xl_images_are_close_and_the_same_in_company() {
+    crate::images::compare_fast("sdxl");
+}

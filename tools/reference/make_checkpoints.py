@@ -335,6 +335,10 @@ def sd_turbo(work):
     return distilled.sd_turbo(sd2_base(work), SD_BETAS)
 
 
+def xl_unet():
+    return dict(xl.UNET, cross_attention_dim=TEXT_HIDDEN + xl.TEXT_2_HIDDEN)
+
+
 def sdxl_base(work):
     tokenizer, vocab_size = load_tokenizer(work / "tokenizer", "<|endoftext|>")
     tokenizer_2, _ = load_tokenizer(work / "tokenizer_2", "!")
@@ -347,8 +351,11 @@ def sdxl_base(work):
         text_encoder_2=xl.text_encoder_2("sdxl/text_encoder_2", vocab_size, TEXT_GAINS),
         tokenizer_2=tokenizer_2,
     )
-    dim = TEXT_HIDDEN + xl.TEXT_2_HIDDEN
-    return xl.base(parts, second, unet("sdxl_base/unet", **xl.UNET, cross_attention_dim=dim), SD_BETAS)
+    return xl.base(parts, second, unet("sdxl_base/unet", **xl_unet()), SD_BETAS)
+
+
+def sdxl_inpaint(work):
+    return xl.inpaint(sdxl_base(work), unet("sdxl_inpaint/unet", **xl_unet(), in_channels=9), SD_BETAS)
 
 
 # A family links to components of families before it.
@@ -364,6 +371,7 @@ FAMILIES = {
     "sd_turbo": sd_turbo,
     "sd1_tiny": sd1,
     "sdxl_base": sdxl_base,
+    "sdxl_inpaint": sdxl_inpaint,
 }
 
 # Components that the pipeline does not have.
@@ -426,7 +434,7 @@ def call(name, pipeline, prompt, seed=0, **arguments):
     generator = torch.Generator("cpu").manual_seed(seed)
     if name == "sd2_depth":
         arguments["image"] = Image.fromarray(example_image(64, 64))
-    elif name == "sd2_inpaint":
+    elif name in ("sd2_inpaint", "sdxl_inpaint"):
         arguments["image"] = Image.fromarray(example_image(64, 64))
         mask = np.zeros((64, 64), np.uint8)
         mask[16:48, 16:48] = 255

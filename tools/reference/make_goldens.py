@@ -31,6 +31,7 @@ import safety_cases
 import scheduler_cases
 import text_to_image_cases
 import weighted_cases
+import xl_cases
 from text_cases import ENCODED_TEXTS, TOKENIZED_TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -314,6 +315,18 @@ def text_to_image(checkpoints, out):
     write_group(out, "images", tensors, {"cases": cases})
 
 
+def sdxl(checkpoints, out):
+    """Writes images of Stable Diffusion XL, and the input images."""
+    inputs, cases = image_cases.inputs(), xl_cases.cases()
+    named = {one[key] for case in cases for one in case["elements"] for key in ("image", "mask_image") if one[key]}
+    tensors = {f"inputs/{name}": torch.from_numpy(inputs[name]) for name in sorted(named)}
+    for case in cases:
+        for number, element in enumerate(case["elements"]):
+            made = xl_cases.run(checkpoints[case["checkpoint"]], element, inputs)
+            tensors[f"{case['name']}/{number}"] = made
+    write_group(out, "sdxl", tensors, {"cases": cases})
+
+
 def approximations(checkpoints, out):
     """Writes generated images with `deep_cache` and the tiny decoder."""
     tiny, tensors, cases = load_vae_tiny(checkpoints), {}, approximation_cases.cases()
@@ -392,6 +405,7 @@ GROUPS = {
     "weighted": weighted,
     "unet": unet,
     "sdxl_networks": sdxl_networks,
+    "sdxl": sdxl,
     "vae": vae,
     "vae_tiny": vae_tiny,
     "depth": depth,

@@ -1,6 +1,6 @@
 """Tiny folders of Stable Diffusion XL: two text encoders, a UNet with sizes as inputs, a VAE computed in float32."""
 
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from seeded_weights import fill
@@ -68,6 +68,17 @@ def base(parts, second, unet, betas):
     return StableDiffusionXLPipeline(
         **parts,
         **second,
+        unet=unet,
+        scheduler=scheduler(betas),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+
+
+def inpaint(base, unet, betas):
+    """Makes stable-diffusion-xl-1.0-inpainting-0.1: the base with a UNet that takes the mask and the masked image."""
+    return StableDiffusionXLInpaintPipeline(
+        **{name: part for name, part in base.components.items() if name not in ("unet", "scheduler")},
         unet=unet,
         scheduler=scheduler(betas),
         force_zeros_for_empty_prompt=True,

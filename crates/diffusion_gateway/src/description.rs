@@ -63,6 +63,12 @@ impl Description {
         })
     }
 
+    /// Returns the kind of previews of a request that names none; of the first pipeline, if they differ.
+    pub fn default_preview(&self) -> Option<&str> {
+        self.arguments("preview")
+            .find_map(|schema| schema.get("default")?.as_str())
+    }
+
     /// Returns the steps of a request that names no number; of the first pipeline, if they differ.
     pub fn default_steps(&self) -> Option<f64> {
         self.arguments("num_inference_steps")

@@ -60,13 +60,12 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
-    /// Checks that the values fit each other and are supported.
+    /// Checks that the values fit each other and are supported. `file` is the name of the file, for errors.
     ///
     /// # Errors
     /// `InvalidArgument` or `Unsupported`, naming the key.
-    pub fn check(&self) -> Result<()> {
-        const FILE: &str = "text_encoder/config.json";
-        let ensure = |valid, what: &str| config::ensure(valid, FILE, what);
+    pub fn check(&self, file: &str) -> Result<()> {
+        let ensure = |valid, what: &str| config::ensure(valid, file, what);
         ensure(
             (1..=1 << 20).contains(&self.vocab_size),
             "vocab_size is out of range (1 to 1048576)",
@@ -75,8 +74,12 @@ impl ClipTextConfig {
             (3..=1024).contains(&self.max_position_embeddings),
             "max_position_embeddings is out of range (3 to 1024)",
         )?;
-        self.encoder().check(FILE)?;
-        config::check_supported(FILE, &[("use_attention_mask", !self.use_attention_mask)])
+        ensure(
+            (1..=1 << 16).contains(&self.projection_dim),
+            "projection_dim is out of range (1 to 65536)",
+        )?;
+        self.encoder().check(file)?;
+        config::check_supported(file, &[("use_attention_mask", !self.use_attention_mask)])
     }
 
     fn encoder(&self) -> ClipEncoderConfig {

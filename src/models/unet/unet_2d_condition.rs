@@ -49,8 +49,18 @@ pub struct TimeInput<'a> {
 pub struct AddedCondition {
     /// The pooled text of each entry, `[batch, size]` in the model's dtype.
     pub text_embeds: Tensor,
-    /// The numbers of each entry, `[batch, count]` in float32: sizes and a position in pixels, or a score.
+    /// The numbers of each entry, `[batch, count]` in any dtype: sizes and a position in pixels, or a score.
     pub time_ids: Tensor,
+}
+
+impl AddedCondition {
+    /// Returns a value with the same tensors.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            text_embeds: self.text_embeds.shallow_clone(),
+            time_ids: self.time_ids.shallow_clone(),
+        }
+    }
 }
 
 /// The inputs of one call.

@@ -20,6 +20,7 @@ impl DiffusionPipeline {
             return Ok(None);
         };
         let decoded = match source.kind {
+            Preview::Off => return Ok(None),
             Preview::Linear => {
                 let colors = self.latent_colors.as_ref();
                 let colors = colors.ok_or_else(|| Error::internal("a preview without the colors of latents"))?;

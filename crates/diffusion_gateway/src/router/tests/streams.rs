@@ -121,7 +121,7 @@ async fn progress_is_sent_only_if_it_is_asked_for() {
     let requests = triton.requests.lock().unwrap();
     assert_eq!(
         (&requests[0]["progress_every"], &requests[0]["preview"]),
-        (&json!(1), &Value::Null)
+        (&json!(1), &json!("off"))
     );
     assert_eq!(requests[1]["progress_every"], Value::Null);
 }

@@ -10,6 +10,7 @@ mod generation;
 mod http;
 mod images;
 mod openai;
+mod page;
 mod router;
 mod samplers;
 mod sdapi;

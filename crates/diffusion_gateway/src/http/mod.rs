@@ -36,6 +36,8 @@ pub struct Gateway {
     pub api_key: Option<ApiKey>,
     /// The origins of browsers that may send requests; `*` is any.
     pub cors_origins: Vec<HeaderValue>,
+    /// Whether the page is served at `/`.
+    pub page: bool,
     /// The counters.
     pub metrics: Metrics,
 }

@@ -19,7 +19,7 @@ import { count, shortened } from "./words.js";
 
 const DRAFT = "triton-diffusion.form";
 /** Milliseconds until the page asks again for the models of a gateway that does not answer. */
-const AGAIN = 5000;
+const AGAIN = 3000;
 /** The fields of arguments that have other names in the page. */
 const FIELDS = {
   model: "model",

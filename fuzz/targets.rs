@@ -374,6 +374,7 @@ fn model_info(class: PipelineClass) -> ModelInfo {
         guidance_embedding: class == PipelineClass::LatentConsistency,
         max_noise_level: if class == PipelineClass::Upscale { 350 } else { 0 },
         tiny_decoder: true,
+        safety_checker: false,
         schedulers: schedulers::names(),
     }
 }

@@ -103,6 +103,11 @@ impl EmbeddingPool {
         embeddings
     }
 
+    /// Returns the words that prompts may have now.
+    pub fn words(&self) -> Vec<String> {
+        self.get().words().map(|(word, _)| word.to_owned()).collect()
+    }
+
     /// Returns the reasons of refused files that were not returned before.
     pub fn new_warnings(&self) -> Vec<String> {
         let now = self.current().embeddings.warnings().to_vec();

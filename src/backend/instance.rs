@@ -6,6 +6,7 @@ use std::time::Instant;
 use triton_api::{InstanceContext, InstanceKind, MemoryType, MemoryUsage, RequestBatch, Slot, log_info, log_warn};
 
 use super::ModelState;
+use super::description::description;
 use super::encoder_thread::EncoderThread;
 use super::error::to_triton;
 use super::lora_loads::LoraLoads;
@@ -13,7 +14,7 @@ use super::model::{DeviceUse, LoadedModel};
 use super::shared_engine::{Member, SharedEngine};
 use super::submission::{PlannedRequest, Submitter};
 use crate::pipelines::Device;
-use crate::request::tensors::decode;
+use crate::request::tensors::{Asked, decode};
 use diffusion_core::config::OUTPUT_NAME;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{Owner, QueueLimits};
@@ -116,16 +117,18 @@ impl ModelInstanceState {
             let error = Error::unsupported(format!("output `{OUTPUT_NAME}`: GPU memory is not supported"));
             return fail(slot, to_triton(self.model.name(), &error));
         }
-        let elements = decode(
+        let asked = decode(
             &slot.request(),
             self.model.inputs(),
             self.model.max_batch_size(),
             &self.validator,
         );
-        let elements = elements
-            .and_then(|elements| self.check_progress(elements))
-            .and_then(|elements| submitter.plan(elements));
-        let elements = match elements {
+        let elements = match asked {
+            Ok(Asked::Description) => return self.describe(submitter, slot),
+            Ok(Asked::Images(elements)) => self.check_progress(elements),
+            Err(error) => Err(error),
+        };
+        let elements = match elements.and_then(|elements| submitter.plan(elements)) {
             Ok(elements) => elements,
             Err(error) => return fail(slot, to_triton(self.model.name(), &error)),
         };
@@ -145,6 +148,18 @@ impl ModelInstanceState {
                 let submitter = Arc::clone(submitter);
                 self.lora_loads.run(move || submitter.load_and_submit(planned));
             }
+        }
+    }
+
+    /// Answers a request with the description of the model.
+    fn describe(&self, submitter: &Submitter, mut slot: Slot) {
+        let described = description(&self.validator, &submitter.components, self.model.is_decoupled());
+        let described = described.map_err(|error| to_triton(self.model.name(), &error));
+        let set = described.and_then(|description| slot.set_parameter("description", description.to_string()));
+        match set {
+            // `respond` has reported any error in the log.
+            Ok(()) => drop(slot.respond(&[])),
+            Err(error) => submitter.fail(slot, &error),
         }
     }
 

@@ -3,6 +3,7 @@
 mod base_components;
 mod bases;
 mod checkpoint;
+mod description;
 mod device_health;
 mod encoder_thread;
 mod error;

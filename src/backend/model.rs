@@ -235,7 +235,7 @@ impl ModelState {
             log_info!("model '{}': {} LoRAs: {}", self.name, names.len(), shortened(&names));
         }
         if let Some(pool) = components.embeddings() {
-            let words: Vec<String> = pool.get().words().map(|(word, _)| word.to_owned()).collect();
+            let words = pool.words();
             if !words.is_empty() {
                 let shown = shortened(&words);
                 log_info!("model '{}': {} embeddings: {shown}", self.name, words.len());

@@ -17,7 +17,7 @@ use super::job_gauge::JobGauge;
 use super::metrics::Counters;
 use super::phases::Phases;
 use super::progress::Progress;
-use crate::pipelines::{PipelineOutput, TileCounts};
+use crate::pipelines::{PipelineOutput, PreviewImages, TileCounts};
 
 /// The result of one batch element.
 struct ElementResult {
@@ -81,13 +81,27 @@ impl PendingResponse {
         })
     }
 
-    /// Sends the progress of a batch element, unless the request has been answered.
-    pub fn send_progress(&self, parameters: &[(&str, Parameter)]) {
+    /// Sends the progress of a batch element, with images in base64 if there are any, unless the request has been answered.
+    pub fn send_progress(&self, parameters: &[(&str, Parameter)], images: &[String]) {
+        let elements: Vec<&[u8]> = images.iter().map(String::as_bytes).collect();
+        let shape = self.output_shape(1, elements.len());
+        let output = OutputTensor::bytes(OUTPUT_NAME, &shape, &elements);
+        let outputs = if images.is_empty() { &[][..] } else { &[output][..] };
         if let Some(slot) = &mut self.lock().slot
-            && let Err(error) = slot.send_partial(parameters)
+            && let Err(error) = slot.send_partial(outputs, parameters)
         {
             // No reason to fail the request.
             log_verbose!("model '{}': cannot send progress: {error}", slot.model_name());
+        }
+    }
+
+    /// Returns the shape of the output for so many batch elements and images.
+    fn output_shape(&self, elements: usize, images_per_element: usize) -> Vec<i64> {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        if self.batched {
+            vec![count(elements), count(images_per_element)]
+        } else {
+            vec![count(images_per_element)]
         }
     }
 
@@ -134,13 +148,7 @@ impl PendingResponse {
             .flat_map(|element| &element.images)
             .map(String::as_bytes)
             .collect();
-        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let images_per_element = images.len() / elements.len().max(1);
-        let shape = if self.batched {
-            vec![count(elements.len()), count(images_per_element)]
-        } else {
-            vec![count(images_per_element)]
-        };
+        let shape = self.output_shape(elements.len(), images.len() / elements.len().max(1));
         if let Err(error) = set_parameters(&mut slot, elements) {
             return self.fail(slot, &error);
         }
@@ -280,7 +288,7 @@ impl ElementResponder {
     }
 }
 
-impl ResponseHandler<PipelineOutput> for ElementResponder {
+impl ResponseHandler<PipelineOutput, PreviewImages> for ElementResponder {
     fn is_cancelled(&self) -> bool {
         // A request without a slot was answered when one of its other batch elements failed.
         self.response.lock().slot.as_ref().is_none_or(Slot::is_cancelled)
@@ -292,9 +300,9 @@ impl ResponseHandler<PipelineOutput> for ElementResponder {
         }
     }
 
-    fn on_step(&self, taken: usize, steps: usize) {
+    fn on_step(&self, taken: usize, steps: usize, preview: &mut dyn FnMut() -> Result<Option<PreviewImages>>) {
         if let Some(progress) = &self.progress {
-            progress.step(taken, steps);
+            progress.step(taken, steps, preview);
         }
     }
 

@@ -9,7 +9,7 @@ use super::ModelState;
 use super::encoder_thread::EncoderHandle;
 use super::error::to_triton;
 use super::job_gauge::JobGauge;
-use super::progress::Progress;
+use super::progress::{Progress, ProgressSettings};
 use super::response::{ElementResponder, PendingResponse};
 use super::shared_engine::SharedEngine;
 use crate::pipelines::{Components, EmbeddingPool, PipelineRequest};
@@ -142,9 +142,18 @@ impl Submitter {
             let progress = request.progress_every.map(|every| {
                 let element = has_several.then_some(index);
                 let response = Arc::clone(&response);
-                let respond = move |parameters: &[(&str, Parameter)]| response.send_progress(parameters);
-                let steps = request.denoising_steps();
-                Progress::new(every, steps, element, Arc::new(respond), self.encoder.clone())
+                let respond = move |parameters: &[(&str, Parameter)], images: &[String]| {
+                    response.send_progress(parameters, images);
+                };
+                Progress::new(ProgressSettings {
+                    every,
+                    steps: request.denoising_steps(),
+                    element,
+                    format: request.output,
+                    provenance: self.model.parameters().provenance,
+                    respond: Arc::new(respond),
+                    encoder: self.encoder.clone(),
+                })
             });
             QueuedRequest {
                 memory,

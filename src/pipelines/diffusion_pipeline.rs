@@ -11,6 +11,7 @@ use super::job::Job;
 use super::latent_tiles::{LatentTiles, TileCounts};
 use super::loading::Components;
 use super::memory_need::{CHUNK_SIZE, PipelineRequest};
+use super::preview::{LatentColors, PreviewImages, PreviewSource};
 use super::prompt_encoder::PromptEncoder;
 use super::safety_check::SafetyCheck;
 use super::stable_diffusion::steps_of;
@@ -20,14 +21,14 @@ use crate::adapters::JobAdapters;
 use crate::models::layers::ChunkSize;
 use crate::models::unet::guidance_scale_embedding;
 use crate::processors::vae::{image_bytes, images};
-use crate::schedulers::SamplingOptions;
+use crate::schedulers::{SamplingOptions, SchedulerConfig};
 use crate::torch::numbers::NumberOperators;
 use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, cuda, threads};
 use diffusion_core::config::Numerics;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
-use diffusion_request::{Decoder, GenerateRequest};
+use diffusion_request::{Decoder, GenerateRequest, Preview};
 
 /// The images of a request and facts about their generation.
 pub struct PipelineOutput {
@@ -53,6 +54,8 @@ pub struct DiffusionPipeline {
     prompt_encoder: PromptEncoder,
     unet_calls: UNetCalls,
     max_chunk_pixels: u64,
+    /// The colors of latents, from the first request for linear previews on.
+    latent_colors: Option<LatentColors>,
     /// The stream of the engine's thread.
     stream: Arc<Stream>,
 }
@@ -66,6 +69,7 @@ impl DiffusionPipeline {
             unet_calls: UNetCalls::new(&components),
             components,
             max_chunk_pixels,
+            latent_colors: None,
             stream: Arc::new(Stream::cpu()),
         }
     }
@@ -111,6 +115,16 @@ impl DiffusionPipeline {
 
     /// Decodes latents to images in the memory of the host.
     fn decode(&self, latents: &Tensor, decoder: Decoder, chunks: Option<ChunkSize>) -> Result<Vec<RgbImage>> {
+        let decoded = self.decode_to_bytes(latents, decoder, chunks)?;
+        let on_host = decoded.iter().map(|bytes| self.stream.to_host(bytes));
+        let on_host = on_host.collect::<Result<Vec<_>>>()?;
+        self.stream.synchronize()?;
+        let images = on_host.iter().map(images).collect::<Result<Vec<_>>>()?;
+        Ok(images.into_iter().flatten().collect())
+    }
+
+    /// Decodes latents to bytes `[images, height, width, 3]` on the device, of one or more images each.
+    fn decode_to_bytes(&self, latents: &Tensor, decoder: Decoder, chunks: Option<ChunkSize>) -> Result<Vec<Tensor>> {
         let vae = match decoder {
             Decoder::Vae => ImageDecoder::Vae(&self.components.vae),
             Decoder::Tiny => {
@@ -119,19 +133,13 @@ impl DiffusionPipeline {
             }
         };
         let latents = latents.f_to_kind(vae.kind())?.div_number(vae.scaling_factor())?;
-        let decoded = if self.components.decodes_together() {
-            vec![image_bytes(&vae.decode(&latents, chunks)?)?]
-        } else {
-            // One image at a time: the device is busy with one, and the memory of all may not be there.
-            let count = latents.size().first().copied().unwrap_or(0);
-            let one = |index| image_bytes(&self.decode_one(&vae, &latents.f_narrow(0, index, 1)?, chunks)?);
-            (0..count).map(one).collect::<Result<Vec<_>>>()?
-        };
-        let on_host = decoded.iter().map(|bytes| self.stream.to_host(bytes));
-        let on_host = on_host.collect::<Result<Vec<_>>>()?;
-        self.stream.synchronize()?;
-        let images = on_host.iter().map(images).collect::<Result<Vec<_>>>()?;
-        Ok(images.into_iter().flatten().collect())
+        if self.components.decodes_together() {
+            return Ok(vec![image_bytes(&vae.decode(&latents, chunks)?)?]);
+        }
+        // One image at a time: the device is busy with one, and the memory of all may not be there.
+        let count = latents.size().first().copied().unwrap_or(0);
+        let one = |index| image_bytes(&self.decode_one(&vae, &latents.f_narrow(0, index, 1)?, chunks)?);
+        (0..count).map(one).collect()
     }
 
     /// Decodes the latents of one image. A GPU decodes them whole, and in chunks only if there is too little memory.
@@ -147,6 +155,42 @@ impl DiffusionPipeline {
             }
             result => result,
         }
+    }
+
+    /// Makes the preview of a job, and does not wait for the device.
+    fn preview_job(&self, job: &Job) -> Result<Option<PreviewImages>> {
+        let Some(source) = &job.preview else {
+            return Ok(None);
+        };
+        let Some(latents) = source.latents()? else {
+            return Ok(None);
+        };
+        let decoded = match source.kind {
+            Preview::Linear => {
+                let colors = self.latent_colors.as_ref();
+                let colors = colors.ok_or_else(|| Error::internal("a preview without the colors of latents"))?;
+                vec![image_bytes(&colors.colors(&latents)?)?]
+            }
+            Preview::Tiny => self.decode_to_bytes(&latents, Decoder::Tiny, None)?,
+            Preview::Vae => self.decode_to_bytes(&latents, Decoder::Vae, job.chunk_size)?,
+        };
+        let bytes = Tensor::f_cat(&decoded, 0)?;
+        Ok(Some(PreviewImages::new(self.stream.copy_to_host(&bytes)?)))
+    }
+
+    /// Makes what the previews of a request need.
+    fn prepare_preview(
+        &mut self,
+        request: &GenerateRequest,
+        scheduler: &SchedulerConfig,
+    ) -> Result<Option<PreviewSource>> {
+        let Some(kind) = request.preview else {
+            return Ok(None);
+        };
+        if kind == Preview::Linear && self.latent_colors.is_none() {
+            self.latent_colors = Some(LatentColors::fit(&self.components.vae, &self.stream)?);
+        }
+        PreviewSource::new(kind, scheduler).map(Some)
     }
 
     fn prepare_job(&mut self, request: &GenerateRequest, adapters: &Arc<JobAdapters>) -> Result<Job> {
@@ -212,6 +256,7 @@ impl DiffusionPipeline {
             deep_cache: request.deep_cache,
             deep_feature: None,
             decoder: request.decoder,
+            preview: self.prepare_preview(request, &config)?,
             chunk_size: None,
             times: [started, text_encoded, Instant::now()],
         })
@@ -308,6 +353,7 @@ impl Pipeline for DiffusionPipeline {
     type Request = PipelineRequest;
     type Job = Job;
     type Output = PipelineOutput;
+    type Preview = PreviewImages;
 
     fn init_thread(&mut self) -> Result<()> {
         self.stream = Arc::new(Stream::new(self.components.device)?);
@@ -355,6 +401,14 @@ impl Pipeline for DiffusionPipeline {
 
     fn step(&mut self, jobs: &mut [&mut Job]) -> Result<StepResults> {
         self.classified(|pipeline| pipeline.step_jobs(jobs))
+    }
+
+    fn preview(&mut self, job: &Job) -> Result<Option<PreviewImages>> {
+        let preview = self.classified(|pipeline| pipeline.preview_job(job));
+        if matches!(preview, Err(Error::OutOfMemory(_))) {
+            self.free_memory();
+        }
+        preview
     }
 
     fn finish(&mut self, job: Job) -> Result<PipelineOutput> {

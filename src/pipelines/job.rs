@@ -6,6 +6,7 @@ use std::time::Instant;
 use tch::{Device, Tensor};
 
 use super::denoising_state::DenoisingState;
+use super::preview::PreviewSource;
 use super::stable_diffusion::Postprocess;
 use super::unet_calls::{DeepFeature, JobConditioning, JobInput};
 use crate::adapters::JobAdapters;
@@ -44,6 +45,8 @@ pub struct Job {
     pub(super) deep_feature: Option<Tensor>,
     /// The network that turns the last latents into images.
     pub(super) decoder: Decoder,
+    /// What previews are made of; `None` for a job without.
+    pub(super) preview: Option<PreviewSource>,
     /// The chunks in which the VAE decodes an image; `None` if it decodes an image whole.
     pub(super) chunk_size: Option<ChunkSize>,
     /// When it started, its prompts were encoded, and it was prepared.
@@ -196,6 +199,14 @@ impl Job {
         } else {
             prediction.shallow_clone()
         };
+        if let Some(preview) = &mut self.preview {
+            let timestep = self.scheduler.timesteps().get(self.index).copied().unwrap_or(0.0);
+            preview.keep(
+                timestep,
+                self.scheduler.scale_model_input(&self.state.latents)?,
+                &noise_pred,
+            );
+        }
         self.state.latents = self
             .scheduler
             .step(&noise_pred, &self.state.latents, &mut self.generator)?;

@@ -13,14 +13,15 @@ use crate::models::layers::{ChunkSize, unsigned};
 use diffusion_core::Result;
 use diffusion_core::config::Numerics;
 use diffusion_engine::MemoryNeed;
-use diffusion_request::{Decoder, GenerateRequest, PipelineInputs, PromptSyntax};
+use diffusion_request::{Decoder, GenerateRequest, PipelineInputs, Preview, PromptSyntax};
 
 /// The chunks of images that are decoded in chunks for lack of memory: 64 in an image of 1024x1024 pixels.
 pub(super) const CHUNK_SIZE: ChunkSize = ChunkSize { values: 1 << 14 };
 /// Tokens of a text that the UNet attends to. A weighted prompt has up to [`MAX_CHUNKS`] times as many.
 const TOKENS: u64 = 77;
-/// Tensors of the size of the latents that a job keeps: the latents, what a solver remembers, noise, mask and image.
-const LATENT_COPIES: u64 = 12;
+/// Tensors of the size of the latents that a job keeps: the latents, what a solver remembers, noise, mask and image, and
+/// the last call of the UNet for previews.
+const LATENT_COPIES: u64 = 14;
 /// Maps of the fused size that the depth estimator holds at once.
 const DEPTH_MAPS: u64 = 8;
 /// The text encoder's activations, small tensors, and the kernels' buffers.
@@ -78,7 +79,7 @@ impl Components {
         let mut planned = PipelineRequest::from(request);
         let mut need = self.memory_need(&planned, max_chunk_pixels);
         if let Err(error) = fits(need) {
-            if !self.is_fast() || planned.request.decoder != Decoder::Vae {
+            if !self.is_fast() || !uses_vae(&planned.request) {
                 return Err(error);
             }
             planned.decode_in_chunks = true;
@@ -168,8 +169,8 @@ impl Components {
         let at_once = if chunks.is_some() { 1 } else { together };
         // The images in floats, and in bytes.
         let decoded = request.pixels() * (12 + 3 + 3) * together;
-        let network = match (request.decoder, &self.vae_tiny) {
-            (Decoder::Tiny, Some(tiny)) => {
+        let network = match (uses_vae(request), &self.vae_tiny) {
+            (false, Some(tiny)) => {
                 let channels = tiny.config().decoder_block_out_channels.first().copied().unwrap_or(0);
                 // Input, two convolutions and the sum.
                 unsigned(channels) * request.pixels() * 4 * bytes_of(tiny.kind())
@@ -196,6 +197,11 @@ impl Components {
     pub(super) fn decodes_together(&self) -> bool {
         self.device == Device::Cpu && self.numerics == Numerics::Exact
     }
+}
+
+/// Returns whether the VAE decodes the images or the previews of a request.
+fn uses_vae(request: &GenerateRequest) -> bool {
+    request.decoder == Decoder::Vae || request.preview == Some(Preview::Vae)
 }
 
 fn bytes_of(kind: Kind) -> u64 {

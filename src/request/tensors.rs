@@ -9,7 +9,15 @@ use diffusion_request::{ElementInputs, GenerateRequest, RequestValidator};
 /// Bytes before each element of a BYTES tensor, which say its length.
 const LENGTH_PREFIX: usize = 4;
 
-/// Reads the image requests of a Triton request, one per batch element.
+/// What a Triton request asks for.
+pub enum Asked {
+    /// Images, for one or more batch elements.
+    Images(Vec<GenerateRequest>),
+    /// The description of the model.
+    Description,
+}
+
+/// Reads what a Triton request asks for: images, one image request per batch element, or the description of the model.
 ///
 /// `inputs` are the tensors that the model takes; `max_batch_size` is the model's, 0 for a model
 /// without a batch dimension. Every tensor has exactly one element per batch element.
@@ -21,7 +29,7 @@ pub fn decode(
     inputs: &[TensorSpec],
     max_batch_size: u32,
     validator: &RequestValidator,
-) -> Result<Vec<GenerateRequest>> {
+) -> Result<Asked> {
     let given = request.inputs().map_err(from_triton)?;
     for input in &given {
         if !inputs.iter().any(|spec| spec.name == input.name()) {
@@ -64,6 +72,9 @@ pub fn decode(
             .and_then(|elements| elements.get(index))
             .map(Vec::as_slice)
     }
+    if count == 1 && validator.asks_for_description(at(&gen_args, 0))? {
+        return Ok(Asked::Description);
+    }
     let requests = prompts
         .iter()
         .enumerate()
@@ -91,7 +102,7 @@ pub fn decode(
             "gen_args: num_images_per_prompt must be the same in all batch elements of a request, because the output has one shape",
         ));
     }
-    Ok(requests)
+    Ok(Asked::Images(requests))
 }
 
 /// Returns the elements of a tensor, one per batch element.

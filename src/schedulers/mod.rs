@@ -13,6 +13,7 @@ mod common;
 mod ddim;
 mod ddpm;
 mod deis_multistep;
+mod denoised;
 mod dpm_solver_multistep;
 mod dpm_solver_singlestep;
 mod euler_ancestral_discrete;
@@ -39,6 +40,7 @@ use common::scheduler::SchedulerBuilder;
 
 pub use common::config::{PredictionType, RawConfig, TimestepSpacing};
 pub use common::scheduler::{SamplingOptions, Scheduler};
+pub use denoised::Denoiser;
 pub use low_res::LowResScheduler;
 
 use ddim::DdimConfig;

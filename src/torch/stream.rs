@@ -133,6 +133,11 @@ impl Stream {
         Ok(pinned)
     }
 
+    /// Returns libtorch's stream; `None` for the CPU.
+    pub(super) fn raw(&self) -> Option<RawStream> {
+        self.0.as_ref().map(|stream| stream.raw)
+    }
+
     /// Waits for all work of the stream.
     ///
     /// # Errors
@@ -194,8 +199,8 @@ impl RawStream {
 
     /// Queues a copy between the device and pinned memory.
     pub fn copy(self, to: &Tensor, from: &Tensor) -> Result<()> {
-        // SAFETY: both are live `at::Tensor`s. The pinned one is not written or freed before the copy is done: its memory
-        // is used again only after an event that follows the copy.
+        // SAFETY: both are live `at::Tensor`s. The pinned one is not written or freed before the copy is done: its owner
+        // waits for an event that follows the copy first.
         check_status(unsafe {
             td_copy_non_blocking(to.as_ptr().cast_mut().cast(), from.as_ptr().cast(), self.index, self.id)
         })
@@ -218,6 +223,11 @@ impl Event {
             stream,
             raw: ptr::null_mut(),
         }
+    }
+
+    /// Returns the number of the device.
+    pub fn device(&self) -> c_int {
+        self.stream.index
     }
 
     /// Moves the event to the end of the work that is queued now.

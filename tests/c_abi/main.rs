@@ -15,6 +15,7 @@ mod checkpoints;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod gpu;
+mod previews;
 mod progress;
 mod sharing;
 mod success;

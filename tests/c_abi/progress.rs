@@ -6,7 +6,8 @@ use triton_fake::{FakeRequest, FakeResponse, FakeServer, ModelSpec, ParameterVal
 
 use crate::support::*;
 
-fn decoupled(spec: ModelSpec) -> ModelSpec {
+/// A model whose requests may have several responses.
+pub fn decoupled(spec: ModelSpec) -> ModelSpec {
     let config = json!({
         "name": "sd_base",
         "backend": "diffusion",
@@ -16,7 +17,7 @@ fn decoupled(spec: ModelSpec) -> ModelSpec {
 }
 
 /// Waits for the final response of a request. Returns those before it, and the final one.
-fn responses(request: &FakeRequest) -> (Vec<FakeResponse>, FakeResponse) {
+pub fn responses(request: &FakeRequest) -> (Vec<FakeResponse>, FakeResponse) {
     let last = request.wait(SOON).unwrap();
     let mut before = request.responses();
     assert!(before.pop().is_some_and(|response| response.is_final));
@@ -28,7 +29,8 @@ fn responses(request: &FakeRequest) -> (Vec<FakeResponse>, FakeResponse) {
     (before, last)
 }
 
-fn integer(response: &FakeResponse, name: &str) -> Option<i64> {
+/// An integer parameter of a response.
+pub fn integer(response: &FakeResponse, name: &str) -> Option<i64> {
     match response.parameters.get(name)? {
         ParameterValue::Int(number) => Some(*number),
         other => unreachable!("{name}: {other:?}"),

@@ -111,11 +111,20 @@ pub fn serve(test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
 
 /// As [`serve`], with a model that `change` makes of the plain one.
 pub fn serve_as(change: impl FnOnce(ModelSpec) -> ModelSpec, test: impl FnOnce(&FakeServer, &FakeInstance<'_>)) {
+    serve_checkpoint("sd2_base", change, test);
+}
+
+/// As [`serve_as`], with another checkpoint.
+pub fn serve_checkpoint(
+    checkpoint: &str,
+    change: impl FnOnce(ModelSpec) -> ModelSpec,
+    test: impl FnOnce(&FakeServer, &FakeInstance<'_>),
+) {
     let repository = Repository::new();
     let server = server();
     let backend = server.load_backend().unwrap();
     let model = backend
-        .load_model(change(repository.link("sd_base", "sd2_base")))
+        .load_model(change(repository.link("sd_base", checkpoint)))
         .unwrap();
     let instance = model.load_instance(InstanceSpec::default()).unwrap();
     test(&server, &instance);

@@ -2,14 +2,18 @@
 
 import contextlib
 import http.client
+import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 
+import numpy as np
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from support import ROOT, TIMEOUT
+from support import ROOT, TIMEOUT, spot
 
 COMMAND = ROOT / "dist" / "bin" / "triton-diffusion"
 
@@ -48,6 +52,11 @@ class Gateway:
         """Returns the URL of OpenAI's API."""
         return f"http://127.0.0.1:{self.port}/v1"
 
+    def memory(self):
+        """Returns the resident memory of the process in bytes."""
+        pages = pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
     def terminate(self):
         """Sends SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
@@ -80,6 +89,16 @@ class Gateway:
         """Sends a POST that must fail; returns the error's object, with its message."""
         return self.json("POST", path, body, status)["error"]
 
+    @contextlib.contextmanager
+    def stream(self, path, body):
+        """Sends a POST whose response is a stream; yields an iterator of its events, (type, data)."""
+        with self.connection() as connection:
+            connection.request("POST", path, json.dumps(body).encode(), {"content-type": "application/json"})
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            assert response.headers["content-type"] == "text/event-stream"
+            yield read_events(response)
+
     def metric(self, name, **labels):
         """Returns the sum of the samples of a metric that have all these labels."""
         text = self.send("GET", "/metrics")[2].decode()
@@ -89,3 +108,40 @@ class Gateway:
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+
+def read_events(lines):
+    """Yields (type, data) of each event in a stream."""
+    kind = None
+    for line in lines:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            yield kind, json.loads(value)
+
+
+def file(image):
+    """Returns an image as a file that the client of OpenAI sends."""
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    encoded.name = "image.png"
+    encoded.seek(0)
+    return encoded
+
+
+def transparent_spot(width, height):
+    """Makes OpenAI's mask: transparent where `spot` is white."""
+    mask = Image.new("RGBA", (width, height), (10, 20, 30, 255))
+    mask.putalpha(Image.fromarray(255 - np.asarray(spot(width, height))))
+    return mask
+
+
+def cancelled(server, model="sd_base"):
+    """Returns how many jobs of a model were cancelled."""
+    return server.metric("diffusion_jobs_cancelled_total", model=model) or 0
+
+
+def running(server, model="sd_base"):
+    """Returns how many jobs of a model run."""
+    return server.metric("diffusion_jobs_running", model=model) or 0

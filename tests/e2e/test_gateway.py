@@ -1,7 +1,6 @@
 """The gateway in front of real servers: its images are the backend's, and every client gets its own error."""
 
 import base64
-import io
 import json
 import socket
 import threading
@@ -9,12 +8,12 @@ import threading
 import numpy as np
 import openai
 import pytest
-from PIL import Image
 
+import seeded_checkpoints
 import server as triton
 from client import to_base64
-from gateway import Gateway
-from support import CHECKPOINTS, SECRET, at_most, check_harmless, open_image, pixels, spot, wait_for, waves
+from gateway import Gateway, cancelled, file, running, transparent_spot
+from support import CHECKPOINTS, ROOT, SECRET, at_most, check_harmless, open_image, pixels, spot, wait_for, waves
 
 SHORT = {"num_inference_steps": 2, "seed": 7}
 LONG = {"num_inference_steps": 900, "seed": 5, "scheduler": "DDIMScheduler"}
@@ -41,30 +40,6 @@ def api(gateway):
 
 def images_of(response):
     return [base64.b64decode(image.b64_json) for image in response.data]
-
-
-def file(image):
-    """Returns an image as a file that the client of OpenAI sends."""
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG")
-    encoded.name = "image.png"
-    encoded.seek(0)
-    return encoded
-
-
-def transparent_spot(width, height):
-    """Makes OpenAI's mask: transparent where `spot` is white."""
-    mask = Image.new("RGBA", (width, height), (10, 20, 30, 255))
-    mask.putalpha(Image.fromarray(255 - np.asarray(spot(width, height))))
-    return mask
-
-
-def cancelled(server, model="sd_base"):
-    return server.metric("diffusion_jobs_cancelled_total", model=model) or 0
-
-
-def running(server, model="sd_base"):
-    return server.metric("diffusion_jobs_running", model=model) or 0
 
 
 def test_generation_has_the_images_and_the_seed_of_the_backend(api, client):
@@ -162,10 +137,33 @@ def test_unknown_model_is_not_found(api):
     assert error.value.param == "model"
 
 
-def test_lora_of_the_model_name_is_asked_for(api):
-    # That the backend finds no LoRA of this name shows that it was asked.
+def test_lora_is_named_after_its_model(gateway, api, repository, client):
+    manifest = json.loads((ROOT / "tests" / "data" / "goldens" / "adapters.json").read_text())
+    [content] = [file["content"] for file in manifest["files"] if file["path"] == "sd1-kohya.safetensors"]
+    for name in "sd_styled", "sd:styled":
+        loras = repository.add(name, checkpoint=CHECKPOINTS / "sd1") / "1" / "loras"
+        loras.mkdir()
+        (loras / "watercolor.safetensors").write_bytes(seeded_checkpoints.weights(content))
+    client.load("sd_styled")
+    # The HTTP client encodes the colon.
+    client.grpc.load_model("sd:styled")
+    assert gateway.json("GET", "/sdapi/v1/loras") == [
+        {"name": "watercolor", "alias": "watercolor", "path": "watercolor", "metadata": {}}
+    ]
+    assert gateway.json("GET", "/v1/models/sd:styled")["diffusion"]["loras"] == ["watercolor"]
+
+    def image(model):
+        return images_of(api.images.generate(model=model, prompt="a cat", extra_body=SHORT))[0]
+
+    expected = client.infer("sd_styled", prompt="a cat", gen_args={**SHORT, "loras": [{"name": "watercolor"}]}).image
+    assert (pixels(image("sd_styled:watercolor")) == pixels(expected)).all()
+    assert (pixels(image("sd:styled:watercolor")) == pixels(expected)).all()
+    assert (pixels(image("sd:styled")) == pixels(image("sd_styled"))).all()
+    assert (pixels(image("sd_styled")) != pixels(expected)).any()
     with pytest.raises(openai.BadRequestError, match="lora"):
-        api.images.generate(model="sd_base:watercolor", prompt="a cat", extra_body=SHORT)
+        image("sd_base:watercolor")
+    with pytest.raises(openai.NotFoundError):
+        image("sd:watercolor")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +185,11 @@ def test_lora_of_the_model_name_is_asked_for(api):
         ({SECRET: 1}, "unknown field"),
         ({"prompt": 7}, "prompt"),
         ({"prompt": "zanzibar " * 10_000}, "prompt"),
-        ({"stream": True}, "stream"),
+        ({"stream": 1}, "stream"),
+        ({"partial_images": 2}, "partial_images"),
+        ({"stream": True, "partial_images": 101}, "partial_images"),
+        ({"stream": True, "preview": SECRET}, "preview"),
+        ({"stream": True, "num_inference_steps": 0}, "num_inference_steps"),
     ],
 )
 def test_bad_arguments(gateway, arguments, words):
@@ -315,7 +317,8 @@ def test_sigterm_finishes_running_requests_and_refuses_new_ones(server, gateway)
             try:
                 socket.create_connection(("127.0.0.1", ending.port)).close()
                 return False
-            except ConnectionRefusedError:
+            # A reset: the connection was in the queue of the address.
+            except (ConnectionRefusedError, ConnectionResetError):
                 return True
 
         wait_for(refuses, 10, "new connections are refused")

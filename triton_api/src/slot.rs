@@ -21,8 +21,9 @@ use crate::{log_error, optional, sys, text};
 pub struct Slot {
     instance: Arc<InstanceHandle>,
     request: NonNull<sys::TRITONBACKEND_Request>,
-    /// `None` once the slot has ended.
+    /// The next response; `None` if Triton has refused to make it.
     response: Option<Response>,
+    has_ended: bool,
     stopwatch: Stopwatch,
     batch_size: u64,
 }
@@ -44,6 +45,7 @@ impl Slot {
             instance,
             request,
             response: Some(response),
+            has_ended: false,
             stopwatch: Stopwatch::start(),
             batch_size: 1,
         }
@@ -65,7 +67,7 @@ impl Slot {
         self.request().is_cancelled()
     }
 
-    /// Adds a parameter to the response. Triton does not replace a parameter, so set each name once.
+    /// Adds a parameter to the next response. Triton does not replace a parameter, so set each name once.
     ///
     /// # Errors
     ///
@@ -77,19 +79,41 @@ impl Slot {
         }
     }
 
-    /// Sends a response with parameters and without outputs, which others follow. The final response is not affected. The
-    /// model must be decoupled (`model_transaction_policy` in its configuration).
+    /// Sends a response with parameters and the requested ones of `outputs`, which others follow. The model must be decoupled
+    /// (`model_transaction_policy` in its configuration).
     ///
     /// # Errors
     ///
-    /// Triton rejects the response or a parameter. The slot has not ended.
-    pub fn send_partial(&mut self, parameters: &[(&str, Parameter)]) -> Result<(), Error> {
-        // SAFETY: the slot owns the request, which is not released yet.
-        let mut response = unsafe { Response::new(self.request)? };
-        for (name, value) in parameters {
-            response.set_parameter(name, value)?;
+    /// Triton rejects the response, an output or a parameter. The slot has not ended.
+    pub fn send_partial(
+        &mut self,
+        outputs: &[OutputTensor<'_>],
+        parameters: &[(&str, Parameter)],
+    ) -> Result<(), Error> {
+        let mut response = self.take_response()?;
+        let made = parameters
+            .iter()
+            .try_for_each(|(name, value)| response.set_parameter(name, value))
+            .and_then(|()| self.add_outputs(&mut response, outputs));
+        // Triton's gRPC front end has one response of a request at a time: the next one is made when this one is sent.
+        let sent = match made {
+            Ok(()) => response.send_partial(),
+            Err(error) => {
+                drop(response);
+                Err(error)
+            }
+        };
+        self.response = Some(self.take_response()?);
+        sent
+    }
+
+    /// Takes the next response, and makes it if there is none.
+    fn take_response(&mut self) -> Result<Response, Error> {
+        match self.response.take() {
+            Some(response) => Ok(response),
+            // SAFETY: the slot owns the request, which is not released yet.
+            None => unsafe { Response::new(self.request) },
         }
-        response.send_partial()
     }
 
     /// Records that work on the request begins. The time before counts as queue time. Without a call, work begins when the
@@ -144,7 +168,11 @@ impl Slot {
     /// An output cannot be built, and the client got this error; or the response cannot be sent.
     /// The slot has ended in both cases.
     pub fn respond(mut self, outputs: &[OutputTensor<'_>]) -> Result<(), Error> {
-        let made = self.add_outputs(outputs);
+        let made = self.take_response().and_then(|mut response| {
+            let made = self.add_outputs(&mut response, outputs);
+            self.response = Some(response);
+            made
+        });
         self.finish(made.as_ref().err())?;
         made
     }
@@ -155,16 +183,14 @@ impl Slot {
         let _ = self.finish(Some(error));
     }
 
-    fn add_outputs(&mut self, outputs: &[OutputTensor<'_>]) -> Result<(), Error> {
+    /// Adds the outputs that the client asks for to a response.
+    fn add_outputs(&self, response: &mut Response, outputs: &[OutputTensor<'_>]) -> Result<(), Error> {
         let in_model = |error: Error| error.context(format_args!("model '{}'", self.instance.model_name));
-        // SAFETY: as in `request`; borrowed apart from the response.
-        let request: Request<'_> = unsafe { Request::new(self.request) };
+        let request = self.request();
         let wanted = request.requested_outputs().map_err(in_model)?;
-        if let Some(response) = &mut self.response {
-            for output in outputs {
-                if wanted.contains(&output.name()) {
-                    response.add_output(output).map_err(in_model)?;
-                }
+        for output in outputs {
+            if wanted.contains(&output.name()) {
+                response.add_output(output).map_err(in_model)?;
             }
         }
         Ok(())
@@ -172,16 +198,16 @@ impl Slot {
 
     /// Sends the response, reports statistics and releases the request, once. Never panics, because `drop` calls it.
     fn finish(&mut self, error: Option<&Error>) -> Result<(), Error> {
-        let Some(response) = self.response.take() else {
+        if std::mem::replace(&mut self.has_ended, true) {
             return Ok(());
-        };
-        let sent = response.send(error);
+        }
+        let sent = self.take_response().and_then(|response| response.send(error));
         if let Err(error) = &sent {
             log_error!("model '{}': cannot send a response: {error}", self.instance.model_name);
         }
         let success = error.is_none() && sent.is_ok();
         self.report(success);
-        // SAFETY: the request is owned and not used after this: `response` is `None` now.
+        // SAFETY: the request is owned and not used after this: the slot has ended.
         let released = unsafe {
             check(sys::TRITONBACKEND_RequestRelease(
                 self.request.as_ptr(),
@@ -224,7 +250,7 @@ impl Slot {
 impl Drop for Slot {
     /// Answers with INTERNAL unless the slot has ended; a panic can drop a slot early.
     fn drop(&mut self) {
-        if self.response.is_some() {
+        if !self.has_ended {
             let error = Error::internal(format!(
                 "model '{}': the request was dropped without a response",
                 self.instance.model_name

@@ -15,7 +15,7 @@ const MAX_PASSED_TIME: Duration = Duration::from_secs(10);
 /// A result that a client waits for.
 pub struct PendingResult<P: Pipeline> {
     /// Gets the result.
-    pub handler: Box<dyn ResponseHandler<P::Output>>,
+    pub handler: Box<dyn ResponseHandler<P::Output, P::Preview>>,
     /// When the request must be answered.
     pub deadline: Option<Deadline>,
     /// Whose request it is.
@@ -76,10 +76,13 @@ impl<P: Pipeline> RunningJob<P> {
     }
 
     /// Counts a step, and tells the handler unless it is the last one or has failed.
-    pub fn count_step(&mut self) {
+    pub fn count_step(&mut self, pipeline: &mut P) {
         self.steps_taken += 1;
         if self.failed.is_none() && self.steps_taken < self.work.steps {
-            self.pending.handler.on_step(self.steps_taken, self.work.steps);
+            let mut preview = || pipeline.preview(&self.job);
+            self.pending
+                .handler
+                .on_step(self.steps_taken, self.work.steps, &mut preview);
         }
     }
 

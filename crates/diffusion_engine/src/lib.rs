@@ -51,6 +51,8 @@ pub trait Pipeline: Send + 'static {
     type Job;
     /// The result of a job.
     type Output;
+    /// What a client sees of a job that has not taken all its steps.
+    type Preview;
 
     /// Prepares the engine's thread. Called once, before every other method.
     ///
@@ -84,6 +86,12 @@ pub trait Pipeline: Send + 'static {
     /// whether jobs gain from a shared step. Otherwise jobs of one shape always share.
     fn is_synchronous(&self) -> bool;
 
+    /// Returns the preview of a job that has taken a step; `None` for a job without one.
+    ///
+    /// # Errors
+    /// The preview cannot be made. The job goes on.
+    fn preview(&mut self, job: &Self::Job) -> Result<Option<Self::Preview>>;
+
     /// Turns a job that is done into its output.
     ///
     /// # Errors
@@ -99,15 +107,16 @@ pub trait Pipeline: Send + 'static {
 /// The methods are called on the engine's thread. While the request waits for a place in the queue, and when it is
 /// rejected there, they are called on the thread that submits it. No method may submit a request: the engine's thread
 /// would wait for a place that only this thread can free.
-pub trait ResponseHandler<Output>: Send {
+pub trait ResponseHandler<Output, Preview>: Send {
     /// Returns whether the client has cancelled. Called between steps, and while the request waits.
     fn is_cancelled(&self) -> bool;
     /// Called while the request waits, before each step of the engine: so many requests come before it.
     fn on_wait(&self, position: usize);
     /// Called before the job is prepared.
     fn on_start(&self);
-    /// Called after each step but the last: `taken` of the job's `steps` steps are taken.
-    fn on_step(&self, taken: usize, steps: usize);
+    /// Called after each step but the last: `taken` of the job's `steps` steps are taken. `preview` makes the preview, which
+    /// delays the next step.
+    fn on_step(&self, taken: usize, steps: usize, preview: &mut dyn FnMut() -> Result<Option<Preview>>);
     /// Takes the result. Called exactly once for every request.
     fn send(self: Box<Self>, result: Result<Output>);
 }
@@ -188,7 +197,7 @@ pub struct QueuedRequest<P: Pipeline> {
     /// Whose request it is.
     pub owner: Arc<Owner>,
     /// Gets the result.
-    pub handler: Box<dyn ResponseHandler<P::Output>>,
+    pub handler: Box<dyn ResponseHandler<P::Output, P::Preview>>,
 }
 
 impl<P: Pipeline> Queueable for QueuedRequest<P> {
@@ -210,8 +219,8 @@ impl<P: Pipeline> Queueable for QueuedRequest<P> {
 }
 
 /// Returns why a request must not go on. `progress` is the number of steps taken and to take of a job that runs.
-fn ended<Output>(
-    handler: &dyn ResponseHandler<Output>,
+fn ended<Output, Preview>(
+    handler: &dyn ResponseHandler<Output, Preview>,
     deadline: Option<Deadline>,
     progress: Option<(usize, usize)>,
 ) -> Option<Error> {

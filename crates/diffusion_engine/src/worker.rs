@@ -151,7 +151,7 @@ impl<P: Pipeline> Worker<'_, P> {
     fn call_for<T>(
         &mut self,
         pending: PendingResult<P>,
-        call: impl FnOnce(&mut P, &dyn ResponseHandler<P::Output>) -> T,
+        call: impl FnOnce(&mut P, &dyn ResponseHandler<P::Output, P::Preview>) -> T,
     ) -> Caught<(PendingResult<P>, T)> {
         match catch_panic(|| call(&mut self.pipeline, pending.handler.as_ref())) {
             Ok(value) => Ok((pending, value)),
@@ -393,9 +393,9 @@ impl<P: Pipeline> Worker<'_, P> {
         }
         self.step_batch(&jobs)?;
         for job in jobs {
-            self.call_for_running(&[job], |_, running| {
+            self.call_for_running(&[job], |pipeline, running| {
                 if let Some(running) = running.get_mut(job) {
-                    running.count_step();
+                    running.count_step(pipeline);
                 }
             })?;
         }

@@ -3,8 +3,10 @@
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::{Code, Status};
+
+use crate::triton::NoModel;
 
 /// The result of a handler.
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
@@ -58,6 +60,14 @@ impl ApiError {
         }
     }
 
+    /// Makes the error of a request for which there is no server.
+    pub fn no_model(reason: &NoModel) -> Self {
+        match reason {
+            NoModel::NotReady => Self::model_not_found(),
+            NoModel::Unreachable => Self::new(StatusCode::SERVICE_UNAVAILABLE, "no Triton with this model answers"),
+        }
+    }
+
     /// Makes an error of a failed thread or another fault of the gateway.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
@@ -94,14 +104,21 @@ impl ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let body = json!({ "error": {
+impl ApiError {
+    /// Returns OpenAI's JSON object.
+    pub fn to_json(&self) -> Value {
+        json!({ "error": {
             "message": self.message,
             "type": self.kind(),
             "param": self.param,
             "code": self.code,
-        } });
+        } })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = self.to_json();
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, axum::Json(body)).into_response();
         let headers = response.headers_mut();

@@ -4,10 +4,12 @@
 //! over gRPC, and its responses go back. It keeps no state between requests, so any number of gateways can stand side
 //! by side.
 
+mod description;
 mod error;
 mod fields;
 mod generation;
 mod http;
+mod image_request;
 mod images;
 mod openai;
 mod page;
@@ -17,6 +19,8 @@ mod sdapi;
 mod settings;
 mod size;
 mod triton;
+mod update;
+mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Settings of the gateway.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -73,7 +74,7 @@ impl Settings {
             api_key: self.api_key.as_deref().map(ApiKey::new),
             cors_origins: self.cors_origins.into_iter().map(origin).collect::<Result<_, _>>()?,
             page: self.page,
-            metrics: Metrics::default(),
+            metrics: Arc::new(Metrics::default()),
         })
     }
 }

@@ -14,6 +14,7 @@ use serde_json::error::Category;
 
 use crate::decoder::Decoder;
 use crate::loras::LoraRequest;
+use crate::preview::Preview;
 use crate::prompt_syntax::PromptSyntax;
 use diffusion_core::config::{Format, PipelineClass};
 use diffusion_core::quote::is_plain_key;
@@ -75,6 +76,10 @@ pub struct GenArgs {
     pub timeout_ms: Option<u64>,
     /// Steps from one progress response to the next, 1 to 1000; 0 for none.
     pub progress_every: Option<u64>,
+    /// How the images of progress responses are made.
+    pub preview: Option<Preview>,
+    /// Whether the request asks for the description of the model, and for no image.
+    pub describe: Option<bool>,
 }
 
 /// A JSON object as a list of its pairs, which shows duplicate keys.
@@ -107,8 +112,8 @@ impl GenArgs {
     ///
     /// # Errors
     /// InvalidArgument for text longer than `max_bytes`, text that is not one JSON object, an unknown or duplicate key, a
-    /// wrong type and a value out of range; Unsupported for a planned feature. The text names the key but not the input:
-    /// the caller adds the input with [`Error::context`].
+    /// wrong type and a value out of range. The text names the key but not the input: the caller adds the input with
+    /// [`Error::context`].
     ///
     /// ```
     /// use diffusion_request::GenArgs;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::decoder::Decoder;
 use crate::inputs::PipelineInputs;
 use crate::loras::LoraRequest;
+use crate::preview::Preview;
 use crate::prompt_syntax::Prompts;
 use diffusion_image::OutputFormat;
 
@@ -56,6 +57,8 @@ pub struct GenerateRequest {
     pub timeout: Option<Duration>,
     /// Steps from one progress response to the next, at least 1; `None` for no progress.
     pub progress_every: Option<usize>,
+    /// How the images of progress responses are made; only with `progress_every`. `None` for responses without images.
+    pub preview: Option<Preview>,
 }
 
 impl GenerateRequest {

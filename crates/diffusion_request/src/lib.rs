@@ -7,6 +7,7 @@ mod generate_request;
 mod inputs;
 mod loras;
 mod metadata;
+mod preview;
 mod prompt_syntax;
 mod validate;
 
@@ -16,5 +17,6 @@ pub use generate_request::GenerateRequest;
 pub use inputs::{Depth2Img, Img2Img, Inpaint, PipelineInputs, Text2Img, Upscale};
 pub use loras::{LoraRequest, MAX_LORAS};
 pub use metadata::Metadata;
+pub use preview::Preview;
 pub use prompt_syntax::{PromptSyntax, Prompts};
 pub use validate::{ElementInputs, ModelInfo, RequestValidator};

@@ -61,6 +61,7 @@ mod tests {
             guidance_embedding: false,
             max_noise_level: 0,
             tiny_decoder: false,
+            safety_checker: false,
             schedulers: SCHEDULERS,
         };
         RequestValidator::new(model, &ModelParameters::default()).unwrap()

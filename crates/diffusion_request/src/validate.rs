@@ -1,6 +1,7 @@
 //! Validation of one batch element.
 
 mod args;
+mod describe;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,10 @@ use diffusion_core::suggest::did_you_mean;
 use diffusion_core::{Context, Error, Result};
 use diffusion_image::{OutputFormat, RgbImage, encode, to_base64};
 
-use args::{check_strength, check_unet_batch_size, check_work, clip_skip, decoder, output, steps};
+use args::{
+    check_description, check_strength, check_unet_batch_size, check_work, clip_skip, decoder, output, preview,
+    progress_every, steps,
+};
 pub(crate) use rules::PipelineRules;
 
 /// Longest `default_gen_args` of a model, in bytes.
@@ -42,6 +46,8 @@ pub struct ModelInfo {
     pub max_noise_level: u32,
     /// Whether the model has an `AutoencoderTiny`.
     pub tiny_decoder: bool,
+    /// Whether the images go through a safety checker.
+    pub safety_checker: bool,
     /// The class names that a request may ask for.
     pub schedulers: &'static [&'static str],
 }
@@ -162,6 +168,7 @@ impl RequestValidator {
         (height, width): (u32, u32),
     ) -> Result<GenerateRequest> {
         let defaults = rules.defaults();
+        check_description(&args)?;
         let num_inference_steps = steps(rules, &args)?;
         check_strength(inputs.rules().strength(), num_inference_steps)?;
         let guidance_scale = args.guidance_scale.unwrap_or(defaults.guidance_scale);
@@ -194,15 +201,13 @@ impl RequestValidator {
             },
             deep_cache: args.deep_cache.and_then(|n| usize::try_from(n).ok()).unwrap_or(1),
             decoder: decoder(&args, self.model.tiny_decoder)?,
+            progress_every: progress_every(&args),
+            preview: preview(&args, &self.model)?,
             loras: args.loras.unwrap_or_default(),
             scheduler: args.scheduler,
             timesteps: args.timesteps,
             sigmas: args.sigmas,
             timeout: args.timeout_ms.map(Duration::from_millis),
-            progress_every: args
-                .progress_every
-                .and_then(|steps| usize::try_from(steps).ok())
-                .filter(|steps| *steps > 0),
         };
         check_work(rules, &request)?;
         Ok(request)
@@ -225,9 +230,7 @@ impl RequestValidator {
 
     /// Validates the smallest request without `gen_args` for every pipeline.
     fn check_defaults(&self) -> Result<()> {
-        let side = self.model.vae_scale_factor;
-        let white = RgbImage::new(side, side, vec![255; (side * side * 3) as usize])?;
-        let image = to_base64(&encode(&white, &OutputFormat::Png, &serde_json::Value::Null, false)?);
+        let image = self.white_image()?;
         let inputs = ElementInputs {
             image: Some(image.as_bytes()),
             mask_image: Some(image.as_bytes()),
@@ -237,6 +240,18 @@ impl RequestValidator {
             self.validate_for(rules, &inputs)?;
         }
         Ok(())
+    }
+
+    /// Returns the smallest image, in base64.
+    fn white_image(&self) -> Result<String> {
+        let side = self.model.vae_scale_factor;
+        let white = RgbImage::new(side, side, vec![255; (side * side * 3) as usize])?;
+        Ok(to_base64(&encode(
+            &white,
+            &OutputFormat::Png,
+            &serde_json::Value::Null,
+            false,
+        )?))
     }
 
     fn check_scheduler(&self, name: &str) -> Result<()> {

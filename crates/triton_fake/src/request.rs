@@ -242,6 +242,7 @@ impl RequestBuilder {
             executing: false,
             decoupled: false,
             released: false,
+            has_response: false,
             responses: Vec::new(),
             statistics: Vec::new(),
         });

@@ -141,6 +141,8 @@ pub(crate) struct RequestObject {
     /// Whether the model may send several responses.
     pub decoupled: bool,
     pub released: bool,
+    /// Whether there is a response that is not sent.
+    pub has_response: bool,
     pub responses: Vec<FakeResponse>,
     pub statistics: Vec<RequestStatistics>,
 }

@@ -248,6 +248,7 @@ impl Components {
             guidance_embedding: self.unet.config().time_cond_proj_dim.is_some(),
             max_noise_level: self.max_noise_level,
             tiny_decoder: self.vae_tiny.is_some(),
+            safety_checker: self.safety_check.is_some(),
             schedulers: schedulers::names(),
         }
     }

@@ -4,8 +4,10 @@ use proptest::prelude::*;
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use super::support::{cases, cleanest, config, distance, largest, noise, options, run, run_to};
+use super::support::{NoiseLevel, cases, cleanest, config, distance, largest, noise, options, run, run_to};
+use crate::schedulers::PredictionType::{Epsilon, VPrediction};
 use crate::schedulers::{PredictionType, names};
+use crate::torch::Generator;
 
 /// The classes that add noise by default.
 const STOCHASTIC: [&str; 4] = [
@@ -46,6 +48,30 @@ proptest! {
         let first = trace.levels[0].output(PredictionType::Epsilon, &clean, &trace.samples[0]);
         let distance = distance(trace.end(), &end(class, &clean, &first));
         prop_assert!(distance < 1e-3, "{class}: {distance}");
+    }
+
+    /// Over a network that knows the clean sample, the denoiser returns it after every call.
+    #[test]
+    fn denoiser_returns_what_an_exact_network_predicts(
+        class in prop::sample::select(names()),
+        steps in 2usize..30,
+        prediction in prop::sample::select(&[("epsilon", Epsilon), ("v_prediction", VPrediction)][..]),
+    ) {
+        let (name, prediction) = prediction;
+        let clean = noise(2);
+        let config = config(class, &json!({"timestep_spacing": "leading", "prediction_type": name}));
+        let denoiser = config.denoiser().unwrap();
+        let mut scheduler = config.build(&options(steps)).unwrap();
+        let mut generator = Generator::new(3).unwrap();
+        let mut sample = noise(1) * scheduler.init_noise_sigma();
+        for timestep in scheduler.timesteps().to_vec() {
+            let output = NoiseLevel::of(scheduler.as_ref()).output(prediction, &clean, &sample);
+            let input = scheduler.scale_model_input(&sample).unwrap();
+            let predicted = denoiser.pred_original_sample(timestep, &input, &output).unwrap();
+            let distance = distance(&predicted, &clean);
+            prop_assert!(distance < 0.02, "{class} at {timestep}: {distance}");
+            sample = scheduler.step(&output, &sample, &mut generator).unwrap();
+        }
     }
 
     /// A run in half precision keeps its dtype and stays near the run in single precision.

@@ -10,4 +10,5 @@ mod failures;
 mod images;
 mod memory;
 mod pretend;
-mod support;
+mod previews;
+pub mod support;

@@ -19,6 +19,7 @@ pub enum FailPoint {
     /// The step of the whole batch.
     Batch,
     IsDone,
+    Preview,
     Finish,
     DropJob,
     IsCancelled,
@@ -212,6 +213,8 @@ impl Pipeline for FakePipeline {
     type Job = FakeJob;
     /// The id and the number of steps.
     type Output = (usize, usize);
+    /// The id and the steps taken.
+    type Preview = (usize, usize);
 
     fn init_thread(&mut self) -> Result<()> {
         match self.init_thread {
@@ -284,6 +287,11 @@ impl Pipeline for FakePipeline {
     /// The scripted steps take no time that says anything.
     fn is_synchronous(&self) -> bool {
         false
+    }
+
+    fn preview(&mut self, job: &FakeJob) -> Result<Option<(usize, usize)>> {
+        job.spec.meets(FailPoint::Preview)?;
+        Ok(Some((job.spec.id, job.step)))
     }
 
     fn finish(&mut self, job: FakeJob) -> Result<(usize, usize)> {
@@ -385,7 +393,7 @@ impl FakeHandler {
     }
 }
 
-impl ResponseHandler<(usize, usize)> for FakeHandler {
+impl ResponseHandler<(usize, usize), (usize, usize)> for FakeHandler {
     fn is_cancelled(&self) -> bool {
         let _ = self.spec.meets(FailPoint::IsCancelled);
         let asks = self.asks.fetch_add(1, Ordering::SeqCst);
@@ -401,9 +409,20 @@ impl ResponseHandler<(usize, usize)> for FakeHandler {
         }
     }
 
-    fn on_step(&self, taken: usize, steps: usize) {
+    fn on_step(&self, taken: usize, steps: usize, preview: &mut dyn FnMut() -> Result<Option<(usize, usize)>>) {
         let _ = self.spec.meets(FailPoint::OnStep);
-        self.log.get().steps.push((self.spec.id, taken, steps));
+        let preview = preview();
+        let mut log = self.log.get();
+        if preview
+            .as_ref()
+            .is_ok_and(|preview| *preview != Some((self.spec.id, taken)))
+        {
+            log.wrong.push(format!(
+                "after {taken} steps, job {} has the preview {preview:?}",
+                self.spec.id
+            ));
+        }
+        log.steps.push((self.spec.id, taken, steps));
     }
 
     fn on_start(&self) {

@@ -184,6 +184,11 @@ fn panic_of_a_handler_that_is_told_of_a_step_restarts_the_engine() {
 }
 
 #[test]
+fn panic_of_a_preview_restarts_the_engine() {
+    panic_at(FailPoint::Preview, Spec::new(2, 2));
+}
+
+#[test]
 fn panic_of_a_dropped_job_restarts_the_engine() {
     // Cancelled while it runs: asked while it waits, then before its first step.
     panic_at(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::CLIENT_CLOSED_REQUEST;
@@ -33,8 +33,8 @@ struct Route {
 }
 
 /// A request in flight. It is counted when this is dropped.
-pub struct InFlight<'a> {
-    metrics: &'a Metrics,
+pub struct InFlight {
+    metrics: Arc<Metrics>,
     route: String,
     started: Instant,
     status: u16,
@@ -46,10 +46,10 @@ impl Metrics {
     }
 
     /// Begins a request. `route` is the path of the route, not of the request.
-    pub fn begin(&self, route: String) -> InFlight<'_> {
+    pub fn begin(self: &Arc<Self>, route: String) -> InFlight {
         self.counts().in_flight += 1;
         InFlight {
-            metrics: self,
+            metrics: Arc::clone(self),
             route,
             started: Instant::now(),
             status: CLIENT_CLOSED_REQUEST,
@@ -84,7 +84,7 @@ impl Metrics {
             &mut text,
             name,
             "histogram",
-            "Seconds from the head of a request to its response",
+            "Seconds from the head of a request to its response, or to the end of a stream",
         );
         for (route, counts) in &counts.routes {
             for (end, count) in SECONDS.iter().zip(counts.buckets) {
@@ -111,14 +111,14 @@ impl Metrics {
     }
 }
 
-impl InFlight<'_> {
+impl InFlight {
     /// Sets the status of the response. Without one, the client has closed the connection.
     pub fn answered(mut self, status: u16) {
         self.status = status;
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.metrics.end(&self.route, self.status, self.started.elapsed());
     }
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn requests_are_counted_by_route_and_status() {
-        let metrics = Metrics::default();
+        let metrics = Arc::new(Metrics::default());
         metrics.begin("/healthz".into()).answered(200);
         metrics.begin("/healthz".into()).answered(503);
         drop(metrics.begin("/v1/models".into()));

@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod body;
+pub mod events;
 pub mod health;
 mod metrics;
 pub mod observe;
@@ -14,8 +15,9 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode};
 
 use crate::error::{ApiError, Result};
-use crate::generation::{Generated, ImageRequest};
-use crate::triton::Servers;
+use crate::generation::Generation;
+use crate::image_request::ImageRequest;
+use crate::triton::{NoModel, ReadyModel, Servers};
 
 pub use auth::ApiKey;
 pub use metrics::Metrics;
@@ -39,7 +41,7 @@ pub struct Gateway {
     /// Whether the page is served at `/`.
     pub page: bool,
     /// The counters.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
 }
 
 /// The state of the handlers.
@@ -75,11 +77,37 @@ impl Gateway {
         Ok(models.into_iter().collect())
     }
 
-    /// Runs a request for images.
+    /// Finds a server on which `model` is ready, or the default model.
     ///
     /// # Errors
-    /// Those of [`ImageRequest::run`].
-    pub async fn generate(&self, request: ImageRequest, id: &RequestId) -> Result<Generated> {
-        request.run(&self.servers, id.as_str(), self.time_limit).await
+    /// Those of [`Gateway::model_or_default`]; 404 if the model is not ready; 503 if no Triton with it answers.
+    pub async fn find(&self, model: Option<String>) -> Result<ReadyModel> {
+        let model = self.model_or_default(model).await?;
+        self.servers
+            .find(&model)
+            .await
+            .map_err(|reason| ApiError::no_model(&reason))
+    }
+
+    /// Finds the model of `NAME` or `NAME:LORA`. Returns it and the LoRA's name. A model whose name has the colon comes
+    /// first.
+    ///
+    /// # Errors
+    /// Those of [`Gateway::find`].
+    pub async fn find_with_lora(&self, model: Option<String>) -> Result<(ReadyModel, Option<String>)> {
+        let name = self.model_or_default(model).await?;
+        let found = match (self.servers.find(&name).await, name.rsplit_once(':')) {
+            (Err(NoModel::NotReady), Some((model, lora))) => {
+                let found = self.servers.find(model).await;
+                found.map(|found| (found, Some(lora.to_owned())))
+            }
+            (found, _) => found.map(|found| (found, None)),
+        };
+        found.map_err(|reason| ApiError::no_model(&reason))
+    }
+
+    /// Makes a request for images to a model.
+    pub fn generation(&self, model: ReadyModel, request: ImageRequest, id: &RequestId) -> Generation {
+        Generation::new(model, request, id.as_str(), self.time_limit)
     }
 }

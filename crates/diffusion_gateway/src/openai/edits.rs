@@ -1,18 +1,23 @@
 //! `POST /v1/images/edits`.
 
-use axum::Json;
 use axum::extract::multipart::MultipartRejection;
 use axum::extract::{Extension, Multipart, State};
-use serde_json::Value;
+use axum::response::Response;
 
 use super::arguments::Arguments;
 use super::form::Form;
-use super::response::response;
+use super::response::respond;
+use super::stream::Route;
 use crate::error::Result;
-use crate::generation::ImageRequest;
 use crate::http::{RequestId, Shared};
+use crate::image_request::ImageRequest;
 use crate::images::{apart, of_alpha, resized, to_base64};
 use crate::size::Size;
+
+const ROUTE: Route = Route {
+    path: "/v1/images/edits",
+    events: "image_edit",
+};
 
 /// Inpainting with a mask, image to image without one.
 ///
@@ -22,7 +27,7 @@ pub async fn edits(
     State(gateway): State<Shared>,
     Extension(id): Extension<RequestId>,
     form: Result<Multipart, MultipartRejection>,
-) -> Result<Json<Value>> {
+) -> Result<Response> {
     let Form { fields, image, mask } = Form::read(form).await?;
     let mut arguments = Arguments::take(fields)?;
     let size = arguments.size;
@@ -39,7 +44,7 @@ pub async fn edits(
     arguments.request.image = image;
     arguments.request.mask_image = mask_image;
     arguments.request.gen_args.extend(gen_args);
-    response(&gateway, arguments, &id).await
+    respond(&gateway, arguments, ROUTE, &id).await
 }
 
 /// The backend resizes both images to `width` and `height`. Without a size, the result is as large as the image.

@@ -1,15 +1,20 @@
 //! `POST /v1/images/generations`.
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
-use serde_json::Value;
+use axum::response::Response;
 
 use super::arguments::Arguments;
-use super::response::response;
+use super::response::respond;
+use super::stream::Route;
 use crate::error::Result;
 use crate::fields::Fields;
 use crate::http::{RequestId, Shared};
+
+const ROUTE: Route = Route {
+    path: "/v1/images/generations",
+    events: "image_generation",
+};
 
 /// Text to image.
 ///
@@ -19,9 +24,9 @@ pub async fn generations(
     State(gateway): State<Shared>,
     Extension(id): Extension<RequestId>,
     body: Bytes,
-) -> Result<Json<Value>> {
+) -> Result<Response> {
     let mut arguments = Arguments::take(Fields::of_json(&body)?)?;
     arguments.request.set("width", arguments.size.map(|size| size.width));
     arguments.request.set("height", arguments.size.map(|size| size.height));
-    response(&gateway, arguments, &id).await
+    respond(&gateway, arguments, ROUTE, &id).await
 }

@@ -9,6 +9,7 @@ mod form;
 mod generations;
 mod models;
 mod response;
+mod stream;
 
 use axum::Router;
 use axum::routing::{get, post};

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
+use crate::description::Description;
 use crate::error::{ApiError, Result};
 use crate::http::Shared;
 
@@ -16,16 +17,19 @@ pub async fn list(State(gateway): State<Shared>) -> Result<Json<Value>> {
     Ok(Json(json!({ "object": "list", "data": models })))
 }
 
-/// One model.
+/// One model, with what it tells about itself.
 ///
 /// # Errors
-/// 404 if it is not ready; 503 if no Triton answers.
+/// 404 if it is not ready, or generates no images; 503 if no Triton answers.
 pub async fn one(State(gateway): State<Shared>, Path(id): Path<String>) -> Result<Json<Value>> {
-    let models = gateway.models().await?;
-    let found = models.iter().find(|name| **name == id);
-    found
-        .map(|name| Json(model(name)))
-        .ok_or_else(ApiError::model_not_found)
+    if !gateway.models().await?.contains(&id) {
+        return Err(ApiError::model_not_found());
+    }
+    let ready = gateway.find(Some(id)).await?;
+    let mut model = model(&ready.name);
+    let description = Description::of(&ready).await;
+    model["diffusion"] = description.map_or(Value::Null, Description::into_value);
+    Ok(Json(model))
 }
 
 /// Triton does not tell when a model was made.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::prompt_loras;
 use crate::error::{ApiError, Result};
 use crate::fields::Fields;
-use crate::generation::ImageRequest;
+use crate::image_request::ImageRequest;
 use crate::samplers::class_of;
 use crate::size::Size;
 

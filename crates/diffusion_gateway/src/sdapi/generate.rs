@@ -78,18 +78,18 @@ fn init_image(fields: &mut Fields) -> Result<String> {
 async fn response(gateway: &Gateway, arguments: Arguments, id: &RequestId) -> Result<Json<Value>> {
     let Arguments {
         model,
-        mut request,
+        request,
         send_images,
         ..
     } = arguments;
-    request.model = gateway.model_or_default(model).await?;
+    let model = gateway.find(model).await?;
     let info = json!({
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt.as_deref().unwrap_or_default(),
-        "sd_model_name": request.model,
+        "sd_model_name": model.name,
     });
     let parameters = json!(request.gen_args);
-    let generated = gateway.generate(request, id).await?;
+    let generated = gateway.generation(model, request, id).images().await?;
     let mut info = info;
     info["seed"] = json!(generated.seed());
     // All images of a request have one seed.

@@ -1,9 +1,12 @@
 //! The lists that a client shows.
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
+use crate::description::Description;
 use crate::error::Result;
 use crate::http::Shared;
 use crate::samplers::SAMPLERS;
@@ -43,7 +46,25 @@ pub async fn models(State(gateway): State<Shared>) -> Result<Json<Value>> {
     Ok(Json(gateway.models().await?.iter().map(model).collect()))
 }
 
-/// Lists of what Triton does not tell, such as the LoRAs of a model, or what there is not, such as upscalers.
+/// `GET /sdapi/v1/loras`: those that the models name in their descriptions. A LoRA is there once.
+///
+/// # Errors
+/// 503 if no Triton answers.
+pub async fn loras(State(gateway): State<Shared>) -> Result<Json<Value>> {
+    let mut names = BTreeSet::new();
+    for model in gateway.models().await? {
+        // A model that has gone since has none.
+        if let Ok(model) = gateway.find(Some(model)).await
+            && let Some(description) = Description::of(&model).await
+        {
+            names.extend(description.loras().into_iter().map(str::to_owned));
+        }
+    }
+    let lora = |name: &String| json!({ "name": name, "alias": name, "path": name, "metadata": {} });
+    Ok(Json(names.iter().map(lora).collect()))
+}
+
+/// Lists of what there is not, such as upscalers.
 pub async fn nothing() -> Json<Value> {
     Json(json!([]))
 }

@@ -22,7 +22,7 @@ pub fn routes() -> Router<Shared> {
         .route("/sdapi/v1/samplers", get(lists::samplers))
         .route("/sdapi/v1/schedulers", get(lists::schedulers))
         .route("/sdapi/v1/sd-models", get(lists::models))
-        .route("/sdapi/v1/loras", get(lists::nothing))
+        .route("/sdapi/v1/loras", get(lists::loras))
         .route("/sdapi/v1/sd-vae", get(lists::nothing))
         .route("/sdapi/v1/upscalers", get(lists::nothing))
         .route("/sdapi/v1/options", get(options::get).post(options::set))

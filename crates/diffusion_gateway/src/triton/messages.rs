@@ -60,6 +60,38 @@ pub struct TensorMetadata {
     pub name: String,
 }
 
+/// Asks for the configuration of a model.
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelConfigRequest {
+    /// The model's name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// The answer to [`ModelConfigRequest`].
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelConfigResponse {
+    /// The configuration.
+    #[prost(message, optional, tag = "1")]
+    pub config: Option<ModelConfig>,
+}
+
+/// The configuration of a model.
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelConfig {
+    /// How many responses a request has.
+    #[prost(message, optional, tag = "19")]
+    pub model_transaction_policy: Option<ModelTransactionPolicy>,
+}
+
+/// How many responses a request has.
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelTransactionPolicy {
+    /// Whether there may be several.
+    #[prost(bool, tag = "1")]
+    pub decoupled: bool,
+}
+
 /// Asks for the models of the repositories.
 #[derive(Clone, PartialEq, Message)]
 pub struct RepositoryIndexRequest {
@@ -157,6 +189,17 @@ pub struct ModelInferResponse {
     pub raw_output_contents: Vec<Vec<u8>>,
 }
 
+/// A response of a stream.
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelStreamInferResponse {
+    /// Why the request failed; empty if it did not.
+    #[prost(string, tag = "1")]
+    pub error_message: String,
+    /// The response.
+    #[prost(message, optional, tag = "2")]
+    pub infer_response: Option<ModelInferResponse>,
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -189,5 +232,17 @@ mod tests {
         assert_eq!(seed, Some(ParameterChoice::Int64(5)));
         assert_eq!(response.outputs[0].name, "generated_image");
         assert_eq!(response.raw_output_contents, [b"\x01\0\0\0a"]);
+    }
+
+    #[test]
+    fn policy_and_stream_of_tritonclient_are_read() {
+        // With the model's name and its backend, which are ignored.
+        let bytes = b"\x0a\x15\x0a\x02sd\x8a\x01\x09diffusion\x9a\x01\x02\x08\x01";
+        let config = ModelConfigResponse::decode(&bytes[..]).unwrap().config.unwrap();
+        assert!(config.model_transaction_policy.unwrap().decoupled);
+        let bytes = b"\x0a\x02no\x12\x07\x0a\x02sd\x1a\x012";
+        let response = ModelStreamInferResponse::decode(&bytes[..]).unwrap();
+        assert_eq!(response.error_message, "no");
+        assert!(response.infer_response.is_some());
     }
 }

@@ -1,12 +1,13 @@
 //! Triton's gRPC service.
 
 mod messages;
+mod ready_model;
 mod server;
 mod servers;
+mod stream_error;
 mod tensors;
 
-#[cfg(test)]
-pub use messages::InferParameter;
-pub use messages::{ModelInferRequest, ModelInferResponse, ParameterChoice};
-pub use servers::{InferError, Servers};
+pub use messages::{InferParameter, ModelInferRequest, ModelInferResponse, ParameterChoice};
+pub use ready_model::{ReadyModel, Responses};
+pub use servers::{NoModel, Servers};
 pub use tensors::{elements, input};

@@ -6,12 +6,13 @@ use axum::http::uri::PathAndQuery;
 use prost::Message;
 use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::messages::{
-    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest,
-    ModelReadyResponse, RepositoryIndexRequest, RepositoryIndexResponse, ServerReadyRequest, ServerReadyResponse,
+    ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
+    ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStreamInferResponse, RepositoryIndexRequest,
+    RepositoryIndexResponse, ServerReadyRequest, ServerReadyResponse,
 };
 
 /// Largest message of Triton that is read, in bytes.
@@ -23,7 +24,8 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection is silent before TCP asks whether the other side is there.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// A Triton. The connection is made at the first call, and again after a failure.
+/// A Triton. The connection is made at the first call, and again after a failure. Copies share it.
+#[derive(Clone)]
 pub struct Server {
     channel: Channel,
 }
@@ -93,6 +95,38 @@ impl Server {
         self.call("/inference.GRPCInferenceService/ModelInfer", request).await
     }
 
+    /// Asks whether a model may send several responses to a request.
+    ///
+    /// # Errors
+    /// The server does not answer, or does not know the model.
+    pub async fn is_decoupled(&self, model: &str) -> Result<bool, Status> {
+        let path = "/inference.GRPCInferenceService/ModelConfig";
+        let question = ModelConfigRequest { name: model.to_owned() };
+        let answer: ModelConfigResponse = self.state(path, question).await?;
+        let policy = answer.config.and_then(|config| config.model_transaction_policy);
+        Ok(policy.is_some_and(|policy| policy.decoupled))
+    }
+
+    /// Sends an inference request and waits for the first response. Dropping the future or the stream cancels the
+    /// request.
+    ///
+    /// # Errors
+    /// As for [`Server::infer`], here or in the stream.
+    pub async fn infer_stream(
+        &self,
+        request: ModelInferRequest,
+    ) -> Result<Streaming<ModelStreamInferResponse>, Status> {
+        let request = Request::new(request);
+        let path = PathAndQuery::from_static("/inference.GRPCInferenceService/ModelStreamInfer");
+        // The service takes several requests. To the protocol, one request and the end are a stream of one.
+        let answer = self
+            .grpc()
+            .await?
+            .server_streaming(request, path, ProstCodec::default())
+            .await?;
+        Ok(answer.into_inner())
+    }
+
     async fn state<Q, A>(&self, path: &'static str, question: Q) -> Result<A, Status>
     where
         Q: Message + Send + Sync + 'static,
@@ -107,12 +141,16 @@ impl Server {
         Q: Message + Send + Sync + 'static,
         A: Message + Default + Send + Sync + 'static,
     {
-        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        grpc.ready()
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
         let path = PathAndQuery::from_static(path);
-        let answer = grpc.unary(Request::new(question), path, ProstCodec::default()).await?;
+        let request = Request::new(question);
+        let answer = self.grpc().await?.unary(request, path, ProstCodec::default()).await?;
         Ok(answer.into_inner())
+    }
+
+    async fn grpc(&self) -> Result<Grpc<Channel>, Status> {
+        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let ready = grpc.ready().await;
+        ready.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(grpc)
     }
 }

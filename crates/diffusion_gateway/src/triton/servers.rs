@@ -5,15 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tonic::Status;
 
-use super::messages::{ModelInferRequest, ModelInferResponse};
+use super::ready_model::ReadyModel;
 use super::server::Server;
 use diffusion_core::config::OUTPUT_NAME;
 
-/// Why there is no response.
+/// Why there is no server for a request.
 #[derive(Debug)]
-pub enum InferError {
-    /// A server had the request, or the request got lost on the way to it. Nothing is sent again.
-    Failed(Status),
+pub enum NoModel {
     /// All servers answer, and the model is ready on none.
     NotReady,
     /// No server with this model answers.
@@ -46,27 +44,30 @@ impl Servers {
         (0..count).filter_map(move |index| self.servers.get(first.wrapping_add(index) % count))
     }
 
-    /// Sends an inference request to the next server on which the model is ready.
-    ///
-    /// A server that does not answer is passed over. The request itself is sent once: a server that fails afterwards
-    /// may have begun to compute.
+    /// Finds the next server on which a model is ready. One that does not answer is passed over.
     ///
     /// # Errors
-    /// [`InferError`].
-    pub async fn infer(&self, request: ModelInferRequest) -> Result<ModelInferResponse, InferError> {
+    /// [`NoModel`].
+    pub async fn find(&self, model: &str) -> Result<ReadyModel, NoModel> {
         let mut unreachable = false;
         for server in self.in_turn() {
-            match server.is_model_ready(&request.model_name).await {
-                Ok(true) => return server.infer(request).await.map_err(InferError::Failed),
+            match tokio::try_join!(server.is_model_ready(model), server.is_decoupled(model)) {
+                Ok((true, is_decoupled)) => {
+                    return Ok(ReadyModel {
+                        server: server.clone(),
+                        name: model.to_owned(),
+                        is_decoupled,
+                    });
+                }
                 // An error other than these is an answer: the server does not have this model.
                 Err(status) if is_unreachable(&status) => unreachable = true,
-                Ok(false) | Err(_) => {}
+                Ok((false, _)) | Err(_) => {}
             }
         }
         Err(if unreachable {
-            InferError::Unreachable
+            NoModel::Unreachable
         } else {
-            InferError::NotReady
+            NoModel::NotReady
         })
     }
 
@@ -133,8 +134,7 @@ mod tests {
     async fn servers_that_do_not_answer_are_unreachable() {
         // Port 1 of loopback refuses connections.
         let servers = Servers::new(&["127.0.0.1:1".into()]).unwrap();
-        let request = ModelInferRequest::default();
-        assert!(matches!(servers.infer(request).await, Err(InferError::Unreachable)));
+        assert!(matches!(servers.find("sd").await, Err(NoModel::Unreachable)));
         assert!(!servers.is_any_ready().await);
         assert_eq!(servers.image_models().await, None);
     }

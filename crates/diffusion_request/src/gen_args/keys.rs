@@ -2,11 +2,12 @@
 
 use std::ops::RangeInclusive;
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::GenArgs;
 use crate::decoder::Decoder;
 use crate::loras::{LoraRequest, MAX_LORAS};
+use crate::preview::Preview;
 use crate::prompt_syntax::PromptSyntax;
 use diffusion_core::config::{Format, PipelineClass};
 use diffusion_core::{Error, Result};
@@ -50,8 +51,8 @@ enum Kind {
     Sigmas(Field<Vec<f64>>),
     /// LoRAs with their scales.
     Loras(Field<Vec<LoraRequest>>),
-    /// A planned feature, which true asks for.
-    Planned,
+    /// How previews are made.
+    Preview(Field<Preview>),
 }
 
 const ALL: &[PipelineClass] = &PipelineClass::ALL;
@@ -69,7 +70,7 @@ const TRAIN_TIMESTEPS: usize = 1000;
 const MAX_SIGMA: f64 = 10_000.0;
 
 /// Every key of `gen_args`.
-pub static KEYS: [Key; 25] = [
+pub static KEYS: [Key; 26] = [
     key(
         "num_inference_steps",
         ALL,
@@ -118,7 +119,8 @@ pub static KEYS: [Key; 25] = [
     // At most a day.
     key("timeout_ms", ALL, Kind::Int(1..=86_400_000, |a| &mut a.timeout_ms)),
     key("progress_every", ALL, Kind::Int(0..=1000, |a| &mut a.progress_every)),
-    key("preview", ALL, Kind::Planned),
+    key("preview", ALL, Kind::Preview(|a| &mut a.preview)),
+    key("describe", ALL, Kind::Bool(|a| &mut a.describe)),
 ];
 
 const fn key(name: &'static str, pipelines: &'static [PipelineClass], kind: Kind) -> Key {
@@ -134,13 +136,14 @@ impl Key {
             }
             Kind::Size(_) => "an integer that is a multiple of 8".into(),
             Kind::Float(range, _) => format!("a number from {} to {}", range.start(), range.end()),
-            Kind::Bool(_) | Kind::Planned => "true or false".into(),
+            Kind::Bool(_) => "true or false".into(),
             Kind::ClassName(_) => "the class name of a diffusers scheduler".into(),
             Kind::Format(_) => format!("one of {}", Format::ALL.map(|(name, _)| name).join(", ")),
             Kind::PromptSyntax(_) => {
                 format!("one of {}", PromptSyntax::ALL.map(|(name, _)| name).join(", "))
             }
             Kind::Decoder(_) => format!("one of {}", Decoder::ALL.map(|(name, _)| name).join(", ")),
+            Kind::Preview(_) => format!("one of {}", Preview::ALL.map(|(name, _)| name).join(", ")),
             Kind::Timesteps(_) => format!(
                 "a list of 1 to {TRAIN_TIMESTEPS} integers from 0 to {}, strictly descending",
                 TRAIN_TIMESTEPS - 1
@@ -152,6 +155,32 @@ impl Key {
                 "a list of up to {MAX_LORAS} objects, each with a `name` of letters, digits, `.`, `_` and `-` that no other \
                  has, and with a `scale` and a `text_encoder_scale` from -10 to 10 if wanted"
             ),
+        }
+    }
+
+    /// Returns a JSON schema of the valid values.
+    pub(crate) fn schema(&self) -> Map<String, Value> {
+        fn names<T, const N: usize>(all: [(&str, T); N]) -> Value {
+            json!({ "type": "string", "enum": all.map(|(name, _)| name).to_vec() })
+        }
+        let schema = match &self.kind {
+            Kind::Int(range, _) => json!({ "type": "integer", "minimum": range.start(), "maximum": range.end() }),
+            Kind::Size(_) => json!({ "type": "integer", "minimum": 8, "multipleOf": 8 }),
+            Kind::Float(range, _) => json!({ "type": "number", "minimum": range.start(), "maximum": range.end() }),
+            Kind::Bool(_) => json!({ "type": "boolean" }),
+            Kind::ClassName(_) => json!({ "type": "string" }),
+            Kind::Format(_) => names(Format::ALL),
+            Kind::PromptSyntax(_) => names(PromptSyntax::ALL),
+            Kind::Decoder(_) => names(Decoder::ALL),
+            Kind::Preview(_) => names(Preview::ALL),
+            Kind::Timesteps(_) | Kind::Sigmas(_) => {
+                json!({ "type": "array", "minItems": 1, "maxItems": TRAIN_TIMESTEPS })
+            }
+            Kind::Loras(_) => json!({ "type": "array", "maxItems": MAX_LORAS }),
+        };
+        match schema {
+            Value::Object(schema) => schema,
+            _ => Map::new(),
         }
     }
 
@@ -189,13 +218,10 @@ impl Key {
             Kind::Timesteps(field) => set(field(args), as_timesteps(value)),
             Kind::Sigmas(field) => set(field(args), as_sigmas(value)),
             Kind::Loras(field) => set(field(args), LoraRequest::list(value)),
-            Kind::Planned if value == true => {
-                return Err(Error::unsupported(format!(
-                    "`{}` is not supported by this version of the backend",
-                    self.name
-                )));
+            Kind::Preview(field) => {
+                let preview = Preview::ALL.into_iter().find(|(name, _)| value == name);
+                set(field(args), preview.map(|(_, preview)| preview))
             }
-            Kind::Planned => value == false,
         };
         if stored {
             Ok(())
@@ -234,7 +260,7 @@ impl Key {
             Kind::Timesteps(field) => fill(*field, to, from),
             Kind::Sigmas(field) => fill(*field, to, from),
             Kind::Loras(field) => fill(*field, to, from),
-            Kind::Planned => {}
+            Kind::Preview(field) => fill(*field, to, from),
         }
     }
 }

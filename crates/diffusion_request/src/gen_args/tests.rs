@@ -24,7 +24,7 @@ fn every_key_is_parsed() {
         "scheduler": "DDIMScheduler", "output_format": "webp", "quality": 90, "keep_unmasked": true,
         "prompt_syntax": "weighted", "deep_cache": 3, "decoder": "tiny", "timeout_ms": 60000,
         "loras": [{"name": "style", "scale": 0.5}],
-        "progress_every": 5, "preview": false}"#;
+        "progress_every": 5, "preview": "tiny", "describe": false}"#;
     let expected = GenArgs {
         num_inference_steps: Some(20),
         guidance_scale: Some(8.0),
@@ -54,6 +54,8 @@ fn every_key_is_parsed() {
             text_encoder_scale: 0.5,
         }]),
         progress_every: Some(5),
+        preview: Some(Preview::Tiny),
+        describe: Some(false),
     };
     assert_eq!(parse(text).unwrap(), expected);
     let sigmas = parse(r#"{"sigmas": [14.6, 1, 0.03]}"#).unwrap().sigmas;
@@ -128,7 +130,8 @@ fn wrong_values_name_the_key_and_its_limits() {
         ("decoder", "\"taesd\" \"\" 1 true"),
         ("timeout_ms", "0 -1 1.5 86400001"),
         ("progress_every", "-1 1001 true"),
-        ("preview", "1 0 \"no\""),
+        ("preview", "1 true false \"no\""),
+        ("describe", "1 \"true\""),
     ] {
         let key = KEYS.iter().find(|key| key.name == name).unwrap();
         for value in values.split(' ').filter(|v| *v != "null_") {
@@ -208,12 +211,6 @@ fn text_that_is_no_object() {
     let long = format!("{}{{}}", " ".repeat(MAX));
     assert_eq!(message(&long), "65538 bytes exceed the limit of 65536");
     assert!(parse(&long[2..]).is_ok());
-}
-
-#[test]
-fn planned_features_are_unsupported() {
-    let error = parse(r#"{"preview": true}"#).unwrap_err();
-    assert!(matches!(error, Error::Unsupported(_)), "{error:?}");
 }
 
 #[test]

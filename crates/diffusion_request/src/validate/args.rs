@@ -1,9 +1,10 @@
 //! Arguments that depend on the pipeline's limits and on each other.
 
-use super::PipelineRules;
+use super::{ModelInfo, PipelineRules};
 use crate::decoder::Decoder;
 use crate::gen_args::GenArgs;
 use crate::generate_request::{GenerateRequest, unet_batch_size};
+use crate::preview::Preview;
 use diffusion_core::config::Format;
 use diffusion_core::{Error, Result};
 use diffusion_image::OutputFormat;
@@ -101,6 +102,38 @@ pub fn decoder(args: &GenArgs, tiny_decoder: bool) -> Result<Decoder> {
         )),
         decoder => Ok(decoder),
     }
+}
+
+/// Decides the steps from one progress response to the next; `None` for no progress.
+pub fn progress_every(args: &GenArgs) -> Option<usize> {
+    let every = args.progress_every.and_then(|steps| usize::try_from(steps).ok());
+    every.filter(|steps| *steps > 0)
+}
+
+/// Decides how previews are made; `None` without progress. The safety checker does not see previews, so a model with one
+/// has none.
+pub fn preview(args: &GenArgs, model: &ModelInfo) -> Result<Option<Preview>> {
+    let Some(preview) = args.preview else {
+        return Ok(None);
+    };
+    let refused = if model.safety_checker {
+        "`preview` requires a model without a safety checker; its parameter `safety_checker` can switch the checker off"
+    } else if preview == Preview::Tiny && !model.tiny_decoder {
+        "`preview` tiny requires an AutoencoderTiny in the folder vae_tiny of the model"
+    } else {
+        return Ok(progress_every(args).map(|_| preview));
+    };
+    Err(Error::invalid_argument(refused))
+}
+
+/// Checks that a request for images does not ask for the description of the model.
+pub fn check_description(args: &GenArgs) -> Result<()> {
+    if args.describe == Some(true) {
+        return Err(Error::invalid_argument(
+            "`describe` must be the only key of a request, and the request must have one batch element",
+        ));
+    }
+    Ok(())
 }
 
 /// Decides the file format and its quality for images of that height and width.

@@ -1,10 +1,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+mod describe;
 mod images;
 
 use std::time::Duration;
 
 use super::*;
-use crate::{Decoder, LoraRequest, PromptSyntax, Text2Img};
+use crate::{Decoder, LoraRequest, Preview, PromptSyntax, Text2Img};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -24,6 +25,7 @@ fn model_info(class: PipelineClass) -> ModelInfo {
         guidance_embedding: false,
         max_noise_level: 350,
         tiny_decoder: false,
+        safety_checker: false,
         schedulers: SCHEDULERS,
     }
 }
@@ -123,6 +125,7 @@ fn prompt_alone_gets_the_defaults_of_diffusers() {
             output: OutputFormat::Png,
             timeout: None,
             progress_every: None,
+            preview: None,
         };
         assert_eq!(request, expected);
         assert!(request.do_classifier_free_guidance());
@@ -276,6 +279,42 @@ fn tiny_decoder_that_the_model_lacks_is_refused() {
     assert_eq!(message(r#"{"decoder": "tiny"}"#), format!("gen_args: {missing}"));
     let error = validator_of(&with_defaults(r#"{"decoder": "tiny"}"#)).unwrap_err();
     assert!(error.to_string().ends_with(missing), "{error}");
+}
+
+#[test]
+fn previews_are_those_that_the_model_has() {
+    let preview = |validator: &RequestValidator, args: &str| {
+        let request = validate(b"", None, Some(args.as_bytes()), validator);
+        request
+            .map(|request| (request.progress_every, request.preview))
+            .map_err(|error| error.to_string())
+    };
+    let (plain, tiny) = (validator(), tiny_validator());
+    assert_eq!(preview(&plain, "{}"), Ok((None, None)));
+    let linear = r#"{"preview": "linear", "progress_every": 3}"#;
+    assert_eq!(preview(&plain, linear), Ok((Some(3), Some(Preview::Linear))));
+    for without in [r#"{"preview": "vae"}"#, r#"{"preview": "vae", "progress_every": 0}"#] {
+        assert_eq!(preview(&plain, without), Ok((None, None)));
+    }
+    let of_tiny = r#"{"preview": "tiny", "progress_every": 1}"#;
+    assert_eq!(preview(&tiny, of_tiny), Ok((Some(1), Some(Preview::Tiny))));
+    let checked = RequestValidator::new(
+        ModelInfo {
+            safety_checker: true,
+            ..model_info(PipelineClass::StableDiffusion)
+        },
+        &ModelParameters::default(),
+    );
+    for (validator, args, words) in [
+        (&plain, of_tiny, "vae_tiny"),
+        (&checked.unwrap(), linear, "safety checker"),
+    ] {
+        let error = preview(validator, args).unwrap_err();
+        assert!(
+            error.starts_with("gen_args: `preview`") && error.contains(words),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -475,10 +514,9 @@ fn default_gen_args_are_checked_as_gen_args() {
     assert!(text.starts_with("parameter `default_gen_args`: "), "{text}");
     assert!(text.contains("`guidance_scale`"), "{text}");
     assert!(!text.contains("high"), "{text}");
-    assert!(matches!(
-        validator_of(&with_defaults(r#"{"preview": true}"#)),
-        Err(Error::Unsupported(_))
-    ));
+    for args in [r#"{"describe": true}"#, r#"{"preview": "tiny"}"#] {
+        assert!(validator_of(&with_defaults(args)).is_err(), "{args}");
+    }
 }
 
 proptest! {
@@ -542,6 +580,7 @@ proptest! {
             output: [OutputFormat::Png, OutputFormat::Jpeg { quality }, OutputFormat::Webp { quality }][format],
             timeout: None,
             progress_every: None,
+            preview: None,
         };
         let mut args = request.gen_args();
         args.insert("scheduler".into(), SCHEDULERS[scheduler].into());

@@ -28,6 +28,13 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseNew(
                 ));
             }
         }
+        // The outputs of a response go to the response that was made last, and those that are sent are taken in the order in
+        // which they were made (Triton's `grpc/infer_handler.h`, `ResponseQueue`).
+        let number = id(request);
+        let object = state.get::<RequestObject>(NAME, request)?;
+        if std::mem::replace(&mut object.has_response, true) {
+            state.violation(format!("{NAME}: request {number} has a response that is not sent"));
+        }
         let raw = state.insert_raw(ResponseObject {
             request: id(request),
             outputs: Vec::new(),
@@ -42,8 +49,12 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseNew(
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseDelete(response: *mut TRITONBACKEND_Response) -> RawError {
     call(|state| {
-        let response = state.remove::<ResponseObject>("TRITONBACKEND_ResponseDelete", response, "deleted")?;
+        const NAME: &str = "TRITONBACKEND_ResponseDelete";
+        let response = state.remove::<ResponseObject>(NAME, response, "deleted")?;
         state.close_response(&response, "deleted");
+        if let Ok(request) = state.get::<RequestObject>(NAME, raw::<RequestObject>(response.request)) {
+            request.has_response = false;
+        }
         Ok(())
     })
 }
@@ -212,6 +223,7 @@ pub(crate) unsafe extern "C" fn TRITONBACKEND_ResponseSend(
         let (released, answered) = (request.released, request.responses.iter().any(|sent| sent.is_final));
         let is_final = send_flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL != 0;
         let is_one_of_several = !is_final && !request.decoupled;
+        request.has_response = false;
         request.responses.push(FakeResponse {
             is_final,
             error,

@@ -56,7 +56,7 @@ class App:
     def set(self, **numbers):
         """Fills number fields by their labels."""
         for label, number in numbers.items():
-            self.page.get_by_label(label.capitalize(), exact=True).fill(str(number))
+            self.by_id("form").get_by_label(label.capitalize(), exact=True).fill(str(number))
 
     def generate(self, prompt="a red circle", **numbers):
         """Fills the form and presses the button."""

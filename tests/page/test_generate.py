@@ -41,7 +41,8 @@ def test_one_seed_makes_one_image(app):
 def test_several_images_have_one_tile_each(app):
     app.choose("tiny", "Text to image")
     app.page.get_by_label("Images", exact=True).select_option("2")
-    app.make()
+    app.generate(steps=3)
+    app.finished("2 images in")
     expect(app.page.locator("#tiles img")).to_have_count(2)
     expect(app.gallery()).to_have_count(2)
 

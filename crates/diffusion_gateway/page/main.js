@@ -59,7 +59,8 @@ function showError({ message, status = 0, param = null }) {
     askAgainForKey();
     return;
   }
-  const names = [param, ...Array.from(message.matchAll(/`?(\w+)`?/g), ([, name]) => name)];
+  // The backend's errors quote the argument; the gateway's begin with it.
+  const names = [param, ...Array.from(message.matchAll(/`(\w+)`|^(\w+):/g), ([, quoted, first]) => quoted ?? first)];
   const field = byId(FIELDS[names.find((name) => Object.hasOwn(FIELDS, name))] ?? "");
   if (field && field.offsetParent !== null) {
     field.ariaInvalid = "true";

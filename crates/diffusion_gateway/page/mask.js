@@ -108,12 +108,15 @@ export async function maskOfFile(file, size) {
 }
 
 function drawLine(context, points, size, width) {
+  const [first, ...others] = points;
   context.lineWidth = Math.max(size * width, 1);
   context.lineCap = context.lineJoin = "round";
   context.beginPath();
-  const [first, ...others] = points;
+  // A line to the same place draws nothing.
+  context.arc(first.x * width, first.y * width, context.lineWidth / 2, 0, 2 * Math.PI);
+  context.fill();
+  context.beginPath();
   context.moveTo(first.x * width, first.y * width);
-  // A line of length 0 draws a point.
-  for (const { x, y } of others.length > 0 ? others : [first]) context.lineTo(x * width, y * width);
+  for (const { x, y } of others) context.lineTo(x * width, y * width);
   context.stroke();
 }

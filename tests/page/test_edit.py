@@ -48,7 +48,14 @@ def test_image_to_image(app, image):
     give(app, image[1])
     app.make(steps=4, strength=0.5)
     assert app.sent().url.endswith("/v1/images/edits")
-    assert app.image("#tiles img").size == (SIDE, SIDE)
+    plain = app.image("#tiles img")
+    assert plain.size == (SIDE, SIDE)
+    app.by_id("seed-last").click()
+    app.make(steps=4, strength=0.5)
+    assert app.image("#tiles img").tobytes() == plain.tobytes()
+    app.page.get_by_role("checkbox", name="style").check()
+    app.make(steps=4, strength=0.5)
+    assert app.image("#tiles img").tobytes() != plain.tobytes()
 
 
 def test_a_drawn_mask_is_repainted_and_the_rest_stays(app, image):

@@ -123,7 +123,8 @@ export class Generation extends EventTarget {
 
   async #keep(records) {
     try {
-      await this.#store.add(records);
+      // The first image of a request is the first one in the gallery.
+      await this.#store.add(records.toReversed());
     } catch {
       const message = "The browser has no room for the image: download it, or delete others from the gallery.";
       this.dispatchEvent(new CustomEvent("failed", { detail: new ApiError(message) }));

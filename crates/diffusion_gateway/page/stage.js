@@ -22,7 +22,7 @@ export class Stage {
     byId("running").hidden = false;
     const tiles = byId("tiles");
     tiles.hidden = false;
-    tiles.className = expected.count === 1 ? "tiles one" : "tiles";
+    tiles.className = `tiles ${{ 1: "one", 2: "two", 3: "four", 4: "four" }[expected.count] ?? "many"}`;
     tiles.style.setProperty("--ratio", expected.width / expected.height);
     tiles.style.setProperty("--natural", `${Math.max(expected.width, expected.height)}px`);
     this.#tiles = Array.from({ length: expected.count }, () => new Tile(expected, under));

@@ -49,8 +49,9 @@ def test_several_images_have_one_tile_each(app):
 
 def test_progress_and_a_preview_come_before_the_image(app):
     app.choose("tiny", "Text to image")
-    app.generate(steps=LONG)
-    expect(app.by_id("progress-text")).to_contain_text(f"of {LONG}")
+    app.generate(steps=300, width=128, height=128)
+    # PNDM calls the UNet once more.
+    expect(app.by_id("progress-text")).to_contain_text("of 301")
     expect(app.by_id("progress-left")).to_contain_text("left")
     expect(app.page.locator("#tiles canvas.shown")).to_be_visible()
     expect(app.page.locator("#tiles img")).to_have_count(0)
@@ -64,15 +65,17 @@ def test_progress_and_a_preview_come_before_the_image(app):
 @pytest.mark.parametrize("way", ["button", "key"])
 def test_stop_cancels_the_job_at_the_server(app, server, way):
     app.choose("tiny", "Text to image")
-    before = server.metric("diffusion_cancelled_total", model="tiny") or 0
-    app.generate(steps=LONG)
+    before = server.metric("diffusion_jobs_cancelled_total", model="tiny") or 0
+    app.generate(steps=LONG, width=128, height=128)
     expect(app.by_id("progress-text")).to_contain_text("Step")
     if way == "button":
         app.page.get_by_role("button", name="Stop").click()
     else:
         app.page.keyboard.press("Escape")
     app.finished("Stopped at step")
-    wait_for(lambda: server.metric("diffusion_cancelled_total", model="tiny") == before + 1, 10, "the job is cancelled")
+    wait_for(
+        lambda: server.metric("diffusion_jobs_cancelled_total", model="tiny") == before + 1, 10, "the job is cancelled"
+    )
     expect(app.gallery()).to_have_count(0)
     app.make()
 
@@ -87,15 +90,15 @@ def test_a_model_that_is_not_decoupled_is_used_without_previews(app):
 def test_adapters_are_sent(app):
     app.choose("tiny", "Text to image")
     app.page.get_by_label("Prompt", exact=True).fill("a")
-    app.page.get_by_role("button", name="<a-toy>").click()
-    expect(app.by_id("prompt")).to_have_value("a <a-toy> ")
+    app.page.get_by_role("button", name="<cat-toy>").click()
+    expect(app.by_id("prompt")).to_have_value("a <cat-toy> ")
     app.page.get_by_role("checkbox", name="style").check()
     app.page.get_by_label("Scale of style").fill("0.5")
-    app.make("a <a-toy>", seed=3)
+    app.make("a <cat-toy>", seed=3)
     assert json.loads(app.sent().post_data)["loras"] == [{"name": "style", "scale": 0.5}]
     with_lora = app.image("#tiles img").tobytes()
     app.page.get_by_role("checkbox", name="style").uncheck()
-    app.make("a <a-toy>", seed=3)
+    app.make("a <cat-toy>", seed=3)
     assert app.image("#tiles img").tobytes() != with_lora
 
 

@@ -25,11 +25,6 @@ export class Generation extends EventTarget {
     this.#destinations = destinations;
   }
 
-  /** Whether a request runs. */
-  get isRunning() {
-    return this.#running !== null;
-  }
-
   /** Stops the request: the closed connection cancels it at the server. */
   stop() {
     this.#running?.abort();

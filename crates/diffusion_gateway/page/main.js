@@ -42,6 +42,8 @@ const FIELDS = {
 };
 
 let models = new Map();
+/** Whether a request is made ready or runs. */
+let isBusy = false;
 const store = new Store();
 const form = new Form();
 const input = new InputImage();
@@ -59,8 +61,9 @@ function showError({ message, status = 0, param = null }) {
     askAgainForKey();
     return;
   }
-  // The backend's errors quote the argument; the gateway's begin with it.
-  const names = [param, ...Array.from(message.matchAll(/`(\w+)`|^(\w+):/g), ([, quoted, first]) => quoted ?? first)];
+  // The argument is quoted, or is a name with an underscore, or stands before a colon.
+  const words = message.matchAll(/`(\w+)`|\b([a-z]+_\w+)|(?:^|: )(\w+):/g);
+  const names = [param, ...Array.from(words, (found) => found.slice(1).find(Boolean))];
   const field = byId(FIELDS[names.find((name) => Object.hasOwn(FIELDS, name))] ?? "");
   if (field && field.offsetParent !== null) {
     field.ariaInvalid = "true";
@@ -95,7 +98,16 @@ function problem() {
 }
 
 async function submit() {
-  if (generation.isRunning) return;
+  if (isBusy) return;
+  isBusy = true;
+  try {
+    await sendRequest();
+  } finally {
+    isBusy = false;
+  }
+}
+
+async function sendRequest() {
   hideError();
   const found = problem();
   if (found) {

@@ -88,13 +88,13 @@ def test_masks_can_be_made_with_the_keyboard(app, image):
     for name, percent in [("Everything", 100), ("Clear", 0), ("Undo", 100), ("Invert", 0)]:
         app.page.get_by_role("button", name=name).focus()
         app.page.keyboard.press("Enter")
-        expect(state).to_have_text(f"{percent} % of the image is masked.")
+        expect(state).to_have_text(f"{percent} % is masked.")
     app.page.get_by_text("Rectangle by numbers").focus()
     app.page.keyboard.press("Enter")
     for name, number in [("Left", 50), ("Top", 0), ("Width", 50), ("Height", 50)]:
         app.by_id("editor").get_by_label(name).fill(str(number))
     app.page.keyboard.press("Enter")
-    expect(state).to_have_text("25 % of the image is masked.")
+    expect(state).to_have_text("25 % is masked.")
     app.by_id("editor-done").press("Enter")
     app.make(steps=3)
     changed = np.abs(pixels(app.image("#tiles img")) - pixels(image[0])).max(axis=2) > 0
@@ -110,9 +110,9 @@ def test_the_brush_erases_and_a_cancelled_mask_is_not_used(app, image):
     app.page.get_by_role("radio", name="Erase").check(force=True)
     box = app.by_id("editor-canvas").bounding_box()
     app.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(app.by_id("editor-state")).to_have_text("99 % of the image is masked.")
+    expect(app.by_id("editor-state")).to_have_text("99 % is masked.")
     app.page.keyboard.press("Control+z")
-    expect(app.by_id("editor-state")).to_have_text("100 % of the image is masked.")
+    expect(app.by_id("editor-state")).to_have_text("100 % is masked.")
     app.by_id("editor-cancel").click()
     expect(app.by_id("mask-state")).to_have_text("No mask yet")
 
@@ -124,7 +124,7 @@ def test_a_finger_draws(open_page, image):
     app.by_id("mask-draw").tap()
     box = app.by_id("editor-canvas").bounding_box()
     app.page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(app.by_id("editor-state")).to_have_text("1 % of the image is masked.")
+    expect(app.by_id("editor-state")).to_have_text("1 % is masked.")
 
 
 @pytest.mark.parametrize(

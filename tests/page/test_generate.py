@@ -62,10 +62,15 @@ def test_progress_and_a_preview_come_before_the_image(app):
     assert "%" not in app.page.title()
 
 
+def cancelled(server):
+    """Returns how many jobs of the model were cancelled."""
+    return server.metric("diffusion_jobs_cancelled_total", model="tiny") or 0
+
+
 @pytest.mark.parametrize("way", ["button", "key"])
 def test_stop_cancels_the_job_at_the_server(app, server, way):
     app.choose("tiny", "Text to image")
-    before = server.metric("diffusion_jobs_cancelled_total", model="tiny") or 0
+    before = cancelled(server)
     app.generate(steps=LONG, width=128, height=128)
     expect(app.by_id("progress-text")).to_contain_text("Step")
     if way == "button":
@@ -73,9 +78,7 @@ def test_stop_cancels_the_job_at_the_server(app, server, way):
     else:
         app.page.keyboard.press("Escape")
     app.finished("Stopped at step")
-    wait_for(
-        lambda: server.metric("diffusion_jobs_cancelled_total", model="tiny") == before + 1, 10, "the job is cancelled"
-    )
+    wait_for(lambda: cancelled(server) == before + 1, 10, "the job is cancelled")
     expect(app.gallery()).to_have_count(0)
     app.make()
 

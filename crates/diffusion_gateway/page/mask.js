@@ -1,7 +1,7 @@
 // A mask as a list of strokes, so that each can be undone.
 
-/** The longest side of a mask. The server scales it to the size of the image. */
-const LONGEST = 1024;
+/** The longest side of a mask is between these. The server scales it to the size of the image. */
+const [SHORTEST, LONGEST] = [512, 1024];
 /** The color of what is painted. The mask's file has its transparency only. */
 const PAINT = "#000";
 
@@ -11,7 +11,8 @@ export class Mask {
 
   /** @param {{width: number, height: number}} size the size of the image */
   constructor({ width, height }) {
-    const factor = Math.min(1, LONGEST / Math.max(width, height));
+    const longest = Math.max(width, height);
+    const factor = Math.min(Math.max(longest, SHORTEST), LONGEST) / longest;
     this.width = Math.max(Math.round(width * factor), 1);
     this.height = Math.max(Math.round(height * factor), 1);
     this.canvas = new OffscreenCanvas(this.width, this.height);

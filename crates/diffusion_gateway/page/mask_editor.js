@@ -136,7 +136,7 @@ export class MaskEditor {
   #show() {
     this.#paint();
     const percent = Math.round(this.#mask.coverage() * 100);
-    byId("editor-state").textContent = `${percent} % of the image is masked.`;
+    byId("editor-state").textContent = `${percent} % is masked.`;
     byId("editor-undo").disabled = !this.#mask.canUndo;
   }
 }

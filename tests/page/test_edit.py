@@ -137,6 +137,8 @@ def test_an_image_is_sent_on_to_another_model(app, label, model, side):
     app.by_id("outcome-actions").get_by_role("button", name=label).click()
     expect(app.page.get_by_label("Model", exact=True)).to_have_value(model)
     expect(app.by_id("input-size")).to_have_text(size_text(SIDE, SIDE))
+    # The upscaler's result has the size that follows from its input.
+    expect(app.by_id("size")).to_be_visible(visible=label != "Upscale")
     app.make("a red circle")
     assert app.image("#tiles img").size == (side, side)
     expect(app.gallery()).to_have_count(2)

@@ -15,11 +15,12 @@ STREAM = (
     ": a comment\n\n"
     "data: one\ndata: two\r\n\r\n"
     "event: b\rdata:ümlaut 😀\r\r"
+    "event: c\r\ndata: x\r\ndata: y\r\n\r\n"
     "event: without data\n\n"
     "id: 7\nretry\ndata\n\n"
     "data: cut off"
 )
-EVENTS = [["a", '{"n": 1}'], ["message", "one\ntwo"], ["b", "ümlaut 😀"], ["message", ""]]
+EVENTS = [["a", '{"n": 1}'], ["message", "one\ntwo"], ["b", "ümlaut 😀"], ["c", "x\ny"], ["message", ""]]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])

@@ -215,7 +215,7 @@ export class Form extends EventTarget {
     fillSelect(byId("format"), formats, format?.default);
     this.#enableQuality();
 
-    const kinds = preview?.enum ?? [];
+    const kinds = (preview?.enum ?? []).filter((kind) => kind !== "off");
     const best = preview?.default ?? (kinds.includes("tiny") ? "tiny" : kinds[0]);
     const previews = kinds.map((kind) => [kind, PREVIEWS[kind] ?? kind]);
     fillSelect(byId("preview"), kinds.length > 0 ? [...previews, ["off", "Off"]] : [["none", "Not available"]], best);

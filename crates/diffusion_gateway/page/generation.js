@@ -41,22 +41,22 @@ export class Generation extends EventTarget {
     showRunning(true);
     const started = performance.now();
     this.#stage.start(expected(settings, task, input), input?.url ?? null);
-    const records = [];
+    const images = [];
     let last = null;
     try {
       for await (const event of generate(request(settings, input), this.#running.signal)) {
         const kind = event.type.split(".").at(-1);
         if (kind === "progress") this.#stage.progress((last = event));
         else if (kind === "partial_image") await this.#stage.preview(event).catch(() => {});
-        else if (kind === "completed") records.push(await this.#completed(event, { settings, task, input, started }));
+        else if (kind === "completed") images.push(await this.#completed(event, { settings, task, input, started }));
       }
-      if (records.length === 0) throw new ApiError("The connection to the gateway ended before the image was complete.");
-      this.#finished(records, started);
+      if (images.length === 0) throw new ApiError("The connection to the gateway ended before the image was complete.");
+      this.#finished(images, started);
     } catch (error) {
       if (error.name === "AbortError") this.#stopped(last);
       else this.#failed(error);
     } finally {
-      if (records.length > 0) await this.#keep(records);
+      if (images.length > 0) await this.#keep(images.map(({ record }) => record));
       this.#running = null;
       showRunning(false);
     }
@@ -78,8 +78,8 @@ export class Generation extends EventTarget {
       mask: input?.mask ?? null,
     };
     bitmap.close();
-    this.#stage.image(record.index, URL.createObjectURL(blob), altText(record), () => this.#open(record));
-    return record;
+    const url = this.#stage.image(record.index, blob, altText(record), () => this.#open(record));
+    return { record, url };
   }
 
   #open(record) {
@@ -87,14 +87,14 @@ export class Generation extends EventTarget {
     if (index >= 0) this.#viewer.open(index);
   }
 
-  #finished(records, started) {
-    const [record] = records;
-    const text = `${count(records.length, "image")} in ${duration(performance.now() - started)}, seed ${record.settings.seed}`;
-    if (records.length > 1) {
+  #finished(images, started) {
+    const [{ record, url }] = images;
+    const text = `${count(images.length, "image")} in ${duration(performance.now() - started)}, seed ${record.settings.seed}`;
+    if (images.length > 1) {
       this.#stage.end(text);
       return;
     }
-    const download = element("a", { className: "button small", href: URL.createObjectURL(record.blob) }, icon("download"), "Download");
+    const download = element("a", { className: "button small", href: url }, icon("download"), "Download");
     download.download = fileName(record);
     const use = (destination) => {
       this.dispatchEvent(new CustomEvent("use", { detail: { record, destination } }));

@@ -130,8 +130,9 @@ async function sendRequest() {
 async function useAsInput(record, { task, model }) {
   viewer.close();
   await input.set(record.blob, shortened(record.settings.prompt || "Generated image", 60));
-  if (!byId("prompt").value.trim()) byId("prompt").value = record.settings.prompt;
   form.choose(model, task);
+  // The upscaler wants to know what the image shows. For the others, a prompt may be there that says what it shall show.
+  if (form.task.scales || !byId("prompt").value.trim()) byId("prompt").value = record.settings.prompt;
   hideError();
   byId("form").scrollIntoView();
   say(`The image is the input of ${model}.`);

@@ -10,6 +10,7 @@ const TITLE = document.title;
 /** Shows the images of one request, from the first preview to the last pixel. */
 export class Stage {
   #tiles = [];
+  #urls = [];
 
   /**
    * Shows empty tiles.
@@ -25,6 +26,7 @@ export class Stage {
     tiles.className = `tiles ${{ 1: "one", 2: "two", 3: "four", 4: "four" }[expected.count] ?? "many"}`;
     tiles.style.setProperty("--ratio", expected.width / expected.height);
     tiles.style.setProperty("--natural", `${Math.max(expected.width, expected.height)}px`);
+    for (const url of this.#urls.splice(0)) URL.revokeObjectURL(url);
     this.#tiles = Array.from({ length: expected.count }, () => new Tile(expected, under));
     tiles.replaceChildren(...this.#tiles.map(({ host }) => host));
     byId("progress").removeAttribute("value");
@@ -56,9 +58,12 @@ export class Stage {
     await this.#tiles[index]?.preview(await createImageBitmap(blobOf(data, format)));
   }
 
-  /** Shows a finished image; `open` opens it. */
-  image(index, url, alt, open) {
+  /** Shows a finished image; `open` opens it. Returns its address, which is good until the next request. */
+  image(index, blob, alt, open) {
+    const url = URL.createObjectURL(blob);
+    this.#urls.push(url);
     this.#tiles[index]?.image(url, alt, open);
+    return url;
   }
 
   /** Ends with a text and buttons. */

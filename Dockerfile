@@ -23,4 +23,6 @@ RUN make backend CUDA="${CUDA}"
 
 FROM ${TRITON_IMAGE}
 COPY --from=build /src/dist/backends/diffusion /opt/tritonserver/backends/diffusion
+# The command, with the gateway. It finds libtorch in ../backends/diffusion.
+COPY --from=build /src/dist/bin/triton-diffusion /opt/tritonserver/bin/triton-diffusion
 COPY LICENSE /opt/tritonserver/backends/diffusion/LICENSE

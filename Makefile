@@ -16,7 +16,7 @@ CUDA ?=
 ROUNDS ?= 3
 # The model repository of `make serve`.
 MODELS ?= model_repository
-# SERVE=1 lets the demo's server run on, at ports 8000 to 8002.
+# SERVE=1 lets the demo's server run on, at ports 8000 to 8002, with the gateway's page at 8080.
 SERVE ?=
 # The Python of `make gpu-check`: with PyTorch for CUDA, numpy, Pillow and safetensors.
 GPU_PYTHON ?= python3
@@ -59,7 +59,7 @@ wheel: backend ## dist/triton_diffusion-*.whl: the library and the command for p
 dist: backend ## dist/triton-diffusion-*.tar.gz, for /opt/tritonserver/backends; with CUDA=1 for GPUs too
 	@$(PYTHON_VENV) tools/build_archive.py $(if $(filter-out 0,$(CUDA)),--cuda)
 
-demo: backend ## one image through four models, and a LoRA, to demo.png and demo.html; with SERVE=1 the server stays
+demo: backend ## one image through four models, and a LoRA, to demo.png and demo.html; with SERVE=1 then a page
 	@$(PYTHON_VENV) demo/run.py $(if $(SERVE),--serve)
 
 serve: backend ## serve a model repository on loopback: make serve MODELS=model_repository
@@ -193,6 +193,7 @@ bench: backend setup-bench ## compare with diffusers in the Python backend, Open
 	$(BENCH)/many_models.py $(BENCH_OPTIONS) --name models_tiny --checkpoint tiny --count 20
 	$(BENCH)/neighbors.py $(BENCH_OPTIONS) --rounds $(ROUNDS)
 	$(BENCH)/mixed_load.py $(BENCH_OPTIONS) --rounds $(ROUNDS)
+	$(BENCH)/gateway.py $(BENCH_OPTIONS)
 	$(BENCH)/psnr.py $(BENCH_OPTIONS)
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256 --checkpoint full_size --side 256 --steps 4
 	$(BENCH)/whole.py $(BENCH_OPTIONS) --rounds $(ROUNDS) --name full_size_256_sdcpp --checkpoint full_size --side 256 --steps 4 --contenders exact,fast,sdcpp

@@ -6,27 +6,27 @@ images go to target/demo/images, a contact sheet to demo.png, and demo.html show
 """
 
 import argparse
+import contextlib
 import html
 import io
 import json
 import pathlib
 import shutil
 import signal
+import subprocess
 import sys
 import textwrap
-import threading
 import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import tritonclient.grpc as grpcclient
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 
 import shape_classifier
-from client import Response, input_tensors, read_response, to_base64
+from client import Response, parameter, read_response, stream, to_base64
 from server import ROOT, TritonServer
 
 DEMO = ROOT / "demo"
@@ -71,34 +71,25 @@ def make_repository(folder, checkpoints):
     """
     if folder.exists():
         shutil.rmtree(folder)
+    # With it, requests get their progress.
+    decoupled = "model_transaction_policy { decoupled: true }\n"
     for model in MODELS:
         (folder / model / "1").mkdir(parents=True)
-        shutil.copy(DEMO / "config.pbtxt", folder / model)
+        (folder / model / "config.pbtxt").write_text((DEMO / "config.pbtxt").read_text() + decoupled)
         (folder / model / "1" / "checkpoint").symlink_to(checkpoints / model, target_is_directory=True)
     (folder / "sd_base" / "1" / "loras").symlink_to(checkpoints / "loras", target_is_directory=True)
 
 
-def send(server, client, request):
-    """Sends a request. A progress bar follows the model's counter of UNet calls in the metrics."""
-    done, received = threading.Event(), {}
-
-    def receive(result, error):
-        received["result"], received["error"] = result, error
-        done.set()
-
-    def calls():
-        return server.metric("diffusion_unet_calls_total", model=request.model) or 0
-
-    before, started = calls(), time.monotonic()
-    client.async_infer(request.model, input_tensors(grpcclient, request.inputs()), receive)
+def send(server, request):
+    """Sends a request. A progress bar follows the steps that the responses tell."""
+    started = time.monotonic()
+    inputs = request.inputs()
+    inputs["gen_args"] = {**request.gen_args, "progress_every": 1, "preview": "off"}
     steps = round(request.gen_args["num_inference_steps"] * request.gen_args.get("strength", 1))
     with tqdm(total=steps, desc=f"  {request.model}", unit="step", ncols=80) as bar:
-        while not done.wait(0.1):
-            bar.update(min(steps, calls() - before) - bar.n)
-        if received["error"] is not None:
-            raise received["error"]
-        bar.update(steps - bar.n)
-    response = read_response(received["result"])
+        for result in stream(server.grpc_address, request.model, inputs):
+            bar.update((parameter(result, "step") or steps) - bar.n)
+    response = read_response(result)
     image = Image.open(io.BytesIO(response.image)).convert("RGB")
     return Result(image, response, time.monotonic() - started)
 
@@ -124,57 +115,56 @@ def run(server):
 
     Yields (request, result).
     """
-    with grpcclient.InferenceServerClient(server.grpc_address) as client:
 
-        def finished(request):
-            print(request.title)
-            print(f"  prompt: {request.prompt}\n  gen_args: {json.dumps(request.gen_args)}", flush=True)
-            return request, send(server, client, request)
+    def finished(request):
+        print(request.title)
+        print(f"  prompt: {request.prompt}\n  gen_args: {json.dumps(request.gen_args)}", flush=True)
+        return request, send(server, request)
 
-        text_to_image = Request(
-            "1. Text to image",
-            "sd_base",
-            "a red star left of a blue circle on a green background",
-            {"num_inference_steps": 30, "seed": 7},
+    text_to_image = Request(
+        "1. Text to image",
+        "sd_base",
+        "a red star left of a blue circle on a green background",
+        {"num_inference_steps": 30, "seed": 7},
+    )
+    request, first = finished(text_to_image)
+    yield request, first
+    request, second = finished(
+        Request(
+            "2. Recoloured by depth",
+            "sd_depth",
+            "a black star left of a purple circle on a striped yellow background",
+            {"num_inference_steps": 30, "strength": 1.0, "seed": 7},
+            {"image": first.image},
         )
-        request, first = finished(text_to_image)
-        yield request, first
-        request, second = finished(
-            Request(
-                "2. Recoloured by depth",
-                "sd_depth",
-                "a black star left of a purple circle on a striped yellow background",
-                {"num_inference_steps": 30, "strength": 1.0, "seed": 7},
-                {"image": first.image},
-            )
+    )
+    yield request, second
+    request, third = finished(
+        Request(
+            "3. The star removed by inpainting",
+            "sd_inpaint",
+            "a striped yellow background",
+            {"num_inference_steps": 30, "seed": 7, "height": 128, "width": 128},
+            {"image": second.image, "mask_image": mask_of_object(second.image, "black")},
         )
-        yield request, second
-        request, third = finished(
-            Request(
-                "3. The star removed by inpainting",
-                "sd_inpaint",
-                "a striped yellow background",
-                {"num_inference_steps": 30, "seed": 7, "height": 128, "width": 128},
-                {"image": second.image, "mask_image": mask_of_object(second.image, "black")},
-            )
+    )
+    yield request, third
+    yield finished(
+        Request(
+            "4. Enlarged four times",
+            "sd_upscale",
+            "a purple circle on a striped yellow background",
+            {"num_inference_steps": 20, "guidance_scale": 1.0, "seed": 7},
+            {"image": third.image},
         )
-        yield request, third
-        yield finished(
-            Request(
-                "4. Enlarged four times",
-                "sd_upscale",
-                "a purple circle on a striped yellow background",
-                {"num_inference_steps": 20, "guidance_scale": 1.0, "seed": 7},
-                {"image": third.image},
-            )
+    )
+    yield finished(
+        replace(
+            text_to_image,
+            title="5. The first request with a LoRA",
+            gen_args={**text_to_image.gen_args, "loras": [{"name": "cutout", "scale": 1.0}]},
         )
-        yield finished(
-            replace(
-                text_to_image,
-                title="5. The first request with a LoRA",
-                gen_args={**text_to_image.gen_args, "loras": [{"name": "cutout", "scale": 1.0}]},
-            )
-        )
+    )
 
 
 def contact_sheet(steps, side=384):
@@ -227,13 +217,32 @@ the first one with a LoRA. The checkpoints and the LoRA are the small ones of de
 """
 
 
+@contextlib.contextmanager
+def gateway(server):
+    """Runs the gateway in front of a server. Yields the address of its page."""
+    command = [ROOT / "dist" / "bin" / "triton-diffusion", "gateway", "--triton", server.grpc_address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        # The line "listening on http://..."; there is none if the port is taken.
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit("the gateway does not start")
+        yield line.split()[-1]
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoints", type=pathlib.Path, default=DEMO / "models", help="folder of the four checkpoints and of loras"
     )
     parser.add_argument("--out", type=pathlib.Path, default=ROOT, help="folder for demo.png and demo.html")
-    parser.add_argument("--serve", action="store_true", help="keep the server on ports 8000 to 8002 until Ctrl-C")
+    parser.add_argument(
+        "--serve", action="store_true", help="keep the server on ports 8000 to 8002, and the page on 8080, until Ctrl-C"
+    )
     arguments = parser.parse_args()
 
     work = ROOT / "target" / "demo"
@@ -258,12 +267,11 @@ def main():
         if arguments.serve:
             # SIGTERM stops the server too, as Ctrl-C does.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            print(f"serving on http {server.http_address}, grpc {server.grpc_address}; Ctrl-C stops it", flush=True)
-            try:
+            with contextlib.suppress(KeyboardInterrupt), gateway(server) as page_address:
+                print(f"serving on http {server.http_address}, grpc {server.grpc_address}", flush=True)
+                print(f"the page: {page_address}; Ctrl-C stops it", flush=True)
                 while server.is_alive():
                     time.sleep(1)
-            except KeyboardInterrupt:
-                pass
 
 
 if __name__ == "__main__":

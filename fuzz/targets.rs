@@ -65,13 +65,17 @@ pub fn bytes_tensor(data: &[u8]) {
 /// The first byte chooses the pipeline, the rest is `gen_args`. The arguments of an accepted request are within its limits,
 /// and give the same request again.
 pub fn gen_args(data: &[u8]) {
-    const CLASSES: [PipelineClass; 6] = [
+    // In this order, which the corpus depends on.
+    const CLASSES: [PipelineClass; 9] = [
         PipelineClass::StableDiffusion,
         PipelineClass::LatentConsistency,
         PipelineClass::Img2Img,
         PipelineClass::Depth2Img,
         PipelineClass::Inpaint,
         PipelineClass::Upscale,
+        PipelineClass::StableDiffusionXl,
+        PipelineClass::Img2ImgXl,
+        PipelineClass::InpaintXl,
     ];
     let Some((&class, args)) = data.split_first() else {
         return;
@@ -86,8 +90,11 @@ pub fn gen_args(data: &[u8]) {
         CLASSES.iter().map(make).collect()
     });
     let (image, validator) = (&*IMAGE, &VALIDATORS[index]);
-    let takes_image = !matches!(class, PipelineClass::StableDiffusion | PipelineClass::LatentConsistency);
-    let takes_mask = class == PipelineClass::Inpaint;
+    let takes_image = !matches!(
+        class,
+        PipelineClass::StableDiffusion | PipelineClass::LatentConsistency | PipelineClass::StableDiffusionXl
+    );
+    let takes_mask = matches!(class, PipelineClass::Inpaint | PipelineClass::InpaintXl);
     let validate = |args: &[u8]| {
         validator.validate(&ElementInputs {
             prompt: b"a cat",

@@ -8,8 +8,10 @@ import base64
 import dataclasses
 import io
 import json
+import queue
 
 import numpy as np
+import tritonclient.grpc as grpcclient
 
 
 @dataclasses.dataclass
@@ -85,6 +87,32 @@ def read_response(result):
     parameters = dict(_parameters(result.get_response()))
     timings = json.loads(parameters.pop("timings_ms", "null"))
     return Response(images, list(array.shape), parameters, timings)
+
+
+def stream(address, model, inputs, timeout=120):
+    """Sends a request over a gRPC stream. Yields the `InferResult` of each response; the last one is the final one.
+
+    address: the gRPC address of the server.
+    inputs: as `input_tensors` takes them.
+    timeout: seconds that one response may take.
+    """
+    received = queue.Queue()
+    with grpcclient.InferenceServerClient(address) as client:
+        client.start_stream(lambda result, error: received.put((result, error)))
+        client.async_stream_infer(model, input_tensors(grpcclient, inputs))
+        while True:
+            result, error = received.get(timeout=timeout)
+            if error is not None:
+                raise error
+            yield result
+            # Only responses before the final one tell a step.
+            if parameter(result, "step") is None:
+                return
+
+
+def parameter(result, name):
+    """Returns a parameter of a response; None if it has none of that name."""
+    return dict(_parameters(result.get_response())).get(name)
 
 
 def _parameters(response):

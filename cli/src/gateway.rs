@@ -32,6 +32,9 @@ pub struct Arguments {
     /// The largest body of a request in MiB
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_body_mib: u16,
+    /// The largest sum of the bodies that are read or served at one time, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    max_bodies_mib: u32,
     /// An origin whose web pages may send requests, or * (repeatable)
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
@@ -58,6 +61,7 @@ pub fn run(arguments: Arguments) -> Result<(), StartError> {
         default_model: arguments.model,
         time_limit: Duration::from_secs(arguments.timeout_seconds),
         max_body_bytes: usize::from(arguments.max_body_mib) << 20,
+        max_bodies_bytes: usize::try_from(arguments.max_bodies_mib).unwrap_or(usize::MAX >> 20) << 20,
         api_key,
         cors_origins: arguments.cors_origin,
         page: !arguments.no_page,

@@ -135,8 +135,9 @@ impl PrepareContext<'_> {
     /// Encodes an image `[1, 3, height, width]` of -1 to 1: a sample of the VAE's distribution, scaled for the UNet,
     /// `[1, channels, height/f, width/f]`.
     pub fn encode(&mut self, image: &Tensor) -> Result<Tensor> {
-        let image = self.to_device(image)?;
         let vae = &self.components.vae;
+        // Some models compute the VAE in float32.
+        let image = self.to_device(image)?.f_to_kind(vae.kind())?;
         let moments = vae.encode(&image)?;
         let halves = moments.f_chunk(2, 1)?;
         let [mean, log_variance] = halves.as_slice() else {
@@ -145,7 +146,7 @@ impl PrepareContext<'_> {
         // DiagonalGaussianDistribution of diffusers' `models/autoencoders/vae.py`.
         let std = log_variance.clamp_numbers(-30.0, 20.0)?.mul_number(0.5)?.f_exp()?;
         let noise = self.generator.randn_like(mean, moments.kind())?;
-        let sample = mean.f_add(&std.f_mul(&noise)?)?;
+        let sample = mean.f_add(&std.f_mul(&noise)?)?.f_to_kind(self.kind)?;
         sample.mul_number(vae.config().scaling_factor)
     }
 

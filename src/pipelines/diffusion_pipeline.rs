@@ -1,34 +1,34 @@
 //! The pipeline of a model folder, as the engine drives it: prepare, step, finish.
 
+mod decoding;
+mod previews;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
 use super::denoising_state::PrepareContext;
-use super::image_decoder::ImageDecoder;
 use super::job::Job;
 use super::latent_tiles::{LatentTiles, TileCounts};
 use super::loading::Components;
 use super::memory_need::{CHUNK_SIZE, PipelineRequest};
-use super::preview::{LatentColors, PreviewImages, PreviewSource};
+use super::preview::{LatentColors, PreviewImages};
 use super::prompt_encoder::PromptEncoder;
+use super::prompt_encoder_xl::{XlPromptEmbeds, XlPromptEncoder};
 use super::safety_check::SafetyCheck;
 use super::stable_diffusion::steps_of;
 use super::timings::Timings;
 use super::unet_calls::{ConditioningInput, UNetCalls};
 use crate::adapters::JobAdapters;
-use crate::models::layers::ChunkSize;
-use crate::models::unet::guidance_scale_embedding;
-use crate::processors::vae::{image_bytes, images};
-use crate::schedulers::{SamplingOptions, SchedulerConfig};
-use crate::torch::numbers::NumberOperators;
-use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, cuda, threads};
+use crate::models::unet::{AddedCondition, guidance_scale_embedding};
+use crate::schedulers::SamplingOptions;
+use crate::torch::{Generator, Stream, classify_errors, cpu_allocator, threads};
 use diffusion_core::config::Numerics;
 use diffusion_core::{Error, Result};
 use diffusion_engine::{BatchEntries, Pipeline, StepResults};
 use diffusion_image::RgbImage;
-use diffusion_request::{Decoder, GenerateRequest, Preview};
+use diffusion_request::{GenerateRequest, TimeIds, XlInputs};
 
 /// The images of a request and facts about their generation.
 pub struct PipelineOutput {
@@ -52,6 +52,8 @@ pub struct PipelineOutput {
 pub struct DiffusionPipeline {
     components: Components,
     prompt_encoder: PromptEncoder,
+    /// In place of it for Stable Diffusion XL.
+    xl_prompt_encoder: Option<XlPromptEncoder>,
     unet_calls: UNetCalls,
     max_chunk_pixels: u64,
     /// The colors of latents, from the first request for linear previews on.
@@ -66,6 +68,7 @@ impl DiffusionPipeline {
     pub fn new(components: Components, max_chunk_pixels: u64) -> Self {
         Self {
             prompt_encoder: components.prompt_encoder(),
+            xl_prompt_encoder: components.xl_prompt_encoder(),
             unet_calls: UNetCalls::new(&components),
             components,
             max_chunk_pixels,
@@ -82,25 +85,27 @@ impl DiffusionPipeline {
         self.stream.synchronize()
     }
 
-    /// Encodes the prompts: `[batch size, tokens, size]`, the entries without the prompt first, and whether a prompt was
-    /// truncated.
+    /// Encodes the prompts of a request.
     fn prompt_embeds(
         &mut self,
         request: &GenerateRequest,
         images: i64,
         adapters: &JobAdapters,
-    ) -> Result<(Tensor, bool)> {
+    ) -> Result<EncodedPrompts> {
         let guided = request.do_classifier_free_guidance();
         let clip_skip = request.clip_skip.unwrap_or(0);
+        if let (Some(encoder), Some(xl)) = (&mut self.xl_prompt_encoder, &request.xl) {
+            let embeds = encoder.encode(&request.prompts, xl, guided, clip_skip, &self.stream)?;
+            return xl_prompts(embeds, xl, images, &self.stream);
+        }
         let embeds = self
             .prompt_encoder
             .encode(&request.prompts, guided, clip_skip, adapters, &self.stream)?;
-        let prompt = embeds.prompt.f_repeat([images, 1, 1])?;
-        let embeddings = match embeds.negative {
-            Some(negative) => Tensor::f_cat(&[negative.f_repeat([images, 1, 1])?, prompt], 0)?,
-            None => prompt,
-        };
-        Ok((embeddings, embeds.truncated))
+        Ok(EncodedPrompts {
+            prompt_embeds: joined(embeds.negative.as_ref(), &embeds.prompt, images)?,
+            added: None,
+            truncated: embeds.truncated,
+        })
     }
 
     /// Returns the guidance scale for a UNet that takes it as an input, `[images, time_cond_proj_dim]`.
@@ -113,86 +118,6 @@ impl DiffusionPipeline {
         Ok(Some(self.stream.to_device(&embedding)?))
     }
 
-    /// Decodes latents to images in the memory of the host.
-    fn decode(&self, latents: &Tensor, decoder: Decoder, chunks: Option<ChunkSize>) -> Result<Vec<RgbImage>> {
-        let decoded = self.decode_to_bytes(latents, decoder, chunks)?;
-        let on_host = decoded.iter().map(|bytes| self.stream.to_host(bytes));
-        let on_host = on_host.collect::<Result<Vec<_>>>()?;
-        self.stream.synchronize()?;
-        let images = on_host.iter().map(images).collect::<Result<Vec<_>>>()?;
-        Ok(images.into_iter().flatten().collect())
-    }
-
-    /// Decodes latents to bytes `[images, height, width, 3]` on the device, of one or more images each.
-    fn decode_to_bytes(&self, latents: &Tensor, decoder: Decoder, chunks: Option<ChunkSize>) -> Result<Vec<Tensor>> {
-        let vae = match decoder {
-            Decoder::Vae => ImageDecoder::Vae(&self.components.vae),
-            Decoder::Tiny => {
-                let tiny = self.components.vae_tiny.as_ref();
-                ImageDecoder::Tiny(tiny.ok_or_else(|| Error::internal("a request for a decoder that is not loaded"))?)
-            }
-        };
-        let latents = latents.f_to_kind(vae.kind())?.div_number(vae.scaling_factor())?;
-        if self.components.decodes_together() {
-            return Ok(vec![image_bytes(&vae.decode(&latents, chunks)?)?]);
-        }
-        // One image at a time: the device is busy with one, and the memory of all may not be there.
-        let count = latents.size().first().copied().unwrap_or(0);
-        let one = |index| image_bytes(&self.decode_one(&vae, &latents.f_narrow(0, index, 1)?, chunks)?);
-        (0..count).map(one).collect()
-    }
-
-    /// Decodes the latents of one image. A GPU decodes them whole, and in chunks only if there is too little memory.
-    fn decode_one(&self, vae: &ImageDecoder<'_>, latents: &Tensor, chunks: Option<ChunkSize>) -> Result<Tensor> {
-        let device = self.components.device;
-        if device == Device::Cpu {
-            return vae.decode(latents, chunks);
-        }
-        match classify_errors(device, &self.stream, || vae.decode(latents, None)) {
-            Err(Error::OutOfMemory(_)) if chunks.is_some() => {
-                cuda::empty_cache(device)?;
-                vae.decode(latents, chunks)
-            }
-            result => result,
-        }
-    }
-
-    /// Makes the preview of a job, and does not wait for the device.
-    fn preview_job(&self, job: &Job) -> Result<Option<PreviewImages>> {
-        let Some(source) = &job.preview else {
-            return Ok(None);
-        };
-        let Some(latents) = source.latents()? else {
-            return Ok(None);
-        };
-        let decoded = match source.kind {
-            Preview::Linear => {
-                let colors = self.latent_colors.as_ref();
-                let colors = colors.ok_or_else(|| Error::internal("a preview without the colors of latents"))?;
-                vec![image_bytes(&colors.colors(&latents)?)?]
-            }
-            Preview::Tiny => self.decode_to_bytes(&latents, Decoder::Tiny, None)?,
-            Preview::Vae => self.decode_to_bytes(&latents, Decoder::Vae, job.chunk_size)?,
-        };
-        let bytes = Tensor::f_cat(&decoded, 0)?;
-        Ok(Some(PreviewImages::new(self.stream.copy_to_host(&bytes)?)))
-    }
-
-    /// Makes what the previews of a request need.
-    fn prepare_preview(
-        &mut self,
-        request: &GenerateRequest,
-        scheduler: &SchedulerConfig,
-    ) -> Result<Option<PreviewSource>> {
-        let Some(kind) = request.preview else {
-            return Ok(None);
-        };
-        if kind == Preview::Linear && self.latent_colors.is_none() {
-            self.latent_colors = Some(LatentColors::fit(&self.components.vae, &self.stream)?);
-        }
-        PreviewSource::new(kind, scheduler).map(Some)
-    }
-
     fn prepare_job(&mut self, request: &GenerateRequest, adapters: &Arc<JobAdapters>) -> Result<Job> {
         let started = Instant::now();
         // A LoRA may be part of the model.
@@ -203,7 +128,11 @@ impl DiffusionPipeline {
         if let Some(check) = &self.components.safety_check {
             check.check_size(request.width, request.height)?;
         }
-        let (prompt_embeds, prompt_truncated) = self.prompt_embeds(request, images, adapters)?;
+        let EncodedPrompts {
+            prompt_embeds,
+            added,
+            truncated: prompt_truncated,
+        } = self.prompt_embeds(request, images, adapters)?;
         let text_encoded = Instant::now();
 
         let config = match &request.scheduler {
@@ -233,6 +162,7 @@ impl DiffusionPipeline {
                 timesteps: scheduler.timesteps(),
                 class_label: state.class_label.as_ref().map(Tensor::shallow_clone),
                 timestep_cond: self.timestep_cond(request, images, prompt_embeds.kind())?,
+                added,
                 one_by_one: state.one_by_one,
                 adapters: adapters.unet(),
             },
@@ -335,6 +265,54 @@ impl DiffusionPipeline {
         self.components.files.check()?;
         result
     }
+}
+
+/// The prompts of a request, as the UNet takes them.
+struct EncodedPrompts {
+    /// `[batch size, tokens, size]`, the entries without the prompt first.
+    prompt_embeds: Tensor,
+    /// What Stable Diffusion XL takes besides.
+    added: Option<AddedCondition>,
+    /// Whether a prompt was truncated.
+    truncated: bool,
+}
+
+/// Repeats the tensors of one image, `[1, ...]`, for each image: those without the prompt first, if there are any.
+fn joined(negative: Option<&Tensor>, prompt: &Tensor, images: i64) -> Result<Tensor> {
+    let mut repeats = vec![1; prompt.dim()];
+    if let Some(first) = repeats.first_mut() {
+        *first = images;
+    }
+    let prompt = prompt.f_repeat(&repeats)?;
+    match negative {
+        Some(negative) => Ok(Tensor::f_cat(&[negative.f_repeat(&repeats)?, prompt], 0)?),
+        None => Ok(prompt),
+    }
+}
+
+fn xl_prompts(embeds: XlPromptEmbeds, xl: &XlInputs, images: i64, stream: &Stream) -> Result<EncodedPrompts> {
+    let XlPromptEmbeds {
+        prompt,
+        negative,
+        truncated,
+    } = embeds;
+    let kind = prompt.states.kind();
+    let ids = |ids: &TimeIds| -> Result<Tensor> {
+        let ids = ids.map(|number| number as f32);
+        // In the model's dtype, as in diffusers.
+        stream.to_device(&Tensor::f_from_slice(&ids)?.f_to_kind(kind)?.f_unsqueeze(0)?)
+    };
+    let negative_ids = negative.as_ref().map(|_| ids(&xl.negative_time_ids)).transpose()?;
+    let pooled = negative.as_ref().map(|negative| &negative.pooled);
+    let states = negative.as_ref().map(|negative| &negative.states);
+    Ok(EncodedPrompts {
+        prompt_embeds: joined(states, &prompt.states, images)?,
+        added: Some(AddedCondition {
+            text_embeds: joined(pooled, &prompt.pooled, images)?,
+            time_ids: joined(negative_ids.as_ref(), &ids(&xl.time_ids)?, images)?,
+        }),
+        truncated,
+    })
 }
 
 /// Makes the images black that the safety checker flags, and returns the flags.

@@ -18,6 +18,7 @@ pub mod loading;
 mod memory_need;
 mod preview;
 mod prompt_encoder;
+mod prompt_encoder_xl;
 mod safety_check;
 mod stable_diffusion;
 mod timings;

@@ -7,7 +7,7 @@ use tch::{Device, Tensor};
 use super::large_images::predict_one_by_one;
 use super::loading::Components;
 use crate::models::layers::{AdaptedJobs, BatchSplit, KeyValue, LayerDeltas, TimeShifts};
-use crate::models::unet::{TimeInput, UNet2DConditionModel, UNetInput};
+use crate::models::unet::{AddedCondition, TimeInput, UNet2DConditionModel, UNetInput};
 use crate::torch::{Stream, classify_errors, cuda};
 use crate::weights::SharedModel;
 use diffusion_core::config::Numerics;
@@ -36,6 +36,8 @@ pub struct ConditioningInput<'a> {
     pub class_label: Option<Tensor>,
     /// The guidance scale for a UNet that takes it, `[batch size, time_cond_proj_dim]`.
     pub timestep_cond: Option<Tensor>,
+    /// What Stable Diffusion XL takes besides, of each entry. Entries with the prompt are equal, and so are those without.
+    pub added: Option<AddedCondition>,
     /// Whether the UNet computes one batch entry at a time, to save memory.
     pub one_by_one: bool,
     /// The LoRAs of the request.
@@ -44,12 +46,14 @@ pub struct ConditioningInput<'a> {
 
 /// The time embeddings of a job.
 enum JobTime {
-    /// The biases of all steps, `[steps, channels of all resnets]`, and the channels of each resnet.
-    Run(Tensor, Vec<i64>),
+    /// The biases of all steps, and the channels of each resnet. There is one tensor `[steps, channels of all resnets]` for
+    /// all entries or, if entries with and without the prompt differ, one for each half of them.
+    Run(Vec<Tensor>, Vec<i64>),
     /// Computed at each step: a product over all steps would round differently.
     EachStep {
         class_label: Option<Tensor>,
         timestep_cond: Option<Tensor>,
+        added: Option<AddedCondition>,
     },
 }
 
@@ -153,28 +157,55 @@ impl UNetCalls {
             return Ok(JobTime::EachStep {
                 class_label: input.class_label.as_ref().map(Tensor::shallow_clone),
                 timestep_cond: input.timestep_cond.as_ref().map(Tensor::shallow_clone),
+                added: input.added.as_ref().map(AddedCondition::shallow_clone),
             });
         }
         let timesteps: Vec<f32> = input.timesteps.iter().map(|&timestep| timestep as f32).collect();
-        let steps = timesteps.len() as i64;
+        let timesteps = stream.to_device(&Tensor::f_from_slice(&timesteps)?)?;
+        let mut runs = Vec::new();
+        let mut channels = Vec::new();
+        // The first and the last entry: those of the two halves.
+        let last = input.prompt_embeds.size3()?.0 - 1;
+        let entries = if input.added.is_some() && last > 0 {
+            vec![0, last]
+        } else {
+            vec![0]
+        };
+        for entry in entries {
+            let biases = self.run_biases(input, &timesteps, entry)?;
+            channels = biases.iter().map(|bias| Ok(bias.size2()?.1)).collect::<Result<_>>()?;
+            runs.push(Tensor::f_cat(&biases, 1)?);
+        }
+        Ok(JobTime::Run(runs, channels))
+    }
+
+    /// Computes the biases of one entry at all steps.
+    fn run_biases(&self, input: &ConditioningInput<'_>, timesteps: &Tensor, entry: i64) -> Result<Vec<Tensor>> {
+        let steps = timesteps.size1()?;
+        let each_step = |tensor: &Tensor| tensor.f_narrow(0, entry, 1)?.f_expand([steps, -1], false);
         let label = input.class_label.as_ref();
         let label = label.map(|label| label.f_expand([steps], false)).transpose()?;
         let cond = input.timestep_cond.as_ref();
         let cond = cond.map(|cond| cond.f_narrow(0, 0, 1)?.f_expand([steps, -1], false));
-        let cond = cond.transpose()?;
+        let added = input.added.as_ref().map(|added| -> Result<_> {
+            Ok(AddedCondition {
+                text_embeds: each_step(&added.text_embeds)?,
+                time_ids: each_step(&added.time_ids)?,
+            })
+        });
+        let (cond, added) = (cond.transpose()?, added.transpose()?);
         let time = TimeInput {
-            timesteps: &stream.to_device(&Tensor::f_from_slice(&timesteps)?)?,
+            timesteps,
             class_labels: label.as_ref(),
             timestep_cond: cond.as_ref(),
+            added: added.as_ref(),
         };
         let split = BatchSplit::Adapted(AdaptedJobs {
             sizes: &[steps],
             deltas: &[input.adapters],
             apart: false,
         });
-        let biases = self.unet.time_biases(&time, split)?;
-        let channels = biases.iter().map(|bias| Ok(bias.size2()?.1)).collect::<Result<_>>()?;
-        Ok(JobTime::Run(Tensor::f_cat(&biases, 1)?, channels))
+        self.unet.time_biases(&time, split)
     }
 
     /// Returns the UNet's prediction for the batch entries of all jobs.
@@ -280,9 +311,12 @@ impl UNetCalls {
         let mut rows = Vec::with_capacity(jobs.len());
         let mut widths: &[i64] = &[];
         for (job, &size) in jobs.iter().zip(sizes) {
-            if let JobTime::Run(run, channels) = &job.conditioning.time {
+            if let JobTime::Run(runs, channels) = &job.conditioning.time {
                 let step = i64::try_from(job.step).map_err(|_| Error::internal("too many steps"))?;
-                rows.push((run.f_narrow(0, step, 1)?, size));
+                let share = size / i64::try_from(runs.len().max(1)).unwrap_or(1);
+                for run in runs {
+                    rows.push((run.f_narrow(0, step, 1)?, share));
+                }
                 widths = channels;
             }
         }
@@ -303,19 +337,29 @@ impl UNetCalls {
         let mut timesteps = Vec::new();
         let mut labels = Vec::new();
         let mut conds = Vec::new();
+        let (mut text_embeds, mut time_ids) = (Vec::new(), Vec::new());
         for (job, &size) in jobs.iter().zip(sizes) {
             timesteps.extend(std::iter::repeat_n(job.timestep, size as usize));
             if let JobTime::EachStep {
                 class_label,
                 timestep_cond,
+                added,
             } = &job.conditioning.time
             {
+                if let Some(added) = added {
+                    text_embeds.push(added.text_embeds.shallow_clone());
+                    time_ids.push(added.time_ids.shallow_clone());
+                }
                 labels.extend(class_label.as_ref().map(|label| label.f_repeat([size])).transpose()?);
                 conds.extend(timestep_cond.as_ref().map(Tensor::shallow_clone));
             }
         }
         let join = |tensors: &[Tensor]| (!tensors.is_empty()).then(|| Tensor::f_cat(tensors, 0)).transpose();
         let (labels, conds) = (join(&labels)?, join(&conds)?);
+        let added = match (join(&text_embeds)?, join(&time_ids)?) {
+            (Some(text_embeds), Some(time_ids)) => Some(AddedCondition { text_embeds, time_ids }),
+            _ => None,
+        };
         let deltas: Vec<Option<&LayerDeltas>> = jobs.iter().map(|job| job.adapters).collect();
         let (sizes, deltas) = if one_by_one {
             (vec![1; timesteps.len()], of_entries(&deltas, sizes))
@@ -331,6 +375,7 @@ impl UNetCalls {
             timesteps: &Tensor::f_from_slice(&timesteps)?,
             class_labels: labels.as_ref(),
             timestep_cond: conds.as_ref(),
+            added: added.as_ref(),
         };
         if cached {
             self.unet.last_time_shift(&time, split)

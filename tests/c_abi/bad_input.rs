@@ -362,7 +362,11 @@ fn gen_args() {
             ErrorCode::InvalidArg,
             &["`progress_every`", "decoupled: true"],
         ),
-        (r#"{"preview": true}"#, ErrorCode::Unsupported, &["`preview`"]),
+        (
+            r#"{"preview": true}"#,
+            ErrorCode::InvalidArg,
+            &["`preview`", "one of off, linear"],
+        ),
     ];
     serve(|server, instance| {
         let with = |args: &[u8]| {

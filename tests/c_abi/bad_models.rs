@@ -268,7 +268,7 @@ fn load_invalid_parameter_is_rejected() {
             InvalidArg,
             &["noise_level"],
         ),
-        ("default_gen_args", r#"{"preview": true}"#, Unsupported, &["preview"]),
+        ("default_gen_args", r#"{"preview": true}"#, InvalidArg, &["preview"]),
     ];
     next_to_a_good_one(|repository, backend| {
         let spec = repository.link("sd_base", "sd2_base");

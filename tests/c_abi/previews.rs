@@ -184,7 +184,7 @@ fn model_describes_itself() {
         assert_eq!(pipelines.len(), 3);
         let arguments = &pipelines["StableDiffusionPipeline"]["arguments"];
         assert_eq!(arguments["num_inference_steps"]["maximum"], 60);
-        assert_eq!(arguments["preview"]["enum"], json!(["linear", "vae"]));
+        assert_eq!(arguments["preview"]["enum"], json!(["off", "linear", "vae"]));
         // The arguments are those of a request.
         let classes = arguments["scheduler"]["enum"].as_array().unwrap();
         assert!(classes.contains(&arguments["scheduler"]["default"]));

@@ -59,6 +59,8 @@ fn requests() -> BTreeMap<&'static str, Vec<(Images, Value)>> {
         text(json!({"scheduler": "TCDScheduler", "eta": 0.5})),
         text(json!({"guidance_rescale": 0.5, "num_images_per_prompt": 2, "clip_skip": 1})),
         text(json!({"prompt_syntax": "weighted"})),
+        text(json!({"progress_every": 1, "preview": "linear"})),
+        text(json!({"progress_every": 1, "preview": "vae"})),
         (Image, json!({"strength": 0.7, "num_images_per_prompt": 2})),
         (ImageAndMask, json!({"strength": 0.7})),
         (ImageAndMask, json!({"keep_unmasked": false, "padding_mask_crop": 2})),
@@ -138,6 +140,11 @@ fn generate(checkpoint: &str, parameters: &ModelParameters, requests: &[(Images,
         going.retain(|job| pipeline.batch_entries(job).shape == shape);
         for outcome in pipeline.step(&mut going).unwrap() {
             outcome.unwrap();
+        }
+        for job in going {
+            if let Some(preview) = pipeline.preview(job).unwrap() {
+                preview.wait().unwrap();
+            }
         }
     }
     for job in jobs {

@@ -22,6 +22,7 @@ RUNTIME = MANIFESTS["kserve.yaml", "ServingRuntime"]
 INFERENCE = MANIFESTS["kserve.yaml", "InferenceService"]
 CLAIM = MANIFESTS["model-repository.yaml", "PersistentVolumeClaim"]
 POD = DEPLOYMENT["spec"]["template"]
+GATEWAY = POD["spec"]["containers"][1]
 CONTAINERS = {"Deployment": POD["spec"]["containers"][0], "ServingRuntime": RUNTIME["spec"]["containers"][0]}
 
 
@@ -85,14 +86,39 @@ def test_running_requests_may_finish():
         (timeout,) = [each for each in container["args"] if each.startswith("--exit-timeout-secs=")]
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
         assert spec["terminationGracePeriodSeconds"] > int(timeout.partition("=")[2]) + int(sleep[1])
+    # The gateway waits for its time limit and 10 s.
+    limit, sleep = int(gateway_option("timeout-seconds")), GATEWAY["lifecycle"]["preStop"]["exec"]["command"]
+    assert POD["spec"]["terminationGracePeriodSeconds"] > limit + 10 + int(sleep[1])
+    assert f"--exit-timeout-secs={limit}" in CONTAINERS["Deployment"]["args"]
+
+
+def gateway_option(name):
+    """Returns the value of an option of the gateway."""
+    (value,) = [each.partition("=")[2] for each in GATEWAY["args"] if each.startswith(f"--{name}=")]
+    return value
+
+
+def test_the_gateway_is_next_to_its_triton():
+    assert (GATEWAY["command"], GATEWAY["args"][0]) == (["triton-diffusion"], "gateway")
+    ports = {each["name"]: each["containerPort"] for each in CONTAINERS["Deployment"]["ports"]}
+    assert gateway_option("triton") == f"127.0.0.1:{ports['grpc']}"
+    (port,) = GATEWAY["ports"]
+    assert gateway_option("listen") == f"0.0.0.0:{port['containerPort']}"
+    for probe, path in (("readinessProbe", "/healthz"), ("livenessProbe", "/metrics")):
+        assert GATEWAY[probe]["httpGet"] == {"path": path, "port": port["name"]}
+    assert "startupProbe" not in GATEWAY
+    assert GATEWAY["resources"]["limits"]["memory"] == "2Gi" and int(gateway_option("max-bodies-mib")) * 5 < 2048
+    # The command is in the image.
+    dockerfile = (FOLDER.parents[1] / "Dockerfile").read_text()
+    assert "COPY --from=build /src/dist/bin/triton-diffusion /opt/tritonserver/bin/triton-diffusion" in dockerfile
 
 
 def test_the_service_leads_to_the_deployment():
     labels = POD["metadata"]["labels"]
     assert SERVICE["spec"]["selector"].items() <= labels.items()
     assert DEPLOYMENT["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    named = {each["name"]: each["containerPort"] for each in CONTAINERS["Deployment"]["ports"]}
-    assert named == {"http": 8000, "grpc": 8001, "metrics": 8002}
+    named = {each["name"]: each["containerPort"] for one in POD["spec"]["containers"] for each in one["ports"]}
+    assert named == {"http": 8000, "grpc": 8001, "metrics": 8002, "gateway": 8080}
     assert {each["targetPort"]: each["port"] for each in SERVICE["spec"]["ports"]} == named
     assert POD["metadata"]["annotations"]["prometheus.io/port"] == str(named["metrics"])
     assert RUNTIME["spec"]["annotations"]["prometheus.kserve.io/port"] == "8002"
@@ -130,4 +156,4 @@ def test_each_server_has_a_gpu_the_models_read_only_and_shared_memory():
 
 
 def test_images_are_the_same_and_pinned():
-    assert {each["image"] for each in CONTAINERS.values()} == {"triton-diffusion:0.1.0"}
+    assert {each["image"] for each in (*CONTAINERS.values(), GATEWAY)} == {"triton-diffusion:0.1.0"}

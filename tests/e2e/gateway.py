@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import ROOT, TIMEOUT, spot
 
 COMMAND = ROOT / "dist" / "bin" / "triton-diffusion"
+# Goes into config.pbtxt: the model may send several responses to a request.
+DECOUPLED = "model_transaction_policy { decoupled: true }\n"
 
 
 class Gateway:

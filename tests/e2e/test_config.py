@@ -160,6 +160,7 @@ SHIPPED = {
     "sd_depth": ("sd2_depth", {"image": waves(64, 64)}),
     "sd_inpaint": ("sd2_inpaint", {"image": waves(64, 64), "mask_image": spot(64, 64)}),
     "sd_upscale": ("x4_upscaler", {"image": waves(16, 16)}),
+    "sdxl_base": ("sdxl_base", {}),
 }
 
 

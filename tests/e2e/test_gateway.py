@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import openai
 import pytest
+import yaml
 
 import seeded_checkpoints
 import server as triton
@@ -247,6 +248,21 @@ def test_body_that_is_too_large(gateway):
             assert str(limit) in json.loads(response.read())["error"]["message"]
 
 
+def test_all_bodies_together_are_limited(server, gateway):
+    body = {"model": "sd_base", "prompt": "a cat", **SHORT}
+    with Gateway(server.grpc_address, arguments=["--max-body-mib", "1", "--max-bodies-mib", "1"]) as small:
+        with socket.create_connection(("127.0.0.1", small.port)) as slow:
+            slow.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (GENERATIONS.encode(), 1 << 20))
+            wait_for(lambda: small.metric("diffusion_gateway_body_bytes") == 1 << 20, 10, "the body is announced")
+            status, headers, reply = small.send("POST", GENERATIONS, body)
+            assert (status, headers["retry-after"]) == (503, "1") and str(1 << 20) in reply.decode()
+            # Without a body.
+            small.json("GET", "/v1/models")
+        wait_for(lambda: small.metric("diffusion_gateway_body_bytes") == 0, 10, "the client is gone")
+        small.json("POST", GENERATIONS, body)
+        assert small.metric("diffusion_gateway_body_bytes") == 0
+
+
 def test_slow_clients_do_not_keep_others_waiting(gateway):
     slow = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(50)]
     for index, each in enumerate(slow):
@@ -371,3 +387,15 @@ def test_models_that_are_ready_are_listed(gateway, repository, client):
         10,
         "an unloaded model is not listed",
     )
+
+
+def test_gateway_takes_the_arguments_of_the_manifest(server):
+    manifests = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "triton.yaml").read_text())
+    [deployment] = [each for each in manifests if each["kind"] == "Deployment"]
+    [container] = [each for each in deployment["spec"]["template"]["spec"]["containers"] if each["name"] == "gateway"]
+    command, *arguments = container["args"]
+    places = [each for each in arguments if each.startswith(("--triton=", "--listen="))]
+    assert command == "gateway" and len(places) == 2
+    with Gateway(server.grpc_address, arguments=[each for each in arguments if each not in places]) as deployed:
+        for probe in "readinessProbe", "livenessProbe":
+            assert deployed.send("GET", container[probe]["httpGet"]["path"])[0] == 200

@@ -9,10 +9,9 @@ import openai
 import pytest
 
 from client import to_base64
-from gateway import Gateway, cancelled, file, read_events, running, transparent_spot
+from gateway import DECOUPLED, Gateway, cancelled, file, read_events, running, transparent_spot
 from support import CHECKPOINTS, SECRET, check_harmless, config, open_image, pixels, spot, wait_for, waves
 
-DECOUPLED = "model_transaction_policy { decoupled: true }\n"
 GENERATIONS = "/v1/images/generations"
 STEPS = 40
 ARGS = {"num_inference_steps": STEPS, "seed": 7, "scheduler": "DDIMScheduler"}

@@ -1,6 +1,7 @@
 """The gateway's part of the API of stable-diffusion-webui: its images are the backend's."""
 
 import base64
+import concurrent.futures
 import json
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from PIL import Image
 
 from client import to_base64
-from gateway import Gateway
-from support import pixels, spot, text_chunk, waves
+from gateway import DECOUPLED, Gateway, cancelled, running
+from support import config, open_image, pixels, spot, text_chunk, wait_for, waves
 
 SHORT = {"num_inference_steps": 2, "seed": 7}
 # The names of stable-diffusion-webui and the classes of diffusers, without `Scheduler`.
@@ -36,7 +37,8 @@ SAMPLERS = {
 def gateway(server, repository, client):
     repository.add("sd_base")
     repository.add("sd_other")
-    client.load("sd_base", "sd_other")
+    repository.add("sd_told", config() + DECOUPLED)
+    client.load("sd_base", "sd_other", "sd_told")
     with Gateway(server.grpc_address) as running:
         yield running
 
@@ -96,4 +98,57 @@ def test_webui_lists_and_options(gateway, server):
         assert with_default.json("GET", "/sdapi/v1/options")["sd_model_checkpoint"] == "sd_base"
         assert with_default.json("POST", "/sdapi/v1/options", {"sd_model_checkpoint": "sd_base"}) is None
         with_default.json("POST", "/v1/images/generations", {"prompt": "a cat", **SHORT})
-    gateway.error("/sdapi/v1/interrupt", {}, 501)
+
+
+@pytest.mark.parametrize("model", ["sd_base", "sd_told"])
+def test_webui_interrupt_ends_the_clients_requests(server, gateway, model):
+    before = cancelled(server, model)
+    body = {
+        "prompt": "a long way",
+        "steps": 900,
+        "width": 128,
+        "height": 128,
+        "sampler_name": "DDIM",
+        "override_settings": {"sd_model_checkpoint": model},
+    }
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        reply = threads.submit(gateway.send, "POST", "/sdapi/v1/txt2img", body)
+        wait_for(lambda: running(server, model) == 1, 30, "the request runs")
+        assert gateway.send("POST", "/sdapi/v1/interrupt", headers={"x-forwarded-for": "10.0.0.1"})[0] == 501
+        assert running(server, model) == 1
+        assert gateway.json("POST", "/sdapi/v1/interrupt", {}) == {}
+        status, _, error = reply.result(10)
+    assert status == 499 and json.loads(error)["error"]["code"] == "interrupted"
+    wait_for(lambda: cancelled(server, model) == before + 1, 10, "the job is cancelled")
+    assert running(server, model) == 0
+    # The next request is not interrupted.
+    gateway.json("POST", "/sdapi/v1/txt2img", {**body, "steps": 2})
+
+
+def test_webui_progress(server, gateway):
+    idle = gateway.json("GET", "/sdapi/v1/progress")
+    assert (idle["progress"], idle["state"]["job_count"], idle["current_image"]) == (0, 0, None)
+    body = {
+        "prompt": "a long way",
+        "steps": 400,
+        "width": 128,
+        "height": 64,
+        "sampler_name": "DDIM",
+        "override_settings": {"sd_model_checkpoint": "sd_told"},
+    }
+    seen = []
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        reply = threads.submit(gateway.json, "POST", "/sdapi/v1/txt2img", body)
+        while not reply.done():
+            seen.append(gateway.json("GET", "/sdapi/v1/progress"))
+    assert len(reply.result()["images"]) == 1
+    seen = [each for each in seen if each["state"]["sampling_step"]]
+    steps = [each["state"]["sampling_step"] for each in seen]
+    assert steps == sorted(steps) and len(set(steps)) > 3
+    for each in seen:
+        state = each["state"]
+        assert (state["sampling_steps"], state["job_count"], state["interrupted"]) == (400, 1, False)
+        assert each["progress"] == pytest.approx(state["sampling_step"] / 400)
+    assert max(each["eta_relative"] for each in seen) > 0
+    assert open_image(base64.b64decode(seen[-1]["current_image"])).size == (16, 8)
+    assert gateway.json("GET", "/sdapi/v1/progress") == idle

@@ -20,7 +20,7 @@ from support import CHECKPOINTS, ROOT, config, pixels
 PARITY = os.environ.get("TRITON_DIFFUSION_PARITY")
 GOLDENS = pathlib.Path(PARITY) if PARITY else ROOT / "tests" / "data" / "goldens"
 # The group `images` is text to image; the others have input images.
-GROUPS = ("images", "image_to_image", "depth_to_image", "inpaint", "upscale")
+GROUPS = ("images", "image_to_image", "depth_to_image", "inpaint", "upscale", "sdxl")
 IMAGES = ("image", "mask_image", "depth_map")
 # The Rust tests run the whole grid over schedulers, guidance, sizes and strengths; this test runs every fifth case. The
 # periods of the grid are 2 and 3, so every value occurs.
@@ -53,11 +53,14 @@ def models(repository, client):
     client.load(*MODELS)
 
 
-def batches(elements):
-    """Groups batch elements into requests: one for all if they have equal numbers of images, else one for each."""
+def batches(model, elements):
+    """Groups batch elements into requests: one for all if they are alike, else one for each."""
 
     def form(element):
-        return element["gen_args"].get("num_images_per_prompt", 1), [element.get(name) is None for name in IMAGES]
+        # A negative prompt that is absent is another than an empty one for Stable Diffusion XL alone.
+        negative = element["negative_prompt"] is None and model.startswith("sdxl")
+        images = [element.get(name) is None for name in IMAGES]
+        return element["gen_args"].get("num_images_per_prompt", 1), negative, images
 
     alike = all(form(element) == form(elements[0]) for element in elements)
     return [elements] if alike else [[element] for element in elements]
@@ -65,7 +68,7 @@ def batches(elements):
 
 def ask(client, model, batch, recorded):
     """Sends a batch."""
-    negative = [element["negative_prompt"] or "" for element in batch]
+    negative = [element["negative_prompt"] for element in batch]
     images = {
         name: [to_base64(Image.fromarray(recorded[f"inputs/{element[name]}"])) for element in batch]
         for name in IMAGES
@@ -74,7 +77,7 @@ def ask(client, model, batch, recorded):
     return client.infer(
         model,
         prompt=[element["prompt"] for element in batch],
-        negative_prompt=negative if any(negative) else None,
+        negative_prompt=None if negative == [None] * len(batch) else [text or "" for text in negative],
         gen_args=[element["gen_args"] for element in batch],
         **images,
     )
@@ -94,7 +97,7 @@ def check_flags(batch, parameters):
 def test_image_equals_golden(client, goldens, group, case):
     recorded, elements = goldens[group], case["elements"]
     images_of_elements = []
-    for batch in batches(elements):
+    for batch in batches(case["checkpoint"], elements):
         response = ask(client, case["checkpoint"], batch, recorded)
         check_flags(batch, response.parameters)
         images_of_elements.extend(response.images)

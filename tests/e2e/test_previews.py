@@ -1,14 +1,13 @@
 """Images before the final one, of the demo's model, whose VAE is trained; and the description of a model."""
 
 import json
-import queue
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from PIL import Image
 
-from client import input_tensors, read_response
+from client import input_tensors, parameter, read_response, stream
 from support import ROOT, config, pixels
 
 DECOUPLED = "model_transaction_policy { decoupled: true }\n"
@@ -25,21 +24,10 @@ def model(repository, client):
 
 
 def streamed(server, model, **inputs):
-    """Sends a request over a gRPC stream. Returns (step, image) of each preview, and the final image."""
-    received = queue.Queue()
-    previews = []
-    with grpcclient.InferenceServerClient(server.grpc_address) as client:
-        client.start_stream(lambda result, error: received.put((result, error)))
-        client.async_stream_infer(model, input_tensors(grpcclient, inputs))
-        while True:
-            result, error = received.get(timeout=120)
-            if error is not None:
-                raise error
-            parameters = result.get_response().parameters
-            if "step" not in parameters:
-                return previews, read_response(result).image
-            if result.as_numpy("generated_image") is not None:
-                previews.append((parameters["step"].int64_param, read_response(result).image))
+    """Returns (step, image) of each preview, and the final image."""
+    *before, last = stream(server.grpc_address, model, inputs)
+    previews = [result for result in before if result.as_numpy("generated_image") is not None]
+    return [(parameter(each, "step"), read_response(each).image) for each in previews], read_response(last).image
 
 
 def decibels(one, other):

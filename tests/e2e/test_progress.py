@@ -1,7 +1,6 @@
 """Progress of requests: over a gRPC stream, over server-sent events, and with readers that do not read."""
 
 import json
-import queue
 import socket
 import time
 import urllib.request
@@ -9,7 +8,7 @@ import urllib.request
 import pytest
 import tritonclient.grpc as grpcclient
 
-from client import input_tensors, read_response
+from client import input_tensors, parameter, read_response, stream
 from support import config, wait_for
 
 STEPS = 60
@@ -25,35 +24,19 @@ def model(repository, client):
     return "told"
 
 
-def number(result, name):
-    """Returns a parameter of a response; None if it has none."""
-    parameters = result.get_response().parameters
-    return parameters[name].int64_param if name in parameters else None
-
-
 def streamed(server, model, **inputs):
-    """Sends a request over a gRPC stream. Returns the responses before the final one, and the final one."""
-    received = queue.Queue()
-    with grpcclient.InferenceServerClient(server.grpc_address) as client:
-        client.start_stream(lambda result, error: received.put((result, error)))
-        client.async_stream_infer(model, input_tensors(grpcclient, inputs))
-        before = []
-        while True:
-            result, error = received.get(timeout=60)
-            if error is not None:
-                raise error
-            if number(result, "seed") is not None:
-                return before, result
-            before.append(result)
+    """Returns the responses before the final one, and the final one."""
+    *before, last = stream(server.grpc_address, model, inputs)
+    return before, last
 
 
 def test_progress_comes_in_order_over_a_stream(server, client, model):
     before, last = streamed(server, model, prompt="a cat", gen_args=GEN_ARGS)
-    steps = [number(result, "step") for result in before]
+    steps = [parameter(result, "step") for result in before]
     assert steps == sorted(set(steps)) and 0 < len(steps) < 6
     assert set(steps) <= set(range(0, STEPS, 10))
-    assert {number(result, "steps") for result in before} == {STEPS}
-    assert all(number(result, "eta_ms") >= 0 for result in before if number(result, "step"))
+    assert {parameter(result, "steps") for result in before} == {STEPS}
+    assert all(parameter(result, "eta_ms") >= 0 for result in before if parameter(result, "step"))
     plain = client.infer("plain", prompt="a cat", gen_args={**GEN_ARGS, "progress_every": 0})
     assert read_response(last).image[-1000:] == plain.image[-1000:]
 
@@ -84,8 +67,8 @@ def test_request_that_waits_hears_of_its_position(repository, server, client, mo
         wait_for(lambda: client.counter(calls, "narrow_told") > 0, 30, "the long request runs")
         before, last = streamed(server, "narrow_told", prompt="a cat", gen_args=GEN_ARGS)
         running.stop_stream(cancel_requests=True)
-    assert number(before[0], "queue_position") == 0 and number(before[0], "step") == 0
-    assert number(last, "seed") == 3
+    assert parameter(before[0], "queue_position") == 0 and parameter(before[0], "step") == 0
+    assert parameter(last, "seed") == 3
 
 
 def test_reader_that_does_not_read_slows_nobody(server, client, model):
@@ -102,7 +85,7 @@ def test_reader_that_does_not_read_slows_nobody(server, client, model):
         silent.append(connection)
     begin = time.monotonic()
     _, last = streamed(server, model, prompt="a dog", gen_args=GEN_ARGS)
-    assert number(last, "seed") == 3
+    assert parameter(last, "seed") == 3
     assert time.monotonic() - begin < 30
     wait_for(lambda: client.counter("diffusion_images_total", model) >= 5, 30, "all requests are computed")
     for connection in silent:

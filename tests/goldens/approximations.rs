@@ -69,6 +69,7 @@ fn forward_cached_with_its_own_deep_feature_equals_the_whole_unet() {
                 timesteps: &Tensor::from_slice(&[981i64, 41]),
                 class_labels: None,
                 timestep_cond: None,
+                added: None,
             };
             let hidden_states = noise(&[2, 77, model.config().cross_attention_dim]);
             let sample = noise(&[2, channels, 10, 12]);

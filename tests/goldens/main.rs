@@ -15,6 +15,7 @@ mod models;
 mod pil;
 mod safety;
 mod schedulers;
+mod sdxl;
 mod support;
 mod textual_inversion;
 mod weighted;

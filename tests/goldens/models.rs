@@ -115,6 +115,7 @@ fn unet_predictions_match() {
             timesteps: &first(&case.timestep),
             class_labels: labels.as_ref(),
             timestep_cond: cond.as_ref(),
+            added: None,
         };
         let text = first(&case.encoder_hidden_states);
         let input = UNetInput {

@@ -1,9 +1,16 @@
 """The wheel, the archive and dist/ as users run them: the command, and the backend in a real tritonserver."""
 
+import base64
+import contextlib
+import io
 import pathlib
+import subprocess
 
+import openai
 import pytest
+from PIL import Image
 
+import client
 import seeded_checkpoints
 import server as triton
 from installation import DIST, run
@@ -53,3 +60,51 @@ def mapped_files(pid):
     lines = pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines()
     paths = [pathlib.Path(line.split(maxsplit=5)[5]) for line in lines if line.count("/")]
     return {path.name: path for path in paths}
+
+
+def test_wheel_serves_the_demo(environment, tmp_path):
+    """Serves the demo's models in an environment that has the wheel, and no compiler in its PATH."""
+    demo = pathlib.Path(triton.ROOT, "demo", "models")
+    models = ["sd_base", "sd_depth", "sd_inpaint", "sd_upscale"]
+    for model in models:
+        run(
+            environment.command,
+            "pack",
+            demo / model,
+            "--name",
+            model,
+            "--kind",
+            "cpu",
+            "--decoupled",
+            "--out",
+            tmp_path / "models",
+        )
+    found = run(environment.command, "backend-directory", folder=tmp_path).strip()
+    image = client.image_file(Image.new("RGB", (64, 64), "green"))
+    mask = client.image_file(Image.new("RGBA", (64, 64), (0, 0, 0, 0)))
+    plain = {"CUDA_VISIBLE_DEVICES": "", "LD_LIBRARY_PATH": None, "PATH": str(environment.folder / "bin")}
+    server = triton.TritonServer(
+        tmp_path / "models", tmp_path / "log", models=models, backends=found, environment=plain
+    )
+    with (
+        server,
+        gateway(environment.command, server.grpc_address) as url,
+        openai.OpenAI(base_url=url, api_key="none") as api,
+    ):
+        steps = {"prompt": "a red circle", "extra_body": {"num_inference_steps": 2}}
+        replies = [api.images.generate(model="sd_base", **steps)]
+        for model, more in ("sd_depth", {}), ("sd_inpaint", {"mask": ("mask.png", mask)}), ("sd_upscale", {}):
+            replies.append(api.images.edit(model=model, image=("image.png", image), **steps, **more))
+    sizes = [Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json))).size for reply in replies]
+    assert sizes == [(128, 128), (64, 64), (64, 64), (256, 256)]
+
+
+@contextlib.contextmanager
+def gateway(command, triton_address):
+    """Runs the gateway on a free port of loopback. Yields the URL of OpenAI's API."""
+    arguments = ["gateway", "--triton", triton_address, "--listen", "127.0.0.1:0"]
+    with subprocess.Popen([command, *arguments], env={}, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.stdout.readline().split()[-1] + "/v1"
+        finally:
+            process.terminate()

@@ -1,6 +1,7 @@
-"""A checkpoint with the shapes of Stable Diffusion 2.1 and noise for weights (float16, 2.6 GB).
+"""Checkpoints with the shapes of public models and noise for weights, in float16.
 
-Shapes and settings are those of stabilityai/stable-diffusion-2-1-base, 512x512. The rest comes from a tiny checkpoint
+Shapes and settings are those of stabilityai/stable-diffusion-2-1-base (512x512, 2.6 GB), and of
+stabilityai/stable-diffusion-xl-base-1.0 (1024x1024, 7 GB). The rest comes from a tiny checkpoint
 of the tests. The scale of the noise keeps the activations below 100, which is far below float16's limit of 65504.
 """
 
@@ -36,6 +37,38 @@ COMPONENTS = {
     "unet": (UNET, shapes.unet, "diffusion_pytorch_model.safetensors"),
     "vae": (VAE, shapes.vae, "diffusion_pytorch_model.safetensors"),
     "text_encoder": (TEXT_ENCODER, shapes.text_encoder, "model.safetensors"),
+}
+XL_UNET = {
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "norm_num_groups": 32,
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+}
+XL_TEXT_ENCODER = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "projection_dim": 768,
+    "vocab_size": 49408,
+}
+XL_TEXT_ENCODER_2 = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+    "vocab_size": 49408,
+}
+XL_COMPONENTS = {
+    "unet": (XL_UNET, shapes.unet, "diffusion_pytorch_model.safetensors"),
+    "vae": (VAE | {"sample_size": 1024}, shapes.vae, "diffusion_pytorch_model.safetensors"),
+    "text_encoder": (XL_TEXT_ENCODER, shapes.text_encoder, "model.safetensors"),
+    "text_encoder_2": (XL_TEXT_ENCODER_2, shapes.text_encoder_with_projection, "model.safetensors"),
 }
 SEED = "full_size/1"
 

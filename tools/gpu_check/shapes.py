@@ -1,6 +1,7 @@
 """The tensors of a checkpoint's components: names and shapes, from their configurations.
 
-Only what Stable Diffusion 2 has: linear projections in the UNet, an encoder and a decoder with attention in the middle.
+Only what Stable Diffusion 2 and XL have: linear projections in the UNet, an encoder and a decoder with attention in the
+middle.
 """
 
 
@@ -37,16 +38,18 @@ def attention(name, size, context, bias):
     return shapes | linear(f"{name}.to_k", size, context, bias) | linear(f"{name}.to_v", size, context, bias)
 
 
-def transformer(name, size, context):
-    """The tensors of a Transformer2DModel with one block."""
-    block = f"{name}.transformer_blocks.0"
+def transformer(name, size, context, blocks=1):
+    """The tensors of a Transformer2DModel."""
     shapes = norm(f"{name}.norm", size)
     shapes |= linear(f"{name}.proj_in", size, size) | linear(f"{name}.proj_out", size, size)
-    for number in (1, 2, 3):
-        shapes |= norm(f"{block}.norm{number}", size)
-    shapes |= attention(f"{block}.attn1", size, size, bias=False)
-    shapes |= attention(f"{block}.attn2", size, context, bias=False)
-    return shapes | linear(f"{block}.ff.net.0.proj", 8 * size, size) | linear(f"{block}.ff.net.2", size, 4 * size)
+    for index in range(blocks):
+        block = f"{name}.transformer_blocks.{index}"
+        for number in (1, 2, 3):
+            shapes |= norm(f"{block}.norm{number}", size)
+        shapes |= attention(f"{block}.attn1", size, size, bias=False)
+        shapes |= attention(f"{block}.attn2", size, context, bias=False)
+        shapes |= linear(f"{block}.ff.net.0.proj", 8 * size, size) | linear(f"{block}.ff.net.2", size, 4 * size)
+    return shapes
 
 
 def unet(config):
@@ -55,13 +58,18 @@ def unet(config):
     time = 4 * widths[0]
     shapes = conv("conv_in", widths[0], config["in_channels"])
     shapes |= linear("time_embedding.linear_1", time, widths[0]) | linear("time_embedding.linear_2", time, time)
+    if config.get("addition_embed_type"):
+        shapes |= linear("add_embedding.linear_1", time, config["projection_class_embeddings_input_dim"])
+        shapes |= linear("add_embedding.linear_2", time, time)
+    blocks = config.get("transformer_layers_per_block", 1)
+    blocks = blocks if isinstance(blocks, list) else [blocks] * len(widths)
     skipped, inputs = [widths[0]], widths[0]
     for index, (width, kind) in enumerate(zip(widths, config["down_block_types"], strict=True)):
         name = f"down_blocks.{index}"
         for layer in range(layers):
             shapes |= resnet(f"{name}.resnets.{layer}", width, inputs, time)
             if kind.startswith("CrossAttn"):
-                shapes |= transformer(f"{name}.attentions.{layer}", width, context)
+                shapes |= transformer(f"{name}.attentions.{layer}", width, context, blocks[index])
             inputs = width
             skipped.append(width)
         if index + 1 < len(widths):
@@ -69,13 +77,13 @@ def unet(config):
             skipped.append(width)
     for layer in (0, 1):
         shapes |= resnet(f"mid_block.resnets.{layer}", inputs, inputs, time)
-    shapes |= transformer("mid_block.attentions.0", inputs, context)
+    shapes |= transformer("mid_block.attentions.0", inputs, context, blocks[-1])
     for index, (width, kind) in enumerate(zip(reversed(widths), config["up_block_types"], strict=True)):
         name = f"up_blocks.{index}"
         for layer in range(layers + 1):
             shapes |= resnet(f"{name}.resnets.{layer}", width, inputs + skipped.pop(), time)
             if kind.startswith("CrossAttn"):
-                shapes |= transformer(f"{name}.attentions.{layer}", width, context)
+                shapes |= transformer(f"{name}.attentions.{layer}", width, context, blocks[-1 - index])
             inputs = width
         if index + 1 < len(widths):
             shapes |= conv(f"{name}.upsamplers.0.conv", width, width)
@@ -163,3 +171,9 @@ def vae_tiny(config):
             shapes |= between(f"decoder.layers.{at + 1}")
             at += 2
     return shapes | conv(f"decoder.layers.{at}", config["out_channels"], width)
+
+
+def text_encoder_with_projection(config):
+    """The tensors of a CLIPTextModelWithProjection."""
+    projection = linear("text_projection", config["projection_dim"], config["hidden_size"], bias=False)
+    return text_encoder(config) | projection

@@ -43,6 +43,7 @@ from transformers import (
 
 import distilled_checkpoints as distilled
 import tiny_safety
+import xl_checkpoints as xl
 from seeded_weights import fill, replace_by_recipe
 from tiny_tokenizer import write_tokenizer
 
@@ -59,7 +60,7 @@ TEXT_HIDDEN = 32
 # Found by measurement (see `measure`): the text must matter, the image must fill the byte range without clipping,
 # and rounding errors must not grow on their way through the steps.
 TEXT_GAINS = {"position_embedding": 0.3, "out_proj": 1.5, "fc2": 1.5}
-UNET_GAINS = {"attn2.to_q": 1.5, "attn2.to_k": 1.5, "attn2.to_out": 3.0, "conv_out": 1.5}
+UNET_GAINS = {"attn2.to_q": 1.5, "attn2.to_k": 1.5, "attn2.to_out": 3.0, "conv_out": 1.5, "add_embedding": 1.5}
 TINY_GAINS = {"weight": 1.4, "decoder.layers.13": 0.35}
 VAE_GAINS = {"post_quant_conv": 0.1, "decoder.conv_out": 0.8, "quant_conv": 1.0}
 
@@ -334,6 +335,29 @@ def sd_turbo(work):
     return distilled.sd_turbo(sd2_base(work), SD_BETAS)
 
 
+def xl_unet():
+    return dict(xl.UNET, cross_attention_dim=TEXT_HIDDEN + xl.TEXT_2_HIDDEN)
+
+
+def sdxl_base(work):
+    tokenizer, vocab_size = load_tokenizer(work / "tokenizer", "<|endoftext|>")
+    tokenizer_2, _ = load_tokenizer(work / "tokenizer_2", "!")
+    parts = dict(
+        text_encoder=text_encoder("sdxl/text_encoder", "quick_gelu", 3, vocab_size),
+        tokenizer=tokenizer,
+        vae=vae("sdxl/vae", (8, 16, 16, 16), 64, 0.13025),
+    )
+    second = dict(
+        text_encoder_2=xl.text_encoder_2("sdxl/text_encoder_2", vocab_size, TEXT_GAINS),
+        tokenizer_2=tokenizer_2,
+    )
+    return xl.base(parts, second, unet("sdxl_base/unet", **xl_unet()), SD_BETAS)
+
+
+def sdxl_inpaint(work):
+    return xl.inpaint(sdxl_base(work), unet("sdxl_inpaint/unet", **xl_unet(), in_channels=9), SD_BETAS)
+
+
 # A family links to components of families before it.
 FAMILIES = {
     "sd1": sd1,
@@ -346,6 +370,8 @@ FAMILIES = {
     "lcm": lcm,
     "sd_turbo": sd_turbo,
     "sd1_tiny": sd1,
+    "sdxl_base": sdxl_base,
+    "sdxl_inpaint": sdxl_inpaint,
 }
 
 # Components that the pipeline does not have.
@@ -366,8 +392,9 @@ def write(name, out):
         # Saving rewrites the two tokenizer settings files in the newer form, in which they agree with each other. The
         # public SD2 folders hold the older form, in which the padding token depends on who wins.
         if not name.startswith(("sd1", "lcm")):
-            for file in ("special_tokens_map.json", "tokenizer_config.json"):
-                shutil.copyfile(work / "tokenizer" / file, folder / "tokenizer" / file)
+            for tokenizer in folder.glob("tokenizer*"):
+                for file in ("special_tokens_map.json", "tokenizer_config.json"):
+                    shutil.copyfile(work / tokenizer.name / file, tokenizer / file)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     for file in folder.rglob("*.json"):
@@ -407,7 +434,7 @@ def call(name, pipeline, prompt, seed=0, **arguments):
     generator = torch.Generator("cpu").manual_seed(seed)
     if name == "sd2_depth":
         arguments["image"] = Image.fromarray(example_image(64, 64))
-    elif name == "sd2_inpaint":
+    elif name in ("sd2_inpaint", "sdxl_inpaint"):
         arguments["image"] = Image.fromarray(example_image(64, 64))
         mask = np.zeros((64, 64), np.uint8)
         mask[16:48, 16:48] = 255

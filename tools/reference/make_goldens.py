@@ -31,6 +31,7 @@ import safety_cases
 import scheduler_cases
 import text_to_image_cases
 import weighted_cases
+import xl_cases
 from text_cases import ENCODED_TEXTS, TOKENIZED_TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +193,44 @@ def unet(checkpoints, out):
     write_group(out, "unet", tensors, {"cases": cases, "guidance_embeddings": guidance})
 
 
+def sdxl_networks(checkpoints, out):
+    """Writes the states of both text encoders and UNet calls of Stable Diffusion XL."""
+    pipeline, tensors, texts, cases = checkpoints["sdxl_base"], {}, [], []
+    for clip_skip in (None, 1):
+        for number, (tokenizer, encoder) in enumerate(
+            [(pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)], 1
+        ):
+            name = f"text_{number}/clip_skip_{clip_skip or 0}"
+            ids = [
+                tokenizer(text, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+                for text in ENCODED_TEXTS
+            ]
+            outputs = [encoder(each, output_hidden_states=True) for each in ids]
+            tensors[name] = torch.cat([output.hidden_states[-2 - (clip_skip or 0)] for output in outputs])
+            if number == 2:
+                tensors[f"{name}/pooled"] = torch.cat([output[0] for output in outputs])
+            texts.append({"name": name, "encoder": number, "clip_skip": clip_skip or 0, "texts": ENCODED_TEXTS})
+    model = pipeline.unet
+    size = model.config.projection_class_embeddings_input_dim - 6 * model.config.addition_time_embed_dim
+    tensors["unet/encoder_hidden_states"] = seeded(500, 2, 77, model.config.cross_attention_dim)
+    tensors["unet/timestep"] = torch.tensor([981, 41])
+    tensors["unet/text_embeds"] = seeded(501, 2, size)
+    tensors["unet/time_ids"] = torch.tensor([[64.0, 64, 0, 0, 64, 64], [1024, 768, 16, 0, 512, 1024]])
+    for height, width in ((8, 8), (10, 12)):
+        tensors[f"unet/{height}x{width}/sample"] = seeded(502, 2, 4, height, width)
+        for batch_size in (1, 2):
+            output = f"unet/{height}x{width}/batch{batch_size}"
+            added = {key: tensors[f"unet/{key}"][:batch_size] for key in ("text_embeds", "time_ids")}
+            tensors[output] = model(
+                tensors[f"unet/{height}x{width}/sample"][:batch_size],
+                tensors["unet/timestep"][:batch_size],
+                encoder_hidden_states=tensors["unet/encoder_hidden_states"][:batch_size],
+                added_cond_kwargs=added,
+            ).sample
+            cases.append({"batch_size": batch_size, "sample": f"unet/{height}x{width}/sample", "output": output})
+    write_group(out, "sdxl_networks", tensors, {"texts": texts, "cases": cases})
+
+
 def vae(checkpoints, out):
     """Writes `vae.decode` of raw latents (not divided by scaling_factor), and the moments of `vae.encode`."""
     tensors, cases = {}, []
@@ -276,6 +315,18 @@ def text_to_image(checkpoints, out):
     write_group(out, "images", tensors, {"cases": cases})
 
 
+def sdxl(checkpoints, out):
+    """Writes images of Stable Diffusion XL, and the input images."""
+    inputs, cases = image_cases.inputs(), xl_cases.cases()
+    named = {one[key] for case in cases for one in case["elements"] for key in ("image", "mask_image") if one[key]}
+    tensors = {f"inputs/{name}": torch.from_numpy(inputs[name]) for name in sorted(named)}
+    for case in cases:
+        for number, element in enumerate(case["elements"]):
+            made = xl_cases.run(checkpoints[case["checkpoint"]], element, inputs)
+            tensors[f"{case['name']}/{number}"] = made
+    write_group(out, "sdxl", tensors, {"cases": cases})
+
+
 def approximations(checkpoints, out):
     """Writes generated images with `deep_cache` and the tiny decoder."""
     tiny, tensors, cases = load_vae_tiny(checkpoints), {}, approximation_cases.cases()
@@ -353,6 +404,8 @@ GROUPS = {
     "text": text,
     "weighted": weighted,
     "unet": unet,
+    "sdxl_networks": sdxl_networks,
+    "sdxl": sdxl,
     "vae": vae,
     "vae_tiny": vae_tiny,
     "depth": depth,

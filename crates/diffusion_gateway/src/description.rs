@@ -17,18 +17,24 @@ pub struct Description(Map<String, Value>);
 
 impl Description {
     /// Asks a model for its description; `None` if it gives none, as other backends and earlier versions do.
+    ///
+    /// A task asks: a client that goes away does not drop the short stream of a decoupled model at its end, for the reason
+    /// that [`Responses::end`](crate::triton::Responses::end) has.
     pub async fn of(model: &ReadyModel) -> Option<Self> {
         let mut request = ImageRequest::default();
         request.set("describe", Some(true));
         let request = request.into_triton(&model.name, "");
-        let response = async {
-            let mut responses = model.infer(request).await.ok()?;
-            let response = responses.next().await.ok()?;
-            responses.end().await;
-            response
-        };
-        let response = tokio::time::timeout(TIME_LIMIT, response).await.ok()??;
-        let description = parameters(response.parameters).remove("description")?;
+        let model = model.clone();
+        let response = tokio::spawn(async move {
+            let answer = async {
+                let mut responses = model.infer(request).await.ok()?;
+                let response = responses.next().await.ok()?;
+                responses.end();
+                response
+            };
+            tokio::time::timeout(TIME_LIMIT, answer).await.ok()?
+        });
+        let description = parameters(response.await.ok()??.parameters).remove("description")?;
         serde_json::from_str(description.as_str()?).ok().map(Self)
     }
 
@@ -55,6 +61,12 @@ impl Description {
             let kinds = schema.get("enum").and_then(Value::as_array);
             kinds.is_some_and(|kinds| kinds.iter().any(|other| other == kind))
         })
+    }
+
+    /// Returns the kind of previews of a request that names none; of the first pipeline, if they differ.
+    pub fn default_preview(&self) -> Option<&str> {
+        self.arguments("preview")
+            .find_map(|schema| schema.get("default")?.as_str())
     }
 
     /// Returns the steps of a request that names no number; of the first pipeline, if they differ.

@@ -59,7 +59,7 @@ impl Generation {
             .map_err(|failure| self.error(failure))?;
         match update {
             Update::Progress(_) => self.state = State::Runs(responses),
-            Update::Completed(_) => responses.end().await,
+            Update::Completed(_) => responses.end(),
         }
         Ok(update)
     }

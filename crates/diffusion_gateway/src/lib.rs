@@ -14,6 +14,7 @@ mod images;
 mod openai;
 mod page;
 mod router;
+mod running;
 mod samplers;
 mod sdapi;
 mod settings;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 
-use crate::http::{ApiKey, Gateway, Metrics};
+use crate::http::{ApiKey, BodyBudget, Gateway};
 use crate::triton::Servers;
 
 /// Why the gateway does not start.
@@ -21,6 +21,14 @@ pub enum StartError {
     /// An origin is wrong.
     #[error("{0}: expected an origin such as https://example.com, or *")]
     Origin(String),
+    /// The largest body is larger than all of them may be.
+    #[error("the limit of all bodies is {all} bytes; expected at least {one}, that of one body")]
+    Bodies {
+        /// The limit of one body in bytes.
+        one: usize,
+        /// The limit of all bodies in bytes.
+        all: usize,
+    },
     /// The key is empty.
     #[error("the API key is empty")]
     EmptyKey,
@@ -48,6 +56,8 @@ pub struct Settings {
     pub time_limit: Duration,
     /// The largest body of a request, in bytes.
     pub max_body_bytes: usize,
+    /// The largest sum of the bodies that are read or served at one time, in bytes.
+    pub max_bodies_bytes: usize,
     /// The key that requests must have; none without one.
     pub api_key: Option<String>,
     /// The origins of browsers that may send requests; `*` is any.
@@ -65,16 +75,24 @@ impl Settings {
         if self.api_key.as_deref() == Some("") {
             return Err(StartError::EmptyKey);
         }
+        if self.max_bodies_bytes < self.max_body_bytes {
+            return Err(StartError::Bodies {
+                one: self.max_body_bytes,
+                all: self.max_bodies_bytes,
+            });
+        }
         let origin = |origin: String| HeaderValue::from_str(&origin).map_err(|_| StartError::Origin(origin));
         Ok(Gateway {
             servers: Servers::new(&self.triton).map_err(StartError::Triton)?,
             default_model: self.default_model,
             time_limit: self.time_limit,
             max_body_bytes: self.max_body_bytes,
+            bodies: BodyBudget::new(self.max_bodies_bytes),
             api_key: self.api_key.as_deref().map(ApiKey::new),
             cors_origins: self.cors_origins.into_iter().map(origin).collect::<Result<_, _>>()?,
             page: self.page,
-            metrics: Arc::new(Metrics::default()),
+            metrics: Arc::default(),
+            running: Arc::default(),
         })
     }
 }

@@ -6,6 +6,8 @@ use crate::triton::ReadyModel;
 
 /// The kinds of previews.
 pub const PREVIEWS: [&str; 3] = ["linear", "tiny", "vae"];
+/// What asks for no previews.
+const OFF: &str = "off";
 /// The preview that costs next to nothing.
 const CHEAP: &str = "linear";
 /// Steps of a request if neither it nor the model tells a number: diffusers' default.
@@ -18,7 +20,8 @@ const MAX_EVERY: f64 = 1000.0;
 pub struct Watch {
     /// Most previews of an image.
     pub partial_images: u32,
-    /// The kind of previews. Without one they are linear, if the model has such previews, and left out otherwise.
+    /// The kind of previews. Without one they are those of the model's default, else linear, and left out if the model has
+    /// none.
     pub preview: Option<&'static str>,
     /// Whether the client wants to know the steps.
     pub progress: bool,
@@ -41,8 +44,7 @@ impl Watch {
     fn set(&self, description: Option<&Description>, request: &mut ImageRequest) {
         let mut every = 1.0;
         if self.partial_images > 0 {
-            let has_cheap = description.is_some_and(|description| description.has_preview(CHEAP));
-            let preview = self.preview.or(has_cheap.then_some(CHEAP));
+            let preview = self.preview.or_else(|| default_preview(description?));
             request.set("preview", preview);
             // A preview of the other kinds can take as long as a step, so there are no more than the client wants.
             if preview.is_some_and(|preview| preview != CHEAP) {
@@ -54,8 +56,20 @@ impl Watch {
                     .clamp(1.0, MAX_EVERY);
             }
         }
+        if self.partial_images == 0 {
+            // The model may have previews by default.
+            request.set("preview", Some(OFF));
+        }
         request.set("progress_every", Some(every as u64));
     }
+}
+
+/// Returns the kind of previews for a client that names none: the model's default, else the cheap one; `None` for a model
+/// without previews.
+fn default_preview(description: &Description) -> Option<&'static str> {
+    let default = description.default_preview();
+    let named = PREVIEWS.into_iter().find(|kind| default == Some(*kind));
+    named.or_else(|| description.has_preview(CHEAP).then_some(CHEAP))
 }
 
 /// Chooses the previews that a client gets: as many as it wants, evenly over the steps.
@@ -109,9 +123,14 @@ mod tests {
             preview,
             progress: true,
         };
+        let off = json!({ "progress_every": 1, "preview": "off" });
         let every = |number: u64| json!({ "progress_every": number });
         let preview = |kind: &str, every: u64| json!({ "progress_every": every, "preview": kind });
-        assert_eq!(asked(watch(0, None), &told, &json!({})), every(1));
+        assert_eq!(asked(watch(0, None), &told, &json!({})), off);
+        let default =
+            json!({ "num_inference_steps": { "default": 20 }, "preview": { "enum": PREVIEWS, "default": "vae" } });
+        let by_default = json!({ "pipelines": { "A": { "arguments": default } } });
+        assert_eq!(asked(watch(3, None), &by_default, &json!({})), preview("vae", 5));
         assert_eq!(asked(watch(3, None), &told, &json!({})), preview("linear", 1));
         assert_eq!(asked(watch(3, None), &json!({}), &json!({})), every(1));
         assert_eq!(asked(watch(3, Some("vae")), &told, &json!({})), preview("vae", 5));

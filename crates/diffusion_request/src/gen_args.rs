@@ -80,6 +80,22 @@ pub struct GenArgs {
     pub preview: Option<Preview>,
     /// Whether the request asks for the description of the model, and for no image.
     pub describe: Option<bool>,
+    /// The prompt of the second text encoder.
+    pub prompt_2: Option<String>,
+    /// The negative prompt of the second text encoder.
+    pub negative_prompt_2: Option<String>,
+    /// Height and width that the image had before it was cropped, in pixels, each 1 to 65536.
+    pub original_size: Option<[u32; 2]>,
+    /// Where the image was cropped from, top and left in pixels, each 0 to 65536.
+    pub crops_coords_top_left: Option<[u32; 2]>,
+    /// Height and width that the image should look as if it had, in pixels, each 1 to 65536.
+    pub target_size: Option<[u32; 2]>,
+    /// `original_size` of the negative prompt.
+    pub negative_original_size: Option<[u32; 2]>,
+    /// `crops_coords_top_left` of the negative prompt.
+    pub negative_crops_coords_top_left: Option<[u32; 2]>,
+    /// `target_size` of the negative prompt.
+    pub negative_target_size: Option<[u32; 2]>,
 }
 
 /// A JSON object as a list of its pairs, which shows duplicate keys.

@@ -9,6 +9,7 @@ use crate::inputs::PipelineInputs;
 use crate::loras::LoraRequest;
 use crate::preview::Preview;
 use crate::prompt_syntax::Prompts;
+use crate::xl_inputs::XlInputs;
 use diffusion_image::OutputFormat;
 
 /// An image request with every argument decided, within the limits of its model.
@@ -59,6 +60,8 @@ pub struct GenerateRequest {
     pub progress_every: Option<usize>,
     /// How the images of progress responses are made; only with `progress_every`. `None` for responses without images.
     pub preview: Option<Preview>,
+    /// What Stable Diffusion XL takes besides; `None` for other families.
+    pub xl: Option<XlInputs>,
 }
 
 impl GenerateRequest {
@@ -90,7 +93,9 @@ impl GenerateRequest {
     /// Returns the size of the prompts and of the input images as they came, in bytes.
     pub fn input_bytes(&self) -> usize {
         let images = self.inputs.rules().images();
-        self.prompts.size() + images.iter().map(|image| image.file_size()).sum::<usize>()
+        self.prompts.size()
+            + self.xl.as_ref().map_or(0, XlInputs::size)
+            + images.iter().map(|image| image.file_size()).sum::<usize>()
     }
 
     /// Returns the pixels of one image of the response.
@@ -128,7 +133,15 @@ impl GenerateRequest {
         if self.guidance_rescale != 0.0 {
             put("guidance_rescale", self.guidance_rescale.into());
         }
-        put("prompt_syntax", self.prompts.syntax().name().into());
+        match &self.xl {
+            Some(xl) => xl.gen_args().into_iter().for_each(|(key, value)| {
+                put(key, value);
+            }),
+            // Stable Diffusion XL has plain prompts.
+            None => {
+                put("prompt_syntax", self.prompts.syntax().name().into());
+            }
+        }
         if let Some(clip_skip) = self.clip_skip {
             put("clip_skip", clip_skip.into());
         }

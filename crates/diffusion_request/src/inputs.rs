@@ -31,10 +31,12 @@ impl PipelineInputs {
     /// Reads the inputs that the pipeline expects.
     pub(crate) fn read(element: &Element<'_>) -> Result<Self> {
         Ok(match element.rules.class() {
-            PipelineClass::StableDiffusion | PipelineClass::LatentConsistency => Self::Text2Img(Text2Img),
-            PipelineClass::Img2Img => Self::Img2Img(Img2Img::read(element)?),
+            PipelineClass::StableDiffusion | PipelineClass::LatentConsistency | PipelineClass::StableDiffusionXl => {
+                Self::Text2Img(Text2Img)
+            }
+            PipelineClass::Img2Img | PipelineClass::Img2ImgXl => Self::Img2Img(Img2Img::read(element)?),
             PipelineClass::Depth2Img => Self::Depth2Img(Depth2Img::read(element)?),
-            PipelineClass::Inpaint => Self::Inpaint(Inpaint::read(element)?),
+            PipelineClass::Inpaint | PipelineClass::InpaintXl => Self::Inpaint(Inpaint::read(element)?),
             PipelineClass::Upscale => Self::Upscale(Upscale::read(element)?),
         })
     }

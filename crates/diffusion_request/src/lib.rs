@@ -10,6 +10,7 @@ mod metadata;
 mod preview;
 mod prompt_syntax;
 mod validate;
+mod xl_inputs;
 
 pub use decoder::Decoder;
 pub use gen_args::GenArgs;
@@ -20,3 +21,4 @@ pub use metadata::Metadata;
 pub use preview::Preview;
 pub use prompt_syntax::{PromptSyntax, Prompts};
 pub use validate::{ElementInputs, ModelInfo, RequestValidator};
+pub use xl_inputs::{TimeIds, XlInputs};

@@ -8,7 +8,8 @@ use crate::GenerateRequest;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Metadata {
     prompt: String,
-    negative_prompt: String,
+    /// `None` if its absence means something else than an empty one.
+    negative_prompt: Option<String>,
     /// Without the scheduler, which is known when the images are.
     gen_args: Map<String, Value>,
     model: String,
@@ -19,7 +20,11 @@ impl Metadata {
     pub fn new(request: &GenerateRequest, model: &str) -> Self {
         Self {
             prompt: request.prompts.prompt.clone(),
-            negative_prompt: request.prompts.negative_prompt.clone(),
+            negative_prompt: request
+                .xl
+                .as_ref()
+                .is_none_or(|xl| xl.has_negative_prompt)
+                .then(|| request.prompts.negative_prompt.clone()),
             gen_args: request.gen_args(),
             model: model.to_owned(),
         }

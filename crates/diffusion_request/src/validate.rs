@@ -12,6 +12,7 @@ use crate::gen_args::{GenArgs, not_utf8};
 use crate::generate_request::{GenerateRequest, uses_guidance};
 use crate::inputs::{Element, PipelineInputs};
 use crate::prompt_syntax::Prompts;
+use crate::xl_inputs::XlInputs;
 use diffusion_core::config::{Limits, ModelParameters, PipelineClass};
 use diffusion_core::suggest::did_you_mean;
 use diffusion_core::{Context, Error, Result};
@@ -92,6 +93,11 @@ impl RequestValidator {
                 PipelineClass::Img2Img,
                 PipelineClass::Inpaint,
             ],
+            PipelineClass::StableDiffusionXl => &[
+                PipelineClass::StableDiffusionXl,
+                PipelineClass::Img2ImgXl,
+                PipelineClass::InpaintXl,
+            ],
             _ => &[model.class],
         };
         let default_gen_args = GenArgs::parse(parameters.default_gen_args.as_bytes(), MAX_DEFAULT_GEN_ARGS_BYTES)
@@ -154,9 +160,15 @@ impl RequestValidator {
             rules,
             model: &self.model,
         };
+        let has_negative_prompt = element.inputs.negative_prompt.is_some();
         let inputs = PipelineInputs::read(&element)?;
         let size = inputs.rules().size(&element)?;
-        self.build(rules, args, prompts, inputs, size).context(|| "gen_args")
+        let xl = rules
+            .class()
+            .is_xl()
+            .then(|| XlInputs::new(rules.class(), &args, size, has_negative_prompt));
+        self.build(rules, args, prompts, inputs, size, xl)
+            .context(|| "gen_args")
     }
 
     fn build(
@@ -166,6 +178,7 @@ impl RequestValidator {
         prompts: Prompts,
         inputs: PipelineInputs,
         (height, width): (u32, u32),
+        xl: Option<XlInputs>,
     ) -> Result<GenerateRequest> {
         let defaults = rules.defaults();
         check_description(&args)?;
@@ -201,6 +214,7 @@ impl RequestValidator {
             },
             deep_cache: args.deep_cache.and_then(|n| usize::try_from(n).ok()).unwrap_or(1),
             decoder: decoder(&args, self.model.tiny_decoder)?,
+            xl,
             progress_every: progress_every(&args),
             preview: preview(&args, &self.model)?,
             loras: args.loras.unwrap_or_default(),
@@ -216,13 +230,15 @@ impl RequestValidator {
     /// Selects the pipeline by the inputs.
     fn select_pipeline(&self, inputs: &ElementInputs<'_>) -> Result<&PipelineRules> {
         let class = match (self.class(), inputs.image, inputs.mask_image) {
-            (PipelineClass::StableDiffusion, None, Some(_)) => {
+            (PipelineClass::StableDiffusion | PipelineClass::StableDiffusionXl, None, Some(_)) => {
                 return Err(Error::invalid_argument(
                     "input `mask_image` requires input `image`, the image that is repainted",
                 ));
             }
             (PipelineClass::StableDiffusion, Some(_), None) => PipelineClass::Img2Img,
             (PipelineClass::StableDiffusion, Some(_), Some(_)) => PipelineClass::Inpaint,
+            (PipelineClass::StableDiffusionXl, Some(_), None) => PipelineClass::Img2ImgXl,
+            (PipelineClass::StableDiffusionXl, Some(_), Some(_)) => PipelineClass::InpaintXl,
             (class, _, _) => class,
         };
         find(&self.rules, class)

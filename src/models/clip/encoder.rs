@@ -172,10 +172,29 @@ impl ClipEncoder {
     /// # Shapes
     /// - `input` and the result: `[batch, tokens, hidden_size]`
     pub fn forward(&self, input: Tensor, mask: Mask<'_>, skip: usize, split: BatchSplit<'_>) -> Result<Tensor> {
-        let layers = self.layers.len().saturating_sub(skip);
-        self.layers
-            .iter()
-            .take(layers)
-            .try_fold(input, |hidden, layer| layer.forward(&hidden, mask, split))
+        let (first, _) = self.layers.split_at(self.layers.len().saturating_sub(skip));
+        apply(first, input, mask, split)
     }
+
+    /// Applies all layers to each job's entries. Returns the result without the last `skip` layers, and the result of all.
+    ///
+    /// # Shapes
+    /// - `input` and the results: `[batch, tokens, hidden_size]`
+    pub fn forward_keeping(
+        &self,
+        input: Tensor,
+        mask: Mask<'_>,
+        skip: usize,
+        split: BatchSplit<'_>,
+    ) -> Result<(Tensor, Tensor)> {
+        let (first, last) = self.layers.split_at(self.layers.len().saturating_sub(skip));
+        let kept = apply(first, input, mask, split)?;
+        let all = apply(last, kept.shallow_clone(), mask, split)?;
+        Ok((kept, all))
+    }
+}
+
+fn apply(layers: &[EncoderLayer], input: Tensor, mask: Mask<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
+    let mut layers = layers.iter();
+    layers.try_fold(input, |hidden, layer| layer.forward(&hidden, mask, split))
 }

@@ -8,6 +8,6 @@ mod vision_model;
 
 pub use added_tokens::AddedTokens;
 pub use encoder::Activation;
-pub use text_model::{AddedVectors, ClipTextConfig, ClipTextModel};
+pub use text_model::{AddedVectors, ClipTextConfig, ClipTextModel, PenultimateStates};
 pub use tokenizer::{ClipTokenizer, Tokens};
 pub use vision_model::{ClipVisionConfig, ClipVisionModel};

@@ -85,6 +85,13 @@ pub struct UNet2DConfig {
     pub num_class_embeds: Option<i64>,
     /// Size of the condition of the time embedding (the guidance scale of a latent consistency model).
     pub time_cond_proj_dim: Option<i64>,
+    /// What is added to the time embedding: nothing, or with `text_time` the pooled text and numbers such as the size of the
+    /// image (Stable Diffusion XL).
+    pub addition_embed_type: Option<String>,
+    /// Size of the sinusoids of each of these numbers.
+    pub addition_time_embed_dim: Option<i64>,
+    /// Size of the pooled text and of the sinusoids of all numbers.
+    pub projection_class_embeddings_input_dim: Option<i64>,
     /// Whether attention scores are float32. This has no effect: libtorch's fused kernels always accumulate in float32,
     /// and diffusers' processor for them ignores the switch.
     pub upcast_attention: bool,
@@ -132,6 +139,9 @@ impl Default for UNet2DConfig {
             only_cross_attention: PerBlock::All(false),
             num_class_embeds: None,
             time_cond_proj_dim: None,
+            addition_embed_type: None,
+            addition_time_embed_dim: None,
+            projection_class_embeddings_input_dim: None,
             upcast_attention: false,
             rest: Map::new(),
         }
@@ -139,10 +149,8 @@ impl Default for UNet2DConfig {
 }
 
 /// Switches of diffusers' UNet that must be off, with the values that mean "off" in addition to null.
-const OFF: [(&str, &[&str]); 20] = [
+const OFF: [(&str, &[&str]); 18] = [
     ("act_fn", &["\"silu\"", "\"swish\""]),
-    ("addition_embed_type", &[]),
-    ("addition_time_embed_dim", &[]),
     ("attention_type", &["\"default\""]),
     ("center_input_sample", &["false"]),
     ("class_embed_type", &[]),
@@ -171,7 +179,14 @@ impl UNet2DConfig {
         let is_off = |value: &Value, off: &[&str]| value.is_null() || off.contains(&value.to_string().as_str());
         let supported = OFF.map(|(key, off)| (key, self.rest.get(key).is_none_or(|value| is_off(value, off))));
         config::check_supported("unet/config.json", &supported)?;
+        let adds_known = matches!(self.addition_embed_type.as_deref(), None | Some("text_time"));
+        config::check_supported("unet/config.json", &[("addition_embed_type", adds_known)])?;
         let ensure = |valid, what: &str| config::ensure(valid, "unet/config.json", what);
+        ensure(
+            self.addition_embed_type.is_none() || self.added_sizes().is_some(),
+            "addition_embed_type text_time needs addition_time_embed_dim (2 to 65536) and \
+             projection_class_embeddings_input_dim (1 to 65536)",
+        )?;
         let blocks = self.block_out_channels.len();
         ensure(
             (1..=16).contains(&blocks),
@@ -220,6 +235,17 @@ impl UNet2DConfig {
         Ok(())
     }
 
+    /// Returns the size of the sinusoids of a number that is added to the time embedding, and the size of all that is added;
+    /// `None` for a UNet that adds nothing.
+    pub fn added_sizes(&self) -> Option<(i64, i64)> {
+        self.addition_embed_type.as_ref()?;
+        let each = self
+            .addition_time_embed_dim
+            .filter(|size| (2..=1 << 16).contains(size))?;
+        let all = self.projection_class_embeddings_input_dim;
+        Some((each, all.filter(|size| (1..=1 << 16).contains(size))?))
+    }
+
     /// Returns the channels of the outermost and the innermost block.
     pub fn ends(&self) -> (i64, i64) {
         config::ends(&self.block_out_channels)
@@ -266,7 +292,8 @@ mod tests {
         parsed(r#"{"act_fn": "silu", "class_embed_type": null, "conv_in_kernel": 3}"#).unwrap();
         for (json, key) in [
             (r#"{"act_fn": "gelu"}"#, "act_fn"),
-            (r#"{"addition_embed_type": "text_time"}"#, "addition_embed_type"),
+            (r#"{"addition_embed_type": "image"}"#, "addition_embed_type"),
+            (r#"{"addition_embed_type": "text_time"}"#, "addition_time_embed_dim"),
             (
                 r#"{"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}"#,
                 "mid_block_type",

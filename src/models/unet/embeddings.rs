@@ -4,6 +4,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::config::UNet2DConfig;
 use crate::models::layers::{BatchSplit, Linear, silu};
 use crate::torch::numbers::{NumberOperators, arange};
 use crate::weights::WeightPath;
@@ -115,5 +116,40 @@ impl TimestepEmbedding {
         };
         let hidden = silu(&self.linear_1.forward_split(input, split)?, split)?;
         self.linear_2.forward_split(&hidden, split)
+    }
+}
+
+/// The embedding of a pooled text and of numbers (diffusers' `get_aug_embed` for `text_time`).
+pub struct AddedEmbedding {
+    time_proj: Timesteps,
+    embedding: TimestepEmbedding,
+}
+
+impl AddedEmbedding {
+    /// Reads the weights below `path`. `each` is the size of the sinusoids of a number, `all` that of all that is embedded.
+    pub fn new(path: &WeightPath<'_>, (each, all): (i64, i64), outputs: i64, config: &UNet2DConfig) -> Result<Self> {
+        Ok(Self {
+            time_proj: Timesteps {
+                channels: each,
+                flip_sin_to_cos: config.flip_sin_to_cos,
+                freq_shift: config.freq_shift,
+            },
+            embedding: TimestepEmbedding::new(path, all, outputs, None)?,
+        })
+    }
+
+    /// Computes what is added to the time embedding.
+    ///
+    /// # Shapes
+    /// - `text_embeds`: `[batch, size]` in the model's dtype
+    /// - `time_ids`: `[batch, count]`, float32
+    /// - returns `[batch, outputs]`
+    pub fn forward(&self, text_embeds: &Tensor, time_ids: &Tensor, split: BatchSplit<'_>) -> Result<Tensor> {
+        let (batch, _) = time_ids.size2()?;
+        let sinusoids = self.time_proj.embed(&time_ids.f_flatten(0, -1)?)?.f_view([batch, -1])?;
+        // The concatenation is in float32, the embedding in the model's dtype.
+        let added = Tensor::f_cat(&[&text_embeds.f_to_kind(Kind::Float)?, &sinusoids], -1)?;
+        self.embedding
+            .forward(&added.f_to_kind(text_embeds.kind())?, None, split)
     }
 }

@@ -8,4 +8,4 @@ mod unet_2d_condition;
 
 pub use config::{BlockType, PerBlock, SampleSize, UNet2DConfig};
 pub use embeddings::guidance_scale_embedding;
-pub use unet_2d_condition::{TimeInput, UNet2DConditionModel, UNetInput};
+pub use unet_2d_condition::{AddedCondition, TimeInput, UNet2DConditionModel, UNetInput};

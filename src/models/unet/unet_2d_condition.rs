@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::blocks::{BlockCall, BlockConfig, DownBlock, MidBlock, UpBlock};
 use super::config::{BlockType, UNet2DConfig};
-use super::embeddings::{TimestepEmbedding, Timesteps};
+use super::embeddings::{AddedEmbedding, TimestepEmbedding, Timesteps};
 use crate::models::layers::{
     BatchSplit, ChunkSize, Conditioning, Conv2d, Embedding, GroupNorm, KeyValue, ResnetBlock2D, TimeShifts,
     Transformer2DModel, silu,
@@ -14,7 +14,7 @@ use crate::models::layers::{
 use crate::weights::{Frozen, LayerShapes, Weights};
 use diffusion_core::{Error, Result};
 
-/// diffusers' `UNet2DConditionModel`, as far as Stable Diffusion 1 and 2 use it.
+/// diffusers' `UNet2DConditionModel`, as far as Stable Diffusion 1, 2 and XL use it.
 pub struct UNet2DConditionModel {
     config: UNet2DConfig,
     kind: Kind,
@@ -22,6 +22,7 @@ pub struct UNet2DConditionModel {
     time_proj: Timesteps,
     time_embedding: TimestepEmbedding,
     class_embedding: Option<Embedding>,
+    add_embedding: Option<AddedEmbedding>,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
@@ -39,6 +40,27 @@ pub struct TimeInput<'a> {
     /// `[batch, time_cond_proj_dim]` in the model's dtype, for models with `time_cond_proj_dim`: the
     /// [`guidance_scale_embedding`](super::guidance_scale_embedding) of each entry.
     pub timestep_cond: Option<&'a Tensor>,
+    /// For models with `addition_embed_type` `text_time`.
+    pub added: Option<&'a AddedCondition>,
+}
+
+/// What Stable Diffusion XL adds to the time embedding (diffusers' `added_cond_kwargs`).
+#[derive(Debug)]
+pub struct AddedCondition {
+    /// The pooled text of each entry, `[batch, size]` in the model's dtype.
+    pub text_embeds: Tensor,
+    /// The numbers of each entry, `[batch, count]` in any dtype: sizes and a position in pixels, or a score.
+    pub time_ids: Tensor,
+}
+
+impl AddedCondition {
+    /// Returns a value with the same tensors.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            text_embeds: self.text_embeds.shallow_clone(),
+            time_ids: self.time_ids.shallow_clone(),
+        }
+    }
 }
 
 /// The inputs of one call.
@@ -138,6 +160,10 @@ impl UNet2DConditionModel {
             class_embedding: config
                 .num_class_embeds
                 .map(|classes| Embedding::new(&path.sub("class_embedding"), classes, temb))
+                .transpose()?,
+            add_embedding: config
+                .added_sizes()
+                .map(|sizes| AddedEmbedding::new(&path.sub("add_embedding"), sizes, temb, &config))
                 .transpose()?,
             down_blocks,
             mid_block,
@@ -332,11 +358,19 @@ impl UNet2DConditionModel {
     fn time_embedding(&self, input: &TimeInput<'_>, split: BatchSplit<'_>) -> Result<Tensor> {
         let sinusoids = self.time_proj.forward(input.timesteps, split)?.f_to_kind(self.kind)?;
         let temb = self.time_embedding.forward(&sinusoids, input.timestep_cond, split)?;
-        match (&self.class_embedding, input.class_labels) {
-            (Some(classes), Some(labels)) => Ok(temb.f_add(&classes.forward(labels)?)?),
+        let temb = match (&self.class_embedding, input.class_labels) {
+            (Some(classes), Some(labels)) => temb.f_add(&classes.forward(labels)?)?,
+            (None, None) => temb,
+            (Some(_), None) => return Err(Error::internal("missing class labels of a UNet call")),
+            (None, Some(_)) => return Err(Error::internal("unexpected class labels of a UNet call")),
+        };
+        match (&self.add_embedding, input.added) {
+            (Some(embedding), Some(added)) => {
+                Ok(temb.f_add(&embedding.forward(&added.text_embeds, &added.time_ids, split)?)?)
+            }
             (None, None) => Ok(temb),
-            (Some(_), None) => Err(Error::internal("missing class labels of a UNet call")),
-            (None, Some(_)) => Err(Error::internal("unexpected class labels of a UNet call")),
+            (Some(_), None) => Err(Error::internal("missing added condition of a UNet call")),
+            (None, Some(_)) => Err(Error::internal("unexpected added condition of a UNet call")),
         }
     }
 }

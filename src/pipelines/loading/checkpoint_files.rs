@@ -20,26 +20,28 @@ pub struct ComponentSpec {
 }
 
 /// The components that the server knows.
-pub const COMPONENTS: [ComponentSpec; 9] = [
+pub const COMPONENTS: [ComponentSpec; 11] = [
     model("text_encoder", "model"),
+    model("text_encoder_2", "model"),
     model("unet", "diffusion_pytorch_model"),
     model("vae", "diffusion_pytorch_model"),
     model("depth_estimator", "model"),
     model("safety_checker", "model"),
     plain("feature_extractor", &["preprocessor_config.json"]),
-    plain(
-        "tokenizer",
-        &[
-            "added_tokens.json",
-            "merges.txt",
-            "special_tokens_map.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "vocab.json",
-        ],
-    ),
+    plain("tokenizer", TOKENIZER_FILES),
+    plain("tokenizer_2", TOKENIZER_FILES),
     plain("scheduler", &["scheduler_config.json"]),
     plain("low_res_scheduler", &["scheduler_config.json"]),
+];
+
+/// The files of a tokenizer.
+const TOKENIZER_FILES: &[&str] = &[
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
 ];
 
 /// The tiny decoder, which `model_index.json` need not name.

@@ -12,6 +12,7 @@ use crate::models::clip::{ClipTextModel, ClipTokenizer};
 use crate::models::unet::UNet2DConditionModel;
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny};
 use crate::pipelines::prompt_encoder::PromptEncoder;
+use crate::pipelines::prompt_encoder_xl::{TextEncoder, XlPromptEncoder};
 use crate::pipelines::safety_check::SafetyCheck;
 use crate::schedulers::{self, LowResScheduler, SchedulerConfig};
 use crate::torch::{Device, Stream, cuda, threads};
@@ -28,6 +29,10 @@ pub struct Components {
     pub class: PipelineClass,
     pub(in crate::pipelines) tokenizer: Arc<ClipTokenizer>,
     pub(in crate::pipelines) text_encoder: SharedModel<ClipTextModel>,
+    /// The second text encoder of Stable Diffusion XL.
+    pub(in crate::pipelines) second_text_encoder: Option<TextEncoder>,
+    /// Whether an absent negative prompt is encoded as zeros, in Stable Diffusion XL.
+    zeros_for_absent_prompt: bool,
     pub(in crate::pipelines) unet: SharedModel<UNet2DConditionModel>,
     pub(in crate::pipelines) vae: SharedModel<AutoencoderKl>,
     /// Decodes for requests that ask for it.
@@ -93,9 +98,16 @@ impl Components {
         self_test::check_dtype(device, folder.kind)?;
 
         let text_encoder = text_encoder::open(&mut folder)?;
+        let second = text_encoder::open_second(&mut folder)?;
+        let zeros_for_absent_prompt = folder.index.switch("force_zeros_for_empty_prompt", true)?;
         let vae = vae::open(&mut folder)?;
         let vae_tiny = vae_tiny::open(&mut folder, &vae.config)?;
-        let unet = unet::open(&mut folder, &vae.config, &text_encoder.config)?;
+        let unet = unet::open(
+            &mut folder,
+            &vae.config,
+            &text_encoder.config,
+            second.as_ref().map(|second| &second.config),
+        )?;
         let scheduler = scheduler::open(&folder, parameters.scheduler.as_deref())?;
         let low_res = scheduler::open_low_res(&folder, &unet.config)?;
         let depth = depth::open(&mut folder)?;
@@ -103,14 +115,16 @@ impl Components {
 
         let mut weights = folder.loader.load(report)?;
         let fast = parameters.numerics == Numerics::Fast;
-        let (tokenizer, text_encoder) = text_encoder.build(&mut weights, fast)?;
+        let text_encoder = text_encoder.build(&mut weights, fast)?;
         let (max_noise_level, low_res_scheduler) = low_res
             .map(|low_res| (low_res.max_noise_level, low_res.scheduler))
             .unzip();
         let components = Self {
             class: folder.class,
-            tokenizer,
-            text_encoder,
+            tokenizer: text_encoder.tokenizer,
+            text_encoder: text_encoder.model,
+            second_text_encoder: second.map(|second| second.build(&mut weights, fast)).transpose()?,
+            zeros_for_absent_prompt,
             unet: unet.build(&mut weights, fast)?,
             vae: vae.build(&mut weights, fast)?,
             vae_tiny: vae_tiny.map(|tiny| tiny.build(&mut weights, fast)).transpose()?,
@@ -134,9 +148,12 @@ impl Components {
     }
 
     /// Lets requests ask for the LoRAs of a folder, which need not exist. They stay in memory up to `cache_bytes` bytes. With
-    /// a `root`, no link may lead out of it.
+    /// a `root`, no link may lead out of it. Does nothing for Stable Diffusion XL, which has no LoRAs yet.
     #[must_use]
     pub fn with_loras(mut self, folder: PathBuf, cache_bytes: Option<u64>, root: Option<PathBuf>) -> Self {
+        if self.class.is_xl() {
+            return self;
+        }
         let cache_bytes = cache_bytes.unwrap_or(LORA_CACHE_BYTES);
         let pool = LoraPool::new(folder, self.adaptable_layers(), cache_bytes).inside(root);
         self.loras = Some(Arc::new(pool));
@@ -149,6 +166,9 @@ impl Components {
     /// # Errors
     /// `NotFound` if there is no LoRA; `InvalidArgument` or `Unsupported` for one that does not fit the model.
     pub fn with_lora(mut self, path: &Path, scale: f64, root: Option<&Path>) -> Result<Self> {
+        if self.class.is_xl() {
+            return Err(Error::unsupported("LoRAs of Stable Diffusion XL are not supported"));
+        }
         let lora = load_lora(path, &self.adaptable_layers(), root)?;
         self.own_lora = Some((Arc::new(lora), scale, scale));
         Ok(self)
@@ -173,9 +193,13 @@ impl Components {
     }
 
     /// Lets prompts have words of the textual inversions of a folder, which need not exist. With a `root`, no link may lead out
-    /// of it. They are loaded by the first request, or by [`EmbeddingPool::get`].
+    /// of it. They are loaded by the first request, or by [`EmbeddingPool::get`]. Does nothing for Stable Diffusion XL, which has
+    /// no textual inversion yet.
     #[must_use]
     pub fn with_embeddings(mut self, folder: PathBuf, root: Option<PathBuf>) -> Self {
+        if self.class.is_xl() {
+            return self;
+        }
         let encoder = (self.text_encoder.config().hidden_size, self.text_encoder.kind());
         let pool = EmbeddingPool::new(folder, root, Arc::clone(&self.tokenizer), encoder);
         self.embeddings = Some(Arc::new(pool));
@@ -275,6 +299,16 @@ impl Components {
     /// The encoder that turns prompts into inputs of the UNet.
     pub fn prompt_encoder(&self) -> PromptEncoder {
         PromptEncoder::new(Arc::clone(&self.tokenizer), self.text_encoder.clone(), self.device)
+    }
+
+    /// Creates an encoder for the prompts of Stable Diffusion XL; `None` for another family.
+    pub fn xl_prompt_encoder(&self) -> Option<XlPromptEncoder> {
+        let second = self.second_text_encoder.clone()?;
+        let first = TextEncoder {
+            tokenizer: Arc::clone(&self.tokenizer),
+            model: self.text_encoder.clone(),
+        };
+        Some(XlPromptEncoder::new([first, second], self.zeros_for_absent_prompt))
     }
 
     /// The default scheduler of a request.

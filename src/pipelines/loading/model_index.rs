@@ -70,6 +70,19 @@ impl ModelIndex {
         }
     }
 
+    /// Returns a switch of the index; `default` if there is none.
+    ///
+    /// # Errors
+    /// `InvalidArgument` that names the key if the value is not true or false.
+    pub fn switch(&self, key: &str, default: bool) -> Result<bool> {
+        match self.entries.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| Error::invalid_argument(format!("model_index.json: {key} must be true or false"))),
+        }
+    }
+
     /// Returns a whole number of the index; `None` if there is none.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Components;
 use crate::models::layers::BatchSplit;
-use crate::models::unet::{TimeInput, UNetInput};
+use crate::models::unet::{AddedCondition, TimeInput, UNetInput};
 use crate::torch::{Stream, classify_errors, cuda};
 use diffusion_core::{Context, Error, Result};
 
@@ -53,7 +53,19 @@ fn compute(components: &Components, stream: &Stream) -> Result<()> {
 
     let tokens = text_encoder.config().max_position_embeddings;
     let ids = stream.to_device(&Tensor::f_zeros([ENTRIES, tokens], (Kind::Int64, Device::Cpu))?)?;
-    let hidden_states = text_encoder.forward(&ids, 0)?;
+    let (hidden_states, added) = match &components.second_text_encoder {
+        None => (text_encoder.forward(&ids, 0)?, None),
+        Some(second) => {
+            let first = text_encoder.forward_penultimate(&ids, None, 0, BatchSplit::Joint)?;
+            let second = second.model.forward_penultimate(&ids, None, 0, BatchSplit::Joint)?;
+            let pooled = second.pooled.ok_or_else(|| Error::internal("no pooled state"))?;
+            let added = AddedCondition {
+                text_embeds: pooled,
+                time_ids: zeros(&[ENTRIES, 6])?,
+            };
+            (Tensor::f_cat(&[first.states, second.states], -1)?, Some(added))
+        }
+    };
     let cond = config
         .time_cond_proj_dim
         .map(|size| zeros(&[ENTRIES, size]))
@@ -66,6 +78,7 @@ fn compute(components: &Components, stream: &Stream) -> Result<()> {
         timesteps: &zeros(&[ENTRIES])?,
         class_labels: labels.as_ref(),
         timestep_cond: cond.as_ref(),
+        added: added.as_ref(),
     };
     let input = UNetInput {
         sample: &zeros(&[ENTRIES, config.in_channels, SIDE, SIDE])?,

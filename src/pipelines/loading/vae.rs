@@ -24,9 +24,11 @@ pub(super) fn open(folder: &mut ModelFolder<'_>) -> Result<Vae> {
     if folder.class == PipelineClass::Upscale {
         // The pipeline ignores the value of the file; old files have none.
         config.scaling_factor = UPSCALE_SCALING_FACTOR;
-        if kind == Kind::Half && config.force_upcast {
-            kind = Kind::Float;
-        }
+    }
+    // Other pipelines ignore the switch.
+    let upcasts = folder.class == PipelineClass::Upscale || folder.class.is_xl();
+    if upcasts && kind == Kind::Half && config.force_upcast {
+        kind = Kind::Float;
     }
     Ok(Vae {
         config,

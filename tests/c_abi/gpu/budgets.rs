@@ -102,6 +102,20 @@ fn step_waits_for_nothing_with_any_scheduler() {
 }
 
 #[test]
+fn steps_of_xl_wait_for_nothing() {
+    in_own_process(&[], || {
+        let mut model = Model::load("sdxl_base");
+        let jobs = [
+            json!({"num_inference_steps": 6}),
+            json!({"num_inference_steps": 6, "num_images_per_prompt": 2, "target_size": [96, 64]}),
+            json!({"num_inference_steps": 7, "guidance_scale": 1.0}),
+        ];
+        let mut jobs = jobs.map(|gen_args| model.prepare(&gen_args));
+        assert_no_wait("three jobs", &model.steps(&mut jobs));
+    });
+}
+
+#[test]
 fn step_of_several_jobs_waits_for_nothing() {
     in_own_process(&[], || {
         let mut model = Model::load("sd2_base");

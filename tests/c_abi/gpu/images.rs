@@ -1,7 +1,7 @@
 //! The images of the GPU path: those of float16 on the CPU, but for rounding.
 
 use safetensors::tensor::{Dtype, TensorView};
-use serde_json::json;
+use serde_json::{Value, json};
 use test_support::psnr;
 use triton_diffusion::schedulers;
 use triton_fake::{InstanceSpec, ModelSpec};
@@ -103,41 +103,58 @@ fn word_of_textual_inversion_computes_the_image_of_the_cpu() {
     });
 }
 
+/// Serves requests alone, and then together.
+fn assert_same_together(checkpoint: &'static str, gen_args: [Value; 3]) {
+    serve_on(
+        on_gpu(0),
+        checkpoint,
+        |spec| spec,
+        |server, instance| {
+            let cases = gen_args.map(|gen_args| Case {
+                name: "job",
+                checkpoint,
+                gen_args,
+                inputs: vec![],
+            });
+            let alone: Vec<Vec<u8>> = cases.iter().map(|case| serve_pixels(server, instance, case)).collect();
+            let calls = counter(server, "unet_calls");
+            let requests = cases
+                .each_ref()
+                .map(|case| request(server, &case.gen_args, &case.inputs));
+            instance.execute(&requests.each_ref()).unwrap();
+            for (request, alone) in requests.iter().zip(&alone) {
+                let together: Vec<u8> = images(request).iter().flat_map(|file| pixels(file)).collect();
+                assert_near("with others", &together, alone);
+            }
+            assert!(
+                counter(server, "unet_calls") - calls < 6.0 + 9.0 + 7.0,
+                "the jobs shared no call"
+            );
+        },
+    );
+}
+
 #[test]
 fn jobs_of_one_call_do_not_change_each_other() {
     in_own_process(&[], || {
-        serve_on(
-            on_gpu(0),
-            "sd2_base",
-            |spec| spec,
-            |server, instance| {
-                let cases = [
-                    json!({"num_inference_steps": 6, "seed": 1}),
-                    json!({"num_inference_steps": 9, "seed": 2, "scheduler": "EulerAncestralDiscreteScheduler"}),
-                    json!({"num_inference_steps": 7, "seed": 3, "guidance_scale": 1.0, "num_images_per_prompt": 3}),
-                ]
-                .map(|gen_args| Case {
-                    name: "job",
-                    checkpoint: "sd2_base",
-                    gen_args,
-                    inputs: vec![],
-                });
-                let alone: Vec<Vec<u8>> = cases.iter().map(|case| serve_pixels(server, instance, case)).collect();
-                let calls = counter(server, "unet_calls");
-                let requests = cases
-                    .each_ref()
-                    .map(|case| request(server, &case.gen_args, &case.inputs));
-                instance.execute(&requests.each_ref()).unwrap();
-                for (request, alone) in requests.iter().zip(&alone) {
-                    let together: Vec<u8> = images(request).iter().flat_map(|file| pixels(file)).collect();
-                    assert_near("with others", &together, alone);
-                }
-                assert!(
-                    counter(server, "unet_calls") - calls < 6.0 + 9.0 + 7.0,
-                    "the jobs shared no call"
-                );
-            },
-        );
+        let jobs = [
+            json!({"num_inference_steps": 6, "seed": 1}),
+            json!({"num_inference_steps": 9, "seed": 2, "scheduler": "EulerAncestralDiscreteScheduler"}),
+            json!({"num_inference_steps": 7, "seed": 3, "guidance_scale": 1.0, "num_images_per_prompt": 3}),
+        ];
+        assert_same_together("sd2_base", jobs);
+    });
+}
+
+#[test]
+fn jobs_of_xl_with_other_sizes_do_not_change_each_other() {
+    in_own_process(&[], || {
+        let jobs = [
+            json!({"num_inference_steps": 6, "seed": 1, "target_size": [128, 96], "scheduler": "DDIMScheduler"}),
+            json!({"num_inference_steps": 9, "seed": 2, "prompt_2": "a dog", "num_images_per_prompt": 2}),
+            json!({"num_inference_steps": 7, "seed": 3, "guidance_scale": 1.0, "original_size": [16, 16]}),
+        ];
+        assert_same_together("sdxl_base", jobs);
     });
 }
 

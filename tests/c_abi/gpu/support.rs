@@ -120,6 +120,24 @@ pub fn pipelines() -> Vec<Case> {
             vec![image(), ("mask_image", mask(64, 64))],
         ),
         case("upscale", "x4_upscaler", json!({}), vec![("image", photo(24, 16))]),
+        case(
+            "XL",
+            "sdxl_base",
+            json!({"prompt_2": "a dog", "target_size": [96, 64]}),
+            vec![],
+        ),
+        case(
+            "XL, image to image",
+            "sdxl_base",
+            json!({"strength": 0.7}),
+            vec![image()],
+        ),
+        case(
+            "XL, inpaint",
+            "sdxl_inpaint",
+            json!({"strength": 1.0}),
+            vec![image(), ("mask_image", mask(64, 64))],
+        ),
     ]
 }
 

@@ -45,16 +45,20 @@ pub const fn inputs_of(class: PipelineClass) -> &'static [TensorSpec] {
     const PROMPT: TensorSpec = required("prompt");
     const IMAGE: TensorSpec = required("image");
     match class {
-        PipelineClass::StableDiffusion => {
+        PipelineClass::StableDiffusion | PipelineClass::StableDiffusionXl => {
             &const {
                 let (image, mask) = (optional("image"), optional("mask_image"));
                 [PROMPT, NEGATIVE, image, mask, GEN_ARGS]
             }
         }
         PipelineClass::LatentConsistency => &[PROMPT, NEGATIVE, GEN_ARGS],
-        PipelineClass::Img2Img | PipelineClass::Upscale => &[PROMPT, NEGATIVE, IMAGE, GEN_ARGS],
+        PipelineClass::Img2Img | PipelineClass::Img2ImgXl | PipelineClass::Upscale => {
+            &[PROMPT, NEGATIVE, IMAGE, GEN_ARGS]
+        }
         PipelineClass::Depth2Img => &const { [PROMPT, NEGATIVE, IMAGE, optional("depth_map"), GEN_ARGS] },
-        PipelineClass::Inpaint => &const { [PROMPT, NEGATIVE, IMAGE, required("mask_image"), GEN_ARGS] },
+        PipelineClass::Inpaint | PipelineClass::InpaintXl => {
+            &const { [PROMPT, NEGATIVE, IMAGE, required("mask_image"), GEN_ARGS] }
+        }
     }
 }
 

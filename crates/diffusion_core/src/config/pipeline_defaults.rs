@@ -32,17 +32,29 @@ pub enum PipelineClass {
     /// Enlarges an image four times.
     #[serde(rename = "StableDiffusionUpscalePipeline")]
     Upscale,
+    /// Text to image, Stable Diffusion XL.
+    #[serde(rename = "StableDiffusionXLPipeline")]
+    StableDiffusionXl,
+    /// Image to image, Stable Diffusion XL.
+    #[serde(rename = "StableDiffusionXLImg2ImgPipeline")]
+    Img2ImgXl,
+    /// Repaints the white pixels of a mask, Stable Diffusion XL.
+    #[serde(rename = "StableDiffusionXLInpaintPipeline")]
+    InpaintXl,
 }
 
 impl PipelineClass {
     /// All pipeline classes.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::StableDiffusion,
         Self::LatentConsistency,
         Self::Img2Img,
         Self::Depth2Img,
         Self::Inpaint,
         Self::Upscale,
+        Self::StableDiffusionXl,
+        Self::Img2ImgXl,
+        Self::InpaintXl,
     ];
 
     /// Returns the class name in diffusers.
@@ -54,7 +66,15 @@ impl PipelineClass {
             Self::Depth2Img => "StableDiffusionDepth2ImgPipeline",
             Self::Inpaint => "StableDiffusionInpaintPipeline",
             Self::Upscale => "StableDiffusionUpscalePipeline",
+            Self::StableDiffusionXl => "StableDiffusionXLPipeline",
+            Self::Img2ImgXl => "StableDiffusionXLImg2ImgPipeline",
+            Self::InpaintXl => "StableDiffusionXLInpaintPipeline",
         }
+    }
+
+    /// Returns whether the pipeline is one of Stable Diffusion XL.
+    pub fn is_xl(self) -> bool {
+        matches!(self, Self::StableDiffusionXl | Self::Img2ImgXl | Self::InpaintXl)
     }
 
     /// Returns the class with this name in diffusers, if it is supported.
@@ -274,6 +294,9 @@ mod tests {
             (PipelineClass::Depth2Img, 50, 7.5, Some(0.8), None),
             (PipelineClass::Inpaint, 50, 7.5, Some(1.0), None),
             (PipelineClass::Upscale, 75, 9.0, None, Some(20)),
+            (PipelineClass::StableDiffusionXl, 50, 5.0, None, None),
+            (PipelineClass::Img2ImgXl, 50, 5.0, Some(0.3), None),
+            (PipelineClass::InpaintXl, 50, 7.5, Some(0.9999), None),
         ];
         assert_eq!(expected.len(), PipelineClass::ALL.len());
         for (class, steps, guidance, strength, noise_level) in expected {
@@ -282,7 +305,9 @@ mod tests {
             assert_eq!(defaults.guidance_scale, guidance, "{class}");
             assert_eq!(defaults.strength, strength, "{class}");
             assert_eq!(defaults.noise_level, noise_level, "{class}");
-            let takes_image = !matches!(class, PipelineClass::StableDiffusion | PipelineClass::LatentConsistency);
+            let takes_image = inputs_of(class)
+                .iter()
+                .any(|input| input.name == "image" && !input.optional);
             assert_eq!(limits.max_image_bytes.is_some(), takes_image, "{class}");
             assert_eq!(limits.max_image_pixels.is_some(), takes_image, "{class}");
         }

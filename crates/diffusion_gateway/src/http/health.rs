@@ -22,5 +22,5 @@ pub async fn health(State(gateway): State<Shared>) -> Result<&'static str> {
 /// `GET /metrics`: the counters.
 pub async fn metrics(State(gateway): State<Shared>) -> impl IntoResponse {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], gateway.metrics.text())
+    ([(CONTENT_TYPE, kind)], gateway.metrics.text(gateway.bodies.used()))
 }

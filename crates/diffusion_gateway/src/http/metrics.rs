@@ -56,8 +56,8 @@ impl Metrics {
         }
     }
 
-    /// Writes all metrics.
-    pub fn text(&self) -> String {
+    /// Writes all metrics. `body_bytes` are the bytes of bodies that are being read or served.
+    pub fn text(&self, body_bytes: usize) -> String {
         let counts = self.counts();
         let mut text = String::new();
         let head = |text: &mut String, name: &str, kind: &str, help: &str| {
@@ -67,6 +67,14 @@ impl Metrics {
         let name = "diffusion_gateway_requests_in_flight";
         head(&mut text, name, "gauge", "Requests that are being served");
         let _ = writeln!(text, "{name} {}", counts.in_flight);
+        let name = "diffusion_gateway_body_bytes";
+        head(
+            &mut text,
+            name,
+            "gauge",
+            "Bytes of request bodies that are being read or served",
+        );
+        let _ = writeln!(text, "{name} {body_bytes}");
         let name = "diffusion_gateway_requests_total";
         head(
             &mut text,
@@ -135,9 +143,10 @@ mod tests {
         metrics.begin("/healthz".into()).answered(503);
         drop(metrics.begin("/v1/models".into()));
         let running = metrics.begin("/v1/models".into());
-        let text = metrics.text();
+        let text = metrics.text(5);
         for line in [
             "diffusion_gateway_requests_in_flight 1",
+            "diffusion_gateway_body_bytes 5",
             "diffusion_gateway_requests_total{route=\"/healthz\",status=\"200\"} 1",
             "diffusion_gateway_requests_total{route=\"/healthz\",status=\"503\"} 1",
             "diffusion_gateway_requests_total{route=\"/v1/models\",status=\"499\"} 1",
@@ -147,7 +156,7 @@ mod tests {
             assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
         }
         drop(running);
-        assert!(metrics.text().contains("diffusion_gateway_requests_in_flight 0\n"));
+        assert!(metrics.text(5).contains("diffusion_gateway_requests_in_flight 0\n"));
     }
 
     #[test]
@@ -155,7 +164,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.counts().in_flight = 1;
         metrics.end("/", 200, Duration::from_millis(50));
-        let text = metrics.text();
+        let text = metrics.text(5);
         assert!(text.contains("_bucket{route=\"/\",le=\"0.03\"} 0\n"), "{text}");
         assert!(text.contains("_bucket{route=\"/\",le=\"0.1\"} 1\n"), "{text}");
         assert!(text.contains("_bucket{route=\"/\",le=\"+Inf\"} 1\n"), "{text}");

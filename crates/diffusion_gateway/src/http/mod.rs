@@ -2,12 +2,15 @@
 
 pub mod auth;
 pub mod body;
+mod body_budget;
+pub mod client;
 pub mod events;
 pub mod health;
 mod metrics;
 pub mod observe;
 pub mod request_id;
 mod serve;
+mod write_limit;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +20,11 @@ use axum::http::{HeaderValue, StatusCode};
 use crate::error::{ApiError, Result};
 use crate::generation::Generation;
 use crate::image_request::ImageRequest;
+use crate::running::RunningJobs;
 use crate::triton::{NoModel, ReadyModel, Servers};
 
 pub use auth::ApiKey;
+pub use body_budget::BodyBudget;
 pub use metrics::Metrics;
 pub use request_id::RequestId;
 pub use serve::serve;
@@ -34,6 +39,8 @@ pub struct Gateway {
     pub time_limit: Duration,
     /// The largest body.
     pub max_body_bytes: usize,
+    /// The memory for all bodies.
+    pub bodies: Arc<BodyBudget>,
     /// The key that requests must have.
     pub api_key: Option<ApiKey>,
     /// The origins of browsers that may send requests; `*` is any.
@@ -42,6 +49,8 @@ pub struct Gateway {
     pub page: bool,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// The requests under `/sdapi` that run.
+    pub running: Arc<RunningJobs>,
 }
 
 /// The state of the handlers.

@@ -26,6 +26,7 @@ pub async fn generations(
     body: Bytes,
 ) -> Result<Response> {
     let mut arguments = Arguments::take(Fields::of_json(&body)?)?;
+    drop(body);
     arguments.request.set("width", arguments.size.map(|size| size.width));
     arguments.request.set("height", arguments.size.map(|size| size.height));
     respond(&gateway, arguments, ROUTE, &id).await

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::{Request, Response};
 use hyper::body::Frame;
 use serde_json::{Value, json};
@@ -15,6 +16,11 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::Settings;
+use crate::http::client::Peer;
+use crate::update::Progress;
+
+mod fake_triton;
+mod streams;
 
 const MAX_BODY_BYTES: usize = 10_000;
 
@@ -26,6 +32,7 @@ fn settings() -> Settings {
         default_model: None,
         time_limit: Duration::from_secs(5),
         max_body_bytes: MAX_BODY_BYTES,
+        max_bodies_bytes: 2 * MAX_BODY_BYTES,
         api_key: None,
         cors_origins: vec![],
         page: true,
@@ -130,6 +137,64 @@ async fn a_body_without_a_length_is_limited_too() {
     assert_eq!(response.status(), 413);
 }
 
+/// A body whose end never comes.
+struct Begun(Option<axum::body::Bytes>);
+
+impl hyper::body::Body for Begun {
+    type Data = axum::body::Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        self.0
+            .take()
+            .map_or(Poll::Pending, |data| Poll::Ready(Some(Ok(Frame::data(data)))))
+    }
+}
+
+#[tokio::test]
+async fn all_bodies_together_are_limited() {
+    let gateway = Arc::new(settings().into_gateway().unwrap());
+    let send = |length: Option<usize>, body: Body| {
+        let mut request = post("/v1/images/generations", body);
+        if let Some(length) = length {
+            request.headers_mut().insert(CONTENT_LENGTH, length.into());
+        }
+        tokio::spawn(router(gateway.clone()).oneshot(request))
+    };
+    let used = async |bytes: usize| {
+        while gateway.bodies.used() != bytes {
+            tokio::task::yield_now().await;
+        }
+    };
+    // What is announced counts before it arrives, and what is not when it arrives.
+    let announced = send(Some(MAX_BODY_BYTES), Body::new(Begun(None)));
+    used(MAX_BODY_BYTES).await;
+    let begun = vec![b' '; MAX_BODY_BYTES - 100];
+    let counted = send(None, Body::new(Begun(Some(begun.into()))));
+    used(2 * MAX_BODY_BYTES - 100).await;
+    for (length, body) in [(Some(101), Body::new(Begun(None))), (None, Body::from(vec![b' '; 101]))] {
+        let response = send(length, body).await.unwrap().unwrap();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "1");
+        let message = json_of(response).await["error"]["message"].to_string();
+        assert!(message.contains("20000 bytes"), "{message}");
+    }
+    // One that fits is read, and is no JSON.
+    let response = send(None, Body::from("{")).await.unwrap().unwrap();
+    assert_eq!(response.status(), 400);
+    announced.abort();
+    counted.abort();
+    used(0).await;
+    let small = Settings {
+        max_bodies_bytes: MAX_BODY_BYTES - 1,
+        ..settings()
+    };
+    assert!(small.into_gateway().is_err());
+}
+
 #[tokio::test]
 async fn the_key_is_needed_except_for_health_and_metrics() {
     let keyed = || Settings {
@@ -194,7 +259,7 @@ async fn an_id_goes_through_and_requests_are_counted() {
         let request = Request::get(path).body(Body::empty()).unwrap();
         router(gateway.clone()).oneshot(request).await.unwrap();
     }
-    let text = gateway.metrics.text();
+    let text = gateway.metrics.text(0);
     for line in [
         "diffusion_gateway_requests_total{route=\"/sdapi/v1/samplers\",status=\"200\"} 1",
         "diffusion_gateway_requests_total{route=\"none\",status=\"404\"} 2",
@@ -226,4 +291,58 @@ async fn the_page_needs_no_key_and_has_a_policy_on_every_response() {
     for path in ["/", "/page/main.js"] {
         assert_eq!(send(keyed(false), get(path)).await.status(), 404, "{path}");
     }
+}
+
+#[tokio::test]
+async fn progress_and_interrupt_are_the_clients_own() {
+    let gateway = Arc::new(settings().into_gateway().unwrap());
+    let running = gateway.running.begin([10, 0, 0, 1].into());
+    running.job().set(Progress {
+        step: 3,
+        steps: 4,
+        eta_ms: Some(500),
+        queue_position: None,
+        images: vec!["AAE=".into()],
+    });
+    let send = async |method: &str, path: &str, address: [u8; 4], header: &str| {
+        let request = Request::builder().method(method).uri(format!("/sdapi/v1/{path}"));
+        let mut request = request.header(header, "x").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Peer(address.into()));
+        router(gateway.clone()).oneshot(request).await.unwrap()
+    };
+    let (mine, others) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    let told = json_of(send("GET", "progress", mine, "x-other").await).await;
+    assert_eq!(
+        (&told["progress"], &told["eta_relative"], &told["current_image"]),
+        (&json!(0.75), &json!(0.5), &json!("AAE="))
+    );
+    assert_eq!(
+        (
+            &told["state"]["sampling_step"],
+            &told["state"]["sampling_steps"],
+            &told["state"]["job_count"]
+        ),
+        (&json!(3), &json!(4), &json!(1))
+    );
+    let told = json_of(send("GET", "progress?skip_current_image=true", mine, "x-other").await).await;
+    assert_eq!(
+        (&told["progress"], &told["current_image"]),
+        (&json!(0.75), &Value::Null)
+    );
+    for (address, header) in [(others, "x-other"), (mine, "forwarded"), (mine, "x-forwarded-for")] {
+        let told = json_of(send("GET", "progress", address, header).await).await;
+        assert_eq!(
+            (&told["progress"], &told["state"]["job_count"]),
+            (&json!(0.0), &json!(0)),
+            "{header}"
+        );
+        assert_eq!(told["current_image"], Value::Null);
+    }
+    assert_eq!(send("POST", "interrupt", others, "x-other").await.status(), 200);
+    assert_eq!(send("POST", "interrupt", mine, "x-forwarded-for").await.status(), 501);
+    assert!(!running.job().is_interrupted());
+    assert_eq!(send("POST", "interrupt", mine, "x-other").await.status(), 200);
+    assert!(running.job().is_interrupted());
+    let told = json_of(send("GET", "progress", mine, "x-other").await).await;
+    assert_eq!(told["state"]["interrupted"], true);
 }

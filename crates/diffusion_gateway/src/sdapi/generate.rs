@@ -6,10 +6,20 @@ use axum::extract::{Extension, State};
 use serde_json::{Value, json};
 
 use super::arguments::Arguments;
+use super::progress::images;
 use crate::error::{ApiError, Result};
 use crate::fields::Fields;
+use crate::http::client::ClientAddress;
 use crate::http::{Gateway, RequestId, Shared};
 use crate::images::{apart, inverted, resized};
+use crate::watch::Watch;
+
+/// What `progress` tells.
+const WATCH: Watch = Watch {
+    partial_images: 1,
+    preview: None,
+    progress: true,
+};
 
 /// Text to image.
 ///
@@ -18,11 +28,13 @@ use crate::images::{apart, inverted, resized};
 pub async fn txt2img(
     State(gateway): State<Shared>,
     Extension(id): Extension<RequestId>,
+    client: ClientAddress,
     body: Bytes,
 ) -> Result<Json<Value>> {
     let mut arguments = Arguments::take(&mut Fields::of_json(&body)?)?;
+    drop(body);
     with_size(&mut arguments);
-    response(&gateway, arguments, &id).await
+    response(&gateway, arguments, &id, client).await
 }
 
 /// Image to image, and inpainting with a mask: white is repainted.
@@ -32,9 +44,11 @@ pub async fn txt2img(
 pub async fn img2img(
     State(gateway): State<Shared>,
     Extension(id): Extension<RequestId>,
+    client: ClientAddress,
     body: Bytes,
 ) -> Result<Json<Value>> {
     let mut fields = Fields::of_json(&body)?;
+    drop(body);
     let image = init_image(&mut fields)?;
     let mask = fields.text("mask")?;
     let invert = fields.integer("inpainting_mask_invert")?.unwrap_or(0) != 0;
@@ -55,7 +69,7 @@ pub async fn img2img(
         let image = apart(move || resized(image, size.width, size.height)).await?;
         arguments.request.image = Some(image);
     }
-    response(&gateway, arguments, &id).await
+    response(&gateway, arguments, &id, client).await
 }
 
 fn with_size(arguments: &mut Arguments) {
@@ -75,10 +89,15 @@ fn init_image(fields: &mut Fields) -> Result<String> {
 }
 
 /// Runs a request. The response has what clients read of stable-diffusion-webui's.
-async fn response(gateway: &Gateway, arguments: Arguments, id: &RequestId) -> Result<Json<Value>> {
+async fn response(
+    gateway: &Gateway,
+    arguments: Arguments,
+    id: &RequestId,
+    ClientAddress(client): ClientAddress,
+) -> Result<Json<Value>> {
     let Arguments {
         model,
-        request,
+        mut request,
         send_images,
         ..
     } = arguments;
@@ -89,7 +108,15 @@ async fn response(gateway: &Gateway, arguments: Arguments, id: &RequestId) -> Re
         "sd_model_name": model.name,
     });
     let parameters = json!(request.gen_args);
-    let generated = gateway.generation(model, request, id).images().await?;
+    let generated = match client {
+        None => gateway.generation(model, request, id).images().await?,
+        // Nobody else can ask for the progress.
+        Some(client) => {
+            let running = gateway.running.begin(client);
+            WATCH.ask(&model, &mut request).await;
+            images(gateway.generation(model, request, id), running.job()).await?
+        }
+    };
     let mut info = info;
     info["seed"] = json!(generated.seed());
     // All images of a request have one seed.

@@ -7,6 +7,7 @@ mod arguments;
 mod generate;
 mod lists;
 mod options;
+mod progress;
 mod prompt_loras;
 
 use axum::Router;
@@ -26,6 +27,6 @@ pub fn routes() -> Router<Shared> {
         .route("/sdapi/v1/sd-vae", get(lists::nothing))
         .route("/sdapi/v1/upscalers", get(lists::nothing))
         .route("/sdapi/v1/options", get(options::get).post(options::set))
-        .route("/sdapi/v1/progress", get(options::progress))
-        .route("/sdapi/v1/interrupt", post(options::interrupt))
+        .route("/sdapi/v1/progress", get(progress::progress))
+        .route("/sdapi/v1/interrupt", post(progress::interrupt))
 }

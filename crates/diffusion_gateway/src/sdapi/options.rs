@@ -1,9 +1,8 @@
-//! Options, progress and interruption. The gateway keeps no state, so there is little to tell.
+//! Options. The gateway keeps none, so there is little to tell.
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::error::{ApiError, Result};
@@ -42,26 +41,4 @@ pub async fn set(State(gateway): State<Shared>, body: Bytes) -> Result<Json<Valu
         "the gateway keeps no options; name the model in override_settings of each request, or start the gateway with \
          --model",
     ))
-}
-
-/// `GET /sdapi/v1/progress`: always 0, because the backend does not report it yet.
-pub async fn progress() -> Json<Value> {
-    Json(json!({
-        "progress": 0.0,
-        "eta_relative": 0.0,
-        "state": { "skipped": false, "interrupted": false, "job_count": 0, "sampling_step": 0, "sampling_steps": 0 },
-        "current_image": null,
-        "textinfo": "progress is not supported",
-    }))
-}
-
-/// `POST /sdapi/v1/interrupt`.
-///
-/// # Errors
-/// 501: it would end the requests of all clients.
-pub async fn interrupt() -> ApiError {
-    ApiError::new(
-        StatusCode::NOT_IMPLEMENTED,
-        "interrupt is not supported; a client that closes its connection cancels its own request",
-    )
 }

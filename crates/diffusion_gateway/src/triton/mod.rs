@@ -11,3 +11,10 @@ pub use messages::{InferParameter, ModelInferRequest, ModelInferResponse, Parame
 pub use ready_model::{ReadyModel, Responses};
 pub use servers::{NoModel, Servers};
 pub use tensors::{elements, input};
+
+/// What a server for tests is made of.
+#[cfg(test)]
+pub mod fake {
+    pub use super::messages::*;
+    pub use super::tensors::{elements, input};
+}

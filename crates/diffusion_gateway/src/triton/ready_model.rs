@@ -9,9 +9,10 @@ use super::server::Server;
 use super::stream_error;
 
 /// How long Triton may take to end a stream after the last response.
-const END: Duration = Duration::from_secs(1);
+const END: Duration = Duration::from_secs(5);
 
 /// A model that was ready on a server a moment ago.
+#[derive(Clone)]
 pub struct ReadyModel {
     /// The server.
     pub(super) server: Server,
@@ -60,20 +61,23 @@ impl Responses {
             None => Ok(None),
             Some(response) if response.error_message.is_empty() => Ok(response.infer_response),
             Some(response) => {
-                self.end().await;
+                self.end();
                 Err(stream_error::status(response.error_message))
             }
         }
     }
 
-    /// Waits for the end after the last response or an error. Triton 2.51 takes a stream that is dropped before its end for one that
-    /// runs, and waits for it when it shuts down.
-    pub async fn end(&mut self) {
-        let Self::Many(responses) = self else {
-            return;
-        };
-        let rest = async { while let Ok(Some(_)) = responses.message().await {} };
-        // What comes is without contents, and the answer is there already.
-        let _ = tokio::time::timeout(END, rest).await;
+    /// Reads on to the end, after the last response or an error. A task does it: if the client goes away now, it goes on.
+    ///
+    /// Triton 2.51 keeps a stream for ever that is dropped between its last response and its end, and waits for it when it
+    /// shuts down.
+    pub fn end(&mut self) {
+        if let Self::Many(mut responses) = std::mem::replace(self, Self::One(None)) {
+            tokio::spawn(async move {
+                let rest = async { while let Ok(Some(_)) = responses.message().await {} };
+                // What comes is without contents, and the answer is there already.
+                let _ = tokio::time::timeout(END, rest).await;
+            });
+        }
     }
 }

@@ -12,7 +12,9 @@ use crate::prompt_syntax::PromptSyntax;
 use diffusion_core::config::{Format, PipelineClass};
 use diffusion_core::{Error, Result};
 
-use PipelineClass::{Depth2Img, Img2Img, Inpaint, LatentConsistency, StableDiffusion, Upscale};
+use PipelineClass::{
+    Depth2Img, Img2Img, Img2ImgXl, Inpaint, InpaintXl, LatentConsistency, StableDiffusion, StableDiffusionXl, Upscale,
+};
 
 /// One key of `gen_args`.
 pub struct Key {
@@ -53,24 +55,64 @@ enum Kind {
     Loras(Field<Vec<LoraRequest>>),
     /// How previews are made.
     Preview(Field<Preview>),
+    /// A text.
+    Text(Field<String>),
+    /// Two integers from a smallest one on: height and width, or top and left.
+    Pair(u32, Field<[u32; 2]>),
 }
 
 const ALL: &[PipelineClass] = &PipelineClass::ALL;
-const SIZED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Inpaint];
-const FROM_IMAGE: &[PipelineClass] = &[Img2Img, Depth2Img, Inpaint];
-const SCHEDULED: &[PipelineClass] = &[StableDiffusion, Img2Img, Inpaint];
+const SIZED: &[PipelineClass] = &[
+    StableDiffusion,
+    LatentConsistency,
+    Inpaint,
+    StableDiffusionXl,
+    InpaintXl,
+];
+const FROM_IMAGE: &[PipelineClass] = &[Img2Img, Depth2Img, Inpaint, Img2ImgXl, InpaintXl];
+const MASKED: &[PipelineClass] = &[Inpaint, InpaintXl];
+const XL: &[PipelineClass] = &[StableDiffusionXl, Img2ImgXl, InpaintXl];
+/// Stable Diffusion XL has neither weighted prompts nor LoRAs yet.
+const NOT_XL: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Img2Img, Depth2Img, Inpaint, Upscale];
+const SCHEDULED: &[PipelineClass] = &[
+    StableDiffusion,
+    Img2Img,
+    Inpaint,
+    StableDiffusionXl,
+    Img2ImgXl,
+    InpaintXl,
+];
 /// As [`SCHEDULED`], with the pipeline that has no `sigmas`.
-const TIMED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Img2Img, Inpaint];
+const TIMED: &[PipelineClass] = &[
+    StableDiffusion,
+    LatentConsistency,
+    Img2Img,
+    Inpaint,
+    StableDiffusionXl,
+    Img2ImgXl,
+    InpaintXl,
+];
 /// The upscaler's large images have tiles and chunks, which neither the deep cache nor the tiny decoder has.
-const APPROXIMATED: &[PipelineClass] = &[StableDiffusion, LatentConsistency, Img2Img, Depth2Img, Inpaint];
+const APPROXIMATED: &[PipelineClass] = &[
+    StableDiffusion,
+    LatentConsistency,
+    Img2Img,
+    Depth2Img,
+    Inpaint,
+    StableDiffusionXl,
+    Img2ImgXl,
+    InpaintXl,
+];
 
 /// Number of timesteps that every supported family was trained with (`num_train_timesteps`).
 const TRAIN_TIMESTEPS: usize = 1000;
 /// Largest custom sigma. The largest sigma of the supported families is 14.6, or 4096 with a zero terminal SNR.
 const MAX_SIGMA: f64 = 10_000.0;
+/// Largest side of an image that a size describes, in pixels.
+const MAX_SIDE: u32 = 65_536;
 
 /// Every key of `gen_args`.
-pub static KEYS: [Key; 26] = [
+pub static KEYS: [Key; 34] = [
     key(
         "num_inference_steps",
         ALL,
@@ -95,7 +137,7 @@ pub static KEYS: [Key; 26] = [
     key("eta", ALL, Kind::Float(0.0..=1.0, |a| &mut a.eta)),
     key(
         "guidance_rescale",
-        &[StableDiffusion],
+        &[StableDiffusion, StableDiffusionXl, Img2ImgXl, InpaintXl],
         Kind::Float(0.0..=1.0, |a| &mut a.guidance_rescale),
     ),
     key("clip_skip", ALL, Kind::Int(0..=1000, |a| &mut a.clip_skip)),
@@ -103,24 +145,48 @@ pub static KEYS: [Key; 26] = [
     key("sigmas", SCHEDULED, Kind::Sigmas(|a| &mut a.sigmas)),
     key(
         "padding_mask_crop",
-        &[Inpaint],
+        MASKED,
         Kind::Int(0..=65_536, |a| &mut a.padding_mask_crop),
     ),
     key("seed", ALL, Kind::Int(0..=i64::MAX as u64, |a| &mut a.seed)),
     key("scheduler", ALL, Kind::ClassName(|a| &mut a.scheduler)),
     key("output_format", ALL, Kind::Format(|a| &mut a.output_format)),
     key("quality", ALL, Kind::Int(1..=100, |a| &mut a.quality)),
-    key("keep_unmasked", &[Inpaint], Kind::Bool(|a| &mut a.keep_unmasked)),
-    key("prompt_syntax", ALL, Kind::PromptSyntax(|a| &mut a.prompt_syntax)),
+    key("keep_unmasked", MASKED, Kind::Bool(|a| &mut a.keep_unmasked)),
+    key("prompt_syntax", NOT_XL, Kind::PromptSyntax(|a| &mut a.prompt_syntax)),
     // At 5, images of 30 steps are at 25 dB PSNR of those without the cache, on the demo.
     key("deep_cache", APPROXIMATED, Kind::Int(1..=10, |a| &mut a.deep_cache)),
     key("decoder", APPROXIMATED, Kind::Decoder(|a| &mut a.decoder)),
-    key("loras", ALL, Kind::Loras(|a| &mut a.loras)),
+    key("loras", NOT_XL, Kind::Loras(|a| &mut a.loras)),
     // At most a day.
     key("timeout_ms", ALL, Kind::Int(1..=86_400_000, |a| &mut a.timeout_ms)),
     key("progress_every", ALL, Kind::Int(0..=1000, |a| &mut a.progress_every)),
     key("preview", ALL, Kind::Preview(|a| &mut a.preview)),
     key("describe", ALL, Kind::Bool(|a| &mut a.describe)),
+    key("prompt_2", XL, Kind::Text(|a| &mut a.prompt_2)),
+    key("negative_prompt_2", XL, Kind::Text(|a| &mut a.negative_prompt_2)),
+    key("original_size", XL, Kind::Pair(1, |a| &mut a.original_size)),
+    key(
+        "crops_coords_top_left",
+        XL,
+        Kind::Pair(0, |a| &mut a.crops_coords_top_left),
+    ),
+    key("target_size", XL, Kind::Pair(1, |a| &mut a.target_size)),
+    key(
+        "negative_original_size",
+        XL,
+        Kind::Pair(1, |a| &mut a.negative_original_size),
+    ),
+    key(
+        "negative_crops_coords_top_left",
+        XL,
+        Kind::Pair(0, |a| &mut a.negative_crops_coords_top_left),
+    ),
+    key(
+        "negative_target_size",
+        XL,
+        Kind::Pair(1, |a| &mut a.negative_target_size),
+    ),
 ];
 
 const fn key(name: &'static str, pipelines: &'static [PipelineClass], kind: Kind) -> Key {
@@ -144,6 +210,8 @@ impl Key {
             }
             Kind::Decoder(_) => format!("one of {}", Decoder::ALL.map(|(name, _)| name).join(", ")),
             Kind::Preview(_) => format!("one of {}", Preview::ALL.map(|(name, _)| name).join(", ")),
+            Kind::Text(_) => "a text".into(),
+            Kind::Pair(least, _) => format!("a list of two integers from {least} to {MAX_SIDE}"),
             Kind::Timesteps(_) => format!(
                 "a list of 1 to {TRAIN_TIMESTEPS} integers from 0 to {}, strictly descending",
                 TRAIN_TIMESTEPS - 1
@@ -173,6 +241,13 @@ impl Key {
             Kind::PromptSyntax(_) => names(PromptSyntax::ALL),
             Kind::Decoder(_) => names(Decoder::ALL),
             Kind::Preview(_) => names(Preview::ALL),
+            Kind::Text(_) => json!({ "type": "string" }),
+            Kind::Pair(least, _) => json!({
+                "type": "array",
+                "items": { "type": "integer", "minimum": least, "maximum": MAX_SIDE },
+                "minItems": 2,
+                "maxItems": 2,
+            }),
             Kind::Timesteps(_) | Kind::Sigmas(_) => {
                 json!({ "type": "array", "minItems": 1, "maxItems": TRAIN_TIMESTEPS })
             }
@@ -222,6 +297,8 @@ impl Key {
                 let preview = Preview::ALL.into_iter().find(|(name, _)| value == name);
                 set(field(args), preview.map(|(_, preview)| preview))
             }
+            Kind::Text(field) => set(field(args), value.as_str().map(str::to_owned)),
+            Kind::Pair(least, field) => set(field(args), as_pair(value, *least)),
         };
         if stored {
             Ok(())
@@ -261,6 +338,8 @@ impl Key {
             Kind::Sigmas(field) => fill(*field, to, from),
             Kind::Loras(field) => fill(*field, to, from),
             Kind::Preview(field) => fill(*field, to, from),
+            Kind::Text(field) => fill(*field, to, from),
+            Kind::Pair(_, field) => fill(*field, to, from),
         }
     }
 }
@@ -274,6 +353,19 @@ fn set<T>(field: &mut Option<T>, value: Option<T>) -> bool {
 /// Reads a JSON integer in a range. `50.0` is a float, as in Python.
 fn as_int(value: &Value, range: &RangeInclusive<u64>) -> Option<u64> {
     value.as_u64().filter(|n| range.contains(n))
+}
+
+/// Reads a list of two integers from `least` to [`MAX_SIDE`].
+fn as_pair(value: &Value, least: u32) -> Option<[u32; 2]> {
+    let list = value.as_array()?.iter();
+    let sides: Option<Vec<u32>> = list
+        .map(|side| {
+            u32::try_from(side.as_u64()?)
+                .ok()
+                .filter(|side| (least..=MAX_SIDE).contains(side))
+        })
+        .collect();
+    sides?.try_into().ok()
 }
 
 /// Reads a list of 1 to [`TRAIN_TIMESTEPS`] elements.

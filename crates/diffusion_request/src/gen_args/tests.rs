@@ -1,6 +1,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 use super::*;
-use PipelineClass::{Depth2Img, Img2Img, Inpaint, LatentConsistency, StableDiffusion, Upscale};
+use PipelineClass::{
+    Depth2Img, Img2Img, Img2ImgXl, Inpaint, InpaintXl, LatentConsistency, StableDiffusion, StableDiffusionXl, Upscale,
+};
 use proptest::prelude::*;
 
 const MAX: usize = 64 << 10;
@@ -24,7 +26,10 @@ fn every_key_is_parsed() {
         "scheduler": "DDIMScheduler", "output_format": "webp", "quality": 90, "keep_unmasked": true,
         "prompt_syntax": "weighted", "deep_cache": 3, "decoder": "tiny", "timeout_ms": 60000,
         "loras": [{"name": "style", "scale": 0.5}],
-        "progress_every": 5, "preview": "tiny", "describe": false}"#;
+        "progress_every": 5, "preview": "tiny", "describe": false, "prompt_2": "a dog", "negative_prompt_2": "",
+        "original_size": [1024, 768], "crops_coords_top_left": [0, 16], "target_size": [512, 512],
+        "negative_original_size": [1, 65536], "negative_crops_coords_top_left": [0, 0],
+        "negative_target_size": [64, 64]}"#;
     let expected = GenArgs {
         num_inference_steps: Some(20),
         guidance_scale: Some(8.0),
@@ -56,6 +61,14 @@ fn every_key_is_parsed() {
         progress_every: Some(5),
         preview: Some(Preview::Tiny),
         describe: Some(false),
+        prompt_2: Some("a dog".into()),
+        negative_prompt_2: Some(String::new()),
+        original_size: Some([1024, 768]),
+        crops_coords_top_left: Some([0, 16]),
+        target_size: Some([512, 512]),
+        negative_original_size: Some([1, 65536]),
+        negative_crops_coords_top_left: Some([0, 0]),
+        negative_target_size: Some([64, 64]),
     };
     assert_eq!(parse(text).unwrap(), expected);
     let sigmas = parse(r#"{"sigmas": [14.6, 1, 0.03]}"#).unwrap().sigmas;
@@ -132,6 +145,9 @@ fn wrong_values_name_the_key_and_its_limits() {
         ("progress_every", "-1 1001 true"),
         ("preview", "1 true false \"no\""),
         ("describe", "1 \"true\""),
+        ("prompt_2", "1 [] true"),
+        ("target_size", "512 [512] [1,2,3] [0,1] [1,65537] [1.0,2] \"1x2\""),
+        ("crops_coords_top_left", "[-1,0] [0]"),
     ] {
         let key = KEYS.iter().find(|key| key.name == name).unwrap();
         for value in values.split(' ').filter(|v| *v != "null_") {
@@ -215,33 +231,56 @@ fn text_that_is_no_object() {
 
 #[test]
 fn keys_of_other_pipelines_are_refused() {
+    let xl = "prompt_2 negative_prompt_2 original_size crops_coords_top_left target_size negative_original_size \
+              negative_crops_coords_top_left negative_target_size";
     let cases = [
-        (StableDiffusion, "strength noise_level padding_mask_crop keep_unmasked"),
+        (
+            StableDiffusion,
+            "strength noise_level padding_mask_crop keep_unmasked",
+            xl,
+        ),
         (
             LatentConsistency,
             "strength noise_level guidance_rescale sigmas padding_mask_crop keep_unmasked",
+            xl,
         ),
         (
             Depth2Img,
             "height width noise_level guidance_rescale timesteps sigmas padding_mask_crop keep_unmasked",
+            xl,
         ),
-        (Inpaint, "noise_level guidance_rescale"),
+        (Inpaint, "noise_level guidance_rescale", xl),
         (
             Upscale,
             "height width strength guidance_rescale timesteps sigmas padding_mask_crop keep_unmasked deep_cache decoder",
+            xl,
         ),
         (
             Img2Img,
             "height width noise_level guidance_rescale padding_mask_crop keep_unmasked",
+            xl,
         ),
+        (
+            StableDiffusionXl,
+            "strength noise_level padding_mask_crop keep_unmasked prompt_syntax loras",
+            "",
+        ),
+        (
+            Img2ImgXl,
+            "height width noise_level padding_mask_crop keep_unmasked prompt_syntax loras",
+            "",
+        ),
+        (InpaintXl, "noise_level prompt_syntax loras", ""),
     ];
-    for (class, refused) in cases {
+    assert_eq!(cases.len(), PipelineClass::ALL.len());
+    for (class, refused, family) in cases {
         let not_taken: Vec<_> = KEYS
             .iter()
             .filter(|key| !key.is_supported_by(class))
             .map(|key| key.name)
             .collect();
-        assert_eq!(not_taken.join(" "), refused, "{class}");
+        let expected: Vec<&str> = refused.split_whitespace().chain(family.split_whitespace()).collect();
+        assert_eq!(not_taken, expected, "{class}");
     }
     let args = parse(r#"{"strength": 0.5}"#).unwrap();
     assert_eq!(

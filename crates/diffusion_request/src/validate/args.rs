@@ -113,7 +113,7 @@ pub fn progress_every(args: &GenArgs) -> Option<usize> {
 /// Decides how previews are made; `None` without progress. The safety checker does not see previews, so a model with one
 /// has none.
 pub fn preview(args: &GenArgs, model: &ModelInfo) -> Result<Option<Preview>> {
-    let Some(preview) = args.preview else {
+    let Some(preview) = args.preview.filter(|preview| *preview != Preview::Off) else {
         return Ok(None);
     };
     let refused = if model.safety_checker {

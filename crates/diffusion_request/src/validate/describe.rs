@@ -57,7 +57,7 @@ impl RequestValidator {
             }
             arguments.insert(key.name.to_owned(), schema.into());
         }
-        if self.previews().is_empty() {
+        if self.model.safety_checker {
             arguments.remove("preview");
         }
         Ok(arguments)
@@ -110,7 +110,7 @@ impl RequestValidator {
 
     /// Returns the kinds of previews that the model has.
     fn previews(&self) -> Vec<&'static str> {
-        let has = |kind: &Preview| !self.model.safety_checker && (*kind != Preview::Tiny || self.model.tiny_decoder);
+        let has = |kind: &Preview| *kind != Preview::Tiny || self.model.tiny_decoder;
         let all = Preview::ALL.into_iter();
         all.filter(|(_, kind)| has(kind)).map(|(name, _)| name).collect()
     }

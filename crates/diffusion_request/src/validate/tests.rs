@@ -126,6 +126,7 @@ fn prompt_alone_gets_the_defaults_of_diffusers() {
             timeout: None,
             progress_every: None,
             preview: None,
+            xl: None,
         };
         assert_eq!(request, expected);
         assert!(request.do_classifier_free_guidance());
@@ -296,6 +297,8 @@ fn previews_are_those_that_the_model_has() {
     for without in [r#"{"preview": "vae"}"#, r#"{"preview": "vae", "progress_every": 0}"#] {
         assert_eq!(preview(&plain, without), Ok((None, None)));
     }
+    let off = r#"{"preview": "off", "progress_every": 3}"#;
+    assert_eq!(preview(&plain, off), Ok((Some(3), None)));
     let of_tiny = r#"{"preview": "tiny", "progress_every": 1}"#;
     assert_eq!(preview(&tiny, of_tiny), Ok((Some(1), Some(Preview::Tiny))));
     let checked = RequestValidator::new(
@@ -581,6 +584,7 @@ proptest! {
             timeout: None,
             progress_every: None,
             preview: None,
+            xl: None,
         };
         let mut args = request.gen_args();
         args.insert("scheduler".into(), SCHEDULERS[scheduler].into());

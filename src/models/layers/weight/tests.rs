@@ -64,6 +64,7 @@ fn forward_half_precision_weights_give_the_bytes_of_upcast_ones() {
             timesteps: &Tensor::from_slice(&[500i64]),
             class_labels: None,
             timestep_cond: None,
+            added: None,
         };
         let input = UNetInput {
             sample: &(Tensor::arange(256, (Kind::Float, Device::Cpu)).reshape([1, 4, 8, 8]) / 99.0),

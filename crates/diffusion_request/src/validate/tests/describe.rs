@@ -30,7 +30,10 @@ fn every_pipeline_of_a_model_is_described() {
         text["scheduler"],
         json!({ "type": "string", "enum": SCHEDULERS, "default": "PNDMScheduler" })
     );
-    assert_eq!(text["preview"], json!({ "type": "string", "enum": ["linear", "vae"] }));
+    assert_eq!(
+        text["preview"],
+        json!({ "type": "string", "enum": ["off", "linear", "vae"] })
+    );
     assert_eq!(text["decoder"]["enum"], json!(["vae"]));
     assert_eq!(text["seed"].get("default"), None);
     assert_eq!(text.get("strength"), None);

@@ -85,7 +85,7 @@ function tasksOf(pipelines) {
   return ORDER.filter((id) => found.has(id)).map((id) => found.get(id));
 }
 
-/** Returns the name of the model that is chosen at the first visit: one that makes images from texts, if there is one. */
+/** Returns the name of the model of a first visit: one that makes images from texts, if there is one. */
 export function firstChoice(models) {
   const all = [...models.values()];
   const best = all.find((model) => model.isDescribed && model.task("text")) ?? all.find((model) => model.task("text"));

@@ -75,10 +75,9 @@ export class Gallery extends EventTarget {
   #note() {
     const number = this.records.length;
     const place = this.#store.isLasting ? "kept in this browser only" : "gone after a reload: this browser keeps none";
+    const limit = number >= MOST_IMAGES ? `; the newest ${MOST_IMAGES} are kept` : "";
     byId("gallery-note").textContent =
-      number === 0
-        ? `Images are ${this.#store.isLasting ? "kept in this browser, the newest" : "kept until a reload, at most"} ${MOST_IMAGES}.`
-        : `${count(number, "image")}, ${place}${number >= MOST_IMAGES ? `; the newest ${MOST_IMAGES} are kept` : ""}`;
+      number === 0 ? `The newest ${MOST_IMAGES} images are ${place}.` : `${count(number, "image")}, ${place}${limit}`;
     byId("gallery-clear").hidden = number === 0;
   }
 }

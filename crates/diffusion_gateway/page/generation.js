@@ -89,13 +89,14 @@ export class Generation extends EventTarget {
 
   #finished(images, started) {
     const [{ record, url }] = images;
-    const text = `${count(images.length, "image")} in ${duration(performance.now() - started)}, seed ${record.settings.seed}`;
+    const { seed } = record.settings;
+    const text = `${count(images.length, "image")} in ${duration(performance.now() - started)}, seed ${seed}`;
     if (images.length > 1) {
       this.#stage.end(text);
       return;
     }
-    const download = element("a", { className: "button small", href: url }, icon("download"), "Download");
-    download.download = fileName(record);
+    const properties = { className: "button small", href: url, download: fileName(record) };
+    const download = element("a", properties, icon("download"), "Download");
     const use = (destination) => {
       this.dispatchEvent(new CustomEvent("use", { detail: { record, destination } }));
     };

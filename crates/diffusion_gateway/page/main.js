@@ -93,7 +93,9 @@ function problem() {
   const { task } = form;
   if (!task) return { message: "There is no model to send the request to.", field: byId("model") };
   if (task.image && !input.blob) return { message: "Choose an input image first.", field: byId("input-choose") };
-  if (task.mask && !mask.isDrawn) return { message: "Draw a mask first: what is painted is generated anew.", field: byId("mask-draw") };
+  if (task.mask && !mask.isDrawn) {
+    return { message: "Draw a mask first: what is painted is generated anew.", field: byId("mask-draw") };
+  }
   return form.problem();
 }
 
@@ -131,7 +133,7 @@ async function useAsInput(record, { task, model }) {
   viewer.close();
   await input.set(record.blob, shortened(record.settings.prompt || "Generated image", 60));
   form.choose(model, task);
-  // The upscaler wants to know what the image shows. For the others, a prompt may be there that says what it shall show.
+  // The upscaler wants to know what the image shows. For others, a prompt may be there that says what it shall show.
   if (form.task.scales || !byId("prompt").value.trim()) byId("prompt").value = record.settings.prompt;
   hideError();
   byId("form").scrollIntoView();
@@ -178,7 +180,8 @@ async function showModels() {
     });
   } catch (error) {
     if (error.status === 401) {
-      notice("The models are shown when the API key is known. ", element("button", { type: "button", className: "small", onclick: askAgainForKey }, "Enter the key"));
+      const properties = { type: "button", className: "small", onclick: askAgainForKey };
+      notice("The models are shown when the API key is known. ", element("button", properties, "Enter the key"));
       askAgainForKey();
       return;
     }

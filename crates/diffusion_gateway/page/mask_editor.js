@@ -23,7 +23,8 @@ export class MaskEditor {
     byId("editor-size").addEventListener("input", () => this.#sizeRing());
     byId("editor-rectangle").addEventListener("submit", (event) => this.#addRectangle(event));
     this.#dialog.addEventListener("keydown", (event) => {
-      if (event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey) || event.target.type === "number") return;
+      const isUndo = event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey);
+      if (!isUndo || event.target.type === "number") return;
       event.preventDefault();
       this.#undo();
     });

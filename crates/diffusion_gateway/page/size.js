@@ -114,7 +114,8 @@ export class Size {
     const { side } = this.#model;
     const sizes = RATIOS.map(([across, down]) => {
       const unit = Math.sqrt(side ** 2 / (across * down));
-      return { text: `${across}:${down}`, across, down, size: [across * unit, down * unit].map((n) => this.#rounded(n)) };
+      const size = [across * unit, down * unit].map((number) => this.#rounded(number));
+      return { text: `${across}:${down}`, across, down, size };
     });
     if (this.#task.image && this.#input) {
       const { width, height } = this.#input;

@@ -48,8 +48,8 @@ export class Stage {
     byId("bar").firstElementChild.style.inlineSize = `${(step / steps) * 100}%`;
     const percent = Math.round((step / steps) * 100);
     document.title = `${percent} % · ${TITLE}`;
-    const isLast = step >= steps;
-    this.#text(isLast ? "Decoding the image" : `Step ${step} of ${steps}`, isLast || !(left > 0) ? "" : `about ${duration(left)} left`);
+    if (step >= steps) this.#text("Decoding the image", "");
+    else this.#text(`Step ${step} of ${steps}`, left > 0 ? `about ${duration(left)} left` : "");
     sayProgress(`${percent} percent.`);
   }
 

@@ -11,7 +11,7 @@ const result = (request) =>
     request.addEventListener("error", () => reject(request.error));
   });
 
-/** The kept images, each a record with `id`, `blob` and how it was made. Without IndexedDB, they live as long as the page. */
+/** The kept images, each a record with `id`, `blob` and how it was made. Without IndexedDB, they end with the page. */
 export class Store extends EventTarget {
   #database = null;
   #memory = new Map();

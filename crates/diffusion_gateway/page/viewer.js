@@ -101,7 +101,8 @@ export class Viewer extends EventTarget {
 export function useButtons(destinations, use) {
   return destinations.map((destination) => {
     const { label, model } = destination;
-    return element("button", { type: "button", title: `With the model ${model}`, onclick: () => use(destination) }, label);
+    const title = `With the model ${model}`;
+    return element("button", { type: "button", title, onclick: () => use(destination) }, label);
   });
 }
 
@@ -122,5 +123,6 @@ function facts(record) {
     ["Seed", settings.count > 1 ? `${settings.seed}, image ${record.index + 1} of ${settings.count}` : settings.seed],
     ["Created", `${time(record.time)}, in ${duration(record.milliseconds)}`],
   ];
-  return all.filter(([, text]) => text !== null && text !== undefined && text !== "").map(([name, text]) => [name, String(text)]);
+  const isGiven = ([, text]) => text !== null && text !== undefined && text !== "";
+  return all.filter(isGiven).map(([name, text]) => [name, String(text)]);
 }

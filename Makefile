@@ -36,7 +36,7 @@ export PROPTEST_RNG_SEED ?= 1
 
 TENSOR_FREE_CRATES := --package diffusion_core --package diffusion_image --package diffusion_request --package diffusion_engine --package diffusion_kernels --package diffusion_gateway --package test_support
 
-.PHONY: help pretend setup setup-reference build backend wheel dist demo serve train test test-crates test-rust test-e2e test-deploy test-gpu-check test-packages test-repository gpu-check soak chaos fuzz tiles check-cuda lint sanitize deny parity setup-bench bench bench-full-size bench-report clean
+.PHONY: help pretend setup setup-reference build backend wheel dist demo serve train test test-crates test-rust test-e2e test-page screenshots test-deploy test-gpu-check test-packages test-repository gpu-check soak chaos fuzz tiles check-cuda lint sanitize deny parity setup-bench bench bench-full-size bench-report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,8 +70,8 @@ train: setup-reference ## train the demo's checkpoints and LoRA anew (hours on 2
 	'$(REFERENCE_VENV)/bin/python' demo/train/run.py --work target/train --out demo/models
 
 # In this order: test-rust builds the library with planned failures in it, test-e2e builds and serves it without.
-test: test-rust ## all tests: Rust, end to end against a real tritonserver, deployment, GPU check, repository
-	@$(MAKE) --no-print-directory test-e2e test-deploy test-gpu-check test-repository
+test: test-rust ## all tests: Rust, end to end against a real tritonserver, the page, deployment, GPU check, repository
+	@$(MAKE) --no-print-directory test-e2e test-page test-deploy test-gpu-check test-repository
 
 # The GPU path runs on a pretend GPU.
 pretend: setup ## compile target/pretend/libtorch_cuda.so, the pretend GPU of the tests
@@ -87,6 +87,12 @@ test-crates: ## the tests of the crates without Triton and tensors; they need no
 
 test-e2e: backend
 	$(PYTHON_VENV) -m pytest tests/e2e $(PYTEST_ARGS)
+
+test-page: backend ## the gateway's page in Chromium (installed with apt-get if it is missing and you are root)
+	chromium="$$(tools/chromium.sh)"; CHROMIUM="$$chromium" $(PYTHON_VENV) -m pytest tests/page $(PYTEST_ARGS)
+
+screenshots: backend ## the screenshots of the page in docs/images, anew
+	chromium="$$(tools/chromium.sh)"; CHROMIUM="$$chromium" $(PYTHON_VENV) tools/page_screenshots.py
 
 test-packages: backend ## the wheel and the archive, installed in temporary folders (about a minute)
 	$(PYTHON_VENV) -m pytest tests/packages $(PYTEST_ARGS)

@@ -38,6 +38,9 @@ pub struct Arguments {
     /// An origin whose web pages may send requests, or * (repeatable)
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
+    /// Serve no web page at /
+    #[arg(long)]
+    no_page: bool,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -61,6 +64,7 @@ pub fn run(arguments: Arguments) -> Result<(), StartError> {
         max_bodies_bytes: usize::try_from(arguments.max_bodies_mib).unwrap_or(usize::MAX >> 20) << 20,
         api_key,
         cors_origins: arguments.cors_origin,
+        page: !arguments.no_page,
     };
     diffusion_gateway::run(settings, |address| {
         output::print(format_args!("listening on http://{address}"))

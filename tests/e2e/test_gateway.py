@@ -153,14 +153,18 @@ def test_lora_is_named_after_its_model(gateway, api, repository, client):
     ]
     assert gateway.json("GET", "/v1/models/sd:styled")["diffusion"]["loras"] == ["watercolor"]
 
-    def image(model):
-        return images_of(api.images.generate(model=model, prompt="a cat", extra_body=SHORT))[0]
+    def image(model, **arguments):
+        return images_of(api.images.generate(model=model, prompt="a cat", extra_body={**SHORT, **arguments}))[0]
 
     expected = client.infer("sd_styled", prompt="a cat", gen_args={**SHORT, "loras": [{"name": "watercolor"}]}).image
     assert (pixels(image("sd_styled:watercolor")) == pixels(expected)).all()
     assert (pixels(image("sd:styled:watercolor")) == pixels(expected)).all()
     assert (pixels(image("sd:styled")) == pixels(image("sd_styled"))).all()
     assert (pixels(image("sd_styled")) != pixels(expected)).any()
+    assert (pixels(image("sd_styled", loras=[{"name": "watercolor"}])) == pixels(expected)).all()
+    assert (pixels(image("sd_styled", loras=[{"name": "watercolor", "scale": 0.5}])) != pixels(expected)).any()
+    with pytest.raises(openai.BadRequestError, match="loras: expected none with a LoRA in `model`"):
+        image("sd_styled:watercolor", loras=[{"name": "watercolor"}])
     with pytest.raises(openai.BadRequestError, match="lora"):
         image("sd_base:watercolor")
     with pytest.raises(openai.NotFoundError):

@@ -117,6 +117,22 @@ impl Fields {
         }
     }
 
+    /// Takes an array. A form has it as JSON.
+    ///
+    /// # Errors
+    /// The value is not an array.
+    pub fn array(&mut self, name: &'static str) -> Result<Option<Value>> {
+        let Some(value) = self.value(name) else {
+            return Ok(None);
+        };
+        let array = match &value {
+            Value::Array(_) => Some(value.clone()),
+            Value::String(text) if self.form => serde_json::from_str(text).ok().filter(Value::is_array),
+            _ => None,
+        };
+        array.map(Some).ok_or_else(|| wrong(name, "an array", &value))
+    }
+
     /// Takes a text that must be one of `expected`.
     ///
     /// # Errors
@@ -214,6 +230,20 @@ mod tests {
         assert_eq!(form.integer("n"), Ok(Some(3)));
         assert!(form.integer("seed").is_err());
         assert!(json(&json!({ "n": "3" })).integer("n").is_err());
+    }
+
+    #[test]
+    fn arrays_are_json_in_a_form() {
+        let array = json!([{ "name": "one" }]);
+        assert_eq!(json(&json!({ "loras": array })).array("loras"), Ok(Some(array.clone())));
+        assert_eq!(json(&json!({ "loras": null })).array("loras"), Ok(None));
+        let form = |text: &str| Fields::of_form([("loras".into(), text.to_owned())]).array("loras");
+        assert_eq!(form(&array.to_string()), Ok(Some(array.clone())));
+        for text in ["", "zanzibar", "[", "{}", "7"] {
+            let error = form(text).unwrap_err();
+            assert_eq!(error.message, "loras: expected an array, got a string", "{text}");
+        }
+        assert!(json(&json!({ "loras": array.to_string() })).array("loras").is_err());
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod http;
 mod image_request;
 mod images;
 mod openai;
+mod page;
 mod router;
 mod running;
 mod samplers;

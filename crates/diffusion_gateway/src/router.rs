@@ -10,7 +10,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::error::ApiError;
 use crate::http::{Shared, auth, body, health, observe, request_id};
-use crate::{openai, sdapi};
+use crate::{openai, page, sdapi};
 
 /// Makes the routes.
 pub fn router(gateway: Shared) -> Router {
@@ -24,6 +24,7 @@ pub fn router(gateway: Shared) -> Router {
         .route("/healthz", get(health::health))
         .route("/metrics", get(health::metrics))
         .merge(api)
+        .merge(if gateway.page { page::routes() } else { Router::new() })
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no such route"))
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "the route has no such method")

@@ -62,6 +62,8 @@ pub struct Settings {
     pub api_key: Option<String>,
     /// The origins of browsers that may send requests; `*` is any.
     pub cors_origins: Vec<String>,
+    /// Whether the page is served at `/`.
+    pub page: bool,
 }
 
 impl Settings {
@@ -88,6 +90,7 @@ impl Settings {
             bodies: BodyBudget::new(self.max_bodies_bytes),
             api_key: self.api_key.as_deref().map(ApiKey::new),
             cors_origins: self.cors_origins.into_iter().map(origin).collect::<Result<_, _>>()?,
+            page: self.page,
             metrics: Arc::default(),
             running: Arc::default(),
         })

@@ -45,6 +45,8 @@ pub struct Gateway {
     pub api_key: Option<ApiKey>,
     /// The origins of browsers that may send requests; `*` is any.
     pub cors_origins: Vec<HeaderValue>,
+    /// Whether the page is served at `/`.
+    pub page: bool,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// The requests under `/sdapi` that run.

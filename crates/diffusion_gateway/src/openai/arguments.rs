@@ -44,7 +44,16 @@ impl Arguments {
         let size = fields.text("size")?;
         let size = size.map_or(Ok(None), |text| Size::parse(&text))?;
 
-        for name in ["num_inference_steps", "guidance_scale", "seed", "strength"] {
+        request.set("loras", fields.array("loras")?);
+        request.set("prompt_syntax", fields.text("prompt_syntax")?);
+        request.set("keep_unmasked", fields.boolean("keep_unmasked")?);
+        for name in [
+            "num_inference_steps",
+            "guidance_scale",
+            "seed",
+            "strength",
+            "noise_level",
+        ] {
             request.set(name, fields.number(name)?);
         }
         request.set("scheduler", fields.text("scheduler")?.map(class_of));
@@ -140,6 +149,7 @@ mod tests {
             "background": "auto", "moderation": "low", "stream": true, "partial_images": 2, "negative_prompt": "dogs",
             "preview": "vae",
             "num_inference_steps": 3, "guidance_scale": 2.5, "seed": 7, "strength": 0.5, "scheduler": "Euler a",
+            "noise_level": 20, "prompt_syntax": "weighted", "keep_unmasked": false, "loras": [{ "name": "one" }],
         }))
         .unwrap();
         // The LoRA is told apart when it is known which models there are.
@@ -156,7 +166,8 @@ mod tests {
         let expected = json!({
             "num_images_per_prompt": 2, "num_inference_steps": 3,
             "guidance_scale": 2.5, "seed": 7, "strength": 0.5, "scheduler": "EulerAncestralDiscreteScheduler",
-            "output_format": "webp", "quality": 90,
+            "output_format": "webp", "quality": 90, "noise_level": 20, "prompt_syntax": "weighted", "keep_unmasked": false,
+            "loras": [{ "name": "one" }],
         });
         assert_eq!(Value::Object(arguments.request.gen_args), expected);
     }
@@ -188,6 +199,8 @@ mod tests {
             ("model", json!(["sd"])),
             ("user", json!(7)),
             ("seed", json!("7")),
+            ("loras", json!("one")),
+            ("keep_unmasked", json!(1)),
         ] {
             let mut body = json!({ "prompt": "a cat" });
             body[name] = value;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::arguments::Arguments;
 use super::stream::{Described, Route, now, stream};
-use crate::error::Result;
+use crate::error::{ApiError, Result};
 use crate::http::{Gateway, RequestId};
 use crate::update::Generated;
 
@@ -23,7 +23,12 @@ pub async fn respond(gateway: &Gateway, arguments: Arguments, route: Route, id: 
         mut request,
     } = arguments;
     let (model, lora) = gateway.find_with_lora(model).await?;
-    request.set("loras", lora.map(|name| json!([{ "name": name }])));
+    if let Some(name) = lora {
+        if request.gen_args.contains_key("loras") {
+            return Err(ApiError::argument("loras", "expected none with a LoRA in `model`"));
+        }
+        request.set("loras", Some(json!([{ "name": name }])));
+    }
     let output_format = request.gen_args.get("output_format").cloned();
     let output_format = output_format.unwrap_or_else(|| "png".into());
     let Some(watch) = watch else {

@@ -35,6 +35,7 @@ fn settings() -> Settings {
         max_bodies_bytes: 2 * MAX_BODY_BYTES,
         api_key: None,
         cors_origins: vec![],
+        page: true,
     }
 }
 
@@ -269,6 +270,29 @@ async fn an_id_goes_through_and_requests_are_counted() {
         "diffusion_gateway_requests_in_flight 0",
     ] {
         assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_page_needs_no_key_and_has_a_policy_on_every_response() {
+    let keyed = |page| Settings {
+        api_key: Some("secret".into()),
+        page,
+        ..settings()
+    };
+    let get = |path: &str| Request::get(path).body(Body::empty()).unwrap();
+    for (path, status) in [("/", 200), ("/page/main.js", 200), ("/page/nothing.js", 404)] {
+        let response = send(keyed(true), get(path)).await;
+        assert_eq!(response.status(), status, "{path}");
+        let policy = response.headers()["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{policy}");
+        assert_eq!(response.headers()["x-content-type-options"], "nosniff");
+        assert_eq!(response.headers()["referrer-policy"], "no-referrer");
+        assert_eq!(response.headers()["cache-control"], "no-cache");
+    }
+    assert_eq!(send(keyed(true), post("/", "")).await.status(), 405);
+    for path in ["/", "/page/main.js"] {
+        assert_eq!(send(keyed(false), get(path)).await.status(), 404, "{path}");
     }
 }
 

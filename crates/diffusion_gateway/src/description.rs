@@ -18,8 +18,8 @@ pub struct Description(Map<String, Value>);
 impl Description {
     /// Asks a model for its description; `None` if it gives none, as other backends and earlier versions do.
     ///
-    /// A task asks: a client that goes away does not drop the short stream of a decoupled model at its end, for the reason
-    /// that [`Responses::end`](crate::triton::Responses::end) has.
+    /// A task asks: a client that goes away does not drop the short stream of a decoupled model at its end, for the
+    /// reason that [`Responses::end`](crate::triton::Responses::end) has.
     pub async fn of(model: &ReadyModel) -> Option<Self> {
         let mut request = ImageRequest::default();
         request.set("describe", Some(true));

@@ -40,8 +40,8 @@ impl Generation {
         }
     }
 
-    /// Waits for the next update. After the images or an error there is none, and the error of another call is Internal.
-    /// Dropping the future cancels the request.
+    /// Waits for the next update. After the images or an error there is none, and the error of another call is
+    /// Internal. Dropping the future cancels the request.
     ///
     /// # Errors
     /// Those of the backend; UNAVAILABLE if the server goes away; a gateway timeout after the time limit.

@@ -41,8 +41,8 @@ pub struct Described {
 
 /// Waits for the first update, and answers with a stream of it and those that follow.
 ///
-/// A task reads the updates and never waits for the client: otherwise a slow reader would hold up all requests that share
-/// the connection to Triton.
+/// A task reads the updates and never waits for the client: otherwise a slow reader would hold up all requests that
+/// share the connection to Triton.
 ///
 /// # Errors
 /// Those of the backend before the first update. Later ones are events.

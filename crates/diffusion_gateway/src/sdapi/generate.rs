@@ -14,9 +14,9 @@ use crate::http::{Gateway, RequestId, Shared};
 use crate::images::{apart, inverted, resized};
 use crate::watch::Watch;
 
-/// What `progress` tells.
+/// What `progress` tells. The number is for previews that are not cheap, which a model can have by default.
 const WATCH: Watch = Watch {
-    partial_images: 1,
+    partial_images: 10,
     preview: None,
     progress: true,
 };

@@ -71,8 +71,8 @@ pub async fn interrupt(State(gateway): State<Shared>, ClientAddress(client): Cli
 /// Waits for the images of a job, and keeps its progress.
 ///
 /// # Errors
-/// Those of the backend, and 499 if the client interrupts the job. stable-diffusion-webui answers with an unfinished image
-/// then; here there is none.
+/// Those of the backend, and 499 if the client interrupts the job. stable-diffusion-webui answers with an unfinished
+/// image then; here there is none.
 pub async fn images(mut generation: Generation, job: &Job) -> Result<Generated> {
     let updates = async {
         loop {

@@ -67,10 +67,11 @@ impl Responses {
         }
     }
 
-    /// Reads on to the end, after the last response or an error. A task does it: if the client goes away now, it goes on.
+    /// Reads on to the end, after the last response or an error. A task does it: if the client goes away now, it goes
+    /// on.
     ///
-    /// Triton 2.51 keeps a stream for ever that is dropped between its last response and its end, and waits for it when it
-    /// shuts down.
+    /// Triton 2.51 keeps a stream for ever that is dropped between its last response and its end, and waits for it when
+    /// it shuts down.
     pub fn end(&mut self) {
         if let Self::Many(mut responses) = std::mem::replace(self, Self::One(None)) {
             tokio::spawn(async move {

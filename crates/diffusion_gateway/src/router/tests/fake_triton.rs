@@ -18,8 +18,9 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::triton::fake::{
-    InferParameter, ModelConfig, ModelConfigResponse, ModelInferRequest, ModelInferResponse, ModelReadyResponse,
-    ModelStreamInferResponse, ModelTransactionPolicy, ParameterChoice, elements, input,
+    InferParameter, ModelConfig, ModelConfigResponse, ModelIndex, ModelInferRequest, ModelInferResponse,
+    ModelMetadataResponse, ModelReadyResponse, ModelStreamInferResponse, ModelTransactionPolicy, ParameterChoice,
+    RepositoryIndexResponse, TensorMetadata, elements, input,
 };
 
 /// The model.
@@ -73,6 +74,8 @@ impl FakeTriton {
         let messages = match head.uri.path().rsplit('/').next() {
             Some("ModelReady") => vec![ModelReadyResponse { ready: true }.encode_to_vec()],
             Some("ModelConfig") => vec![self.config().encode_to_vec()],
+            Some("RepositoryIndex") => vec![index().encode_to_vec()],
+            Some("ModelMetadata") => vec![metadata().encode_to_vec()],
             Some("ModelStreamInfer") => self.infer(message).iter().map(Message::encode_to_vec).collect(),
             Some("ModelInfer") => {
                 let responses = self.infer(message).into_iter();
@@ -116,6 +119,20 @@ impl FakeTriton {
             Some(description) => vec![parameters(&[("description", text_of(description))])],
             None => vec![error("gen_args: unknown key `describe`")],
         }
+    }
+}
+
+fn index() -> RepositoryIndexResponse {
+    RepositoryIndexResponse {
+        models: vec![ModelIndex { name: "sd".into() }],
+    }
+}
+
+fn metadata() -> ModelMetadataResponse {
+    ModelMetadataResponse {
+        outputs: vec![TensorMetadata {
+            name: "generated_image".into(),
+        }],
     }
 }
 

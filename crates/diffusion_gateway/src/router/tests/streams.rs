@@ -121,7 +121,7 @@ async fn progress_is_sent_only_if_it_is_asked_for() {
     let requests = triton.requests.lock().unwrap();
     assert_eq!(
         (&requests[0]["progress_every"], &requests[0]["preview"]),
-        (&json!(1), &Value::Null)
+        (&json!(1), &json!("off"))
     );
     assert_eq!(requests[1]["progress_every"], Value::Null);
 }
@@ -167,4 +167,36 @@ async fn stream_that_ends_without_images_is_an_error() {
         let message = json_of(response).await["error"]["message"].to_string();
         assert!(message.contains("without images"), "{message}");
     }
+}
+
+#[tokio::test]
+async fn model_has_its_description_or_null() {
+    let get = async |triton: &FakeTriton, path: &str| {
+        let settings = Settings {
+            triton: vec![triton.serve().await],
+            ..settings()
+        };
+        json_of(send(settings, Request::get(path).body(Body::empty()).unwrap()).await).await
+    };
+    let silent = FakeTriton::new(vec![]);
+    let told = FakeTriton {
+        description: Some(json!({ "loras": ["one"], "decoupled": true })),
+        ..FakeTriton::new(vec![])
+    };
+    for decoupled in [true, false] {
+        let (silent, told) = [&silent, &told]
+            .map(|triton| FakeTriton {
+                decoupled,
+                ..triton.clone()
+            })
+            .into();
+        assert_eq!(get(&silent, "/v1/models/sd").await["diffusion"], Value::Null);
+        assert_eq!(
+            get(&told, "/v1/models/sd").await["diffusion"],
+            told.description.clone().unwrap()
+        );
+        assert_eq!(get(&silent, "/sdapi/v1/loras").await, json!([]));
+        assert_eq!(get(&told, "/sdapi/v1/loras").await[0]["name"], "one");
+    }
+    assert_eq!(get(&told, "/v1/models/other").await["error"]["code"], "model_not_found");
 }

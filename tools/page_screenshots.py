@@ -20,7 +20,6 @@ import run as demo
 from gateway import Gateway
 from server import ROOT, TritonServer
 
-DECOUPLED = "model_transaction_policy { decoupled: true }\n"
 # Prompt and seed of each image of the gallery, the oldest first.
 SCENES = [
     ("a purple triangle right of a green star on a gray background", 3),
@@ -106,10 +105,6 @@ def running(shots):
     """A request that runs."""
     page = shots.page
     fill_gallery(shots, SCENES[:4])
-    page.locator("details.advanced summary").click()
-    page.locator("#preview").select_option("vae")
-    page.locator("details.advanced summary").click()
-    page.locator(".panel > .fields").evaluate("(fields) => fields.scrollTo(0, 0)")
     shots.start(*SCENES[-1], steps=200)
     # The page's policy refuses wait_for_function.
     while page.locator("#progress").evaluate("(bar) => bar.position") < 0.15:
@@ -133,9 +128,6 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         repository = pathlib.Path(folder) / "model_repository"
         demo.make_repository(repository, demo.DEMO / "models")
-        for model in demo.MODELS:
-            with open(repository / model / "config.pbtxt", "a") as config:
-                config.write(DECOUPLED)
         log = pathlib.Path(folder) / "server.log"
         with TritonServer(repository, log, models=demo.MODELS) as server, Gateway(server.grpc_address) as gateway:
             take(gateway.url.removesuffix("v1"), out)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from client import to_base64
 from gateway import DECOUPLED, Gateway, cancelled, running
-from support import config, open_image, pixels, spot, text_chunk, wait_for, waves
+from support import CHECKPOINTS, config, open_image, pixels, spot, text_chunk, wait_for, waves
 
 SHORT = {"num_inference_steps": 2, "seed": 7}
 # The names of stable-diffusion-webui and the classes of diffusers, without `Scheduler`.
@@ -38,9 +38,17 @@ def gateway(server, repository, client):
     repository.add("sd_base")
     repository.add("sd_other")
     repository.add("sd_told", config() + DECOUPLED)
-    client.load("sd_base", "sd_other", "sd_told")
+    repository.add("xl", checkpoint=CHECKPOINTS / "sdxl_base")
+    client.load("sd_base", "sd_other", "sd_told", "xl")
     with Gateway(server.grpc_address) as running:
         yield running
+
+
+def test_webui_prompts_are_plain_for_a_model_without_weights(gateway, client):
+    body = {"prompt": "a (red:1.3) cat", "steps": 2, "seed": 7, "width": 64, "height": 64}
+    reply = gateway.json("POST", "/sdapi/v1/txt2img", {**body, "override_settings": {"sd_model_checkpoint": "xl"}})
+    expected = client.infer("xl", prompt="a (red:1.3) cat", gen_args={**SHORT, "guidance_scale": 7})
+    assert (pixels(base64.b64decode(reply["images"][0])) == pixels(expected.image)).all()
 
 
 def test_webui_txt2img_and_img2img(gateway, client):

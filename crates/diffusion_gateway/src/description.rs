@@ -55,6 +55,11 @@ impl Description {
         names.into_iter().flatten().filter_map(Value::as_str).collect()
     }
 
+    /// Returns whether a pipeline of the model has an argument.
+    pub fn has_argument(&self, name: &str) -> bool {
+        self.arguments(name).next().is_some()
+    }
+
     /// Returns whether the model sends previews of this kind.
     pub fn has_preview(&self, kind: &str) -> bool {
         self.arguments("preview").any(|schema| {
@@ -103,6 +108,7 @@ mod tests {
         }));
         assert_eq!(told.loras(), ["one", "two"]);
         assert!(told.has_preview("vae") && !told.has_preview("tiny"));
+        assert!(told.has_argument("preview") && !told.has_argument("prompt_syntax"));
         assert_eq!(told.default_steps(), Some(25.0));
     }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::arguments::Arguments;
 use super::progress::images;
+use crate::description::Description;
 use crate::error::{ApiError, Result};
 use crate::fields::Fields;
 use crate::http::client::ClientAddress;
@@ -102,6 +103,11 @@ async fn response(
         ..
     } = arguments;
     let model = gateway.find(model).await?;
+    let description = Description::of(&model).await;
+    if description.is_some_and(|description| !description.has_argument("prompt_syntax")) {
+        // Stable Diffusion XL has plain prompts.
+        request.gen_args.remove("prompt_syntax");
+    }
     let info = json!({
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt.as_deref().unwrap_or_default(),

@@ -295,7 +295,7 @@ pub fn config_file(data: &[u8]) {
                 }
                 Ok(())
             }),
-            3 => read_json::<ClipTextConfig>(&path).and_then(|config| config.check()),
+            3 => read_json::<ClipTextConfig>(&path).and_then(|config| config.check("text_encoder/config.json")),
             4 => read_json::<ClipVisionConfig>(&path).and_then(|config| config.check("config.json")),
             5 => read_json::<DptConfig>(&path).and_then(|config| {
                 config.check()?;

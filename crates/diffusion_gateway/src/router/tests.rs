@@ -165,9 +165,12 @@ async fn all_bodies_together_are_limited() {
         tokio::spawn(router(gateway.clone()).oneshot(request))
     };
     let used = async |bytes: usize| {
-        while gateway.bodies.used() != bytes {
-            tokio::task::yield_now().await;
-        }
+        let reached = async {
+            while gateway.bodies.used() != bytes {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), reached).await.unwrap();
     };
     // What is announced counts before it arrives, and what is not when it arrives.
     let announced = send(Some(MAX_BODY_BYTES), Body::new(Begun(None)));

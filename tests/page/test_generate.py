@@ -124,22 +124,38 @@ def spoil_steps(route):
     route.continue_(post_data=json.dumps(body))
 
 
-def test_an_error_that_comes_late_is_shown(app):
-    app.choose("tiny", "Text to image")
-    events = [
-        ("image_generation.progress", {"step": 1, "steps": 5, "eta_ms": 100}),
-        ("error", {"error": {"message": "the server ended", "type": "server_error", "param": None, "code": None}}),
-    ]
+def answer(app, *events):
+    """Answers requests for images with these events, each a type and its data."""
     body = "".join(f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n" for name, data in events)
     app.page.route(
         "**/v1/images/generations",
         lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body),
+    )
+
+
+def test_an_error_that_comes_late_is_shown(app):
+    app.choose("tiny", "Text to image")
+    error = {"message": "the server ended", "type": "server_error", "param": None, "code": None}
+    answer(
+        app,
+        ("image_generation.progress", {"step": 1, "steps": 5, "eta_ms": 100}),
+        ("error", {"error": error}),
     )
     app.generate()
     expect(app.by_id("error")).to_have_text("the server ended")
     expect(app.by_id("error")).to_be_focused()
     expect(app.by_id("generate")).to_be_visible()
     expect(app.gallery()).to_have_count(0)
+
+
+def test_the_place_in_the_queue_is_shown_and_a_broken_answer_is_an_error(app):
+    app.choose("tiny", "Text to image")
+    for position, text in [(2, "2 requests ahead"), (1, "1 request ahead"), (0, "next in line")]:
+        answer(app, ("image_generation.progress", {"step": 0, "steps": 0, "queue_position": position}))
+        app.generate()
+        expect(app.by_id("error")).to_contain_text("ended before the image was complete")
+        # The request is over, so the text is hidden.
+        assert app.by_id("progress-text").text_content() == f"Waiting: {text}"
 
 
 def test_a_wrong_seed_is_not_sent(app):

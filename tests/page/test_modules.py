@@ -4,6 +4,17 @@ import json
 
 import pytest
 
+from app import App
+
+
+@pytest.fixture(scope="module")
+def app(browser, gateway):
+    """Opens the page once for all tests: they only import its modules."""
+    opened = App(browser.new_page(), gateway.url.removesuffix("v1")).opened()
+    yield opened
+    opened.check()
+    opened.page.close()
+
 
 def run(app, script, argument=None):
     """Runs the body of an async function in the page; `argument` is its argument."""

@@ -47,7 +47,7 @@ def gateway(server, repository, client):
 def test_webui_prompts_are_plain_for_a_model_without_weights(gateway, client):
     body = {"prompt": "a (red:1.3) cat", "steps": 2, "seed": 7, "width": 64, "height": 64}
     reply = gateway.json("POST", "/sdapi/v1/txt2img", {**body, "override_settings": {"sd_model_checkpoint": "xl"}})
-    expected = client.infer("xl", prompt="a (red:1.3) cat", gen_args={**SHORT, "guidance_scale": 7})
+    expected = client.infer("xl", prompt="a (red:1.3) cat", gen_args={**SHORT, "width": 64, "height": 64})
     assert (pixels(base64.b64decode(reply["images"][0])) == pixels(expected.image)).all()
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from image_cases import element
+from image_cases import element, short
 from text_to_image_cases import CAT, CITY, SEA, UGLY, new_scheduler
 
 SCHEDULERS = (
@@ -23,10 +23,6 @@ NEGATIVE_SIZES = {
     "negative_crops_coords_top_left": [4, 2],
     "negative_target_size": [128, 64],
 }
-
-
-def short(scheduler):
-    return scheduler.removesuffix("Scheduler").lower()
 
 
 def text_to_image():

@@ -152,7 +152,7 @@ mod tests {
             "noise_level": 20, "prompt_syntax": "weighted", "keep_unmasked": false, "loras": [{ "name": "one" }],
         }))
         .unwrap();
-        // The LoRA is told apart when it is known which models there are.
+        // The name of the LoRA is split off when the models are known.
         assert_eq!(arguments.model.as_deref(), Some("sd_base:watercolor"));
         assert_eq!(arguments.quality, "high");
         let watch = Watch {

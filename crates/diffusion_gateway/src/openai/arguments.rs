@@ -27,6 +27,30 @@ pub struct Arguments {
     pub request: ImageRequest,
 }
 
+/// Arguments that the backend gets as they are: numbers, texts and arrays.
+const NUMBERS: [&str; 10] = [
+    "clip_skip",
+    "deep_cache",
+    "eta",
+    "guidance_rescale",
+    "guidance_scale",
+    "noise_level",
+    "num_inference_steps",
+    "padding_mask_crop",
+    "seed",
+    "strength",
+];
+const TEXTS: [&str; 4] = ["decoder", "negative_prompt_2", "prompt_2", "prompt_syntax"];
+const ARRAYS: [&str; 7] = [
+    "crops_coords_top_left",
+    "loras",
+    "negative_crops_coords_top_left",
+    "negative_original_size",
+    "negative_target_size",
+    "original_size",
+    "target_size",
+];
+
 impl Arguments {
     /// Takes the arguments, and checks that nothing is left over.
     ///
@@ -44,17 +68,15 @@ impl Arguments {
         let size = fields.text("size")?;
         let size = size.map_or(Ok(None), |text| Size::parse(&text))?;
 
-        request.set("loras", fields.array("loras")?);
-        request.set("prompt_syntax", fields.text("prompt_syntax")?);
         request.set("keep_unmasked", fields.boolean("keep_unmasked")?);
-        for name in [
-            "num_inference_steps",
-            "guidance_scale",
-            "seed",
-            "strength",
-            "noise_level",
-        ] {
+        for name in NUMBERS {
             request.set(name, fields.number(name)?);
+        }
+        for name in TEXTS {
+            request.set(name, fields.text(name)?);
+        }
+        for name in ARRAYS {
+            request.set(name, fields.array(name)?);
         }
         request.set("scheduler", fields.text("scheduler")?.map(class_of));
         request.set("output_format", fields.text("output_format")?);
@@ -150,6 +172,7 @@ mod tests {
             "preview": "vae",
             "num_inference_steps": 3, "guidance_scale": 2.5, "seed": 7, "strength": 0.5, "scheduler": "Euler a",
             "noise_level": 20, "prompt_syntax": "weighted", "keep_unmasked": false, "loras": [{ "name": "one" }],
+            "prompt_2": "a hat", "target_size": [512, 768], "clip_skip": 1,
         }))
         .unwrap();
         // The name of the LoRA is split off when the models are known.
@@ -167,7 +190,7 @@ mod tests {
             "num_images_per_prompt": 2, "num_inference_steps": 3,
             "guidance_scale": 2.5, "seed": 7, "strength": 0.5, "scheduler": "EulerAncestralDiscreteScheduler",
             "output_format": "webp", "quality": 90, "noise_level": 20, "prompt_syntax": "weighted", "keep_unmasked": false,
-            "loras": [{ "name": "one" }],
+            "loras": [{ "name": "one" }], "prompt_2": "a hat", "target_size": [512, 768], "clip_skip": 1,
         });
         assert_eq!(Value::Object(arguments.request.gen_args), expected);
     }

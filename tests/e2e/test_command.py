@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import tarfile
 
 import pytest
 
 import notebook
 from client import to_base64
 from notebook import body_of
-from support import CHECKPOINTS, ROOT, spot, waves
+from support import CHECKPOINTS, ROOT, spot, unpack, waves
 
 COMMAND = ROOT / "dist" / "bin" / "triton-diffusion"
 # Model -> the images of its request.
@@ -36,8 +35,7 @@ def endpoint(server, tmp_path_factory):
     for number, (model, (checkpoint, _)) in enumerate(notebook.MODELS.items(), 1):
         run("pack", CHECKPOINTS / checkpoint, "--name", model, "--dtype", "float16", "--kind", "cpu", folder=folder)
         unpacked = folder / f"{number:064x}" / "model"
-        with tarfile.open(folder / f"{model}.tar.gz") as archive:
-            archive.extractall(unpacked, filter="data")
+        unpack(folder / f"{model}.tar.gz", unpacked)
         body = {"model_name": f"{number:064x}", "url": str(unpacked)}
         status, _, reply = notebook.send("POST", f"{server.sagemaker_url}/models", body, target=f"{model}.tar.gz")
         if status == 400 and b"/opt/ml/models" in reply:

@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 import notebook
 import seeded_checkpoints
-from support import CHECKPOINTS, ROOT, config, pixels, wait_for
+from support import CHECKPOINTS, ROOT, config, pixels, unpack, wait_for
 
 CHECKPOINT = CHECKPOINTS / "sd1"
 COMMAND = ROOT / "dist" / "bin" / "triton-diffusion"
@@ -193,7 +193,7 @@ def test_packed_lora_serves_on_a_multi_model_endpoint(server, client, loras, tmp
         archive = tmp_path / f"{name}.tar.gz"
         command("pack", *arguments, "--name", name, "--out", archive, "--kind", "cpu", "--parameter", "numerics=fast")
         folder = tmp_path / "unpacked" / name / "model"
-        shutil.unpack_archive(archive, folder, filter="data")
+        unpack(archive, folder)
         status, _, body = send("POST", "", {"model_name": name, "url": str(folder)}, f"{name}.tar.gz")
         if status == 400 and b"/opt/ml/models" in body:
             pytest.skip("this tritonserver loads from /opt/ml/models only")

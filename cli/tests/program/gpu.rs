@@ -1,9 +1,12 @@
 //! The program on a pretend GPU (tests/gpu/pretend), in the folders that `make backend CUDA=1` makes.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -43,14 +46,20 @@ fn install(folder: &Path) {
 
 /// Runs the program as a shell finds it in `PATH`.
 fn run_from_path(folder: &Path, arguments: &[&str]) -> String {
-    let output = Command::new("triton-diffusion")
+    let mut command = Command::new("triton-diffusion");
+    command
         .args(arguments)
         .current_dir(folder)
         .env("PATH", folder.join("bin"))
         .env("OMP_NUM_THREADS", "1")
-        .env_remove("TRITON_DIFFUSION_CUDA_PATH")
-        .output()
-        .unwrap();
+        .env_remove("TRITON_DIFFUSION_CUDA_PATH");
+    // A process that another test starts has the copy open for writing for a moment.
+    let output = loop {
+        match command.output() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => thread::sleep(Duration::from_millis(10)),
+            output => break output.unwrap(),
+        }
+    };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
